@@ -1,0 +1,20 @@
+"""Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to be read, stepped through and trusted."""
+
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.gpt2 import GPT2, Config, loss, loss_and_grad, loss_and_weight_grads
+from minprefix.prefix import MLPPrefix, Prefix
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT2",
+    "Batch",
+    "Config",
+    "InputError",
+    "MLPPrefix",
+    "Prefix",
+    "loss",
+    "loss_and_grad",
+    "loss_and_weight_grads",
+]

@@ -1,0 +1,115 @@
+"""A batch: a flat stream of tokens with boundaries. There is no padding and no mask to get wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minprefix.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences joined end to end, and which of their tokens are to be predicted.
+
+    Make one with `Batch.pack`. Row `rows[m]` of the stream predicts `targets[m]`, with `weights[m]` in the loss.
+    """
+
+    tokens: np.ndarray  # (N,) int64
+    offsets: np.ndarray  # (B+1,) int64: sequence b is tokens[offsets[b]:offsets[b+1]]
+    rows: np.ndarray  # (M,) int64, ascending, each at most once
+    targets: np.ndarray  # (M,) int64
+    weights: np.ndarray  # (M,) float64
+    prefix: np.ndarray  # (B,) int64: which prefix of the list each sequence sees
+
+    @classmethod
+    def pack(
+        cls,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        loss_from: int | Sequence[int] = 1,
+        prefix: Sequence[int] | None = None,
+        weights: Sequence[Sequence[float] | np.ndarray] | None = None,
+    ) -> "Batch":
+        """Join `sequences` of token ids.
+
+        `loss_from`: per sequence (or one for all) the index of the first token to predict, 1 to T; nothing can
+        predict token 0, and T means that no token of it is predicted.
+        `prefix`: per sequence an index into the list of prefixes; all 0 by default.
+        `weights`: per sequence a weight for each predicted token, T - loss_from of them; 1 by default.
+
+        Raises InputError for an empty batch or sequence, ids that are not whole non-negative numbers, and lists
+        whose lengths do not fit.
+        """
+        if len(sequences) == 0:
+            raise InputError("a batch needs at least one sequence, got none")
+        seqs = [_token_ids(b, ids) for b, ids in enumerate(sequences)]
+        lengths = [len(s) for s in seqs]
+        B = len(seqs)
+        starts = [loss_from] * B if isinstance(loss_from, int) else list(loss_from)
+        which = [0] * B if prefix is None else list(prefix)
+        for name, values in (("loss_from", starts), ("prefix", which)):
+            if len(values) != B:
+                raise InputError(
+                    f"{name} has {len(values)} entries for {B} sequences: give one each"
+                )
+        for b, (start, T) in enumerate(zip(starts, lengths, strict=True)):
+            if not 1 <= start <= T:
+                raise InputError(
+                    f"loss_from of sequence {b} is {start}: expected 1 to {T}, the index of the first "
+                    "token to predict (token 0 has nothing before it)"
+                )
+        if any(i < 0 for i in which):
+            raise InputError(f"prefix indices must be 0 or more, got {min(which)}")
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # (B+1,)
+        rows = [
+            np.arange(offsets[b] + starts[b] - 1, offsets[b + 1] - 1) for b in range(B)
+        ]  # row i predicts token i + 1
+        if weights is None:
+            per_target = [np.ones(len(r)) for r in rows]
+        else:
+            per_target = [np.asarray(w, dtype=np.float64) for w in weights]
+            if [len(w) for w in per_target] != [len(r) for r in rows]:
+                raise InputError(
+                    f"weights have lengths {[len(w) for w in per_target]}: expected one for each "
+                    f"predicted token, {[len(r) for r in rows]}"
+                )
+        tokens = np.concatenate(seqs)
+        all_rows = np.concatenate(rows)
+        return cls(
+            tokens=tokens,
+            offsets=offsets,
+            rows=all_rows,
+            targets=tokens[all_rows + 1],
+            weights=np.concatenate(per_target),
+            prefix=np.asarray(which, dtype=np.int64),
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) the length T of each sequence."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        prefixes = sorted({int(i) for i in self.prefix})
+        return (
+            f"Batch({len(self)} sequences, {len(self.tokens)} tokens, {len(self.targets)} targets, "
+            f"prefixes {prefixes}, {self.tokens.dtype})"
+        )
+
+
+def _token_ids(b: int, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    if isinstance(ids, str):
+        raise InputError(f"sequence {b} is text: encode it to token ids first (model.tokenizer)")
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size == 0:
+        raise InputError(
+            f"sequence {b} has shape {array.shape}: expected a flat list of at least one token id"
+        )
+    if array.dtype.kind not in "iu" or array.min() < 0:
+        raise InputError(
+            f"sequence {b} holds {array.dtype} {array[:4]}...: expected token ids from 0"
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,281 @@
+"""Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, tokenizer; a folder or a hub name.
+
+A value that would change the arithmetic and is not implemented is refused by name. Nothing is ever unpickled.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+
+from minprefix import files
+from minprefix.errors import InputError
+from minprefix.gpt2 import GPT2, Config
+
+#: the model that ships: beside the package in a wheel, beside the package's folder in a clone
+_HERE = Path(__file__).parent
+TINY = next(
+    (p for p in (_HERE / "weights/tiny", _HERE.parent / "weights/tiny") if p.exists()), None
+)
+
+#: GPT-2's own names on the hub, and the commits that this package was written against
+PINNED = {
+    "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2-medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+    "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+}
+PINNED |= {full: (full, revision) for full, revision in PINNED.values()}
+WANTED = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+#: keys of config.json that shape the arithmetic and have one implemented value (or a few)
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # one formula under two names
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+}
+#: keys that change nothing here: dropout while training the base, a classification head, bookkeeping, and how
+#: other software decodes
+WITHOUT_EFFECT = set(
+    """
+    _name_or_path architectures attn_pdrop chunk_size_feed_forward do_sample dtype embd_pdrop
+    finetuning_task gradient_checkpointing id2label initializer_range label2id max_length n_ctx
+    num_labels output_attentions output_hidden_states output_past pad_token_id
+    predict_special_tokens problem_type resid_pdrop return_dict summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params torch_dtype transformers_version use_cache
+    """.split()
+)
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+DTYPES = ("float32", "float64", "complex128")
+
+
+def load_model(name: str | Path, dtype: str = "float32", revision: str | None = None) -> GPT2:
+    """See `GPT2.load`. Opening costs almost nothing where the file's precision is the one asked for."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    folder = find(name, revision)
+    config = read_config(folder)
+    weights = read_weights(folder, config)
+    if "lm_head.weight" in weights and config.tie_word_embeddings:
+        config = Config(**{**vars(config), "tie_word_embeddings": False})
+    weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
+    return GPT2(config, weights, read_tokenizer(folder), str(name))
+
+
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: `name` itself if it is one, the shipped model for "tiny", else a snapshot from the
+    hub (the pinned commit for GPT-2's own names)."""
+    path = Path(name)
+    if path.is_dir():
+        if revision is not None:
+            raise InputError(f"model {str(name)!r} is a folder: a revision is for names on the hub")
+        return path
+    if str(name) in ("tiny", "weights/tiny") and TINY is not None:
+        return TINY
+    local = str(name).startswith((".", "/", "~")) or path.is_file() or len(path.parts) > 2
+    if local or (len(path.parts) == 2 and path.parent.is_dir()):
+        raise InputError(
+            f"model folder {str(name)!r} does not exist: give a folder with config.json and "
+            'model.safetensors, "tiny" for the model that ships, or a name on the hub such as "gpt2"'
+        )
+    repo, pinned = PINNED.get(str(name), (str(name), None))
+    return _download(repo, revision or pinned)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise InputError(
+            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, or give "
+            "a folder with config.json and model.safetensors"
+        ) from error
+    except Exception as error:  # every way in which a network fails, of whatever client library
+        at = f" at {revision}" if revision else ""
+        raise InputError(
+            f"cannot fetch model {repo!r}{at} from the hub ({type(error).__name__}): without a network, "
+            "put its config.json, model.safetensors, vocab.json and merges.txt into a folder and give "
+            "that folder instead of the name"
+        ) from error
+
+
+# ---- config.json ------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> Config:
+    """Raises InputError for a missing file, a missing or malformed number, and every unsupported value or unknown
+    key, by name."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(
+            f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's layout"
+        )
+    raw = files.read_json(path, "the model's config")
+    if "model_type" not in raw:
+        raise InputError(f"{path} has no model_type: expected 'gpt2'")
+    for key, allowed in REQUIRED_VALUES.items():
+        if key in raw and raw[key] not in allowed:
+            raise InputError(
+                f"{path}: {key} is {raw[key]!r}, minprefix implements {' or '.join(map(repr, allowed))}: "
+                "this model computes something else"
+            )
+    fields = Config.__dataclass_fields__
+    unknown = sorted(set(raw) - set(fields) - set(REQUIRED_VALUES) - WITHOUT_EFFECT)
+    if unknown:
+        raise InputError(
+            f"{path}: unknown key {unknown[0]!r}: nobody can say here whether it changes the model; remove "
+            "it if you know that it does not"
+        )
+    values = {key: raw[key] for key in fields if key in raw}
+    for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
+        value = values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{path}: {key} is {value!r}: expected a whole number from 1")
+    for key in ("n_inner", "bos_token_id", "eos_token_id"):
+        if not isinstance(values.get(key), int | None):
+            raise InputError(f"{path}: {key} is {values[key]!r}: expected a whole number or null")
+    eps = values.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(eps, float | int) or not 0 < eps < 1:
+        raise InputError(f"{path}: layer_norm_epsilon is {eps!r}: expected a small positive number")
+    if not isinstance(values.get("tie_word_embeddings", True), bool):
+        raise InputError(
+            f"{path}: tie_word_embeddings is {values['tie_word_embeddings']!r}: expected true or false"
+        )
+    if values["n_embd"] % values["n_head"]:
+        raise InputError(
+            f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share equally"
+        )
+    return Config(**values)
+
+
+def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
+    raw = {"architectures": ["GPT2LMHeadModel"], "dtype": str(dtype), **vars(config)}
+    raw |= {key: allowed[0] for key, allowed in REQUIRED_VALUES.items()}
+    files.write_json(folder / "config.json", dict(sorted(raw.items())))
+
+
+# ---- weights ----------------------------------------------------------------------------------
+
+
+def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
+    """Every weight under its name without the `transformer.` prefix, memory-mapped. Raises InputError for a
+    missing, extra, doubled or wrongly shaped tensor, by name."""
+    tensors = _read_tensors(folder)
+    weights: dict[str, np.ndarray] = {}
+    for full, a in tensors.items():
+        name = full.removeprefix("transformer.")
+        if MASK_BUFFER.fullmatch(name):
+            continue
+        if name in weights:
+            raise InputError(
+                f"{folder}: tensor {name!r} is there twice, with and without 'transformer.'"
+            )
+        weights[name] = a
+    shapes = config.shapes()
+    if "lm_head.weight" in weights and config.tie_word_embeddings:
+        if np.array_equal(weights["lm_head.weight"], weights.get("wte.weight", np.empty(0))):
+            del weights["lm_head.weight"]  # a second copy of the tied head
+        else:
+            shapes["lm_head.weight"] = shapes["wte.weight"]
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise InputError(
+                f"{folder}: tensor {name!r} is missing: expected shape {shape}; is the file whole and "
+                "does config.json belong to it?"
+            )
+        if weights[name].shape != shape or weights[name].dtype.kind != "f":
+            raise InputError(
+                f"{folder}: tensor {name!r} has shape {weights[name].shape} ({weights[name].dtype}): "
+                f"expected {shape} of floating-point numbers, from config.json"
+            )
+    extra = sorted(set(weights) - set(shapes))
+    if extra:
+        raise InputError(
+            f"{folder}: unexpected tensor {extra[0]!r}: config.json describes a GPT-2 of {config.n_layer} "
+            "layers without it"
+        )
+    return {name: weights[name] for name in shapes}
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return files.map_tensors(single, "the model")[0]
+    if not index.exists():
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        hint = (
+            f"{pickled[0]} is a pickle, which can run any code and is never opened: convert it with "
+            "transformers' save_pretrained"
+            if pickled
+            else "expected that, or shards with model.safetensors.index.json"
+        )
+        raise InputError(f"model folder {str(folder)!r} has no model.safetensors: {hint}")
+    shard_of = files.read_json(index, "the index of shards").get("weight_map")
+    if not isinstance(shard_of, dict):
+        raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(shard_of.values())):
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise InputError(f"{index} names shard {shard!r}, which is not in the folder")
+        tensors |= files.map_tensors(folder / shard, "the model")[0]
+    lost = sorted(set(shard_of) - set(tensors))
+    if lost:
+        raise InputError(
+            f"{index} names tensor {lost[0]!r}, but {shard_of[lost[0]]} does not hold it"
+        )
+    return tensors
+
+
+def save_model(model: GPT2, directory: str | Path) -> None:
+    """See `GPT2.save`. Names carry the `transformer.` prefix, as `transformers` writes them."""
+    folder = Path(directory)
+    if model.dtype.kind == "c":
+        raise InputError("a complex model is for derivatives, not for files: load it as float32")
+    tensors = {
+        name if name.startswith("lm_head") else f"transformer.{name}": a
+        for name, a in model.weights.items()
+    }
+    files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_config(model.config, folder, model.dtype)
+    if model.tokenizer is not None:
+        files.write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
+
+
+# ---- tokenizer --------------------------------------------------------------------------------
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither."""
+    whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.exists():
+            tokenizer = Tokenizer.from_file(str(whole))
+            tokenizer.no_truncation()  # a stored limit would drop text without a word
+            tokenizer.no_padding()
+            return tokenizer
+        if vocab.exists() and merges.exists():
+            tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))._tokenizer
+            tokenizer.add_special_tokens(["<|endoftext|>"])
+            return tokenizer
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(
+            f"the tokenizer in {str(folder)!r} cannot be read ({error}): fetch its files again"
+        ) from error
+    return None

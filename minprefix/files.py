@@ -1,0 +1,134 @@
+"""Writing so that a kill or a full disk leaves the old file whole, and reading with sentences for errors."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from minprefix.errors import InputError
+
+#: safetensors' names of the types that are read here; bfloat16 (BF16) has no NumPy type and is widened
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside the target, flush to disk, then rename over it: there is always one whole file.
+
+    Raises InputError if the disk refuses; what stood at `path` before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk, too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; the last one saved is intact" if path.exists() else ""
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another folder"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    write_bytes(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata))
+
+
+def read_text(path: Path, what: str) -> str:
+    """Raises InputError if `path` is missing, unreadable or not UTF-8; `what` it should be is in the sentence."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        data = path.read_bytes()
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(read_text(path, what))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or save it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}: expected an object ({what})")
+    return value
+
+
+def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read yet.
+
+    bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
+    """
+    try:
+        # the library checks header, sizes and bounds; it has no view without a copy, so the map is ours
+        with safe_open(path, "np") as f:
+            metadata = f.metadata() or {}
+        data = np.memmap(path, np.uint8, mode="r")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): {what} is damaged, fetch or save it again"
+        ) from error
+    header_size = int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8 : 8 + header_size].tobytes())
+    body = data[8 + header_size :]
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        raw, shape = body[start:end], entry["shape"]
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            wide = raw.view(np.uint16).astype(np.uint32) << 16
+            tensors[name] = wide.view(np.float32).reshape(shape)
+        elif entry["dtype"] in DTYPES:
+            tensors[name] = np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
+        else:  # left for the caller to miss by its name, or to skip: mask buffers are BOOL
+            tensors[name] = np.asarray(raw)
+    return tensors, metadata
+
+
+def new_folder(path: Path, marks: Iterable[str], force: bool) -> None:
+    """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one, unless
+    `force`, which removes those files and leaves others alone."""
+    found = [mark for mark in marks if (path / mark).exists()]
+    if found and not force:
+        raise InputError(
+            f"{path} already holds a run ({', '.join(found)}): choose another --out, continue it with "
+            "--resume, or replace it with --force"
+        )
+    for mark in found:
+        if (path / mark).is_dir():
+            shutil.rmtree(path / mark)
+        else:
+            (path / mark).unlink()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error

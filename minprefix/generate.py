@@ -1,0 +1,293 @@
+"""Decoding with a key/value cache: greedy, sampling, beam search; many prompts of different lengths at once.
+
+To attention, what was already said is one more thing that a token sees before itself. So the cache is a prefix
+that grows: it starts as the trained prefix, and each step feeds one token per text through the same `forward`
+that training uses. There is no second code path, and no second place for a position to be off by P.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minprefix import ops as _ops
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.gpt2 import GPT2, Cache, KeysValues, forward, head, prepare
+from minprefix.ops.contract import Ops
+
+if TYPE_CHECKING:
+    from minprefix.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen. The defaults are greedy.
+
+    `temperature`: sample from softmax(logits / temperature), from the `top_k` likeliest tokens only, and from
+    the fewest that hold `top_p` of the probability; both need a temperature. `seed` decides the draws, each text
+    having its own, so that it does not matter which others are decoded with it.
+    `beams`: keep the best so many texts; in the end the best sum of log-probabilities / length^length_norm wins.
+    `min_new_tokens`: the end token is out of reach before. `forbidden`: token ids that are never chosen.
+    """
+
+    max_new_tokens: int = 40
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    beams: int = 1
+    length_norm: float = 1.0
+    min_new_tokens: int = 0
+    forbidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sampling = self.temperature is not None
+        for wrong, sentence in (
+            (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}: at least 1"),
+            (
+                not 0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"min_new_tokens is {self.min_new_tokens}: 0 to max_new_tokens",
+            ),
+            (
+                self.temperature is not None and not self.temperature > 0,
+                f"temperature is {self.temperature}: above 0 (leave it out for greedy)",
+            ),
+            (self.top_k is not None and self.top_k < 1, f"top_k is {self.top_k}: at least 1"),
+            (
+                self.top_p is not None and not 0 < self.top_p <= 1,
+                f"top_p is {self.top_p}: above 0, at most 1",
+            ),
+            (
+                not sampling and (self.top_k is not None or self.top_p is not None),
+                "top_k and top_p restrict sampling: give a temperature as well",
+            ),
+            (self.beams < 1, f"beams is {self.beams}: at least 1"),
+            (self.beams > 1 and sampling, "beam search does not sample: leave out temperature"),
+        ):
+            if wrong:
+                raise InputError(sentence)
+
+
+def generate(
+    model: GPT2,
+    prompts: Sequence[str],
+    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    which: Sequence[int] | None = None,
+    ops: str | Ops = "numpy",
+    **decoding: object,
+) -> list[str]:
+    """The text that follows each prompt, up to the model's end token or `max_new_tokens`.
+
+    `which`: for a list of prefixes, the index of the one that each prompt sees. Everything else are the fields
+    of `Decoding`. Raises InputError for bad settings, an empty prompt, and one that leaves too few positions.
+    """
+    if isinstance(prompts, str):
+        raise InputError("prompts is one text: give a list of texts")
+    unknown = set(decoding) - set(Decoding.__dataclass_fields__)
+    if unknown:
+        raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+    ids = [model.encode(text) for text in prompts]
+    new = generate_ids(model, ids, prefix, which, Decoding(**decoding), ops)  # type: ignore[arg-type]
+    return [model.decode(row) for row in new]
+
+
+def generate_ids(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    which: Sequence[int] | None = None,
+    decoding: Decoding | None = None,
+    ops: str | Ops = "numpy",
+) -> list[list[int]]:
+    """Token ids in, the new token ids out, the end token left off."""
+    decoding = decoding or Decoding()
+    if not len(prompts):
+        return []
+    for i, ids in enumerate(prompts):
+        if len(ids) == 0:
+            raise InputError(f"prompt {i} is empty: give at least one token")
+    for token in decoding.forbidden:
+        if not 0 <= token < model.config.vocab_size:
+            raise InputError(
+                f"forbidden token {token} lies outside the vocabulary, 0 to "
+                f"{model.config.vocab_size - 1}"
+            )
+    batch = Batch.pack(prompts, prefix=which)
+    texts, logits = _Texts.start(model, batch, prefix, decoding.max_new_tokens, _ops.get(ops))
+    search = _beam_search if decoding.beams > 1 else _one_by_one
+    return search(texts, logits, decoding, model.config.eos_token_id)
+
+
+@dataclass
+class _Texts:
+    """S texts being written: what each has seen, as keys and values."""
+
+    model: GPT2
+    ops: Ops
+    kv: np.ndarray  # (S, L, 2, NH, capacity, hs)
+    seen: np.ndarray  # (S, L): how many slots are filled; a layer without prefix has P fewer
+    position: np.ndarray  # (S,): of the next token
+
+    @classmethod
+    def start(
+        cls,
+        model: GPT2,
+        batch: Batch,
+        prefix: "Prefix | Sequence[Prefix] | None",
+        max_new_tokens: int,
+        ops: Ops,
+    ) -> "tuple[_Texts, np.ndarray]":
+        """Feed the prompts. -> the texts, and (S, V) logits of each first new token."""
+        cfg = model.config
+        tokens, positions, offsets, past = prepare(model, batch, prefix)
+        last = offsets[1:] - 1  # (S,) the row of each prompt's last token
+        for b, end in enumerate(positions[last]):
+            # the last new token is chosen but not fed, so it needs no position
+            if end + max_new_tokens > cfg.n_positions:
+                raise InputError(
+                    f"prompt {b} has {batch.lengths[b]} tokens and ends at position {end}: with "
+                    f"{max_new_tokens} new tokens it needs more than the model's {cfg.n_positions} "
+                    "positions; shorten it or lower max_new_tokens"
+                )
+        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops)
+        filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
+        capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
+        shape = (len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size)
+        texts = cls(model, ops, np.zeros(shape, x.dtype), filled, positions[last] + 1)
+        for i, layer in enumerate(past):
+            for b, (k, v) in enumerate(layer):
+                texts.kv[b, i, 0, :, : k.shape[1]] = k
+                texts.kv[b, i, 1, :, : v.shape[1]] = v
+        texts._append(cache, offsets)
+        return texts, head(x[last], model.weights, cfg, ops)[0]
+
+    def feed(self, tokens: np.ndarray) -> np.ndarray:
+        """One more token for each text, tokens (S,) -> (S, V) logits of the one after it."""
+        S, w, cfg = len(tokens), self.model.weights, self.model.config
+        offsets = np.arange(S + 1)
+        past = [[self._past(s, i) for s in range(S)] for i in range(cfg.n_layer)]
+        x, cache = forward(w, cfg, tokens, self.position, offsets, past, self.ops)  # (S, C)
+        self._append(cache, offsets)
+        self.position = self.position + 1
+        return head(x, w, cfg, self.ops)[0]
+
+    def take(self, rows: Sequence[int]) -> "_Texts":
+        """These texts only, in this order; a text may be taken twice (each then has its own cache)."""
+        if list(rows) == list(range(len(self.kv))):
+            return self
+        return replace(self, kv=self.kv[rows], seen=self.seen[rows], position=self.position[rows])
+
+    def _past(self, s: int, i: int) -> KeysValues:
+        k, v = self.kv[s, i, :, :, : self.seen[s, i]]
+        return k, v
+
+    def _append(self, cache: Cache, offsets: np.ndarray) -> None:
+        for i, block in enumerate(cache.blocks):
+            for s in range(len(offsets) - 1):
+                rows = slice(offsets[s], offsets[s + 1])
+                start = self.seen[s, i]
+                end = start + offsets[s + 1] - offsets[s]
+                self.kv[s, i, 0, :, start:end] = block.attention.k[rows].swapaxes(0, 1)
+                self.kv[s, i, 1, :, start:end] = block.attention.v[rows].swapaxes(0, 1)
+        self.seen = self.seen + np.diff(offsets)[:, None]
+
+
+def _log_probabilities(
+    logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int
+) -> np.ndarray:
+    """(S, V) in float64, with -inf for what may not be chosen as new token number n_new (from 0)."""
+    scores = logits.astype(np.float64)
+    scores[:, list(decoding.forbidden)] = -np.inf
+    if end is not None and n_new < decoding.min_new_tokens:
+        scores[:, end] = -np.inf
+    scores -= scores.max(axis=1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+def _one_by_one(
+    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None
+) -> list[list[int]]:
+    """Greedy and sampling: each text goes its own way and leaves when it ends."""
+    new: list[list[int]] = [[] for _ in range(len(logits))]
+    rngs = [np.random.default_rng([decoding.seed, s]) for s in range(len(logits))]
+    alive = list(range(len(logits)))
+    for n_new in range(decoding.max_new_tokens):
+        scores = _log_probabilities(logits, decoding, end, n_new)
+        if decoding.temperature is None:
+            chosen = scores.argmax(axis=1)
+        else:
+            chosen = np.array(
+                [_sample(row, decoding, rngs[s]) for row, s in zip(scores, alive, strict=True)]
+            )
+        stay = [j for j in range(len(alive)) if end is None or chosen[j] != end]
+        for j in stay:
+            new[alive[j]].append(int(chosen[j]))
+        alive = [alive[j] for j in stay]
+        if not alive or n_new + 1 == decoding.max_new_tokens:
+            break
+        texts = texts.take(stay)
+        logits = texts.feed(chosen[stay])
+    return new
+
+
+def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) -> int:
+    """One token from log-probabilities (V,). top_p is taken after temperature and top_k (Holtzman et al., 2020:
+    the smallest set whose probability reaches top_p)."""
+    assert decoding.temperature is not None
+    order = np.argsort(-scores, kind="stable")[: decoding.top_k]
+    scaled = scores[order] / decoding.temperature
+    p = np.exp(scaled - scaled[0])
+    p /= p.sum()
+    if decoding.top_p is not None:
+        keep = np.searchsorted(np.cumsum(p), decoding.top_p) + 1
+        order, p = order[:keep], p[:keep] / p[:keep].sum()
+    return int(rng.choice(order, p=p))
+
+
+def _beam_search(
+    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None
+) -> list[list[int]]:
+    """Per prompt the `beams` best continuations of all live texts survive each step; one that ends leaves the
+    beam and keeps its place, so that one beam is greedy decoding."""
+    S = len(logits)
+    owner = list(range(S))  # which prompt each live text belongs to
+    ids: list[list[int]] = [[] for _ in range(S)]
+    total = np.zeros(S)  # sum of log-probabilities of each live text
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(S)]
+    for n_new in range(decoding.max_new_tokens):
+        scores = total[:, None] + _log_probabilities(logits, decoding, end, n_new)  # (live, V)
+        parents: list[int] = []
+        chosen: list[int] = []
+        for s in range(S):
+            rows = [j for j in range(len(owner)) if owner[j] == s]
+            if not rows:
+                continue
+            for j, token in _best(scores[rows], decoding.beams - len(finished[s])):
+                row = rows[j]
+                if token == end:
+                    norm = scores[row, token] / (n_new + 1) ** decoding.length_norm
+                    finished[s].append((norm, ids[row]))
+                else:
+                    parents.append(row)
+                    chosen.append(token)
+        total = scores[parents, chosen]
+        owner = [owner[j] for j in parents]
+        ids = [[*ids[j], token] for j, token in zip(parents, chosen, strict=True)]
+        if not ids or n_new + 1 == decoding.max_new_tokens:
+            break
+        texts = texts.take(parents)
+        logits = texts.feed(np.array(chosen))
+    for s, text, score in zip(owner, ids, total, strict=True):
+        finished[s].append((score / max(1, len(text)) ** decoding.length_norm, text))
+    return [max(f, key=lambda pair: pair[0])[1] for f in finished]
+
+
+def _best(scores: np.ndarray, n: int) -> list[tuple[int, int]]:
+    """(row, token) of the n highest entries that may be chosen, highest first."""
+    flat = scores.ravel()
+    n = min(n, int(np.isfinite(flat).sum()))
+    top = np.sort(np.argpartition(-flat, n - 1)[:n]) if n else np.empty(0, np.int64)
+    top = top[np.argsort(-flat[top], kind="stable")]
+    return [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in top]

@@ -1,0 +1,67 @@
+"""AdamW, learning-rate schedules and clipping: plain functions on dictionaries of arrays."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass
+class AdamW:
+    """Loshchilov & Hutter, 2019, algorithm 2: decay is apart from the gradient, both moments are debiased.
+
+    `weight_decay` is applied to every parameter it is given; the learning rate comes with each step.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    t: int = 0  # steps taken
+    m: Params = field(default_factory=dict)  # first moment, by parameter name
+    v: Params = field(default_factory=dict)  # second moment
+
+    def step(self, params: Params, grads: Params, lr: float) -> None:
+        """Change `params` in place."""
+        self.t += 1
+        for name, g in grads.items():
+            p = params[name]
+            if name not in self.m:
+                self.m[name], self.v[name] = np.zeros_like(p), np.zeros_like(p)
+            m, v = self.m[name], self.v[name]
+            m += (1 - self.beta1) * (g - m)
+            v += (1 - self.beta2) * (g * g - v)
+            m_hat = m / (1 - self.beta1**self.t)
+            v_hat = v / (1 - self.beta2**self.t)
+            p -= lr * (m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p)
+
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) -> float:
+    """The rate of step 0 .. steps-1: up in a straight line over `warmup` steps, then down to 0 at `steps`."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1
+    if schedule == "linear":
+        return lr * (1 - done)
+    if schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "constant":
+        return lr
+    raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+
+
+def global_norm(grads: Params) -> float:
+    """sqrt of the sum of squares over all gradients."""
+    return math.sqrt(sum(float(np.vdot(g, g).real) for g in grads.values()))
+
+
+def clip(grads: Params, norm: float, max_norm: float) -> None:
+    """Scale all gradients, whose global norm is `norm`, in place so that it is at most `max_norm`."""
+    if norm > max_norm:
+        for g in grads.values():
+            g *= max_norm / norm

@@ -1,0 +1,355 @@
+"""The prefix: keys and values that every attention layer of a frozen model sees before the real tokens.
+
+Li & Liang, 2021. A `Prefix` holds them as they are; an `MLPPrefix` computes them from a small network (their
+section 4.3) that is trained in their place and folded away at the end.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minprefix.errors import InputError
+from minprefix.ops.reference import linear, linear_backward, linear_backward_params
+from minprefix.optim import AdamW
+
+if TYPE_CHECKING:
+    from minprefix.gpt2 import GPT2, Config
+
+
+class Prefix:
+    """kv: (layers, 2, NH, P, hs); [:, 0] are keys, [:, 1] values.
+
+    `layers`: which layers of the model see it, ascending; all by default. The others see no prefix
+    (`subset` says whether they were named).
+    `position_offset`: the position of the first real token. P by default (the paper's rule and PEFT's); 0 is
+    the rule of the `adapters` library. It is part of what was trained.
+    """
+
+    def __init__(
+        self,
+        kv: np.ndarray,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+    ) -> None:
+        if kv.ndim != 5 or kv.shape[1] != 2:
+            raise InputError(
+                f"prefix has shape {kv.shape}: expected (layers, 2, heads, P, head size)"
+            )
+        self.parameters = {"kv": kv}
+        self.subset = layers is not None
+        self.layers = _check_layers(layers, kv.shape[0])
+        self.position_offset = _check_offset(position_offset, kv.shape[3])
+
+    # ---- how a prefix starts ----
+
+    @classmethod
+    def normal(
+        cls,
+        config: "Config",
+        length: int,
+        std: float = 0.02,
+        seed: int = 0,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+        dtype: str = "float32",
+    ) -> "Prefix":
+        """Independent draws from N(0, std^2)."""
+        shape = _shape(config, length, layers)
+        kv = np.random.default_rng(seed).normal(0, std, shape).astype(dtype)
+        return cls(kv, layers, position_offset)
+
+    @classmethod
+    def uniform(
+        cls,
+        config: "Config",
+        length: int,
+        bound: float = 0.05,
+        seed: int = 0,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+        dtype: str = "float32",
+    ) -> "Prefix":
+        """Independent draws from [-bound, bound)."""
+        shape = _shape(config, length, layers)
+        kv = np.random.default_rng(seed).uniform(-bound, bound, shape).astype(dtype)
+        return cls(kv, layers, position_offset)
+
+    @classmethod
+    def zero(
+        cls,
+        config: "Config",
+        length: int,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+        dtype: str = "float32",
+    ) -> "Prefix":
+        """All zeros. Not the same as no prefix: a zero key still draws its share of the softmax."""
+        return cls(np.zeros(_shape(config, length, layers), dtype), layers, position_offset)
+
+    @classmethod
+    def text(
+        cls,
+        model: "GPT2",
+        text: str | Sequence[int],
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+    ) -> "Prefix":
+        """The keys and values that `text` (or token ids) leaves in the frozen model: P is its length. With the
+        default layers and positions, the same as prompting with it."""
+        ids = model.encode(text) if isinstance(text, str) else list(text)
+        if not ids:
+            raise InputError("the text of a text prefix is empty: give at least one token")
+        kv = model.keys_values(ids)
+        if layers is not None:
+            kv = kv[list(_check_layers(layers, len(layers), model.config.n_layer))]
+        return cls(kv, layers, position_offset)
+
+    @staticmethod
+    def mlp(
+        config: "Config",
+        length: int,
+        hidden: int = 512,
+        seed: int = 0,
+        onto: "Prefix | None" = None,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+        dtype: str = "float32",
+    ) -> "MLPPrefix":
+        """A prefix through an MLP; `onto`: fit it to the keys and values of this one first (`MLPPrefix.fit`)."""
+        return MLPPrefix.random(config, length, hidden, seed, onto, layers, position_offset, dtype)
+
+    # ---- what a prefix is ----
+
+    @property
+    def kv(self) -> np.ndarray:
+        """(layers, 2, NH, P, hs)."""
+        return self.parameters["kv"]
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.kv.shape[3]
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(a.size for a in self.parameters.values())
+
+    def layer(self, i: int, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values (NH, P, hs) of layer i of the model; `empty`, twice, where it sees no prefix."""
+        if i not in self.layers:
+            return empty, empty
+        k, v = self.kv[self.layers.index(i)]
+        return k, v
+
+    def backward(self, dkv: np.ndarray) -> dict[str, np.ndarray]:
+        """dkv, of the shape of kv -> the gradient of each parameter, by name."""
+        return {"kv": dkv}
+
+    def fold(self) -> "Prefix":
+        """A flat prefix with the same keys and values."""
+        return Prefix(self.kv.copy(), self.layers if self.subset else None, self.position_offset)
+
+    def masked(self, mask: np.ndarray) -> "Prefix":
+        """A flat prefix with kv * mask: dropout, for one step. Its gradient for this one is dkv * mask."""
+        return Prefix(self.kv * mask, self.layers if self.subset else None, self.position_offset)
+
+    def check(self, config: "Config", name: str) -> None:
+        """Raises InputError if this prefix cannot sit in a model of this shape."""
+        n, _, NH, _, hs = self.kv.shape
+        if (NH, hs) != (config.n_head, config.head_size):
+            raise InputError(
+                f"prefix has {NH} heads of size {hs}, model {name!r} has {config.n_head} of size "
+                f"{config.head_size}: this prefix was trained on another base"
+            )
+        fits = max(self.layers, default=0) < config.n_layer if self.subset else n == config.n_layer
+        if not fits:
+            raise InputError(
+                f"prefix has keys for layers {_ranges(self.layers)}, model {name!r} has "
+                f"{config.n_layer} layers: this prefix was trained on another base"
+            )
+
+    def __repr__(self) -> str:
+        n, _, NH, P, hs = self.kv.shape
+        return (
+            f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of size {hs}, "
+            f"tokens from position {self.position_offset}, {self.n_parameters} parameters, "
+            f"{self.kv.dtype}, cpu)"
+        )
+
+    # ---- on disk ----
+
+    def save(self, directory: str | Path, model: "GPT2 | None" = None) -> None:
+        """Write a PEFT directory (see `minprefix.artifact`); with `model`, record the base it belongs to."""
+        from minprefix.artifact import save_prefix
+
+        save_prefix(self, directory, model)
+
+    @staticmethod
+    def load(directory: str | Path, model: "GPT2 | None" = None) -> "Prefix":
+        """Read a directory that `save` or PEFT wrote; with `model`, refuse one trained on another base."""
+        from minprefix.artifact import load_prefix
+
+        return load_prefix(directory, model)
+
+
+class MLPPrefix(Prefix):
+    """kv = reshape(tanh(E W1 + b1) W2 + b2): an embedding E (P, C) through one hidden layer to (P, 2*layers*C).
+
+    Row-major over (P, layers, 2, NH, hs), as PEFT lays it out. The network is what is trained and saved for
+    resuming; `fold` keeps only the keys and values.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, np.ndarray],
+        n_head: int,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+    ) -> None:
+        self.parameters = parameters
+        self.n_head = n_head
+        P, C = parameters["embedding"].shape
+        self.subset = layers is not None
+        self.layers = _check_layers(layers, parameters["bias_2"].shape[0] // (2 * C))
+        self.position_offset = _check_offset(position_offset, P)
+
+    @classmethod
+    def random(
+        cls,
+        config: "Config",
+        length: int,
+        hidden: int = 512,
+        seed: int = 0,
+        onto: Prefix | None = None,
+        layers: Sequence[int] | None = None,
+        position_offset: int | None = None,
+        dtype: str = "float32",
+    ) -> "MLPPrefix":
+        """E from N(0, 1); both linear layers uniform in +-1/sqrt(inputs), as PyTorch starts them. A zero last
+        layer would leave everything below it without gradient."""
+        if hidden < 1:
+            raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
+        rng = np.random.default_rng(seed)
+        C, out = config.n_embd, int(np.prod(_shape(config, 1, layers)))
+        a, b = C**-0.5, hidden**-0.5
+        parameters = {
+            "embedding": rng.normal(0, 1, _shape(config, length, layers)[3:4] + (C,)),  # (P, C)
+            "weight_1": rng.uniform(-a, a, (C, hidden)),
+            "bias_1": rng.uniform(-a, a, hidden),
+            "weight_2": rng.uniform(-b, b, (hidden, out)),
+            "bias_2": rng.uniform(-b, b, out),
+        }
+        prefix = cls(
+            {name: p.astype(dtype) for name, p in parameters.items()},
+            config.n_head,
+            layers,
+            position_offset,
+        )
+        if onto is not None:
+            prefix.fit(onto.kv)
+        return prefix
+
+    @property
+    def length(self) -> int:
+        return self.parameters["embedding"].shape[0]
+
+    @property
+    def kv(self) -> np.ndarray:
+        return self._forward()[1]
+
+    def _forward(self) -> tuple[np.ndarray, np.ndarray]:
+        p = self.parameters
+        h = np.tanh(linear(p["embedding"], p["weight_1"], p["bias_1"]))  # (P, hidden)
+        flat = linear(h, p["weight_2"], p["bias_2"])  # (P, layers*2*C)
+        n, (P, C) = len(self.layers), p["embedding"].shape
+        return h, unflatten(flat, n, self.n_head, C // self.n_head)
+
+    def backward(self, dkv: np.ndarray) -> dict[str, np.ndarray]:
+        p = self.parameters
+        h, _ = self._forward()  # (P, hidden)  far cheaper than the model, so not worth keeping
+        dflat = flatten(dkv)  # (P, layers*2*C)
+        dweight_2, dbias_2 = linear_backward_params(dflat, h)
+        dh = linear_backward(dflat, p["weight_2"])  # (P, hidden)
+        du = dh * (1 - h * h)  # (P, hidden)  tanh' = 1 - tanh^2
+        dweight_1, dbias_1 = linear_backward_params(du, p["embedding"])
+        dembedding = linear_backward(du, p["weight_1"])  # (P, C)
+        return {
+            "embedding": dembedding,
+            "weight_1": dweight_1,
+            "bias_1": dbias_1,
+            "weight_2": dweight_2,
+            "bias_2": dbias_2,
+        }
+
+    def fit(self, kv: np.ndarray, steps: int = 500, lr: float = 1e-4) -> list[float]:
+        """Regress the network onto the keys and values `kv` (Li & Liang, 2021, appendix: real-word start) with
+        `steps` of Adam on the mean squared error. -> the error before each step."""
+        if kv.shape != self.kv.shape:
+            raise InputError(f"cannot fit a prefix of shape {self.kv.shape} to one of {kv.shape}")
+        adam, errors = AdamW(), []
+        for _ in range(steps):
+            delta = self.kv - kv
+            errors.append(float((delta * delta).mean()))
+            adam.step(self.parameters, self.backward(2 * delta / delta.size), lr)
+        return errors
+
+
+def flatten(kv: np.ndarray) -> np.ndarray:
+    """(layers, 2, NH, P, hs) -> (P, layers*2*NH*hs): PEFT's `prompt_embeddings`."""
+    return np.ascontiguousarray(kv.transpose(3, 0, 1, 2, 4)).reshape(kv.shape[3], -1)
+
+
+def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> np.ndarray:
+    """The inverse of `flatten`."""
+    kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)  # (P, layers, 2, NH, hs)
+    return np.ascontiguousarray(kv.transpose(1, 2, 3, 0, 4))
+
+
+def dropout_mask(shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> np.ndarray:
+    """0 with probability `rate`, else 1 / (1 - rate): multiplied onto kv while training."""
+    return (rng.random(shape) >= rate) / (1 - rate)
+
+
+def _shape(config: "Config", length: int, layers: Sequence[int] | None) -> tuple[int, ...]:
+    if length < 0:
+        raise InputError(f"prefix length is {length}: expected 0 or more")
+    if length >= config.n_positions:
+        raise InputError(
+            f"prefix length is {length}, the model has {config.n_positions} positions: none would be left"
+        )
+    n = len(
+        _check_layers(layers, config.n_layer if layers is None else len(layers), config.n_layer)
+    )
+    return (n, 2, config.n_head, length, config.head_size)
+
+
+def _check_layers(
+    layers: Sequence[int] | None, n: int, n_layer: int | None = None
+) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(n))
+    chosen = tuple(layers)
+    if chosen != tuple(sorted(set(chosen))) or (chosen and chosen[0] < 0) or len(chosen) != n:
+        raise InputError(f"layers {list(chosen)}: expected {n} different ones from 0, ascending")
+    if n_layer is not None and chosen and chosen[-1] >= n_layer:
+        raise InputError(
+            f"layer {chosen[-1]} does not exist: the model has layers 0 to {n_layer - 1}"
+        )
+    return chosen
+
+
+def _check_offset(position_offset: int | None, length: int) -> int:
+    if position_offset is None:
+        return length
+    if position_offset < 0:
+        raise InputError(f"position_offset is {position_offset}: expected 0 or more")
+    return position_offset
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    if layers and layers == tuple(range(layers[0], layers[-1] + 1)) and len(layers) > 2:
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers)) or "none"

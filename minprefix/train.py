@@ -1,0 +1,448 @@
+"""The training loop: a frozen model, a prefix, AdamW; saved as it goes so that a kill loses nothing but time.
+
+Everything random is drawn from (seed, what for, step or epoch), so a run that resumes at step s draws what the
+run that never stopped drew, and ends in the same bytes.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minprefix import files
+from minprefix.batch import Batch
+from minprefix.data.pairs import Encoded
+from minprefix.errors import InputError
+from minprefix.evaluate import mean_loss
+from minprefix.gpt2 import GPT2, digest, loss_and_grad
+from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
+from minprefix.plots import loss_picture
+from minprefix.prefix import Prefix, dropout_mask
+
+STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
+LOSSES = ("token-mean", "sentence-sum")
+_SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a prefix is trained.
+
+    `loss`: "token-mean", the mean over all target tokens of a batch; "sentence-sum", the sum over the tokens of
+    each sentence, averaged over the sentences (the paper's code).
+    `micro_batch_size`: at most so many sequences go through the model at a time; their gradients are added up
+    before the step, which equals the whole batch (it is not a mean of means). None: all at once.
+    `warmup` in steps; `schedule`: "linear", "cosine" (both to 0 at the last step) or "constant".
+    `clip`: the largest global norm of a gradient, None for no limit. `dropout`: on the keys and values.
+    `eval_every` and `save_every` in steps; the last step is always evaluated and saved.
+    """
+
+    steps: int
+    batch_size: int = 10
+    micro_batch_size: int | None = None
+    lr: float = 5e-3
+    warmup: int = 0
+    schedule: str = "linear"
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    dropout: float = 0.0
+    loss: str = "token-mean"
+    eval_every: int = 100
+    save_every: int = 50
+    seed: int = 0
+    backend: str = "numpy"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
+        for wrong, sentence in (
+            (
+                self.micro_batch_size is not None and self.micro_batch_size < 1,
+                f"micro_batch_size is {self.micro_batch_size}: expected at least 1",
+            ),
+            (not 0 < self.lr < math.inf, f"lr is {self.lr}: expected a positive number"),
+            (
+                not 0 <= self.warmup < self.steps,
+                f"warmup is {self.warmup} steps: expected 0 or more, fewer than the {self.steps} of the run",
+            ),
+            (
+                self.schedule not in SCHEDULES,
+                f"schedule is {self.schedule!r}: expected one of {', '.join(SCHEDULES)}",
+            ),
+            (
+                not 0 <= self.weight_decay < math.inf,
+                f"weight_decay is {self.weight_decay}: expected 0 or more",
+            ),
+            (
+                self.clip is not None and not self.clip > 0,
+                f"clip is {self.clip}: expected a positive number, or none for no limit",
+            ),
+            (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: expected 0 or more, below 1"),
+            (
+                self.loss not in LOSSES,
+                f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}",
+            ),
+            (self.seed < 0, f"seed is {self.seed}: expected 0 or more"),
+        ):
+            if wrong:
+                raise InputError(sentence)
+
+
+@dataclass
+class State:
+    """All that a run needs to go on: it is one file, replaced whole."""
+
+    step: int  # how many steps are done
+    adam: AdamW
+    best_loss: float | None = (
+        None  # lowest validation loss so far, at best_step, with these parameters
+    )
+    best_step: int | None = None
+    best: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `interrupted`: by Ctrl-C; it can be resumed."""
+
+    step: int
+    interrupted: bool
+    seconds: float
+    best_loss: float | None
+    best_step: int | None
+    base_unchanged: bool
+
+
+def train(
+    model: GPT2,
+    prefix: Prefix,
+    examples: Sequence[Encoded],
+    settings: Settings,
+    out: str | Path,
+    valid: Sequence[Encoded] | None = None,
+    about: dict[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
+
+    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step), loss.png. `about`
+    is recorded in the state and must be the same when resuming, as must `settings`.
+
+    Raises InputError when resuming what is not there or was another run, when the disk refuses, and when the
+    loss turns NaN (the last good state stays).
+    """
+    out = Path(out)
+    record = {"settings": asdict(settings), "about": about, "base_sha256": model.fingerprint()}
+    before = digest(model.weights)
+    state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
+    if not resume:
+        save_state(out, prefix, state, record)  # from here on there is always a last good state
+    log = Log(out / LOG, state.step)
+    batches = _Batches(examples, settings)
+    start, first_step = time.time(), state.step
+    bar = tqdm(
+        total=settings.steps,
+        initial=state.step,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
+    with log, bar, _ctrl_c() as stop:
+        while state.step < settings.steps and not stop.asked:
+            entry = _step(model, prefix, batches, settings, state, out)
+            done = state.step == settings.steps
+            if valid and (state.step % settings.eval_every == 0 or done):
+                entry["valid_loss"] = _validate(model, prefix, valid, settings, state)
+            log.write(entry)
+            _show(bar, entry, state)
+            if state.step % settings.save_every == 0 or done:
+                save_state(out, prefix, state, record)
+        if state.step < settings.steps:  # interrupted
+            save_state(out, prefix, state, record)
+    if state.step == settings.steps and state.best:
+        for name, best in state.best.items():
+            prefix.parameters[name][...] = best
+    steps, losses, valids = log.read()
+    if steps:
+        loss_picture(out / PICTURE, steps, losses, valids, _title(model, prefix))
+    seconds = time.time() - start if state.step > first_step else 0.0
+    return Result(
+        step=state.step,
+        interrupted=state.step < settings.steps,
+        seconds=seconds,
+        best_loss=state.best_loss,
+        best_step=state.best_step,
+        base_unchanged=digest(model.weights) == before,
+    )
+
+
+def _adam(settings: Settings) -> AdamW:
+    return AdamW(weight_decay=settings.weight_decay)
+
+
+def _title(model: GPT2, prefix: Prefix) -> str:
+    name = Path(model.name).name
+    return f"{prefix.length} slots on {name}: {prefix.n_parameters:,} trained parameters"
+
+
+# ---- one step ---------------------------------------------------------------------------------
+
+
+def _step(
+    model: GPT2,
+    prefix: Prefix,
+    batches: "_Batches",
+    settings: Settings,
+    state: State,
+    out: Path,
+) -> dict[str, Any]:
+    """Forward, backward, AdamW; -> the line for the log."""
+    started = time.perf_counter()
+    step = state.step
+    chosen = batches.at(step)
+    lr = learning_rate(step, settings.steps, settings.lr, settings.warmup, settings.schedule)
+    with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
+        loss, dkv = batch_gradient(model, prefix, chosen, settings, step)
+        grads = prefix.backward(dkv)
+        norm = global_norm(grads)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = "loss" if not math.isfinite(loss) else "gradient norm"
+        value = loss if not math.isfinite(loss) else norm
+        raise InputError(
+            f"the {what} became {value} at step {step + 1}: stopped, {out / STATE} keeps the last good "
+            "state; start again with a lower --lr or with --clip"
+        )
+    if settings.clip is not None:
+        clip(grads, norm, settings.clip)
+    state.adam.step(prefix.parameters, grads, lr)
+    state.step += 1
+    tokens, seconds = sum(len(e.ids) for e in chosen), time.perf_counter() - started
+    return {
+        "step": state.step,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": norm,
+        "tokens": tokens,
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(tokens / seconds),
+    }
+
+
+def batch_gradient(
+    model: GPT2, prefix: Prefix, chosen: Sequence[Encoded], settings: Settings, step: int
+) -> tuple[float, np.ndarray]:
+    """The loss of a batch and its gradient for `prefix.kv`, in micro-batches.
+
+    Each adds the sum over its tokens; one division at the end, by the tokens (or sentences) of the whole batch,
+    makes it the mean that the whole batch would have given.
+    """
+    seen, mask = prefix, None
+    if settings.dropout:
+        rng = np.random.default_rng([settings.seed, _DROPOUT, step])
+        kv = prefix.kv
+        mask = dropout_mask(kv.shape, settings.dropout, rng).astype(kv.dtype)
+        seen = prefix.masked(mask)
+    else:
+        seen = prefix.fold()  # an MLP is run once, not once per micro-batch
+    size = settings.micro_batch_size or len(chosen)
+    total, dkv = 0.0, np.zeros_like(seen.kv)
+    for i in range(0, len(chosen), size):
+        part = chosen[i : i + size]
+        batch = Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part])
+        loss, part_dkv = loss_and_grad(model, seen, batch, "sum", settings.backend)
+        total += loss
+        dkv += part_dkv
+    n_targets = sum(len(e.ids) - e.loss_from for e in chosen)
+    count = n_targets if settings.loss == "token-mean" else len(chosen)
+    dkv /= count
+    return total / count, dkv if mask is None else dkv * mask
+
+
+def _validate(
+    model: GPT2, prefix: Prefix, valid: Sequence[Encoded], settings: Settings, state: State
+) -> float:
+    loss = mean_loss(model, prefix.fold(), valid, settings.backend)
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss, state.best_step = loss, state.step
+        state.best = {name: p.copy() for name, p in prefix.parameters.items()}
+    return loss
+
+
+def _show(bar: "tqdm[Any]", entry: dict[str, Any], state: State) -> None:
+    shown = {"loss": f"{entry['loss']:.3f}", "tok/s": entry["tokens_per_second"]}
+    if state.best_loss is not None:
+        shown["best valid"] = f"{state.best_loss:.3f}"
+    bar.set_postfix(shown, refresh=False)
+    bar.update()
+
+
+class _Batches:
+    """The batch of any step, from the seed alone: each epoch is a permutation of its own."""
+
+    def __init__(self, examples: Sequence[Encoded], settings: Settings) -> None:
+        self.examples, self.settings = examples, settings
+        self.per_epoch = math.ceil(len(examples) / settings.batch_size)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def at(self, step: int) -> list[Encoded]:
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.settings.seed, _SHUFFLE, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(self.examples))
+        size = self.settings.batch_size
+        return [self.examples[j] for j in self._order[i * size : (i + 1) * size]]
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[_Stop]:
+    """The first Ctrl-C lets the step finish (half a step of AdamW is no state to save); the second stops now."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        old = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: Ctrl-C does not come here
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+# ---- the log ----------------------------------------------------------------------------------
+
+
+class Log:
+    """log.jsonl: a line a step. A run that resumes at `step` drops the lines of later steps: it writes them again."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in self._lines() if line["step"] <= step]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+                break
+        return lines
+
+    def __enter__(self) -> "Log":
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; the last state saved is intact: make room, "
+                "then --resume"
+            ) from error
+
+    def read(self) -> tuple[list[int], list[float], list[tuple[int, float]]]:
+        """Steps, losses, and (step, validation loss) where there is one."""
+        lines = self._lines()
+        valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
+        return [e["step"] for e in lines], [e["loss"] for e in lines], valid
+
+
+# ---- the state --------------------------------------------------------------------------------
+
+
+def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) -> None:
+    tensors = {
+        f"{group}.{name}": a
+        for group, arrays in (
+            ("parameter", prefix.parameters),
+            ("m", state.adam.m),
+            ("v", state.adam.v),
+            ("best", state.best),
+        )
+        for name, a in arrays.items()
+    }
+    numbers = {
+        "step": state.step,
+        "t": state.adam.t,
+        "best_loss": state.best_loss,
+        "best_step": state.best_step,
+    }
+    metadata = {"state": json.dumps(numbers), "run": json.dumps(record)}
+    files.write_tensors(out / STATE, tensors, metadata)
+
+
+def load_record(out: Path) -> dict[str, Any]:
+    """What a run in `out` was started with. Raises InputError if there is none."""
+    return _read_state(out)[1]
+
+
+def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+    path = out / STATE
+    if not path.exists():
+        raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
+    tensors, metadata = files.map_tensors(path, "the state of the run")
+    try:
+        return tensors, json.loads(metadata["run"]), json.loads(metadata["state"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not the state of a run: {error}") from error
+
+
+def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
+    """Put the parameters of a saved run into `prefix`. Raises InputError if it was another run than `record`."""
+    tensors, saved, numbers = _read_state(out)
+    differs = _first_difference(saved, json.loads(json.dumps(record)))
+    if differs:
+        raise InputError(
+            f"cannot resume {out}: {differs}; resume with what it was started with, or use another --out"
+        )
+    groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
+    for full, a in tensors.items():
+        group, _, name = full.partition(".")
+        groups[group][name] = np.array(a)  # off the file: it is about to be replaced
+    for name, p in prefix.parameters.items():
+        p[...] = groups["parameter"][name]
+    adam = AdamW(
+        weight_decay=saved["settings"]["weight_decay"],
+        t=numbers["t"],
+        m=groups["m"],
+        v=groups["v"],
+    )
+    return State(numbers["step"], adam, numbers["best_loss"], numbers["best_step"], groups["best"])
+
+
+def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in [*saved, *(k for k in now if k not in saved)]:
+            found = _first_difference(saved.get(key), now.get(key), f"{name}.{key}".strip("."))
+            if found:
+                return found
+        return None
+    return None if saved == now else f"{name.split('.')[-1]} was {saved!r} and is now {now!r}"
