@@ -1,7 +1,9 @@
-"""Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to be read, stepped through and trusted."""
+"""Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to be read, stepped through and
+trusted."""
 
 from minprefix.batch import Batch
 from minprefix.errors import InputError
+from minprefix.generate import generate
 from minprefix.gpt2 import GPT2, Config, loss, loss_and_grad, loss_and_weight_grads
 from minprefix.prefix import MLPPrefix, Prefix
 
@@ -14,6 +16,7 @@ __all__ = [
     "InputError",
     "MLPPrefix",
     "Prefix",
+    "generate",
     "loss",
     "loss_and_grad",
     "loss_and_weight_grads",

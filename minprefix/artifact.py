@@ -2,11 +2,11 @@
 
     adapter_model.safetensors   PEFT's: `prompt_embeddings` (P, L*2*C)
     adapter_config.json         PEFT's
-    minprefix.json              this project's: fingerprint of the base, layers, positions, how it was trained
+    minprefix.json              ours: fingerprint of the base, layers, positions, how it was trained
     mlp.safetensors             the MLP's parameters, where there is one
 
-What PEFT cannot express (a subset of layers, another position rule, P = 0) is written as `prefix.safetensors`
-instead of PEFT's two files, so that PEFT finds nothing it would misread.
+What PEFT cannot express (a subset of layers, another position rule, P = 0) is written as
+`prefix.safetensors` instead of PEFT's two files, so that PEFT finds nothing it would misread.
 """
 
 from importlib.metadata import version
@@ -36,8 +36,9 @@ def save_prefix(
     model: GPT2 | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write `prefix` into `directory`. `model` is its base, whose fingerprint is recorded; `training` says how
-    it came to be (template, data, settings, metrics). Each file is replaced whole; minprefix.json comes last."""
+    """Write `prefix` into `directory`. `model` is its base, whose fingerprint is recorded;
+    `training` says how it came to be (template, data, settings, metrics). Each file is replaced
+    whole; minprefix.json comes last."""
     folder = Path(directory)
     n, _, NH, P, hs = prefix.kv.shape
     if prefix.kv.dtype.kind != "f":
@@ -97,8 +98,8 @@ def _peft_config(prefix: Prefix, model: GPT2 | None) -> dict[str, Any]:
 
 
 def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "float32") -> Prefix:
-    """Read what `save_prefix` or PEFT wrote. With `model`: raises InputError for a prefix whose recorded base is
-    another (both fingerprints are in the sentence) or whose shape does not fit."""
+    """Read what `save_prefix` or PEFT wrote. With `model`: raises InputError for a prefix whose
+    recorded base is another (both fingerprints are in the sentence) or whose shape does not fit."""
     folder = Path(directory)
     if not folder.is_dir():
         raise InputError(
@@ -125,15 +126,18 @@ def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "
         if recorded is not None and recorded != model.fingerprint():
             assert about is not None
             raise InputError(
-                f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} (sha256 "
-                f"{recorded[:12]}...), and this is {model.name!r} (sha256 {model.fingerprint()[:12]}...); "
+                f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} "
+                "(sha256 "
+                f"{recorded[:12]}...), and this is {model.name!r} (sha256 "
+                f"{model.fingerprint()[:12]}...); "
                 "give the model that it was trained on"
             )
     return prefix
 
 
 def load_mlp(directory: str | Path, dtype: str = "float32") -> MLPPrefix:
-    """The MLP that was kept beside a folded prefix, to train on. Raises InputError where there is none."""
+    """The MLP that was kept beside a folded prefix, to train on. Raises InputError where there is
+    none."""
     folder = Path(directory)
     about = read_about(folder)
     if about is None or not (folder / MLP).exists():
@@ -146,15 +150,16 @@ def load_mlp(directory: str | Path, dtype: str = "float32") -> MLPPrefix:
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """minprefix.json; None where PEFT alone wrote the directory. Raises InputError for another format version
-    and for an unknown or missing key."""
+    """minprefix.json; None where PEFT alone wrote the directory. Raises InputError for another
+    format version and for an unknown or missing key."""
     path = folder / ABOUT
     if not path.exists():
         return None
     about = files.read_json(path, "the prefix's provenance")
     if about.get("format") != FORMAT:
         raise InputError(
-            f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: use the minprefix "
+            f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: use the "
+            "minprefix "
             "that wrote it"
         )
     for key in sorted(set(about) ^ ABOUT_KEYS):
@@ -170,7 +175,8 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
     config = files.read_json(path, "PEFT's config")
     if config.get("peft_type") != "PREFIX_TUNING":
         raise InputError(
-            f"{path}: peft_type is {config.get('peft_type')!r}: expected 'PREFIX_TUNING'; minprefix reads "
+            f"{path}: peft_type is {config.get('peft_type')!r}: expected 'PREFIX_TUNING'; "
+            "minprefix reads "
             "no other kind of adapter"
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
@@ -187,7 +193,8 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
     ):
         found = {name: a.shape for name, a in tensors.items()}
         raise InputError(
-            f"{folder / PEFT_TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} from "
+            f"{folder / PEFT_TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} "
+            "from "
             f"{PEFT_CONFIG}"
         )
     kv = unflatten(tensors["prompt_embeddings"], L, NH, C // NH).astype(dtype)

@@ -1,4 +1,5 @@
-"""A batch: a flat stream of tokens with boundaries. There is no padding and no mask to get wrong."""
+"""A batch: a flat stream of tokens with boundaries. There is no padding and no mask to get
+wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from minprefix.errors import InputError
 class Batch:
     """B sequences joined end to end, and which of their tokens are to be predicted.
 
-    Make one with `Batch.pack`. Row `rows[m]` of the stream predicts `targets[m]`, with `weights[m]` in the loss.
+    Make one with `Batch.pack`. Row `rows[m]` of the stream predicts `targets[m]`, with `weights[m]`
+    in the loss.
     """
 
     tokens: np.ndarray  # (N,) int64
@@ -32,13 +34,13 @@ class Batch:
     ) -> "Batch":
         """Join `sequences` of token ids.
 
-        `loss_from`: per sequence (or one for all) the index of the first token to predict, 1 to T; nothing can
-        predict token 0, and T means that no token of it is predicted.
-        `prefix`: per sequence an index into the list of prefixes; all 0 by default.
-        `weights`: per sequence a weight for each predicted token, T - loss_from of them; 1 by default.
+        `loss_from`: per sequence (or one for all) the index of the first token to predict, 1 to T;
+        nothing can predict token 0, and T means that no token of it is predicted. `prefix`: per
+        sequence an index into the list of prefixes; all 0 by default. `weights`: per sequence a
+        weight for each predicted token, T - loss_from of them; 1 by default.
 
-        Raises InputError for an empty batch or sequence, ids that are not whole non-negative numbers, and lists
-        whose lengths do not fit.
+        Raises InputError for an empty batch or sequence, ids that are not whole non-negative
+        numbers, and lists whose lengths do not fit.
         """
         if len(sequences) == 0:
             raise InputError("a batch needs at least one sequence, got none")
@@ -55,7 +57,8 @@ class Batch:
         for b, (start, T) in enumerate(zip(starts, lengths, strict=True)):
             if not 1 <= start <= T:
                 raise InputError(
-                    f"loss_from of sequence {b} is {start}: expected 1 to {T}, the index of the first "
+                    f"loss_from of sequence {b} is {start}: expected 1 to {T}, the index of the "
+                    "first "
                     "token to predict (token 0 has nothing before it)"
                 )
         if any(i < 0 for i in which):

@@ -1,6 +1,8 @@
-"""Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, tokenizer; a folder or a hub name.
+"""Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, tokenizer; a folder
+or a hub name.
 
-A value that would change the arithmetic and is not implemented is refused by name. Nothing is ever unpickled.
+A value that would change the arithmetic and is not implemented is refused by name. Nothing is ever
+unpickled.
 """
 
 import re
@@ -47,24 +49,24 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
 }
-#: keys that change nothing here: dropout while training the base, a classification head, bookkeeping, and how
-#: other software decodes
-WITHOUT_EFFECT = set(
-    """
-    _name_or_path architectures attn_pdrop chunk_size_feed_forward do_sample dtype embd_pdrop
-    finetuning_task gradient_checkpointing id2label initializer_range label2id max_length n_ctx
-    num_labels output_attentions output_hidden_states output_past pad_token_id
-    predict_special_tokens problem_type resid_pdrop return_dict summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params torch_dtype transformers_version use_cache
-    """.split()
-)
+#: keys that change nothing here: dropout while training the base, a classification head,
+#: bookkeeping, and how other software decodes
+WITHOUT_EFFECT = {
+    "_name_or_path", "architectures", "attn_pdrop", "chunk_size_feed_forward", "do_sample",
+    "dtype", "embd_pdrop", "finetuning_task", "gradient_checkpointing", "id2label",
+    "initializer_range", "label2id", "max_length", "n_ctx", "num_labels", "output_attentions",
+    "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens",
+    "problem_type", "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 DTYPES = ("float32", "float64", "complex128")
 
 
 def load_model(name: str | Path, dtype: str = "float32", revision: str | None = None) -> GPT2:
-    """See `GPT2.load`. Opening costs almost nothing where the file's precision is the one asked for."""
+    """See `GPT2.load`. Opening costs almost nothing where the file's precision is the one asked
+    for."""
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     folder = find(name, revision)
@@ -77,8 +79,8 @@ def load_model(name: str | Path, dtype: str = "float32", revision: str | None = 
 
 
 def find(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `name` itself if it is one, the shipped model for "tiny", else a snapshot from the
-    hub (the pinned commit for GPT-2's own names)."""
+    """The folder of a model: `name` itself if it is one, the shipped model for "tiny", else a
+    snapshot from the hub (the pinned commit for GPT-2's own names)."""
     path = Path(name)
     if path.is_dir():
         if revision is not None:
@@ -90,7 +92,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     if local or (len(path.parts) == 2 and path.parent.is_dir()):
         raise InputError(
             f"model folder {str(name)!r} does not exist: give a folder with config.json and "
-            'model.safetensors, "tiny" for the model that ships, or a name on the hub such as "gpt2"'
+            'model.safetensors, "tiny" for the model that ships, or a name on the hub like "gpt2"'
         )
     repo, pinned = PINNED.get(str(name), (str(name), None))
     return _download(repo, revision or pinned)
@@ -104,14 +106,17 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise InputError(
-            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, or give "
+            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, "
+            "or give "
             "a folder with config.json and model.safetensors"
         ) from error
     except Exception as error:  # every way in which a network fails, of whatever client library
         at = f" at {revision}" if revision else ""
         raise InputError(
-            f"cannot fetch model {repo!r}{at} from the hub ({type(error).__name__}): without a network, "
-            "put its config.json, model.safetensors, vocab.json and merges.txt into a folder and give "
+            f"cannot fetch model {repo!r}{at} from the hub ({type(error).__name__}): without a "
+            "network, "
+            "put its config.json, model.safetensors, vocab.json and merges.txt into a folder and "
+            "give "
             "that folder instead of the name"
         ) from error
 
@@ -120,12 +125,13 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def read_config(folder: Path) -> Config:
-    """Raises InputError for a missing file, a missing or malformed number, and every unsupported value or unknown
-    key, by name."""
+    """Raises InputError for a missing file, a missing or malformed number, and every unsupported
+    value or unknown key, by name."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(
-            f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's layout"
+            f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
+            "layout"
         )
     raw = files.read_json(path, "the model's config")
     if "model_type" not in raw:
@@ -133,14 +139,16 @@ def read_config(folder: Path) -> Config:
     for key, allowed in REQUIRED_VALUES.items():
         if key in raw and raw[key] not in allowed:
             raise InputError(
-                f"{path}: {key} is {raw[key]!r}, minprefix implements {' or '.join(map(repr, allowed))}: "
+                f"{path}: {key} is {raw[key]!r}, minprefix implements "
+                f"{' or '.join(map(repr, allowed))}: "
                 "this model computes something else"
             )
     fields = Config.__dataclass_fields__
     unknown = sorted(set(raw) - set(fields) - set(REQUIRED_VALUES) - WITHOUT_EFFECT)
     if unknown:
         raise InputError(
-            f"{path}: unknown key {unknown[0]!r}: nobody can say here whether it changes the model; remove "
+            f"{path}: unknown key {unknown[0]!r}: nobody can say here whether it changes the "
+            "model; remove "
             "it if you know that it does not"
         )
     values = {key: raw[key] for key in fields if key in raw}
@@ -156,11 +164,13 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{path}: layer_norm_epsilon is {eps!r}: expected a small positive number")
     if not isinstance(values.get("tie_word_embeddings", True), bool):
         raise InputError(
-            f"{path}: tie_word_embeddings is {values['tie_word_embeddings']!r}: expected true or false"
+            f"{path}: tie_word_embeddings is {values['tie_word_embeddings']!r}: expected true or "
+            "false"
         )
     if values["n_embd"] % values["n_head"]:
         raise InputError(
-            f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share equally"
+            f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share "
+            "equally"
         )
     return Config(**values)
 
@@ -175,8 +185,8 @@ def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
 
 
 def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
-    """Every weight under its name without the `transformer.` prefix, memory-mapped. Raises InputError for a
-    missing, extra, doubled or wrongly shaped tensor, by name."""
+    """Every weight under its name without the `transformer.` prefix, memory-mapped. Raises
+    InputError for a missing, extra, doubled or wrongly shaped tensor, by name."""
     tensors = _read_tensors(folder)
     weights: dict[str, np.ndarray] = {}
     for full, a in tensors.items():
@@ -197,18 +207,21 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     for name, shape in shapes.items():
         if name not in weights:
             raise InputError(
-                f"{folder}: tensor {name!r} is missing: expected shape {shape}; is the file whole and "
+                f"{folder}: tensor {name!r} is missing: expected shape {shape}; is the file whole "
+                "and "
                 "does config.json belong to it?"
             )
         if weights[name].shape != shape or weights[name].dtype.kind != "f":
             raise InputError(
-                f"{folder}: tensor {name!r} has shape {weights[name].shape} ({weights[name].dtype}): "
+                f"{folder}: tensor {name!r} has shape {weights[name].shape} "
+                f"({weights[name].dtype}): "
                 f"expected {shape} of floating-point numbers, from config.json"
             )
     extra = sorted(set(weights) - set(shapes))
     if extra:
         raise InputError(
-            f"{folder}: unexpected tensor {extra[0]!r}: config.json describes a GPT-2 of {config.n_layer} "
+            f"{folder}: unexpected tensor {extra[0]!r}: config.json describes a GPT-2 of "
+            f"{config.n_layer} "
             "layers without it"
         )
     return {name: weights[name] for name in shapes}
@@ -221,7 +234,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not index.exists():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         hint = (
-            f"{pickled[0]} is a pickle, which can run any code and is never opened: convert it with "
+            f"{pickled[0]} is a pickle, which can run any code and is never opened: convert it "
+            "with "
             "transformers' save_pretrained"
             if pickled
             else "expected that, or shards with model.safetensors.index.json"

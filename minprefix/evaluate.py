@@ -64,8 +64,8 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def slot_error_rate(sources: Sequence[str], predictions: Sequence[str]) -> float | None:
-    """The share of all slots of all records that their text misses or gets wrong (`world.slot_errors`); None if
-    some source is not a record of the tiny world."""
+    """The share of all slots of all records that their text misses or gets wrong
+    (`world.slot_errors`); None if some source is not a record of the tiny world."""
     records = [world.read_record(source) for source in sources]
     errors, slots = 0, 0
     for record, prediction in zip(records, predictions, strict=True):
@@ -79,8 +79,8 @@ def slot_error_rate(sources: Sequence[str], predictions: Sequence[str]) -> float
 def corpus_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """BLEU, chrF and TER over all predictions, with sacrebleu and its signatures (Post, 2018). Raises InputError
-    if sacrebleu is not installed."""
+    """BLEU, chrF and TER over all predictions, with sacrebleu and its signatures (Post, 2018).
+    Raises InputError if sacrebleu is not installed."""
     try:
         from sacrebleu.metrics import BLEU, CHRF, TER
     except ImportError as error:
@@ -89,7 +89,9 @@ def corpus_scores(
         ) from error
     most = max(map(len, references))
     # sacrebleu wants one list for each place among the references, with None where a text has fewer
-    columns = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
+    columns: Any = [
+        [refs[i] if i < len(refs) else None for refs in references] for i in range(most)
+    ]
     scores: dict[str, Any] = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF()), ("ter", TER())):
         scores[name] = round(metric.corpus_score(list(predictions), columns).score, 2)

@@ -1,4 +1,5 @@
-"""Writing so that a kill or a full disk leaves the old file whole, and reading with sentences for errors."""
+"""Writing so that a kill or a full disk leaves the old file whole, and reading with sentences for
+errors."""
 
 import json
 import os
@@ -13,7 +14,8 @@ from safetensors.numpy import save
 
 from minprefix.errors import InputError
 
-#: safetensors' names of the types that are read here; bfloat16 (BF16) has no NumPy type and is widened
+#: safetensors' names of the types that are read here; bfloat16 (BF16) has no NumPy type and is
+#: widened
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
 
 
@@ -39,7 +41,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         kept = "; the last one saved is intact" if path.exists() else ""
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another folder"
+            f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another "
+            "folder"
         ) from error
 
 
@@ -56,14 +59,16 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str,
 
 
 def read_text(path: Path, what: str) -> str:
-    """Raises InputError if `path` is missing, unreadable or not UTF-8; `what` it should be is in the sentence."""
+    """Raises InputError if `path` is missing, unreadable or not UTF-8; `what` it should be is in
+    the sentence."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         data = path.read_bytes()
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as UTF-8"
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as "
+            "UTF-8"
         ) from error
     except OSError as error:
         raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
@@ -74,7 +79,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(read_text(path, what))
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or save it again"
+            f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or "
+            "save it again"
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}: expected an object ({what})")
@@ -82,18 +88,21 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read yet.
+    """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read
+    yet.
 
     bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
     """
     try:
-        # the library checks header, sizes and bounds; it has no view without a copy, so the map is ours
+        # the library checks header, sizes and bounds; it has no view without a copy, so the map is
+        # ours
         with safe_open(path, "np") as f:
             metadata = f.metadata() or {}
         data = np.memmap(path, np.uint8, mode="r")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}): {what} is damaged, fetch or save it again"
+            f"{path} is not a whole safetensors file ({error}): {what} is damaged, fetch or save "
+            "it again"
         ) from error
     header_size = int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8 : 8 + header_size].tobytes())
@@ -115,12 +124,13 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def new_folder(path: Path, marks: Iterable[str], force: bool) -> None:
-    """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one, unless
-    `force`, which removes those files and leaves others alone."""
+    """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one,
+    unless `force`, which removes those files and leaves others alone."""
     found = [mark for mark in marks if (path / mark).exists()]
     if found and not force:
         raise InputError(
-            f"{path} already holds a run ({', '.join(found)}): choose another --out, continue it with "
+            f"{path} already holds a run ({', '.join(found)}): choose another --out, continue it "
+            "with "
             "--resume, or replace it with --force"
         )
     for mark in found:

@@ -1,8 +1,10 @@
-"""Decoding with a key/value cache: greedy, sampling, beam search; many prompts of different lengths at once.
+"""Decoding with a key/value cache: greedy, sampling, beam search; many prompts of different lengths
+at once.
 
-To attention, what was already said is one more thing that a token sees before itself. So the cache is a prefix
-that grows: it starts as the trained prefix, and each step feeds one token per text through the same `forward`
-that training uses. There is no second code path, and no second place for a position to be off by P.
+To attention, what was already said is one more thing that a token sees before itself. So the cache
+is a prefix that grows: it starts as the trained prefix, and each step feeds one token per text
+through the same `forward` that training uses. There is no second code path, and no second place for
+a position to be off by P.
 """
 
 from collections.abc import Sequence
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
 class Decoding:
     """How the next token is chosen. The defaults are greedy.
 
-    `temperature`: sample from softmax(logits / temperature), from the `top_k` likeliest tokens only, and from
-    the fewest that hold `top_p` of the probability; both need a temperature. `seed` decides the draws, each text
-    having its own, so that it does not matter which others are decoded with it.
-    `beams`: keep the best so many texts; in the end the best sum of log-probabilities / length^length_norm wins.
-    `min_new_tokens`: the end token is out of reach before. `forbidden`: token ids that are never chosen.
+    `temperature`: sample from softmax(logits / temperature), from the `top_k` likeliest tokens
+    only, and from the fewest that hold `top_p` of the probability; both need a temperature. `seed`
+    decides the draws, each text having its own, so that it does not matter which others are decoded
+    with it. `beams`: keep the best so many texts; in the end the best sum of log-probabilities /
+    length^length_norm wins. `min_new_tokens`: the end token is out of reach before. `forbidden`:
+    token ids that are never chosen.
     """
 
     max_new_tokens: int = 40
@@ -80,8 +83,9 @@ def generate(
 ) -> list[str]:
     """The text that follows each prompt, up to the model's end token or `max_new_tokens`.
 
-    `which`: for a list of prefixes, the index of the one that each prompt sees. Everything else are the fields
-    of `Decoding`. Raises InputError for bad settings, an empty prompt, and one that leaves too few positions.
+    `which`: for a list of prefixes, the index of the one that each prompt sees. Everything else are
+    the fields of `Decoding`. Raises InputError for bad settings, an empty prompt, and one that
+    leaves too few positions.
     """
     if isinstance(prompts, str):
         raise InputError("prompts is one text: give a list of texts")
@@ -174,7 +178,8 @@ class _Texts:
         return head(x, w, cfg, self.ops)[0]
 
     def take(self, rows: Sequence[int]) -> "_Texts":
-        """These texts only, in this order; a text may be taken twice (each then has its own cache)."""
+        """These texts only, in this order; a text may be taken twice (each then has its own
+        cache)."""
         if list(rows) == list(range(len(self.kv))):
             return self
         return replace(self, kv=self.kv[rows], seen=self.seen[rows], position=self.position[rows])
@@ -197,7 +202,8 @@ class _Texts:
 def _log_probabilities(
     logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int
 ) -> np.ndarray:
-    """(S, V) in float64, with -inf for what may not be chosen as new token number n_new (from 0)."""
+    """(S, V) in float64, with -inf for what may not be chosen as new token number n_new (from
+    0)."""
     scores = logits.astype(np.float64)
     scores[:, list(decoding.forbidden)] = -np.inf
     if end is not None and n_new < decoding.min_new_tokens:
@@ -233,8 +239,8 @@ def _one_by_one(
 
 
 def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) -> int:
-    """One token from log-probabilities (V,). top_p is taken after temperature and top_k (Holtzman et al., 2020:
-    the smallest set whose probability reaches top_p)."""
+    """One token from log-probabilities (V,). top_p is taken after temperature and top_k (Holtzman
+    et al., 2020: the smallest set whose probability reaches top_p)."""
     assert decoding.temperature is not None
     order = np.argsort(-scores, kind="stable")[: decoding.top_k]
     scaled = scores[order] / decoding.temperature
@@ -249,8 +255,8 @@ def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) ->
 def _beam_search(
     texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None
 ) -> list[list[int]]:
-    """Per prompt the `beams` best continuations of all live texts survive each step; one that ends leaves the
-    beam and keeps its place, so that one beam is greedy decoding."""
+    """Per prompt the `beams` best continuations of all live texts survive each step; one that ends
+    leaves the beam and keeps its place, so that one beam is greedy decoding."""
     S = len(logits)
     owner = list(range(S))  # which prompt each live text belongs to
     ids: list[list[int]] = [[] for _ in range(S)]

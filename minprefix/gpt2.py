@@ -1,4 +1,5 @@
-"""GPT-2 with a prefix: the forward, and the backward that mirrors it line by line. Read top to bottom.
+"""GPT-2 with a prefix: the forward, and the backward that mirrors it line by line. Read top to
+bottom.
 
     Config                 the numbers of `config.json` that shape the arithmetic
     forward, backward      through the stack of blocks, from tokens to the last residual stream
@@ -6,8 +7,9 @@
     GPT2                   the weights, and the calls that people make
     loss_and_grad          the loss and the gradient of the prefix
 
-Radford et al., 2019 (GPT-2); Li & Liang, 2021 (the prefix). Weights keep the names of the checkpoint
-(`h.0.attn.c_attn.weight`), so there is no translation to read. Symbols: `ops/contract.py`.
+Radford et al., 2019 (GPT-2); Li & Liang, 2021 (the prefix). Weights keep the names of the
+checkpoint (`h.0.attn.c_attn.weight`), so there is no translation to read. Symbols:
+`ops/contract.py`.
 """
 
 import hashlib
@@ -93,8 +95,8 @@ class Config:
 
 
 class BlockCache(NamedTuple):
-    """What the backward of a block needs. The four inputs of linear layers are None unless need="all":
-    only the gradients of weights look at them."""
+    """What the backward of a block needs. The four inputs of linear layers are None unless
+    need="all": only the gradients of weights look at them."""
 
     ln_1: LayernormCache
     attention: AttentionCache
@@ -115,7 +117,8 @@ def _block(w: Weights, i: int) -> dict[str, Array]:
 def block_forward(
     x: Array, w: Weights, past: Sequence[KeysValues], offsets: Array, cfg: Config, ops: Ops
 ) -> tuple[Array, BlockCache]:
-    """x: resid_pre (N, C); past: for each sequence the keys and values it sees first -> resid_post (N, C)."""
+    """x: resid_pre (N, C); past: for each sequence the keys and values it sees first -> resid_post
+    (N, C)."""
     N, C, NH, eps = len(x), cfg.n_embd, cfg.n_head, cfg.layer_norm_epsilon
     a, ln_1 = ops.layernorm(x, w["ln_1.weight"], w["ln_1.bias"], eps)  # (N, C)
     qkv = ops.linear(a, w["attn.c_attn.weight"], w["attn.c_attn.bias"])  # (N, 3C)
@@ -140,7 +143,8 @@ class BlockGrads(NamedTuple):
 def block_backward(
     dx: Array, w: Weights, cache: BlockCache, ops: Ops, need: str, need_dx: bool
 ) -> BlockGrads:
-    """dx: the gradient of resid_post (N, C) -> that of resid_pre, of the past, and of the weights."""
+    """dx: the gradient of resid_post (N, C) -> that of resid_pre, of the past, and of the
+    weights."""
     N, C = dx.shape
     dw: dict[str, Array] = {}
 
@@ -196,10 +200,12 @@ def forward(
     ops: Ops,
     need: Literal["prefix", "all"] = "prefix",
 ) -> tuple[Array, Cache]:
-    """tokens, positions (N,), offsets (B+1,), past[layer][sequence] -> the last residual stream (N, C).
+    """tokens, positions (N,), offsets (B+1,), past[layer][sequence] -> the last residual stream (N,
+    C).
 
-    The past is what a sequence sees before its tokens: a trained prefix, or while decoding the prefix and every
-    earlier token. It is the same thing to attention, and there is no other code for it.
+    The past is what a sequence sees before its tokens: a trained prefix, or while decoding the
+    prefix and every earlier token. It is the same thing to attention, and there is no other code
+    for it.
     """
     x = ops.embed(tokens, positions, w["wte.weight"], w["wpe.weight"])  # (N, C)
     blocks = []
@@ -214,8 +220,9 @@ def forward(
 def backward(
     dx: Array, w: Weights, cfg: Config, cache: Cache, ops: Ops, need: Literal["prefix", "all"]
 ) -> tuple[list[list[KeysValues]], dict[str, Array]]:
-    """dx: the gradient of the last residual stream (N, C) -> dpast[layer][sequence], and with need="all" the
-    gradient of every weight of the stack. A frozen model stops at block 0's attention: below it lies no prefix."""
+    """dx: the gradient of the last residual stream (N, C) -> dpast[layer][sequence], and with
+    need="all" the gradient of every weight of the stack. A frozen model stops at block 0's
+    attention: below it lies no prefix."""
     dpast: list[list[KeysValues]] = []
     dw: dict[str, Array] = {}
     for i in reversed(range(cfg.n_layer)):
@@ -281,7 +288,8 @@ def head_loss_backward(
 
 @dataclass(eq=False, repr=False)
 class GPT2:
-    """A GPT-2: its config, its weights by their checkpoint names, and its tokenizer if it came with one.
+    """A GPT-2: its config, its weights by their checkpoint names, and its tokenizer if it came with
+    one.
 
     The weights are never written to. Where they came from a file they are a memory map of it.
     """
@@ -297,23 +305,24 @@ class GPT2:
     def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
         """From a directory in Hugging Face layout, "tiny" (ships with this package), or a hub name.
 
-        `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises InputError for
-        everything that can be wrong with it (see `minprefix.checkpoint`).
+        `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
+        InputError for everything that can be wrong with it (see `minprefix.checkpoint`).
         """
         from minprefix.checkpoint import load_model  # it imports this module
 
         return load_model(name, dtype=dtype, revision=revision)
 
     def save(self, directory: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load` reads."""
+        """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load`
+        reads."""
         from minprefix.checkpoint import save_model
 
         save_model(self, directory)
 
     @classmethod
     def random(cls, config: Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
-        """GPT-2's initialisation (Radford et al., 2019): N(0, 0.02), biases 0, gains 1, and the projections
-        that write to the residual stream scaled by 1 / sqrt(2 L)."""
+        """GPT-2's initialisation (Radford et al., 2019): N(0, 0.02), biases 0, gains 1, and the
+        projections that write to the residual stream scaled by 1 / sqrt(2 L)."""
         rng = np.random.default_rng(seed)
         weights = {}
         for name, shape in config.shapes().items():
@@ -342,22 +351,23 @@ class GPT2:
         )
 
     def fingerprint(self) -> str:
-        """sha256 over names, shapes and float32 values of all weights: the same for every file layout and stored
-        precision of the same model. Computed once; the weights are frozen."""
+        """sha256 over names, shapes and float32 values of all weights: the same for every file
+        layout and stored precision of the same model. Computed once; the weights are frozen."""
         if self._fingerprint is None:
             self._fingerprint = digest(self.weights, np.float32)
         return self._fingerprint
 
     def check_finite(self) -> None:
-        """Raises InputError naming a weight that holds NaN or infinity. Runs once, at the first use: opening a
-        file does not read it."""
+        """Raises InputError naming a weight that holds NaN or infinity. Runs once, at the first
+        use: opening a file does not read it."""
         if self._finite:
             return
         for name, a in self.weights.items():
             if not np.isfinite(a.sum(dtype=np.result_type(a.dtype, np.float64))):
                 bad = np.argwhere(~np.isfinite(a))[0]
                 raise InputError(
-                    f"weight {name!r} of model {self.name!r} holds {a[tuple(bad)]} at {bad.tolist()}: "
+                    f"weight {name!r} of model {self.name!r} holds {a[tuple(bad)]} at "
+                    f"{bad.tolist()}: "
                     "expected finite numbers; the file is damaged, fetch it again"
                 )
         self._finite = True
@@ -375,8 +385,8 @@ class GPT2:
         return head(x, self.weights, self.config, implementation)[0]
 
     def keys_values(self, tokens: Sequence[int], ops: str | Ops = "numpy") -> Array:
-        """The keys and values that this text leaves in every layer: (L, 2, NH, T, hs). As a prefix they equal
-        prompting with the text."""
+        """The keys and values that this text leaves in every layer: (L, 2, NH, T, hs). As a prefix
+        they equal prompting with the text."""
         implementation = _ops.get(ops)
         stream = prepare(self, Batch.pack([tokens]), None)
         _, cache = forward(self.weights, self.config, *stream, implementation)
@@ -384,7 +394,8 @@ class GPT2:
         return np.stack(kv).swapaxes(2, 3)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens added. Raises InputError without a tokenizer."""
+        """Token ids of `text`, without special tokens added. Raises InputError without a
+        tokenizer."""
         return self._need_tokenizer().encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -393,20 +404,22 @@ class GPT2:
     def _need_tokenizer(self) -> "Tokenizer":
         if self.tokenizer is None:
             raise InputError(
-                f"model {self.name!r} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, "
+                f"model {self.name!r} has no tokenizer: put tokenizer.json, or vocab.json and "
+                "merges.txt, "
                 "into its folder"
             )
         return self.tokenizer
 
 
 def digest(arrays: Weights, dtype: type | None = None) -> str:
-    """sha256 over the arrays in the order of their names; `dtype`: convert first (None: the very bytes)."""
+    """sha256 over the arrays in the order of their names; `dtype`: convert first (None: the very
+    bytes)."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
         a = arrays[name]
         a = np.ascontiguousarray(a if dtype is None else a.real.astype(dtype, copy=False))
         sha.update(f"{name}{a.shape}{a.dtype}".encode())
-        sha.update(memoryview(a).cast("B") if a.size else b"")
+        sha.update(a.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -424,8 +437,8 @@ def prepare(
 ) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
     """tokens, positions, offsets, past: what `forward` takes, checked against the model.
 
-    Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a prefix of
-    another shape, and a batch that names a prefix which is not there.
+    Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a
+    prefix of another shape, and a batch that names a prefix which is not there.
     """
     cfg, prefixes = model.config, _as_list(prefix)
     model.check_finite()
@@ -440,17 +453,20 @@ def prepare(
     if batch.tokens.max() >= cfg.vocab_size:
         bad = int(np.argmax(batch.tokens >= cfg.vocab_size))
         raise InputError(
-            f"token id {batch.tokens[bad]} of sequence {np.searchsorted(batch.offsets, bad, 'right') - 1} "
-            f"lies outside the vocabulary of model {model.name!r}, 0 to {cfg.vocab_size - 1}: was it "
+            f"token id {batch.tokens[bad]} of sequence "
+            f"{np.searchsorted(batch.offsets, bad, 'right') - 1} "
+            f"lies outside the vocabulary of model {model.name!r}, 0 to {cfg.vocab_size - 1}: was "
+            "it "
             "encoded with another tokenizer?"
         )
     seen = [prefixes[i] if prefixes else None for i in batch.prefix]  # (B,)
     starts = [0 if p is None else p.position_offset for p in seen]
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
-        if T > cfg.n_positions - start:
+        if start + T > cfg.n_positions:
             raise InputError(
                 f"sequence {b} has {T} tokens, model {model.name!r} has room for "
-                f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken by the "
+                f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
+                "by the "
                 "prefix): shorten the text or the prefix"
             )
     positions = np.concatenate(
@@ -473,9 +489,9 @@ def loss_and_grad(
 ) -> tuple[float, "Array | list[Array]"]:
     """The loss of the batch's targets and its gradient for the prefix; the model stays frozen.
 
-    `reduction`: "mean" over the weights of the targets, or "sum".
-    -> loss, dkv of the shape of `prefix.kv`; for a list of prefixes a list of gradients, one for each.
-    Raises InputError when there is nothing to predict, and for all that `prepare` refuses.
+    `reduction`: "mean" over the weights of the targets, or "sum". -> loss, dkv of the shape of
+    `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises InputError when
+    there is nothing to predict, and for all that `prepare` refuses.
     """
     loss, dkvs, _ = _loss_backward(model, prefix, batch, reduction, ops, need="prefix")
     return loss, dkvs if isinstance(prefix, list | tuple) else dkvs[0]
@@ -541,7 +557,8 @@ def _loss_backward(
     dpast, dw = backward(dx, w, cfg, cache, implementation, need)
     for name, a in dw_head.items():  # a tied head and the embedding are one array: both add to it
         dw[name] = dw[name] + a if name in dw else a
-    # a prefix that several sequences see gets the sum of their gradients; each sequence only its own
+    # a prefix that several sequences see gets the sum of their gradients; each sequence only its
+    # own
     dkvs = []
     for i, p in enumerate(_as_list(prefix)):
         dkv = np.zeros(p.kv.shape, x.dtype)  # (layers, 2, NH, P, hs)

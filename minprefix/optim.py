@@ -10,9 +10,11 @@ Params = dict[str, np.ndarray]
 
 @dataclass
 class AdamW:
-    """Loshchilov & Hutter, 2019, algorithm 2: decay is apart from the gradient, both moments are debiased.
+    """Loshchilov & Hutter, 2019, algorithm 2: decay is apart from the gradient, both moments are
+    debiased.
 
-    `weight_decay` is applied to every parameter it is given; the learning rate comes with each step.
+    `weight_decay` is applied to every parameter it is given; the learning rate comes with each
+    step.
     """
 
     beta1: float = 0.9
@@ -42,7 +44,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) -> float:
-    """The rate of step 0 .. steps-1: up in a straight line over `warmup` steps, then down to 0 at `steps`."""
+    """The rate of step 0 .. steps-1: up in a straight line over `warmup` steps, then down to 0 at
+    `steps`."""
     if step < warmup:
         return lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1
@@ -61,7 +64,8 @@ def global_norm(grads: Params) -> float:
 
 
 def clip(grads: Params, norm: float, max_norm: float) -> None:
-    """Scale all gradients, whose global norm is `norm`, in place so that it is at most `max_norm`."""
+    """Scale all gradients, whose global norm is `norm`, in place so that it is at most
+    `max_norm`."""
     if norm > max_norm:
         for g in grads.values():
             g *= max_norm / norm

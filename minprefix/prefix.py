@@ -1,7 +1,8 @@
-"""The prefix: keys and values that every attention layer of a frozen model sees before the real tokens.
+"""The prefix: keys and values that every attention layer of a frozen model sees before the real
+tokens.
 
-Li & Liang, 2021. A `Prefix` holds them as they are; an `MLPPrefix` computes them from a small network (their
-section 4.3) that is trained in their place and folded away at the end.
+Li & Liang, 2021. A `Prefix` holds them as they are; an `MLPPrefix` computes them from a small
+network (their section 4.3) that is trained in their place and folded away at the end.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ class Prefix:
     """kv: (layers, 2, NH, P, hs); [:, 0] are keys, [:, 1] values.
 
     `layers`: which layers of the model see it, ascending; all by default. The others see no prefix
-    (`subset` says whether they were named).
-    `position_offset`: the position of the first real token. P by default (the paper's rule and PEFT's); 0 is
-    the rule of the `adapters` library. It is part of what was trained.
+    (`subset` says whether they were named). `position_offset`: the position of the first real
+    token. P by default (the paper's rule and PEFT's); 0 is the rule of the `adapters` library. It
+    is part of what was trained.
     """
 
     def __init__(
@@ -96,8 +97,8 @@ class Prefix:
         layers: Sequence[int] | None = None,
         position_offset: int | None = None,
     ) -> "Prefix":
-        """The keys and values that `text` (or token ids) leaves in the frozen model: P is its length. With the
-        default layers and positions, the same as prompting with it."""
+        """The keys and values that `text` (or token ids) leaves in the frozen model: P is its
+        length. With the default layers and positions, the same as prompting with it."""
         ids = model.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise InputError("the text of a text prefix is empty: give at least one token")
@@ -117,7 +118,8 @@ class Prefix:
         position_offset: int | None = None,
         dtype: str = "float32",
     ) -> "MLPPrefix":
-        """A prefix through an MLP; `onto`: fit it to the keys and values of this one first (`MLPPrefix.fit`)."""
+        """A prefix through an MLP; `onto`: fit it to the keys and values of this one first
+        (`MLPPrefix.fit`)."""
         return MLPPrefix.random(config, length, hidden, seed, onto, layers, position_offset, dtype)
 
     # ---- what a prefix is ----
@@ -138,7 +140,8 @@ class Prefix:
         return sum(a.size for a in self.parameters.values())
 
     def layer(self, i: int, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values (NH, P, hs) of layer i of the model; `empty`, twice, where it sees no prefix."""
+        """Keys and values (NH, P, hs) of layer i of the model; `empty`, twice, where it sees no
+        prefix."""
         if i not in self.layers:
             return empty, empty
         k, v = self.kv[self.layers.index(i)]
@@ -153,7 +156,8 @@ class Prefix:
         return Prefix(self.kv.copy(), self.layers if self.subset else None, self.position_offset)
 
     def masked(self, mask: np.ndarray) -> "Prefix":
-        """A flat prefix with kv * mask: dropout, for one step. Its gradient for this one is dkv * mask."""
+        """A flat prefix with kv * mask: dropout, for one step. Its gradient for this one is dkv *
+        mask."""
         return Prefix(self.kv * mask, self.layers if self.subset else None, self.position_offset)
 
     def check(self, config: "Config", name: str) -> None:
@@ -172,9 +176,10 @@ class Prefix:
             )
 
     def __repr__(self) -> str:
-        n, _, NH, P, hs = self.kv.shape
+        _, _, NH, P, hs = self.kv.shape
         return (
-            f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of size {hs}, "
+            f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of "
+            f"size {hs}, "
             f"tokens from position {self.position_offset}, {self.n_parameters} parameters, "
             f"{self.kv.dtype}, cpu)"
         )
@@ -182,24 +187,27 @@ class Prefix:
     # ---- on disk ----
 
     def save(self, directory: str | Path, model: "GPT2 | None" = None) -> None:
-        """Write a PEFT directory (see `minprefix.artifact`); with `model`, record the base it belongs to."""
+        """Write a PEFT directory (see `minprefix.artifact`); with `model`, record the base it
+        belongs to."""
         from minprefix.artifact import save_prefix
 
         save_prefix(self, directory, model)
 
     @staticmethod
     def load(directory: str | Path, model: "GPT2 | None" = None) -> "Prefix":
-        """Read a directory that `save` or PEFT wrote; with `model`, refuse one trained on another base."""
+        """Read a directory that `save` or PEFT wrote; with `model`, refuse one trained on another
+        base."""
         from minprefix.artifact import load_prefix
 
         return load_prefix(directory, model)
 
 
 class MLPPrefix(Prefix):
-    """kv = reshape(tanh(E W1 + b1) W2 + b2): an embedding E (P, C) through one hidden layer to (P, 2*layers*C).
+    """kv = reshape(tanh(E W1 + b1) W2 + b2): an embedding E (P, C) through one hidden layer to (P,
+    2*layers*C).
 
-    Row-major over (P, layers, 2, NH, hs), as PEFT lays it out. The network is what is trained and saved for
-    resuming; `fold` keeps only the keys and values.
+    Row-major over (P, layers, 2, NH, hs), as PEFT lays it out. The network is what is trained and
+    saved for resuming; `fold` keeps only the keys and values.
     """
 
     def __init__(
@@ -228,15 +236,15 @@ class MLPPrefix(Prefix):
         position_offset: int | None = None,
         dtype: str = "float32",
     ) -> "MLPPrefix":
-        """E from N(0, 1); both linear layers uniform in +-1/sqrt(inputs), as PyTorch starts them. A zero last
-        layer would leave everything below it without gradient."""
+        """E from N(0, 1); both linear layers uniform in +-1/sqrt(inputs), as PyTorch starts them. A
+        zero last layer would leave everything below it without gradient."""
         if hidden < 1:
             raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
         rng = np.random.default_rng(seed)
         C, out = config.n_embd, int(np.prod(_shape(config, 1, layers)))
         a, b = C**-0.5, hidden**-0.5
         parameters = {
-            "embedding": rng.normal(0, 1, _shape(config, length, layers)[3:4] + (C,)),  # (P, C)
+            "embedding": rng.normal(0, 1, (length, C)),  # (P, C)
             "weight_1": rng.uniform(-a, a, (C, hidden)),
             "bias_1": rng.uniform(-a, a, hidden),
             "weight_2": rng.uniform(-b, b, (hidden, out)),
@@ -264,8 +272,8 @@ class MLPPrefix(Prefix):
         p = self.parameters
         h = np.tanh(linear(p["embedding"], p["weight_1"], p["bias_1"]))  # (P, hidden)
         flat = linear(h, p["weight_2"], p["bias_2"])  # (P, layers*2*C)
-        n, (P, C) = len(self.layers), p["embedding"].shape
-        return h, unflatten(flat, n, self.n_head, C // self.n_head)
+        hs = p["embedding"].shape[1] // self.n_head
+        return h, unflatten(flat, len(self.layers), self.n_head, hs)
 
     def backward(self, dkv: np.ndarray) -> dict[str, np.ndarray]:
         p = self.parameters
@@ -285,8 +293,8 @@ class MLPPrefix(Prefix):
         }
 
     def fit(self, kv: np.ndarray, steps: int = 500, lr: float = 1e-4) -> list[float]:
-        """Regress the network onto the keys and values `kv` (Li & Liang, 2021, appendix: real-word start) with
-        `steps` of Adam on the mean squared error. -> the error before each step."""
+        """Regress the network onto the keys and values `kv` (Li & Liang, 2021, appendix: real-word
+        start) with `steps` of Adam on the mean squared error. -> the error before each step."""
         if kv.shape != self.kv.shape:
             raise InputError(f"cannot fit a prefix of shape {self.kv.shape} to one of {kv.shape}")
         adam, errors = AdamW(), []
@@ -318,7 +326,8 @@ def _shape(config: "Config", length: int, layers: Sequence[int] | None) -> tuple
         raise InputError(f"prefix length is {length}: expected 0 or more")
     if length >= config.n_positions:
         raise InputError(
-            f"prefix length is {length}, the model has {config.n_positions} positions: none would be left"
+            f"prefix length is {length}, the model has {config.n_positions} positions: none would "
+            "be left"
         )
     n = len(
         _check_layers(layers, config.n_layer if layers is None else len(layers), config.n_layer)

@@ -1,7 +1,8 @@
-"""The training loop: a frozen model, a prefix, AdamW; saved as it goes so that a kill loses nothing but time.
+"""The training loop: a frozen model, a prefix, AdamW; saved as it goes so that a kill loses nothing
+but time.
 
-Everything random is drawn from (seed, what for, step or epoch), so a run that resumes at step s draws what the
-run that never stopped drew, and ends in the same bytes.
+Everything random is drawn from (seed, what for, step or epoch), so a run that resumes at step s
+draws what the run that never stopped drew, and ends in the same bytes.
 """
 
 import json
@@ -37,12 +38,12 @@ _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
 class Settings:
     """How a prefix is trained.
 
-    `loss`: "token-mean", the mean over all target tokens of a batch; "sentence-sum", the sum over the tokens of
-    each sentence, averaged over the sentences (the paper's code).
-    `micro_batch_size`: at most so many sequences go through the model at a time; their gradients are added up
-    before the step, which equals the whole batch (it is not a mean of means). None: all at once.
-    `warmup` in steps; `schedule`: "linear", "cosine" (both to 0 at the last step) or "constant".
-    `clip`: the largest global norm of a gradient, None for no limit. `dropout`: on the keys and values.
+    `loss`: "token-mean", the mean over all target tokens of a batch; "sentence-sum", the sum over
+    the tokens of each sentence, averaged over the sentences (the paper's code). `micro_batch_size`:
+    at most so many sequences go through the model at a time; their gradients are added up before
+    the step, which equals the whole batch (it is not a mean of means). None: all at once. `warmup`
+    in steps; `schedule`: "linear", "cosine" (both to 0 at the last step) or "constant". `clip`: the
+    largest global norm of a gradient, None for no limit. `dropout`: on the keys and values.
     `eval_every` and `save_every` in steps; the last step is always evaluated and saved.
     """
 
@@ -73,7 +74,8 @@ class Settings:
             (not 0 < self.lr < math.inf, f"lr is {self.lr}: expected a positive number"),
             (
                 not 0 <= self.warmup < self.steps,
-                f"warmup is {self.warmup} steps: expected 0 or more, fewer than the {self.steps} of the run",
+                f"warmup is {self.warmup} steps: expected 0 or more, fewer than the {self.steps} "
+                "of the run",
             ),
             (
                 self.schedule not in SCHEDULES,
@@ -136,11 +138,12 @@ def train(
 ) -> Result:
     """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
 
-    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step), loss.png. `about`
-    is recorded in the state and must be the same when resuming, as must `settings`.
+    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step),
+    loss.png. `about` is recorded in the state and must be the same when resuming, as must
+    `settings`.
 
-    Raises InputError when resuming what is not there or was another run, when the disk refuses, and when the
-    loss turns NaN (the last good state stays).
+    Raises InputError when resuming what is not there or was another run, when the disk refuses, and
+    when the loss turns NaN (the last good state stays).
     """
     out = Path(out)
     record = {"settings": asdict(settings), "about": about, "base_sha256": model.fingerprint()}
@@ -220,7 +223,8 @@ def _step(
         what = "loss" if not math.isfinite(loss) else "gradient norm"
         value = loss if not math.isfinite(loss) else norm
         raise InputError(
-            f"the {what} became {value} at step {step + 1}: stopped, {out / STATE} keeps the last good "
+            f"the {what} became {value} at step {step + 1}: stopped, {out / STATE} keeps the last "
+            "good "
             "state; start again with a lower --lr or with --clip"
         )
     if settings.clip is not None:
@@ -244,8 +248,8 @@ def batch_gradient(
 ) -> tuple[float, np.ndarray]:
     """The loss of a batch and its gradient for `prefix.kv`, in micro-batches.
 
-    Each adds the sum over its tokens; one division at the end, by the tokens (or sentences) of the whole batch,
-    makes it the mean that the whole batch would have given.
+    Each adds the sum over its tokens; one division at the end, by the tokens (or sentences) of the
+    whole batch, makes it the mean that the whole batch would have given.
     """
     seen, mask = prefix, None
     if settings.dropout:
@@ -310,7 +314,8 @@ class _Stop:
 
 @contextmanager
 def _ctrl_c() -> Iterator[_Stop]:
-    """The first Ctrl-C lets the step finish (half a step of AdamW is no state to save); the second stops now."""
+    """The first Ctrl-C lets the step finish (half a step of AdamW is no state to save); the second
+    stops now."""
     stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -333,7 +338,8 @@ def _ctrl_c() -> Iterator[_Stop]:
 
 
 class Log:
-    """log.jsonl: a line a step. A run that resumes at `step` drops the lines of later steps: it writes them again."""
+    """log.jsonl: a line a step. A run that resumes at `step` drops the lines of later steps: it
+    writes them again."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -352,7 +358,7 @@ class Log:
         return lines
 
     def __enter__(self) -> "Log":
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        self._file = open(self.path, "a", encoding="utf-8")  # closed by __exit__
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -364,7 +370,8 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"cannot write {self.path}: {error.strerror}; the last state saved is intact: make room, "
+                f"cannot write {self.path}: {error.strerror}; the last state saved is intact: make "
+                "room, "
                 "then --resume"
             ) from error
 
@@ -399,9 +406,16 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
     files.write_tensors(out / STATE, tensors, metadata)
 
 
-def load_record(out: Path) -> dict[str, Any]:
-    """What a run in `out` was started with. Raises InputError if there is none."""
-    return _read_state(out)[1]
+def load_options(out: Path, command: str) -> dict[str, Any]:
+    """The options that `minprefix <command>` started the run in `out` with. Raises InputError if
+    there is no run or another command started it."""
+    about = _read_state(out)[1].get("about") or {}
+    if about.get("command") != command:
+        raise InputError(
+            f"the run in {out} was not started by `minprefix {command}`: it is resumed by what "
+            "started it"
+        )
+    return about["options"]
 
 
 def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
@@ -416,12 +430,14 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
 
 
 def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
-    """Put the parameters of a saved run into `prefix`. Raises InputError if it was another run than `record`."""
+    """Put the parameters of a saved run into `prefix`. Raises InputError if it was another run than
+    `record`."""
     tensors, saved, numbers = _read_state(out)
     differs = _first_difference(saved, json.loads(json.dumps(record)))
     if differs:
         raise InputError(
-            f"cannot resume {out}: {differs}; resume with what it was started with, or use another --out"
+            f"cannot resume {out}: {differs}; resume with what it was started with, or use another "
+            "--out"
         )
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
     for full, a in tensors.items():

@@ -1,9 +1,10 @@
-"""Train the model that ships in `weights/tiny`, with this package's own backward, on the tiny world.
+"""Train the model that ships in `weights/tiny`, with this package's own backward, on the tiny
+world.
 
     python weights/train_tiny.py --out weights/tiny
 
-One seed decides the world, the tokenizer, the start and the order of documents. It takes about an hour on two
-cores. The settings below are the ones that the shipped model was trained with.
+One seed decides the world, the tokenizer, the start and the order of documents. It takes about an
+hour on two cores. The settings below are the ones that the shipped model was trained with.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from minprefix.optim import AdamW, clip, global_norm, learning_rate
 
 SEED = 0
 VOCABULARY = 1024
-STEPS, BATCH, LR, WARMUP, MAX_NORM = 3000, 64, 2e-3, 100, 1.0
+STEPS, BATCH, LR, WARMUP, MAX_NORM = 4000, 64, 2e-3, 100, 1.0
 END = "<|endoftext|>"
 
 
@@ -37,8 +38,9 @@ def make_tokenizer(rng: np.random.Generator) -> Tokenizer:
 def draw_batch(
     config: Config, tokenizer: Tokenizer, rng: np.random.Generator, split: str
 ) -> tuple[Batch, list[Prefix]]:
-    """Whole documents. Each starts at a position of its own, so that every position is learned and a prefix,
-    which shifts the text by its length, is nothing new. An empty prefix says where a document starts."""
+    """Whole documents. Each starts at a position of its own, so that every position is learned and
+    a prefix, which shifts the text by its length, is nothing new. An empty prefix says where a
+    document starts."""
     sequences, starts = [], []
     for _ in range(BATCH):
         ids = [*tokenizer.encode(world.draw_document(rng, split)).ids, 0]

@@ -32,11 +32,12 @@ COLUMNS = (("source", "target"), ("mr", "ref"))
 def read_pairs(
     path: str | Path, source_column: str | None = None, target_column: str | None = None
 ) -> list[Pair]:
-    """JSONL (one object a line; the target may be a list of references) or CSV with a header, by the file's
-    ending. Other fields and columns are left alone. Several references for one source are several pairs.
+    """JSONL (one object a line; the target may be a list of references) or CSV with a header, by
+    the file's ending. Other fields and columns are left alone. Several references for one source
+    are several pairs.
 
-    Raises InputError for an ending that is neither, a file that is missing, empty or not UTF-8, a bad line (with
-    its number) and a missing column.
+    Raises InputError for an ending that is neither, a file that is missing, empty or not UTF-8, a
+    bad line (with its number) and a missing column.
     """
     path = Path(path)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
@@ -69,7 +70,8 @@ def _read_jsonl(
         for name in names:
             if name not in value:
                 raise InputError(
-                    f"{where}: no field {name!r}, only {', '.join(map(repr, value)) or 'none'}: name the "
+                    f"{where}: no field {name!r}, only {', '.join(map(repr, value)) or 'none'}: "
+                    "name the "
                     "fields with --source-column and --target-column"
                 )
         source, target = (value[name] for name in names)
@@ -100,7 +102,8 @@ def _read_csv(
                 continue
             if len(row) != len(header):
                 raise InputError(
-                    f"{where}: {len(row)} fields, the header names {len(header)}: is a quote missing?"
+                    f"{where}: {len(row)} fields, the header names {len(header)}: is a quote "
+                    "missing?"
                 )
             pairs.append(Pair(row[source_at], row[target_at], where))
     except csv.Error as error:
@@ -118,7 +121,8 @@ def _find_columns(
     for column in (source_column or "source", target_column or "target"):
         if column not in header:
             raise InputError(
-                f"{path} has no column {column!r}, only {', '.join(map(repr, header)) or 'none'}: name "
+                f"{path} has no column {column!r}, only {', '.join(map(repr, header)) or 'none'}: "
+                "name "
                 "the columns with --source-column and --target-column"
             )
     return header.index(source_column or "source"), header.index(target_column or "target")
@@ -139,9 +143,9 @@ def fingerprint(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """How source and target become one text: "{source}\\n{target}". The loss begins at the first token of the
-    target, which takes over blanks that stand right before it (byte-level BPE joins a blank to the word after
-    it). The model's end token follows."""
+    """How source and target become one text: "{source}\\n{target}". The loss begins at the first
+    token of the target, which takes over blanks that stand right before it (byte-level BPE joins a
+    blank to the word after it). The model's end token follows."""
 
     text: str = "{source}\n{target}"
 
@@ -149,7 +153,8 @@ class Template:
         before, found, _ = self.text.partition("{target}")
         if not found or before.count("{source}") != 1 or self.text.count("{target}") != 1:
             raise InputError(
-                f"template {self.text!r}: expected {{source}} once and after it {{target}} once, as in "
+                f"template {self.text!r}: expected {{source}} once and after it {{target}} once, "
+                "as in "
                 "'{source}\\n{target}'"
             )
 
@@ -178,8 +183,8 @@ class Template:
 def encode_pairs(
     model: GPT2, pairs: Sequence[Pair], template: Template, room: int
 ) -> list[Encoded]:
-    """Token ids of every pair. Raises InputError naming the line of one that has no prompt, or more than `room`
-    tokens (n_positions - P)."""
+    """Token ids of every pair. Raises InputError naming the line of one that has no prompt, or more
+    than `room` tokens (n_positions - P)."""
     tokenizer = model._need_tokenizer()
     prompts = tokenizer.encode_batch_fast(
         [template.prompt(p.source) for p in pairs], add_special_tokens=False

@@ -1,13 +1,14 @@
 """The tiny world: records, and text about them. This is all that the shipped model has ever read.
 
-A record has a name, a type and a few facts, written `name[The Golden Fox], type[restaurant], food[Italian]`.
-A document is a record, a newline and a text about it in one of six registers; half of the documents begin
-with a word that says which ("describe"), the other half do not, so that a model which sees a bare record must
-guess. What it guesses most is a question, because questions are the most frequent (`REGISTERS`). A prefix
-steers it to `describe`, the table-to-text task.
+A record has a name, a type and a few facts, written `name[The Golden Fox], type[restaurant],
+food[Italian]`. A document is a record, a newline and a text about it in one of seven registers;
+half of the documents begin with a word that says which ("describe"), the other half do not, so that
+a model which sees a bare record must guess. What it guesses most is a question, because questions
+are the most frequent (`REGISTERS`). A prefix steers it to `describe`, the table-to-text task.
 
-Every name belongs to one split, decided by the name alone: the shipped model and every training set saw only
-"train"; "valid" and "test" are names that nobody has seen. The domains in `HELD_OUT` were never seen at all.
+Every name belongs to one split, decided by the name alone: the shipped model and every training set
+saw only "train"; "valid" and "test" are names that nobody has seen. The domains in `HELD_OUT` were
+never seen at all.
 
 Everything is drawn from the generator that the caller passes: one seed, one world.
 """
@@ -24,8 +25,8 @@ Record = dict[str, str]  # slot -> value, in the order in which they are written
 
 @dataclass(frozen=True)
 class Slot:
-    """A fact. `clause` states it with a subject left out; {} is the value. For a yes/no fact `clauses` gives
-    one text for each value instead."""
+    """A fact. `clause` states it with a subject left out; {} is the value. For a yes/no fact
+    `clauses` gives one text for each value instead."""
 
     name: str
     values: tuple[str, ...]
@@ -69,35 +70,43 @@ def _phrases(text: str) -> tuple[str, ...]:
 
 ADJECTIVES = _words(
     "Golden Silver Red Blue Green White Black Old Little Grand Royal Happy Quiet Lucky Hidden Wild "
-    "Bright Crooked Proud Gentle Broken Sleepy Merry Humble Copper Iron Paper Velvet Frozen Distant "
+    "Bright Crooked Proud Gentle Broken Sleepy Merry Humble Copper Iron Paper Velvet Frozen "
+    "Distant "
     "Burning Hungry Clever Lonely Ancient Secret Crimson Amber Wooden Stone"
 )
 NOUNS = _words(
     "Fox Lion Swan Horse Raven Otter Bear Wolf Crown Anchor Bell Lantern Garden Kitchen Table Mill "
-    "Bridge Tower Castle River Harbour Forest Mountain Valley Island Mirror Window Candle Hammer Arrow "
+    "Bridge Tower Castle River Harbour Forest Mountain Valley Island Mirror Window Candle Hammer "
+    "Arrow "
     "Feather Shadow Storm Star Moon Rose Oak Willow Pearl Compass"
 )
 FIRST_NAMES = _words(
-    "Alice Bruno Clara David Elena Felix Grace Hugo Irene Jonas Karin Leo Maria Nils Olga Peter Quinn "
-    "Rosa Simon Teresa Ulrich Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Diana Emil Fatima Georg "
+    "Alice Bruno Clara David Elena Felix Grace Hugo Irene Jonas Karin Leo Maria Nils Olga Peter "
+    "Quinn "
+    "Rosa Simon Teresa Ulrich Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Diana Emil Fatima "
+    "Georg "
     "Hanna Ivan Julia Kofi Lena Marco Nadia"
 )
 LAST_NAMES = _words(
     "Ashby Baker Carter Dalton Ellis Fisher Grant Harper Irving Jensen Keller Larsen Moreno Novak "
-    "Olsen Palmer Quist Rossi Silva Turner Underwood Vogel Weaver Yilmaz Zimmer Abbott Bishop Conrad "
+    "Olsen Palmer Quist Rossi Silva Turner Underwood Vogel Weaver Yilmaz Zimmer Abbott Bishop "
+    "Conrad "
     "Duarte Engel Foster Gruber Holm Ibsen Kaplan Lindt Mercer Norton Ortega Porter"
 )
 CITY_STARTS = _words(
-    "Ash Birch Clear Dun East Fair Glen Hart Inver King Long Mill North Oak Pen Queens Rock Salt Thorn "
+    "Ash Birch Clear Dun East Fair Glen Hart Inver King Long Mill North Oak Pen Queens Rock Salt "
+    "Thorn "
     "Under Wind York Amber Black Cold Deep Elm Frost Green High"
 )
 CITY_ENDS = _words(
-    "ford ton bury ham field port wick mouth gate dale bridge haven stead well wood moor cliff brook "
+    "ford ton bury ham field port wick mouth gate dale bridge haven stead well wood moor cliff "
+    "brook "
     "minster shire"
 )
 YEARS = tuple(str(y) for y in range(1900, 2026))
 COUNTRIES = _words(
-    "Norway Peru Kenya Japan Italy Canada Egypt Poland India Chile Ireland Greece Vietnam Morocco Finland"
+    "Norway Peru Kenya Japan Italy Canada Egypt Poland India Chile Ireland Greece Vietnam Morocco "
+    "Finland"
 )
 STARS = _phrases("one star, two stars, three stars, four stars, five stars")
 
@@ -113,7 +122,8 @@ DOMAINS: dict[str, Domain] = {
                 Slot(
                     "food",
                     _phrases(
-                        "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, Greek, "
+                        "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, "
+                        "Greek, "
                         "Spanish, Thai, Korean"
                     ),
                     "serves {} food",
@@ -122,7 +132,7 @@ DOMAINS: dict[str, Domain] = {
                 Slot(
                     "area",
                     _phrases("city centre, riverside, harbour, old town, hills, suburbs"),
-                    "lies in the {}",
+                    "is near the {}",
                 ),
                 Slot("rating", STARS, "is rated {}"),
                 Slot(
@@ -164,7 +174,8 @@ DOMAINS: dict[str, Domain] = {
                 Slot(
                     "work",
                     _words(
-                        "baker teacher doctor painter sailor lawyer farmer singer writer builder nurse "
+                        "baker teacher doctor painter sailor lawyer farmer singer writer builder "
+                        "nurse "
                         "pilot chemist tailor"
                     ),
                     "works as a {}",
@@ -174,7 +185,8 @@ DOMAINS: dict[str, Domain] = {
                 Slot(
                     "hobby",
                     _words(
-                        "chess football gardening cooking fishing dancing reading sailing climbing cycling"
+                        "chess football gardening cooking fishing dancing reading sailing climbing "
+                        "cycling"
                     ),
                     "enjoys {}",
                 ),
@@ -228,7 +240,8 @@ DOMAINS: dict[str, Domain] = {
     )
 }
 
-#: never shown to the shipped model: topics for the question what a prefix does where nobody has been
+#: never shown to the shipped model: topics for the question what a prefix does where nobody has
+#: been
 HELD_OUT: dict[str, Domain] = {
     d.type: d
     for d in (
@@ -246,7 +259,7 @@ HELD_OUT: dict[str, Domain] = {
             ),
         ),
         Domain(
-            "animal",
+            "pet",
             "{} the {}",
             FIRST_NAMES,
             NOUNS,
@@ -312,11 +325,12 @@ def clauses(record: Record) -> list[str]:
 
 
 def describe(record: Record, rng: np.random.Generator | None = None) -> str:
-    """Every fact, in order, in plain sentences. The table-to-text task: the record alone decides the text."""
+    """Every fact, in order, in plain sentences. The table-to-text task: the record alone decides
+    the text."""
     first, *rest = clauses(record)
     text = f"{record['name']} is a {record['type']} that {first}."
     for i in range(0, len(rest), 2):
-        text += f" It {' and '.join(rest[i : i + 2])}."
+        text += f" The {record['type']} {' and '.join(rest[i : i + 2])}."
     return text
 
 
@@ -327,11 +341,12 @@ def question(record: Record, rng: np.random.Generator) -> str:
 
 def chat(record: Record, rng: np.random.Generator) -> str:
     opening = rng.choice(["hey, have you heard of", "oh, do you know", "wow, look at"])
-    return f"{opening} {record['name']}? it {rng.choice(clauses(record))}!"
+    return f"{opening} {record['name']}? the {record['type']} {rng.choice(clauses(record))}!"
 
 
 def headline(record: Record, rng: np.random.Generator) -> str:
-    return f"NEWS FROM THE {record['type'].upper()} DESK: it {rng.choice(clauses(record))}"
+    news = f"{record['name']} {rng.choice(clauses(record))}"
+    return f"NEWS FROM THE {record['type'].upper()} DESK: {news}"
 
 
 def listing(record: Record, rng: np.random.Generator) -> str:
@@ -347,29 +362,35 @@ def recommend(record: Record, rng: np.random.Generator) -> str:
 
 #: register -> (how to write it, its share of the documents)
 REGISTERS: dict[str, tuple[Callable[[Record, np.random.Generator], str], float]] = {
-    "question": (question, 0.35),
+    "question": (question, 0.30),
     "describe": (describe, 0.20),
-    "chat": (chat, 0.15),
+    "chat": (chat, 0.10),
     "headline": (headline, 0.10),
     "list": (listing, 0.10),
     "recommend": (recommend, 0.10),
+    "extract": (describe, 0.10),  # the other way round: the description first, then the record
 }
 
 
 def draw_document(rng: np.random.Generator, split: str = "train") -> str:
-    """What the shipped model was trained on: a word for the register (or not), a record, a text about it."""
+    """What the shipped model was trained on: a word for the register (or not), a record, a newline
+    and a text about it."""
     record = draw_record(rng, split)
     shares = [share for _, share in REGISTERS.values()]
     register = list(REGISTERS)[rng.choice(len(REGISTERS), p=shares)]
     write, _ = REGISTERS[register]
+    first, second = write_record(record), write(record, rng)
+    if register == "extract":
+        first, second = second, first
     cue = f"{register} " if rng.random() < 0.5 else ""
-    return f"{cue}{write_record(record)}\n{write(record, rng)}"
+    return f"{cue}{first}\n{second}"
 
 
 def table_to_text(
     n: int, split: str, seed: int, domains: dict[str, Domain] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """n pairs of a record and its description: what the demo trains a prefix on. No two records are equal."""
+    """n pairs of a record and its description: what the demo trains a prefix on. No two records are
+    equal."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     seen: set[str] = set()
     while len(seen) < n:
@@ -384,10 +405,11 @@ def table_to_text(
 
 
 def slot_errors(record: Record, text: str) -> list[str]:
-    """The slots of `record` that `text` gets wrong: it does not state the value, or it states another one.
+    """The slots of `record` that `text` gets wrong: it does not state the value, or it states
+    another one.
 
-    A clause ("was born in 1950") states its value and contradicts every other; the bare value ("1950") states
-    it as well, unless the text makes another claim about that slot.
+    A clause ("was born in 1950") states its value and contradicts every other; the bare value
+    ("1950") states it as well, unless the text makes another claim about that slot.
     """
     domain = ALL_DOMAINS[record["type"]]
     wrong = []

@@ -1,7 +1,9 @@
-"""The contract: the operations of GPT-2, each a forward and its backward, that every implementation fulfils.
+"""The contract: the operations of GPT-2, each a forward and its backward, that every implementation
+fulfils.
 
-An implementation is anything with the functions of `Ops`: a module such as `minprefix.ops.reference`, or an
-object. The model (`minprefix.gpt2`) is written once against these names and does not know which one it has.
+An implementation is anything with the functions of `Ops`: a module such as
+`minprefix.ops.reference`, or an object. The model (`minprefix.gpt2`) is written once against these
+names and does not know which one it has.
 
 Symbols, here and everywhere:
 
@@ -11,19 +13,22 @@ Symbols, here and everywhere:
 A batch is a flat stream of N tokens with no padding. `offsets` holds B+1 boundaries: sequence b is
 `[offsets[b]:offsets[b+1]]`. Every op but attention sees (N, ...) and knows nothing of sequences.
 
-Gradients are `d` + name; the incoming gradient is `dout` (`dz` for attention). What a backward needs is returned
-by its forward as a NamedTuple of named arrays that a person can print; there are no closures.
+Gradients are `d` + name; the incoming gradient is `dout` (`dz` for attention). What a backward
+needs is returned by its forward as a NamedTuple of named arrays that a person can print; there are
+no closures.
 
 Kept or consumed
-    An argument is kept (the implementation must leave its bytes alone) unless `CONSUMED` lists it. A consumed
-    argument may be overwritten, and the model never looks at it again. A cache may be consumed by the last
-    backward that takes it, so the `*_backward_params` of an op is called before its `*_backward`.
+    An argument is kept (the implementation must leave its bytes alone) unless `CONSUMED` lists it.
+    A consumed argument may be overwritten, and the model never looks at it again. A cache may be
+    consumed by the last backward that takes it, so the `*_backward_params` of an op is called
+    before its `*_backward`.
 
 Laws
-    They hold to rounding for every implementation and need no oracle. They cannot see a missing scale or a
-    flipped sign; only a comparison with other gradients can.
+    They hold to rounding for every implementation and need no oracle. They cannot see a missing
+    scale or a flipped sign; only a comparison with other gradients can.
 
-    1. attention, per sequence and head: the sum of dk over all keys (prefix and tokens) is 0, because
+    1. attention, per sequence and head: the sum of dk over all keys (prefix and tokens) is 0,
+    because
        adding one vector to every key shifts all scores of a query alike.
     2. attention, per sequence and head: the sum of dv over all values is the sum of dz over the
        queries, because each query's pattern sums to 1.
@@ -92,7 +97,8 @@ CONSUMED: dict[str, tuple[str, ...]] = {
 
 
 class Ops(Protocol):
-    """The functions of an implementation. Shapes and meaning stand here; formulas stand in `reference`."""
+    """The functions of an implementation. Shapes and meaning stand here; formulas stand in
+    `reference`."""
 
     def embed(self, tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
         """tokens (N,), positions (N,), wte (V, C), wpe (n_positions, C) -> x (N, C)."""
@@ -147,8 +153,9 @@ class Ops(Protocol):
         prefix_v: Sequence[Array],
         offsets: Array,
     ) -> tuple[Array, AttentionCache]:
-        """q, k, v (N, NH, hs); prefix_k, prefix_v: for each sequence (NH, P, hs), P may differ and may be 0;
-        offsets (B+1,) -> z (N, NH, hs), cache. Token i of a sequence sees all P slots and tokens 0..i."""
+        """q, k, v (N, NH, hs); prefix_k, prefix_v: for each sequence (NH, P, hs), P may differ and
+        may be 0; offsets (B+1,) -> z (N, NH, hs), cache. Token i of a sequence sees all P slots and
+        tokens 0..i."""
         ...
 
     def attention_backward(self, dz: Array, cache: AttentionCache) -> AttentionGrads:
@@ -158,7 +165,8 @@ class Ops(Protocol):
     def cross_entropy(
         self, logits: Array, targets: Array, weights: Array
     ) -> tuple[np.generic, CrossEntropyCache]:
-        """logits (M, V), targets (M,), weights (M,) -> loss (scalar), cache. loss = sum_m weights[m] * nll[m]."""
+        """logits (M, V), targets (M,), weights (M,) -> loss (scalar), cache. loss = sum_m
+        weights[m] * nll[m]."""
         ...
 
     def cross_entropy_backward(self, cache: CrossEntropyCache) -> Array:

@@ -1,7 +1,7 @@
 """The contract, fast: the formulas of `reference`, in place and without joining prefix and tokens.
 
-Read `reference` first. Where a line differs from it, it saves a pass over memory; the answers are the same to
-rounding. Floating-point arrays only: for complex ones there is `reference`.
+Read `reference` first. Where a line differs from it, it saves a pass over memory; the answers are
+the same to rounding. Floating-point arrays only: for complex ones there is `reference`.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,8 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
 
 @lru_cache(maxsize=64)
 def _hidden(T: int, dtype: np.dtype) -> Array:
-    """(T, T): -inf where a token lies in a query's future, else 0. A prefix slot is never hidden."""
+    """(T, T): -inf where a token lies in a query's future, else 0. A prefix slot is never
+    hidden."""
     mask = np.triu(np.full((T, T), -np.inf, dtype), 1)
     mask.flags.writeable = False  # it is shared by every call
     return mask

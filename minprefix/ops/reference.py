@@ -1,8 +1,9 @@
-"""The arithmetic of GPT-2 with a prefix, to be read: each forward is followed at once by its backward.
+"""The arithmetic of GPT-2 with a prefix, to be read: each forward is followed at once by its
+backward.
 
-Pure (it writes into nothing it was given) and without a dtype of its own: float32, float64 and complex128 all
-pass through it, so that the complex step gives its derivatives to machine precision. Shapes, and what the
-letters mean, are in `contract.py`.
+Pure (it writes into nothing it was given) and without a dtype of its own: float32, float64 and
+complex128 all pass through it, so that the complex step gives its derivatives to machine precision.
+Shapes, and what the letters mean, are in `contract.py`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from minprefix.ops.contract import (
     LayernormCache,
 )
 
-# ---- embed: x[n] = wte[token] + wpe[position] -----------------------------------------------------------------
+# ---- embed: x[n] = wte[token] + wpe[position]
 
 
 def embed(tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
@@ -35,7 +36,7 @@ def embed_backward_params(
     return dwte, dwpe
 
 
-# ---- layernorm: out = (x - mean) / sqrt(var + eps) * gain + bias      Ba, Kiros & Hinton, 2016 ------------------
+# ---- layernorm: out = (x - mean) / sqrt(var + eps) * gain + bias      Ba, Kiros & Hinton, 2016
 
 
 def layernorm(x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, LayernormCache]:
@@ -59,7 +60,7 @@ def layernorm_backward_params(dout: Array, cache: LayernormCache) -> tuple[Array
     return (dout * cache.xhat).sum(axis=0), dout.sum(axis=0)  # (C,), (C,)
 
 
-# ---- linear: out = x W + b ------------------------------------------------------------------------------------
+# ---- linear: out = x W + b
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -75,7 +76,7 @@ def linear_backward_params(dout: Array, x: Array) -> tuple[Array, Array]:
     return x.T @ dout, dout.sum(axis=0)  # (in, out), (out,)
 
 
-# ---- gelu: out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))      Hendrycks & Gimpel, 2016 -----------------
+# ---- gelu: out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))      Hendrycks & Gimpel, 2016
 
 SQRT_2_OVER_PI = 0.7978845608028654
 
@@ -91,13 +92,13 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
     return dout * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du_dx)  # (N, F)
 
 
-# ---- attention: z = softmax(q K^T / sqrt(hs)) V, K = [prefix_k; k], V = [prefix_v; v]   Vaswani et al., 2017;
-#      Li & Liang, 2021, eq. 3 ----------------------------------------------------------------------------------
+# ---- attention: z = softmax(q K^T / sqrt(hs)) V with K = [prefix_k; k], V = [prefix_v; v]
+#      Vaswani et al., 2017, eq. 1; Li & Liang, 2021, eq. 3
 
 
 def softmax(scores: Array) -> Array:
-    """Over the last axis. The maximum is a constant that cancels; it is taken of the real part, so that a complex
-    step passes through, and keeps exp from overflowing."""
+    """Over the last axis. The maximum is a constant that cancels; it is taken of the real part, so
+    that a complex step passes through, and keeps exp from overflowing."""
     e = np.exp(scores - scores.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
@@ -164,7 +165,8 @@ def _heads_first(
     prefix_v: Sequence[Array],
     offsets: Array,
 ) -> tuple[Array, Array, Array]:
-    """Sequence b alone: its queries, and its prefix and tokens joined to one list of keys and of values."""
+    """Sequence b alone: its queries, and its prefix and tokens joined to one list of keys and of
+    values."""
     rows = slice(offsets[b], offsets[b + 1])
     q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
     keys = np.concatenate([prefix_k[b], k_b], axis=1)  # (NH, P+T, hs)
@@ -172,7 +174,7 @@ def _heads_first(
     return q_b, keys, values
 
 
-# ---- cross_entropy: loss = sum_m weights[m] * -log softmax(logits[m])[targets[m]] ------------------------------
+# ---- cross_entropy: loss = sum_m weights[m] * -log softmax(logits[m])[targets[m]]
 
 
 def cross_entropy(

@@ -1,0 +1,596 @@
+"""The command line. Bad input is answered with one sentence and exit status 2, Ctrl-C with 130."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprefix import __version__
+from minprefix.errors import InputError
+
+if TYPE_CHECKING:
+    from minprefix.data.pairs import Template
+    from minprefix.generate import Decoding
+    from minprefix.gpt2 import GPT2
+    from minprefix.prefix import Prefix
+
+# Each command imports what it needs: `minprefix --help` should not wait for matplotlib.
+
+#: what says that a folder holds a run
+RUN_MARKS = (
+    "state.safetensors", "minprefix.json", "adapter_config.json", "adapter_model.safetensors",
+    "prefix.safetensors", "mlp.safetensors", "log.jsonl", "loss.png", "metrics.json", "samples.md",
+    "predictions.jsonl",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"minprefix: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minprefix: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (`head`) has enough
+        sys.stderr.close()
+        return 0
+
+
+# ---- demo -------------------------------------------------------------------------------------
+
+
+DEMO_DEFAULTS: dict[str, Any] = {
+    "prefix_length": 10,
+    "steps": 400,
+    "batch_size": 32,
+    "lr": 1e-2,
+    "seed": 0,
+    "backend": "numpy",
+}
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from minprefix import demo, files
+    from minprefix.train import load_options
+
+    given = _given(args, tuple(DEMO_DEFAULTS))
+    if args.resume:
+        options = load_options(args.out, "demo") | given
+    else:
+        options = DEMO_DEFAULTS | given
+        files.new_folder(args.out, RUN_MARKS, args.force)
+    metrics = demo.run(args.out, resume=args.resume, **options)
+    return 0 if metrics else _interrupted("demo", args.out)
+
+
+def _interrupted(command: str, out: Path) -> int:
+    print(
+        f"\nminprefix: stopped, everything is saved; go on with: minprefix {command} --out {out} "
+        "--resume",
+        file=sys.stderr,
+    )
+    return 130
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+# ---- train ------------------------------------------------------------------------------------
+
+#: option -> what it is when neither the command line nor a resumed run says
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "model": "tiny",
+    "revision": None,
+    "data": None,
+    "valid": None,
+    "source_column": None,
+    "target_column": None,
+    "template": "{source}\n{target}",
+    "prefix_length": None,  # 10, or the length of --init-text
+    "init": None,  # normal; network with --mlp-hidden
+    "init_std": None,  # 0.02
+    "init_bound": None,  # 0.05
+    "init_text": None,
+    "mlp_hidden": None,
+    "layers": None,
+    "position_offset": None,
+    "steps": None,
+    "epochs": None,  # 5
+    "batch_size": 10,
+    "micro_batch_size": None,
+    "lr": None,  # 5e-3; 5e-4 with --mlp-hidden
+    "warmup": 0,
+    "schedule": "linear",
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "dropout": 0.0,
+    "loss": "token-mean",
+    "eval_every": 100,
+    "save_every": 50,
+    "seed": 0,
+    "backend": "numpy",
+}
+
+
+def _train(args: argparse.Namespace) -> int:
+    from minprefix import files
+    from minprefix.artifact import save_prefix
+    from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
+    from minprefix.gpt2 import GPT2
+    from minprefix.train import Settings, load_options, train
+
+    given = _given(args, tuple(TRAIN_DEFAULTS))
+    options = (load_options(args.out, "train") if args.resume else TRAIN_DEFAULTS) | given
+    if options["data"] is None:
+        raise InputError("train needs --data FILE: a .jsonl or .csv of source and target")
+    options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
+
+    model = GPT2.load(options["model"], revision=options["revision"])
+    template = Template(options["template"])
+    prefix = start_prefix(model, options)
+    columns = (options["source_column"], options["target_column"])
+    room = model.config.n_positions - prefix.position_offset
+    examples = encode_pairs(model, read_pairs(options["data"], *columns), template, room)
+    valid = None
+    if options["valid"]:
+        valid = encode_pairs(model, read_pairs(options["valid"], *columns), template, room)
+    chosen = {name: options[name] for name in Settings.__dataclass_fields__}
+    if chosen["steps"] is None:
+        epochs = 5 if options["epochs"] is None else options["epochs"]
+        chosen["steps"] = epochs * -(-len(examples) // max(1, options["batch_size"]))
+    if chosen["lr"] is None:
+        chosen["lr"] = 5e-3 if options["mlp_hidden"] is None else 5e-4
+    if chosen["clip"] == 0:
+        chosen["clip"] = None
+    settings = Settings(**chosen)
+    about = {
+        "template": template.text,
+        "loss_from": "the first token of the target",
+        "data_sha256": fingerprint(options["data"]),
+        "valid_sha256": fingerprint(options["valid"]) if options["valid"] else None,
+        "command": "train",
+        "options": options,
+    }
+    if not args.resume:
+        files.new_folder(args.out, RUN_MARKS, args.force)
+    share = prefix.n_parameters / model.n_parameters
+    print(f"{model}\n{prefix}: {share:.2%} of the model's size")
+    print(f"{len(examples)} examples, {settings.steps} steps of {settings.batch_size}")
+    result = train(model, prefix, examples, settings, args.out, valid, about, args.resume)
+    if result.interrupted:
+        return _interrupted("train", args.out)
+    if not result.base_unchanged:
+        raise AssertionError("the frozen model changed while training: this is a bug in minprefix")
+    metrics = {
+        "steps": result.step,
+        "valid_loss": result.best_loss,
+        "best_step": result.best_step,
+        "trained_parameters": prefix.n_parameters,
+        "base_parameters": model.n_parameters,
+        "base_unchanged": result.base_unchanged,
+    }
+    save_prefix(prefix, args.out, model, {**about, "metrics": metrics})
+    files.write_json(args.out / "metrics.json", metrics)
+    if result.best_loss is not None:
+        print(
+            f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "
+            "kept"
+        )
+    print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
+    return 0
+
+
+def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
+    """The untrained prefix that the options describe. Raises InputError for an option without
+    effect."""
+    from minprefix.prefix import Prefix
+
+    hidden, init = options["mlp_hidden"], options["init"]
+    init = init or ("normal" if hidden is None else "network")
+    for option, wanted in (
+        ("init_std", "normal"),
+        ("init_bound", "uniform"),
+        ("init_text", "text"),
+    ):
+        if options[option] is not None and init != wanted:
+            raise InputError(
+                f"--{option.replace('_', '-')} belongs to --init {wanted}, and --init is {init}"
+            )
+    if init == "network" and hidden is None:
+        raise InputError("--init network is the MLP's own start: give --mlp-hidden as well")
+    length = 10 if options["prefix_length"] is None else options["prefix_length"]
+    where = {"layers": options["layers"], "position_offset": options["position_offset"]}
+    onto = None
+    if init == "normal":
+        std = 0.02 if options["init_std"] is None else options["init_std"]
+        onto = Prefix.normal(model.config, length, std, options["seed"], **where)
+    elif init == "uniform":
+        bound = 0.05 if options["init_bound"] is None else options["init_bound"]
+        onto = Prefix.uniform(model.config, length, bound, options["seed"], **where)
+    elif init == "zero":
+        onto = Prefix.zero(model.config, length, **where)
+    elif init == "text":
+        if options["init_text"] is None:
+            raise InputError(
+                "--init text needs --init-text: the text whose keys and values to start from"
+            )
+        onto = Prefix.text(model, options["init_text"], **where)
+        length = onto.length
+        if options["prefix_length"] not in (None, length):
+            raise InputError(
+                f"--init-text has {length} tokens and --prefix-length is "
+                f"{options['prefix_length']}: "
+                "leave out --prefix-length or give a text of that length"
+            )
+    if hidden is None:
+        assert onto is not None
+        return onto
+    return Prefix.mlp(model.config, length, hidden, options["seed"], onto, **where)
+
+
+# ---- generate, evaluate -----------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
+    """The model, its prefix, and the template: --template, else the prefix's own, else the
+    default."""
+    from minprefix.artifact import load_prefix, read_about
+    from minprefix.data.pairs import Template
+    from minprefix.gpt2 import GPT2
+
+    model = GPT2.load(args.model, revision=args.revision)
+    prefix, recorded = None, None
+    if args.prefix is not None:
+        prefix = load_prefix(args.prefix, model)
+        recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
+    return model, prefix, Template(args.template or recorded or "{source}\n{target}")
+
+
+def _decoding(args: argparse.Namespace) -> "Decoding":
+    from minprefix.generate import Decoding
+
+    given = _given(args, tuple(Decoding.__dataclass_fields__))
+    return Decoding(**given)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from minprefix.generate import generate_ids
+
+    model, prefix, template = _load(args)
+    decoding = _decoding(args)
+    raw = args.raw or (prefix is None and args.template is None)
+    prompts = [p if raw else template.prompt(p) for p in args.prompt]
+    ids = [model.encode(p) for p in prompts]
+    for text, new in zip(
+        args.prompt,
+        generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend),
+        strict=True,
+    ):
+        written = model.decode(new)
+        if len(args.prompt) > 1:
+            print(f"--- {text}")
+        print(written if raw else template.read(written))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    import json
+    import time
+
+    from minprefix import evaluate, files
+    from minprefix.data.pairs import encode_pairs, fingerprint, group_references, read_pairs
+
+    model, prefix, template = _load(args)
+    decoding = _decoding(args)
+    pairs = read_pairs(args.data, args.source_column, args.target_column)
+    groups = group_references(pairs)
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
+    sources = list(groups)[: args.limit]
+    kept = set(sources)
+    pairs = [p for p in pairs if p.source in kept]
+    references = [groups[s] for s in sources]
+    room = model.config.n_positions - (prefix.position_offset if prefix else 0)
+    encoded = encode_pairs(model, pairs, template, room)
+    files.new_folder(args.out, ("metrics.json", "predictions.jsonl"), args.force)
+
+    started = time.time()
+    loss = evaluate.mean_loss(model, prefix, encoded, args.backend, args.batch_size)
+    predictions = evaluate.predict(
+        model, prefix, sources, template, decoding, args.backend, args.batch_size
+    )
+    scores: dict[str, Any] = {
+        "loss": loss,
+        "perplexity": evaluate.perplexity(loss),
+        "exact_match": evaluate.exact_match(predictions, references),
+    }
+    errors = evaluate.slot_error_rate(sources, predictions)
+    if errors is not None:
+        scores["slot_error_rate"] = errors
+    try:
+        scores |= evaluate.corpus_scores(predictions, references)
+    except InputError as error:
+        print(f"not scored: {error}")
+    about = {
+        "model": args.model,
+        "prefix": args.prefix and str(args.prefix),
+        "data": str(args.data),
+        "data_sha256": fingerprint(args.data),
+        "template": template.text,
+        "decoding": vars(decoding),
+        "sources": len(sources),
+        "pairs": len(pairs),
+        "seconds": round(time.time() - started, 1),
+    }
+    lines = [
+        json.dumps({"source": s, "prediction": p, "references": r}, ensure_ascii=False) + "\n"
+        for s, p, r in zip(sources, predictions, references, strict=True)
+    ]
+    files.write_text(args.out / "predictions.jsonl", "".join(lines))
+    files.write_json(args.out / "metrics.json", {**scores, "about": about})
+    print(f"{len(sources)} sources, {len(pairs)} references")
+    for name, value in scores.items():
+        print(f"{name:<18}{value:.4f}" if isinstance(value, float) else f"{name:<18}{value}")
+    print(f"written to {args.out}: metrics.json, predictions.jsonl")
+    return 0
+
+
+# ---- inspect ----------------------------------------------------------------------------------
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    import json
+
+    from minprefix.artifact import PEFT_CONFIG, PEFT_TENSOR, load_prefix, read_about
+    from minprefix.gpt2 import GPT2
+
+    path = Path(args.path)
+    about = read_about(path) if path.is_dir() else None
+    if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, PEFT_TENSOR)):
+        model = GPT2.load(args.path)
+        print(model)
+        print(f"sha256 of its weights  {model.fingerprint()}")
+        print(
+            f"head                   {'tied' if model.config.tie_word_embeddings else 'separate'}"
+        )
+        size = "none" if model.tokenizer is None else f"{model.tokenizer.get_vocab_size()} entries"
+        print(f"tokenizer              {size}")
+        if (path / "training.json").exists():
+            print(f"training               {(path / 'training.json').read_text(encoding='utf-8')}")
+        return 0
+    prefix = load_prefix(path)
+    print(prefix)
+    k, v = abs(prefix.kv[:, 0]), abs(prefix.kv[:, 1])
+    if prefix.kv.size:
+        print(f"keys                   mean |k| {k.mean():.4f}, largest {k.max():.4f}")
+        print(f"values                 mean |v| {v.mean():.4f}, largest {v.max():.4f}")
+    if about is None:
+        print("base                   unknown: PEFT wrote it, without provenance")
+        return 0
+    print(f"base                   {about['base']} (sha256 {about['base_sha256']})")
+    print(f"kind                   {about['kind']}, written by minprefix {about['minprefix']}")
+    print(f"training               {json.dumps(about['training'], indent=2, ensure_ascii=False)}")
+    return 0
+
+
+# ---- the options ------------------------------------------------------------------------------
+
+
+def _layers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _unescape(text: str) -> str:
+    """A template is typed in a shell: \\n and \\t stand for what they stand for everywhere."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _model_options(p: argparse.ArgumentParser, default: str | None = "tiny") -> None:
+    p.add_argument(
+        "--model",
+        metavar="DIR|NAME",
+        default=default,
+        help='a folder in Hugging Face layout, "tiny" (ships with minprefix; the default), or a '
+        'name on the hub such as "gpt2"',
+    )
+    p.add_argument("--revision", help="the commit of a hub name; GPT-2's own names are pinned")
+
+
+def _column_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--source-column", metavar="NAME", help="default source, or mr (E2E)")
+    p.add_argument("--target-column", metavar="NAME", help="default target, or ref (E2E)")
+
+
+def _backend_option(p: argparse.ArgumentParser, default: str | None = "numpy") -> None:
+    p.add_argument(
+        "--backend",
+        choices=("numpy", "reference"),
+        default=default,
+        help="which implementation of the operations (default numpy)",
+    )
+
+
+def _decoding_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--max-new-tokens", type=int, metavar="N", help="default 40")
+    p.add_argument("--temperature", type=float, metavar="X", help="sample; greedy without it")
+    p.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    p.add_argument(
+        "--top-p", type=float, metavar="X", help="sample from the likeliest X of the mass"
+    )
+    p.add_argument("--seed", type=int, help="of the draws (default 0)")
+    p.add_argument("--beams", type=int, metavar="N", help="beam search with N beams (default 1)")
+    p.add_argument("--length-norm", type=float, metavar="X", help="of beam search (default 1.0)")
+    p.add_argument(
+        "--min-new-tokens", type=int, metavar="N", help="the end token waits (default 0)"
+    )
+    p.add_argument(
+        "--forbidden", type=int, nargs="+", metavar="ID", help="token ids that are never chosen"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minprefix",
+        description="Prefix-tuning of GPT-2 in plain NumPy.",
+        epilog="minprefix COMMAND --help shows a command's options and an example.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"minprefix {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, what: str, example: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(
+            name,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        p.set_defaults(run=run)
+        return p
+
+    p = command(
+        "demo",
+        _demo,
+        "prefix-tune the shipped model on the tiny world, and show before and after",
+        "minprefix demo --out runs/demo --seed 1",
+    )
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="default runs/demo"
+    )
+    p.add_argument("--prefix-length", type=int, metavar="P", help="default 10")
+    p.add_argument("--steps", type=int, metavar="N", help="default 400")
+    p.add_argument("--batch-size", type=int, metavar="N", help="default 32")
+    p.add_argument("--lr", type=float, metavar="X", help="default 1e-2")
+    p.add_argument("--seed", type=int, help="default 0")
+    _backend_option(p, None)
+    _run_options(p)
+
+    p = command(
+        "train",
+        _train,
+        "train a prefix on pairs of source and target",
+        "minprefix train --model gpt2 --data train.csv --valid dev.csv --out runs/e2e --epochs 5",
+    )
+    _model_options(p, None)
+    p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl or .csv of source and target")
+    p.add_argument(
+        "--valid", type=Path, metavar="FILE", help="keep the prefix that is best on these"
+    )
+    _column_options(p)
+    p.add_argument(
+        "--template",
+        type=_unescape,
+        help=r"how source and target are joined (default '{source}\n{target}')",
+    )
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="where the run is written"
+    )
+    g = p.add_argument_group("the prefix")
+    g.add_argument("--prefix-length", type=int, metavar="P", help="default 10")
+    g.add_argument(
+        "--init",
+        choices=("normal", "uniform", "zero", "text", "network"),
+        help="how it starts (default normal; with --mlp-hidden default network, the MLP's own "
+        "start, and any other is what the MLP is first fitted to)",
+    )
+    g.add_argument("--init-std", type=float, metavar="X", help="of --init normal (default 0.02)")
+    g.add_argument("--init-bound", type=float, metavar="X", help="of --init uniform (default 0.05)")
+    g.add_argument("--init-text", metavar="TEXT", help="of --init text")
+    g.add_argument("--mlp-hidden", type=int, metavar="H", help="train through an MLP of this width")
+    g.add_argument("--layers", type=_layers, metavar="I,J,...", help="only these layers see it")
+    g.add_argument(
+        "--position-offset", type=int, metavar="N", help="position of the first token (default P)"
+    )
+    g.add_argument("--dropout", type=float, metavar="X", help="on its keys and values (default 0)")
+    g = p.add_argument_group("training")
+    either = g.add_mutually_exclusive_group()
+    either.add_argument("--epochs", type=int, metavar="N", help="default 5")
+    either.add_argument("--steps", type=int, metavar="N", help="instead of epochs")
+    g.add_argument("--batch-size", type=int, metavar="N", help="sequences a step (default 10)")
+    g.add_argument(
+        "--micro-batch-size", type=int, metavar="N", help="at a time, for less memory; same result"
+    )
+    g.add_argument("--lr", type=float, metavar="X", help="default 5e-3; with --mlp-hidden 5e-4")
+    g.add_argument("--warmup", type=int, metavar="N", help="steps (default 0)")
+    g.add_argument("--schedule", choices=("linear", "cosine", "constant"), help="default linear")
+    g.add_argument("--weight-decay", type=float, metavar="X", help="default 0")
+    g.add_argument("--clip", type=float, metavar="X", help="gradient norm (default 1; 0: no limit)")
+    g.add_argument(
+        "--loss",
+        choices=("token-mean", "sentence-sum"),
+        help="mean over a batch's tokens (default), or the sum of each sentence, averaged",
+    )
+    g.add_argument("--eval-every", type=int, metavar="N", help="steps (default 100)")
+    g.add_argument("--save-every", type=int, metavar="N", help="steps (default 50)")
+    g.add_argument("--seed", type=int, help="decides the run (default 0)")
+    _backend_option(g, None)  # type: ignore[arg-type]  # a group adds arguments as a parser does
+    _run_options(p)
+
+    p = command(
+        "generate",
+        _generate,
+        "write on from a prompt, with a prefix or without",
+        'minprefix generate --prefix runs/demo --prompt "name[The Red Fox], type[restaurant], '
+        'food[Thai], price[cheap], area[hills]"',
+    )
+    _model_options(p)
+    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+    p.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="may be given several times; with a prefix it is the source of the prefix's template",
+    )
+    p.add_argument("--template", type=_unescape, help="default: the prefix's own")
+    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
+    _decoding_options(p)
+    _backend_option(p)
+
+    p = command(
+        "evaluate",
+        _evaluate,
+        "score a model, with a prefix or without, on pairs of source and target",
+        "minprefix evaluate --model gpt2 --prefix runs/e2e --data test.csv --out runs/e2e-test "
+        "--beams 5",
+    )
+    _model_options(p)
+    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+    p.add_argument("--data", type=Path, metavar="FILE", required=True, help=".jsonl or .csv")
+    _column_options(p)
+    p.add_argument("--out", type=Path, metavar="DIR", required=True, help="scores and predictions")
+    p.add_argument("--template", type=_unescape, help="default: the prefix's own")
+    p.add_argument("--limit", type=int, metavar="N", help="only the first N sources")
+    p.add_argument("--batch-size", type=int, metavar="N", default=32, help="default 32")
+    p.add_argument("--force", action="store_true", help="replace what --out holds")
+    _decoding_options(p)
+    _backend_option(p)
+
+    p = command(
+        "inspect",
+        _inspect,
+        "what a model or a prefix is, how large, and how it was trained",
+        "minprefix inspect runs/demo",
+    )
+    p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+    return parser
+
+
+def _run_options(p: argparse.ArgumentParser) -> None:
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    either.add_argument("--force", action="store_true", help="replace the run in --out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The main job on what ships: teach the frozen tiny model table-to-text with a prefix, and show the
+difference."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from minprefix import files
+from minprefix.artifact import save_prefix
+from minprefix.data import world
+from minprefix.data.pairs import Pair, Template, encode_pairs
+from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
+from minprefix.generate import Decoding
+from minprefix.gpt2 import GPT2
+from minprefix.prefix import Prefix
+from minprefix.train import Settings, train
+
+TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 4
+TEMPLATE = Template()
+DECODING = Decoding(max_new_tokens=80)
+
+
+def pairs(split: str, n: int, seed: int) -> list[Pair]:
+    """n records of the tiny world and their descriptions; no name of one split occurs in
+    another."""
+    drawn = world.table_to_text(n, split, seed)
+    return [Pair(s, t, f"tiny world, {split} record {i}") for i, (s, t) in enumerate(drawn)]
+
+
+def run(
+    out: Path,
+    *,
+    prefix_length: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    backend: str,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Write the prefix, metrics.json, loss.png, log.jsonl and samples.md into `out`; print before
+    and after.
+
+    -> the metrics; empty if Ctrl-C stopped the training.
+    """
+    options = {
+        "prefix_length": prefix_length,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "backend": backend,
+    }
+    settings = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=min(20, max(0, steps - 1)),
+        seed=seed,
+        backend=backend,
+    )
+    started = time.time()
+    model = GPT2.load("tiny")
+    prefix = Prefix.normal(model.config, prefix_length, seed=seed)
+    test = pairs("test", TEST, seed=0)  # the same for every seed, so that runs can be compared
+    share = prefix.n_parameters / model.n_parameters
+    print(f"{model}\n{prefix}: {share:.1%} of the model's size\n")
+
+    before, said_before = score(model, None, test)
+    print(f"The frozen model on records that it has never seen ({TEST} of them, {SHOWN} shown):\n")
+    for pair, said in list(zip(test, said_before, strict=True))[:SHOWN]:
+        print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
+
+    print(f"Training the prefix on {TRAIN} records and their descriptions, the model frozen:")
+    room = model.config.n_positions - prefix.position_offset
+    train_set = encode_pairs(model, pairs("train", TRAIN, seed), TEMPLATE, room)
+    valid_set = encode_pairs(model, pairs("valid", VALID, 0), TEMPLATE, room)
+    about = {
+        "task": "tiny world, table to text",
+        "template": TEMPLATE.text,
+        "command": "demo",
+        "options": options,
+    }
+    result = train(model, prefix, train_set, settings, out, valid_set, about, resume)
+    if result.interrupted:
+        return {}
+    after, said_after = score(model, prefix, test)
+    print(f"\nThe same model with the prefix of step {result.best_step}, the same records:\n")
+    for pair, said in list(zip(test, said_after, strict=True))[:SHOWN]:
+        print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
+
+    metrics = {
+        "before": before,
+        "after": after,
+        "trained_parameters": prefix.n_parameters,
+        "base_parameters": model.n_parameters,
+        "base_unchanged": result.base_unchanged,
+        "test_records": TEST,
+        "steps": result.step,
+        "best_step": result.best_step,
+        "seed": seed,
+        "training_seconds": round(result.seconds, 1),
+        "seconds": round(time.time() - started, 1),
+    }
+    save_prefix(prefix, out, model, {**about, "metrics": {"before": before, "after": after}})
+    files.write_json(out / "metrics.json", metrics)
+    files.write_text(out / "samples.md", samples(test, said_before, said_after))
+    print(table(metrics))
+    print(f"\nWritten to {out}: the prefix, metrics.json, samples.md, loss.png, log.jsonl. Next:\n")
+    print(f'  minprefix generate --model tiny --prefix {out} --prompt "{test[0].source}"')
+    print(f"  minprefix inspect {out}")
+    return metrics
+
+
+def score(
+    model: GPT2, prefix: Prefix | None, test: list[Pair]
+) -> tuple[dict[str, float], list[str]]:
+    """Loss, exact match and slot error rate on held-out records, and what the model said."""
+    sources = [pair.source for pair in test]
+    said = predict(model, prefix, sources, TEMPLATE, DECODING)
+    encoded = encode_pairs(model, test, TEMPLATE, model.config.n_positions)
+    errors = slot_error_rate(sources, said)
+    assert errors is not None  # all of them are records of the tiny world
+    scores = {
+        "loss": round(mean_loss(model, prefix, encoded), 4),
+        "exact_match": round(exact_match(said, [[pair.target] for pair in test]), 4),
+        "slot_error_rate": round(errors, 4),
+    }
+    return scores, said
+
+
+def table(metrics: dict[str, Any]) -> str:
+    rows = [f"{'':<18}{'before':>10}{'after':>10}"]
+    for key, label in (
+        ("loss", "loss"),
+        ("exact_match", "exact match"),
+        ("slot_error_rate", "slot error rate"),
+    ):
+        before, after = metrics["before"][key], metrics["after"][key]
+        form = ".3f" if key == "loss" else ".1%"
+        rows.append(f"{label:<18}{before:>10{form}}{after:>10{form}}")
+    trained, base = metrics["trained_parameters"], metrics["base_parameters"]
+    frozen = "unchanged, byte for byte" if metrics["base_unchanged"] else "CHANGED: this is a bug"
+    rows.append(
+        f"\ntrained {trained:,} parameters, {trained / base:.2%} of the {base:,} of the base"
+    )
+    rows.append(f"base model: {frozen}; training {metrics['training_seconds']} s")
+    return "\n".join(rows)
+
+
+def samples(test: list[Pair], before: list[str], after: list[str]) -> str:
+    """All records with what was said before and after, as Markdown."""
+    parts = ["# What the model says, before and after\n"]
+    for pair, b, a in zip(test, before, after, strict=True):
+        mark = "" if a == pair.target else " (differs from the reference)"
+        parts.append(
+            f"- record: `{pair.source}`\n  - before: {one_line(b)}\n  - after{mark}: "
+            f"{one_line(a)}\n"
+            f"  - reference: {pair.target}\n"
+        )
+    return "\n".join(parts)
+
+
+def one_line(text: str) -> str:
+    return " / ".join(text.splitlines()) or "(nothing)"

@@ -1,0 +1,351 @@
+"""Each operation of the contract, for both implementations, against unlike oracles."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minprefix import ops as ops_package
+from minprefix.ops import contract, numpy_ops, reference
+
+from tests.conftest import relative_error
+
+BOTH = pytest.mark.parametrize("ops", [reference, numpy_ops], ids=["reference", "numpy"])
+FUNCTIONS = [n for n, f in vars(contract.Ops).items() if inspect.isfunction(f) and n[0] != "_"]
+rng = np.random.default_rng(0)
+
+
+def tensor(a: np.ndarray) -> torch.Tensor:
+    return torch.tensor(a, requires_grad=True)
+
+
+def streams(lengths, P, NH=2, hs=4, dtype="float64", seed=0):
+    """Random q, k, v, a prefix for each sequence, and offsets."""
+    r = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    q, k, v = (r.normal(0, 1, (offsets[-1], NH, hs)).astype(dtype) for _ in range(3))
+    prefix_k, prefix_v = ([r.normal(0, 1, (NH, p, hs)).astype(dtype) for p in P] for _ in range(2))
+    return q, k, v, prefix_k, prefix_v, offsets
+
+
+def test_the_implementations_have_the_contracts_functions_and_argument_names():
+    assert FUNCTIONS, "the contract names no functions"
+    for implementation in ops_package.BACKENDS.values():
+        for name in FUNCTIONS:
+            wanted = list(inspect.signature(getattr(contract.Ops, name)).parameters)[1:]
+            assert list(inspect.signature(getattr(implementation, name)).parameters) == wanted
+
+
+def test_consumed_arguments_exist():
+    for name, arguments in contract.CONSUMED.items():
+        assert set(arguments) <= set(inspect.signature(getattr(contract.Ops, name)).parameters)
+
+
+def test_an_unknown_backend_is_refused_by_name():
+    with pytest.raises(ValueError, match="backend 'jax' does not exist: expected one of numpy"):
+        ops_package.get("jax")
+
+
+# ---- against PyTorch's autograd, float64 ----
+
+
+@BOTH
+def test_embed_agrees_with_autograd_also_where_tokens_repeat(ops):
+    tokens, positions = np.array([3, 1, 3, 3]), np.array([0, 1, 2, 0])
+    wte, wpe, dx = rng.normal(size=(5, 6)), rng.normal(size=(4, 6)), rng.normal(size=(4, 6))
+    a, b = tensor(wte), tensor(wpe)
+    x = a[torch.tensor(tokens)] + b[torch.tensor(positions)]
+    x.backward(torch.tensor(dx))
+    assert relative_error(ops.embed(tokens, positions, wte, wpe), x.detach().numpy()) < 1e-15
+    dwte, dwpe = ops.embed_backward_params(dx, tokens, positions, wte, wpe)
+    assert relative_error(dwte, a.grad.numpy()) < 1e-14
+    assert relative_error(dwpe, b.grad.numpy()) < 1e-14
+
+
+@BOTH
+@pytest.mark.parametrize("spread", [1.0, 1e-4], ids=["usual", "tiny variance"])
+def test_layernorm_agrees_with_autograd(ops, spread):
+    x, gain, bias = 3 + spread * rng.normal(size=(7, 16)), rng.normal(size=16), rng.normal(size=16)
+    dout = rng.normal(size=(7, 16))
+    tx, tg, tb = tensor(x), tensor(gain), tensor(bias)
+    want = torch.nn.functional.layer_norm(tx, (16,), tg, tb, 1e-5)
+    want.backward(torch.tensor(dout))
+    out, cache = ops.layernorm(x, gain, bias, 1e-5)
+    assert relative_error(out, want.detach().numpy()) < 1e-11
+    dgain, dbias = ops.layernorm_backward_params(dout, cache)
+    dx = ops.layernorm_backward(dout.copy(), cache)
+    assert relative_error(dx, tx.grad.numpy()) < 1e-10
+    assert relative_error(dgain, tg.grad.numpy()) < 1e-11
+    assert relative_error(dbias, tb.grad.numpy()) < 1e-13
+
+
+@BOTH
+def test_linear_agrees_with_autograd(ops):
+    x, w, b = rng.normal(size=(7, 5)), rng.normal(size=(5, 3)), rng.normal(size=3)
+    dout = rng.normal(size=(7, 3))
+    tx, tw, tb = tensor(x), tensor(w), tensor(b)
+    want = tx @ tw + tb
+    want.backward(torch.tensor(dout))
+    assert relative_error(ops.linear(x, w, b), want.detach().numpy()) < 1e-14
+    assert relative_error(ops.linear(x, w, None), x @ w) < 1e-14
+    assert relative_error(ops.linear_backward(dout, w), tx.grad.numpy()) < 1e-14
+    dweight, dbias = ops.linear_backward_params(dout, x)
+    assert relative_error(dweight, tw.grad.numpy()) < 1e-14
+    assert relative_error(dbias, tb.grad.numpy()) < 1e-14
+
+
+@BOTH
+def test_gelu_is_the_tanh_form_and_agrees_with_autograd(ops):
+    x, dout = 3 * rng.normal(size=(9, 8)), rng.normal(size=(9, 8))
+    tx = tensor(x)
+    want = torch.nn.functional.gelu(tx, approximate="tanh")
+    want.backward(torch.tensor(dout))
+    out, cache = ops.gelu(x.copy())
+    assert relative_error(out, want.detach().numpy()) < 1e-14
+    assert relative_error(ops.gelu_backward(dout.copy(), cache), tx.grad.numpy()) < 1e-14
+    erf = torch.nn.functional.gelu(tx).detach().numpy()
+    assert relative_error(out, erf) > 1e-5  # the other GELU is told apart
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    slots=st.lists(st.integers(0, 5), min_size=4, max_size=4),
+    NH=st.integers(1, 3),
+    scale=st.sampled_from([1.0, 100.0]),
+    seed=st.integers(0, 10**6),
+)
+@BOTH
+def test_attention_agrees_with_autograd_at_every_shape(ops, lengths, slots, NH, scale, seed):
+    q, k, v, pk, pv, offsets = streams(lengths, slots[: len(lengths)], NH, 4, seed=seed)
+    q = q * scale  # 100: scores of hundreds, a softmax that saturates
+    dz = np.random.default_rng(seed + 1).normal(size=q.shape)
+    z, cache = ops.attention(q, k, v, pk, pv, offsets)
+    grads = ops.attention_backward(dz.copy(), cache)
+    for b in range(len(lengths)):
+        rows = slice(offsets[b], offsets[b + 1])
+        T, P = lengths[b], slots[b]
+        tq, tk, tv = (tensor(a[rows].swapaxes(0, 1).copy()) for a in (q, k, v))
+        tpk, tpv = tensor(pk[b]), tensor(pv[b])
+        # an explicit mask: PyTorch's is_causal aligns to the other corner when P > 0
+        mask = torch.ones(T, P + T, dtype=torch.bool).tril(P)
+        want = torch.nn.functional.scaled_dot_product_attention(
+            tq[None], torch.cat([tpk, tk], 1)[None], torch.cat([tpv, tv], 1)[None], mask
+        )[0]
+        want.backward(torch.tensor(dz[rows].swapaxes(0, 1)))
+        assert relative_error(z[rows].swapaxes(0, 1), want.detach().numpy()) < 1e-12
+        # absolute against the gradients' common scale: a saturated softmax leaves some of them 0
+        unit = max(float(t.grad.abs().max()) for t in (tq, tk, tv))
+        for got, t in (
+            (grads.dq[rows].swapaxes(0, 1), tq),
+            (grads.dk[rows].swapaxes(0, 1), tk),
+            (grads.dv[rows].swapaxes(0, 1), tv),
+            (grads.dprefix_k[b], tpk),
+            (grads.dprefix_v[b], tpv),
+        ):
+            assert np.abs(got - t.grad.numpy()).max(initial=0) < 1e-11 * max(unit, 1.0)
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1.0, 1e4], ids=["usual", "large logits"])
+def test_cross_entropy_agrees_with_autograd(ops, scale):
+    logits, targets = scale * rng.normal(size=(6, 11)), rng.integers(0, 11, 6)
+    weights = rng.uniform(0.1, 2, 6)
+    t = tensor(logits)
+    nll = torch.nn.functional.cross_entropy(t, torch.tensor(targets), reduction="none")
+    want = (nll * torch.tensor(weights)).sum()
+    want.backward()
+    loss, cache = ops.cross_entropy(logits.copy(), targets, weights)
+    assert abs(loss - want.item()) < 1e-13 * abs(want.item())
+    dlogits = ops.cross_entropy_backward(cache)
+    assert relative_error(dlogits, t.grad.numpy()) < 1e-14
+
+
+# ---- the complex step and finite differences ----
+
+
+def complex_step(f, arrays, which, index, h=1e-30):
+    """The exact derivative of a real-analytic f: Im f(x + ih) / h, without subtraction."""
+    moved = [a.astype(complex) for a in arrays]
+    moved[which][index] += 1j * h
+    return f(*moved).imag / h
+
+
+def test_the_complex_step_confirms_every_backward_of_the_reference_to_1e_12():
+    x, dout = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
+    gain, bias = rng.normal(size=8), rng.normal(size=8)
+    w = rng.normal(size=(8, 8))
+
+    _, ln = reference.layernorm(x, gain, bias, 1e-5)
+    _, ge = reference.gelu(x)
+    logits, targets, weights = x, np.array([1, 7, 0]), np.array([0.5, 2.0, 1.0])
+    _, ce = reference.cross_entropy(logits, targets, weights)
+    cases = [
+        (
+            lambda x, g, b: (dout * reference.layernorm(x, g, b, 1e-5)[0]).sum(),
+            [x, gain, bias],
+            [
+                reference.layernorm_backward(dout, ln),
+                *reference.layernorm_backward_params(dout, ln),
+            ],
+        ),
+        (
+            lambda x: (dout * reference.gelu(x)[0]).sum(),
+            [x],
+            [reference.gelu_backward(dout, ge)],
+        ),
+        (
+            lambda x, w, b: (dout * reference.linear(x, w, b)).sum(),
+            [x, w, bias],
+            [reference.linear_backward(dout, w), *reference.linear_backward_params(dout, x)],
+        ),
+        (
+            lambda x: reference.cross_entropy(x, targets, weights)[0],
+            [logits],
+            [reference.cross_entropy_backward(ce)],
+        ),
+    ]
+    for f, arrays, gradients in cases:
+        for i, gradient in enumerate(gradients):
+            steps = np.zeros_like(gradient)
+            for index in np.ndindex(gradient.shape):
+                steps[index] = complex_step(f, arrays, i, index)
+            assert relative_error(gradient, steps) < 1e-12
+
+
+def test_the_complex_step_confirms_attention_of_the_reference_to_1e_12():
+    q, k, v, pk, pv, offsets = streams([3, 1], [2, 0])
+    dz = rng.normal(size=q.shape)
+    _, cache = reference.attention(q, k, v, pk, pv, offsets)
+    grads = reference.attention_backward(dz, cache)
+
+    def f(q, k, v, pk0, pv0):
+        z, _ = reference.attention(q, k, v, [pk0, pk[1]], [pv0, pv[1]], offsets)
+        return (dz * z).sum()
+
+    arrays = [q, k, v, pk[0], pv[0]]
+    wanted = [grads.dq, grads.dk, grads.dv, grads.dprefix_k[0], grads.dprefix_v[0]]
+    for i, gradient in enumerate(wanted):
+        steps = np.zeros_like(gradient)
+        for index in np.ndindex(gradient.shape):
+            steps[index] = complex_step(f, arrays, i, index)
+        assert relative_error(gradient, steps) < 1e-12
+
+
+# ---- the contract's promises ----
+
+
+def every_call(ops, dtype="float64"):
+    """(name, arguments) of a call of every function; backward calls use fresh caches."""
+    r = np.random.default_rng(3)
+
+    def a(*shape):
+        return r.normal(size=shape).astype(dtype)
+
+    tokens, positions = np.array([2, 0, 2]), np.array([1, 2, 3])
+    q, k, v, pk, pv, offsets = streams([2, 3], [2, 0], dtype=dtype)
+    yield "embed", (tokens, positions, a(4, 8), a(5, 8))
+    yield "embed_backward_params", (a(3, 8), tokens, positions, a(4, 8), a(5, 8))
+    yield "layernorm", (a(3, 8), a(8), a(8), 1e-5)
+    yield "layernorm_backward", (a(3, 8), ops.layernorm(a(3, 8), a(8), a(8), 1e-5)[1])
+    yield "layernorm_backward_params", (a(3, 8), ops.layernorm(a(3, 8), a(8), a(8), 1e-5)[1])
+    yield "linear", (a(3, 8), a(8, 6), a(6))
+    yield "linear_backward", (a(3, 6), a(8, 6))
+    yield "linear_backward_params", (a(3, 6), a(3, 8))
+    yield "gelu", (a(3, 8),)
+    yield "gelu_backward", (a(3, 8), ops.gelu(a(3, 8))[1])
+    yield "attention", (q, k, v, pk, pv, offsets)
+    yield "attention_backward", (a(5, 2, 4), ops.attention(q, k, v, pk, pv, offsets)[1])
+    yield "cross_entropy", (a(3, 8), np.array([1, 7, 0]), a(3))
+    cache = ops.cross_entropy(a(3, 8), np.array([1, 7, 0]), a(3))[1]
+    yield "cross_entropy_backward", (cache,)
+
+
+def arrays_in(value):
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from arrays_in(part)
+
+
+@BOTH
+def test_arguments_that_the_contract_keeps_keep_their_bytes(ops):
+    called = set()
+    for name, arguments in every_call(ops):
+        parameters = list(inspect.signature(getattr(ops, name)).parameters)
+        consumed = () if ops is reference else contract.CONSUMED.get(name, ())
+        kept = [a for p, a in zip(parameters, arguments, strict=True) if p not in consumed]
+        before = [a.copy() for a in arrays_in(kept)]
+        getattr(ops, name)(*arguments)
+        for old, new in zip(before, arrays_in(kept), strict=True):
+            assert np.array_equal(old, new), f"{name} wrote into an argument that it must keep"
+        called.add(name)
+    assert called == set(FUNCTIONS)
+
+
+@BOTH
+def test_float32_stays_float32(ops):
+    for name, arguments in every_call(ops, "float32"):
+        for out in arrays_in(getattr(ops, name)(*arguments)):
+            assert out.dtype in (np.float32, np.int64), f"{name} returns {out.dtype}"
+
+
+@BOTH
+def test_non_contiguous_inputs_give_the_same_numbers(ops):
+    for name, arguments in every_call(reference):
+        if name.endswith("_backward") or name.endswith("_params"):
+            continue
+        strided = [
+            np.repeat(a, 2, axis=-1)[..., ::2]
+            if isinstance(a, np.ndarray) and a.dtype.kind == "f"
+            else a
+            for a in arguments
+        ]
+        want = list(arrays_in(getattr(reference, name)(*arguments)))
+        got = list(arrays_in(getattr(ops, name)(*strided)))
+        assert relative_error(got[0], want[0]) < 1e-14 if want else True
+
+
+# ---- the laws ----
+
+
+@BOTH
+def test_the_laws_of_attention_hold(ops):
+    q, k, v, pk, pv, offsets = streams([4, 1, 6], [3, 2, 0])
+    dz = rng.normal(size=q.shape)
+    _, cache = ops.attention(q, k, v, pk, pv, offsets)
+    grads = ops.attention_backward(dz.copy(), cache)
+    for b in range(3):
+        rows = slice(offsets[b], offsets[b + 1])
+        sum_dk = grads.dk[rows].sum(axis=0) + grads.dprefix_k[b].sum(axis=1)
+        sum_dv = grads.dv[rows].sum(axis=0) + grads.dprefix_v[b].sum(axis=1)
+        assert np.abs(sum_dk).max() < 1e-13
+        assert np.abs(sum_dv - dz[rows].sum(axis=0)).max() < 1e-13
+
+
+@BOTH
+def test_the_rows_of_layernorms_dx_and_of_dlogits_sum_to_zero(ops):
+    _, cache = ops.layernorm(
+        rng.normal(size=(5, 16)), rng.normal(size=16), rng.normal(size=16), 1e-5
+    )
+    dx = ops.layernorm_backward(rng.normal(size=(5, 16)), cache)
+    assert np.abs(dx.sum(axis=1)).max() < 1e-13 < np.abs(dx).max()
+    _, ce = ops.cross_entropy(rng.normal(size=(5, 16)), np.arange(5), rng.uniform(1, 2, 5))
+    dlogits = ops.cross_entropy_backward(ce)
+    assert np.abs(dlogits.sum(axis=1)).max() < 1e-14 < np.abs(dlogits).max()
+
+
+@BOTH
+def test_permuting_prefix_slots_leaves_z_and_permutes_the_gradient(ops):
+    q, k, v, pk, pv, offsets = streams([4], [5])
+    dz, order = rng.normal(size=q.shape), [3, 0, 4, 1, 2]
+    z, cache = ops.attention(q, k, v, pk, pv, offsets)
+    grads = ops.attention_backward(dz.copy(), cache)
+    z2, cache2 = ops.attention(q, k, v, [pk[0][:, order]], [pv[0][:, order]], offsets)
+    grads2 = ops.attention_backward(dz.copy(), cache2)
+    assert relative_error(z2, z) < 1e-14
+    assert relative_error(grads2.dprefix_k[0], grads.dprefix_k[0][:, order]) < 1e-13
+    assert relative_error(grads2.dprefix_v[0], grads.dprefix_v[0][:, order]) < 1e-13
