@@ -390,7 +390,7 @@ class GPT2:
         implementation = _ops.get(ops)
         stream = prepare(self, Batch.pack([tokens]), None)
         _, cache = forward(self.weights, self.config, *stream, implementation)
-        kv = [np.stack([b.attention.k, b.attention.v]) for b in cache.blocks]  # (2, T, NH, hs) each
+        kv = [np.stack([b.attention.k, b.attention.v]) for b in cache.blocks]  # each (2, T, NH, hs)
         return np.stack(kv).swapaxes(2, 3)
 
     def encode(self, text: str) -> list[int]:

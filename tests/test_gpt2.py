@@ -247,9 +247,7 @@ def test_layers_outside_the_subset_see_no_prefix(config, model):
     assert dkv.shape == top.kv.shape == (1, 2, 4, 3, 8)
     # the complement of the proof: finite differences see the same gradient
     d = np.random.default_rng(0).normal(size=dkv.shape)
-    ends = [
-        loss(model, batch, Prefix(top.kv + s * 1e-5 * d, layers=[2])) for s in (1, -1)
-    ]
+    ends = [loss(model, batch, Prefix(top.kv + s * 1e-5 * d, layers=[2])) for s in (1, -1)]
     assert (ends[0] - ends[1]) / 2e-5 == pytest.approx((d * dkv).sum(), rel=1e-7)
     # layers 0 and 1 do as without a prefix, at the same positions
     none = Prefix.zero(config, 0, position_offset=3, dtype="float64")
@@ -257,9 +255,7 @@ def test_layers_outside_the_subset_see_no_prefix(config, model):
     from minprefix.gpt2 import forward, prepare
 
     def resid_before_layer_2(prefix):
-        _, cache = forward(
-            model.weights, config, *prepare(model, batch, prefix), ops.get("numpy")
-        )
+        _, cache = forward(model.weights, config, *prepare(model, batch, prefix), ops.get("numpy"))
         return cache.blocks[2].ln_1.xhat
 
     assert np.array_equal(resid_before_layer_2(top), resid_before_layer_2(none))
@@ -267,7 +263,9 @@ def test_layers_outside_the_subset_see_no_prefix(config, model):
 
 def test_weights_of_targets_scale_their_share_of_the_loss(model):
     seqs = [[5, 2, 9, 4]]
-    parts = [loss(model, Batch.pack([s[: i + 1]], i), reduction="sum") for s in seqs for i in (2, 3)]
+    parts = [
+        loss(model, Batch.pack([s[: i + 1]], i), reduction="sum") for s in seqs for i in (2, 3)
+    ]
     weighted = Batch.pack(seqs, 2, weights=[[0.5, 2.0]])
     assert loss(model, weighted, reduction="sum") == pytest.approx(0.5 * parts[0] + 2 * parts[1])
     assert loss(model, weighted) == pytest.approx((0.5 * parts[0] + 2 * parts[1]) / 2.5)
@@ -369,5 +367,7 @@ def test_bad_input_to_the_model_is_a_sentence(model, call, sentence):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_in_weights_is_found_at_the_first_use_and_named(model, bad):
     model.weights["h.1.mlp.c_fc.weight"][3, 5] = bad
-    with pytest.raises(InputError, match=rf"weight 'h.1.mlp.c_fc.weight' .* holds {bad} at \[3, 5\]"):
+    with pytest.raises(
+        InputError, match=rf"weight 'h.1.mlp.c_fc.weight' .* holds {bad} at \[3, 5\]"
+    ):
         model.logits(Batch.pack([[1, 2]]))

@@ -1,10 +1,10 @@
 """The tiny world: records, and text about them. This is all that the shipped model has ever read.
 
 A record has a name, a type and a few facts, written `name[The Golden Fox], type[restaurant],
-food[Italian]`. A document is a record, a newline and a text about it in one of seven registers;
-half of the documents begin with a word that says which ("describe"), the other half do not, so that
-a model which sees a bare record must guess. What it guesses most is a question, because questions
-are the most frequent (`REGISTERS`). A prefix steers it to `describe`, the table-to-text task.
+food[Italian]`. A document is a record and, on the next line, a text about it in one of seven registers. Half of
+the documents begin with a line that says which ("describe"). In the other half most texts are
+questions (`REGISTERS`), so that is what the model makes of a bare record; a prefix steers it to
+`describe`, the table-to-text task.
 
 Every name belongs to one split, decided by the name alone: the shipped model and every training set
 saw only "train"; "valid" and "test" are names that nobody has seen. The domains in `HELD_OUT` were
@@ -218,7 +218,7 @@ DOMAINS: dict[str, Domain] = {
         ),
         Domain(
             "book",
-            "A {} {}",
+            "My {} {}",
             ADJECTIVES,
             NOUNS,
             (
@@ -360,30 +360,30 @@ def recommend(record: Record, rng: np.random.Generator) -> str:
     )
 
 
-#: register -> (how to write it, its share of the documents)
-REGISTERS: dict[str, tuple[Callable[[Record, np.random.Generator], str], float]] = {
-    "question": (question, 0.30),
-    "describe": (describe, 0.20),
-    "chat": (chat, 0.10),
-    "headline": (headline, 0.10),
-    "list": (listing, 0.10),
-    "recommend": (recommend, 0.10),
-    "extract": (describe, 0.10),  # the other way round: the description first, then the record
+#: register -> (how to write it, its share of the documents with a cue, its share of those without)
+REGISTERS: dict[str, tuple[Callable[[Record, np.random.Generator], str], float, float]] = {
+    "question": (question, 0.16, 0.55),
+    "describe": (describe, 0.28, 0.05),
+    "chat": (chat, 0.12, 0.08),
+    "headline": (headline, 0.10, 0.08),
+    "list": (listing, 0.12, 0.08),
+    "recommend": (recommend, 0.10, 0.08),
+    "extract": (describe, 0.12, 0.08),  # the other way round: the description, then the record
 }
 
 
 def draw_document(rng: np.random.Generator, split: str = "train") -> str:
-    """What the shipped model was trained on: a word for the register (or not), a record, a newline
-    and a text about it."""
+    """What the shipped model was trained on: a line with the register's name in half of the
+    documents (the cue), a record, and a text about it."""
     record = draw_record(rng, split)
-    shares = [share for _, share in REGISTERS.values()]
+    cued = rng.random() < 0.5
+    shares = [with_cue if cued else without for _, with_cue, without in REGISTERS.values()]
     register = list(REGISTERS)[rng.choice(len(REGISTERS), p=shares)]
-    write, _ = REGISTERS[register]
-    first, second = write_record(record), write(record, rng)
+    write = REGISTERS[register][0]
+    lines = [write_record(record), write(record, rng)]
     if register == "extract":
-        first, second = second, first
-    cue = f"{register} " if rng.random() < 0.5 else ""
-    return f"{cue}{first}\n{second}"
+        lines.reverse()
+    return "\n".join([register, *lines] if cued else lines)
 
 
 def table_to_text(
