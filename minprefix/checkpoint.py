@@ -75,6 +75,8 @@ def load_model(name: str | Path, dtype: str = "float32", revision: str | None = 
     if "lm_head.weight" in weights and config.tie_word_embeddings:
         config = Config(**{**vars(config), "tie_word_embeddings": False})
     weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
+    for a in weights.values():
+        a.flags.writeable = False  # frozen
     return GPT2(config, weights, read_tokenizer(folder), str(name))
 
 

@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "prefix_length": 10,
-    "steps": 400,
-    "batch_size": 32,
+    "steps": 250,
+    "batch_size": 16,
     "lr": 1e-2,
     "seed": 0,
     "backend": "numpy",
@@ -132,6 +132,7 @@ def _train(args: argparse.Namespace) -> int:
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
 
     model = GPT2.load(options["model"], revision=options["revision"])
+    model.check_finite()  # before a folder is made for a run that cannot begin
     template = Template(options["template"])
     prefix = start_prefix(model, options)
     columns = (options["source_column"], options["target_column"])
@@ -468,8 +469,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="default runs/demo"
     )
     p.add_argument("--prefix-length", type=int, metavar="P", help="default 10")
-    p.add_argument("--steps", type=int, metavar="N", help="default 400")
-    p.add_argument("--batch-size", type=int, metavar="N", help="default 32")
+    p.add_argument("--steps", type=int, metavar="N", help="default 250")
+    p.add_argument("--batch-size", type=int, metavar="N", help="default 16")
     p.add_argument("--lr", type=float, metavar="X", help="default 1e-2")
     p.add_argument("--seed", type=int, help="default 0")
     _backend_option(p, None)

@@ -56,6 +56,7 @@ def run(
         batch_size=batch_size,
         lr=lr,
         warmup=min(20, max(0, steps - 1)),
+        eval_every=25,
         seed=seed,
         backend=backend,
     )

@@ -32,11 +32,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk, too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # the rename itself must reach the disk, too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "; the last one saved is intact" if path.exists() else ""

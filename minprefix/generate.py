@@ -66,6 +66,7 @@ class Decoding:
                 not sampling and (self.top_k is not None or self.top_p is not None),
                 "top_k and top_p restrict sampling: give a temperature as well",
             ),
+            (self.seed < 0, f"seed is {self.seed}: 0 or more"),
             (self.beams < 1, f"beams is {self.beams}: at least 1"),
             (self.beams > 1 and sampling, "beam search does not sample: leave out temperature"),
         ):

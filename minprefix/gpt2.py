@@ -291,7 +291,8 @@ class GPT2:
     """A GPT-2: its config, its weights by their checkpoint names, and its tokenizer if it came with
     one.
 
-    The weights are never written to. Where they came from a file they are a memory map of it.
+    Nothing here writes to the weights. Loaded ones are read-only arrays, memory maps of their file
+    where its precision is the one asked for; to train them, copy them first.
     """
 
     config: Config
@@ -299,7 +300,6 @@ class GPT2:
     tokenizer: "Tokenizer | None" = None
     name: str = "unnamed"
     _finite: bool = field(default=False, init=False)
-    _fingerprint: str | None = field(default=None, init=False)
 
     @classmethod
     def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
@@ -352,10 +352,8 @@ class GPT2:
 
     def fingerprint(self) -> str:
         """sha256 over names, shapes and float32 values of all weights: the same for every file
-        layout and stored precision of the same model. Computed once; the weights are frozen."""
-        if self._fingerprint is None:
-            self._fingerprint = digest(self.weights, np.float32)
-        return self._fingerprint
+        layout and stored precision of the same model."""
+        return digest(self.weights, np.float32)
 
     def check_finite(self) -> None:
         """Raises InputError naming a weight that holds NaN or infinity. Runs once, at the first

@@ -58,7 +58,7 @@ class Prefix:
     ) -> "Prefix":
         """Independent draws from N(0, std^2)."""
         shape = _shape(config, length, layers)
-        kv = np.random.default_rng(seed).normal(0, std, shape).astype(dtype)
+        kv = _rng(seed).normal(0, std, shape).astype(dtype)
         return cls(kv, layers, position_offset)
 
     @classmethod
@@ -74,7 +74,7 @@ class Prefix:
     ) -> "Prefix":
         """Independent draws from [-bound, bound)."""
         shape = _shape(config, length, layers)
-        kv = np.random.default_rng(seed).uniform(-bound, bound, shape).astype(dtype)
+        kv = _rng(seed).uniform(-bound, bound, shape).astype(dtype)
         return cls(kv, layers, position_offset)
 
     @classmethod
@@ -240,7 +240,7 @@ class MLPPrefix(Prefix):
         zero last layer would leave everything below it without gradient."""
         if hidden < 1:
             raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
-        rng = np.random.default_rng(seed)
+        rng = _rng(seed)
         C, out = config.n_embd, int(np.prod(_shape(config, 1, layers)))
         a, b = C**-0.5, hidden**-0.5
         parameters = {
@@ -319,6 +319,12 @@ def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> n
 def dropout_mask(shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> np.ndarray:
     """0 with probability `rate`, else 1 / (1 - rate): multiplied onto kv while training."""
     return (rng.random(shape) >= rate) / (1 - rate)
+
+
+def _rng(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise InputError(f"seed is {seed}: expected 0 or more")
+    return np.random.default_rng(seed)
 
 
 def _shape(config: "Config", length: int, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ draws what the run that never stopped drew, and ends in the same bytes.
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -160,6 +161,7 @@ def train(
         unit="step",
         disable=not progress,
         dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
     with log, bar, _ctrl_c() as stop:
         while state.step < settings.steps and not stop.asked:

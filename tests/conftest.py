@@ -5,10 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minprefix import GPT2, Config
+from hypothesis import settings
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from minprefix import GPT2, Config
+
 torch.set_num_threads(2)
+settings.register_profile("repeatable", derandomize=True)  # a red run can be run again
+settings.load_profile("repeatable")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"  # real data, where a machine has it
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from minprefix import ops as ops_package
 from minprefix.ops import contract, numpy_ops, reference
-
 from tests.conftest import relative_error
 
 BOTH = pytest.mark.parametrize("ops", [reference, numpy_ops], ids=["reference", "numpy"])
@@ -296,7 +296,7 @@ def test_float32_stays_float32(ops):
 @BOTH
 def test_non_contiguous_inputs_give_the_same_numbers(ops):
     for name, arguments in every_call(reference):
-        if name.endswith("_backward") or name.endswith("_params"):
+        if name.endswith(("_backward", "_params")):
             continue
         strided = [
             np.repeat(a, 2, axis=-1)[..., ::2]

@@ -1,9 +1,10 @@
-"""Train the model that ships in `weights/tiny`, with this package's own backward, on the tiny
-world.
+"""Train the model that ships in `weights/tiny`, by this package's own backward, on the tiny world.
 
     python weights/train_tiny.py --out weights/tiny
 
-One seed decides the world, the tokenizer, the start and the order of documents. It takes about a quarter of an hour on two cores. The settings below are the ones that the shipped model was trained with.
+One seed decides the world, the tokenizer, the start and the order of documents. It takes about a
+quarter of an hour on two cores. The settings below are the ones that the shipped model was trained
+with.
 """
 
 import argparse

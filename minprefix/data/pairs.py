@@ -200,7 +200,7 @@ def encode_pairs(
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
-        if len(ids) == len(prompt.ids):
+        if not completion.ids:
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
         if len(ids) > room:
             raise InputError(

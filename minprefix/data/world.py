@@ -1,10 +1,10 @@
 """The tiny world: records, and text about them. This is all that the shipped model has ever read.
 
 A record has a name, a type and a few facts, written `name[The Golden Fox], type[restaurant],
-food[Italian]`. A document is a record and, on the next line, a text about it in one of seven registers. Half of
-the documents begin with a line that says which ("describe"). In the other half most texts are
-questions (`REGISTERS`), so that is what the model makes of a bare record; a prefix steers it to
-`describe`, the table-to-text task.
+food[Italian]`. A document is a record and, on the next line, a text about it in one of seven
+registers. Half of the documents begin with a line that says which ("describe"). In the other half
+most texts are questions (`REGISTERS`), so that is what the model makes of a bare record; a prefix
+steers it to `describe`, the table-to-text task.
 
 Every name belongs to one split, decided by the name alone: the shipped model and every training set
 saw only "train"; "valid" and "test" are names that nobody has seen. The domains in `HELD_OUT` were

@@ -1,0 +1,401 @@
+"""The command line: what it writes and says, and one sentence and status 2 for every bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+
+from minprefix import GPT2, Config, Prefix
+from minprefix.cli import main
+from minprefix.data.world import table_to_text
+from tests.conftest import random_model
+
+PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A small random GPT-2 with a tokenizer, on disk."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        [f"{s}\n{t}" for s, t in PAIRS], 300, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    config = Config(2, 2, 16, bpe.get_vocab_size(), 64, bos_token_id=0, eos_token_id=0)
+    model = random_model(config, dtype="float32")
+    model.tokenizer = bpe._tokenizer
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps({"source": s, "target": t}) for s, t in PAIRS * 4]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def ok(capsys):
+    """Run a command that must succeed. -> what it printed."""
+
+    def run(*argv):
+        status = main([str(a) for a in argv])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused with one sentence. -> the sentence."""
+
+    def run(*argv):
+        status = main([str(a) for a in argv])
+        err = capsys.readouterr().err
+        lines = [line for line in err.splitlines() if not line.startswith("\r")]
+        said = [line for line in lines if line.startswith("minprefix: error: ")]
+        assert status == 2
+        assert len(said) == 1
+        assert said[0] == lines[-1]
+        assert "Traceback" not in err
+        return said[0].removeprefix("minprefix: error: ")
+
+    return run
+
+
+def train(model_dir, data, out, *more):
+    return ["train", "--model", model_dir, "--data", data, "--out", out, "--steps", 6, *more]
+
+
+# ---- what works ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--init", "uniform", "--init-bound", "0.1", "--layers", "1"],
+        ["--init", "zero", "--position-offset", "0", "--dropout", "0.2"],
+        ["--init", "text", "--init-text", "food name"],
+        ["--mlp-hidden", "8"],
+        ["--mlp-hidden", "8", "--init", "text", "--init-text", "food", "--schedule", "cosine"],
+        ["--prefix-length", "0"],
+        ["--loss", "sentence-sum", "--micro-batch-size", "3", "--clip", "0", "--warmup", "2"],
+        ["--backend", "reference", "--weight-decay", "0.1", "--template", "{source} => {target}."],
+    ],
+    ids=" ".join,
+)
+def test_train_generate_evaluate_and_inspect_go_together(ok, model_dir, data, tmp_path, options):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out, "--valid", data, *options))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    assert metrics["base_unchanged"] is True
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    said = ok("inspect", out)
+    assert "trained" in said or "slots in layers" in said
+    about = json.loads((out / "minprefix.json").read_text())
+    assert about["base_sha256"] == GPT2.load(model_dir).fingerprint()
+    assert about["training"]["template"] in ("{source}\n{target}", "{source} => {target}.")
+
+    ok("generate", "--model", model_dir, "--prefix", out, "--prompt", "name[A]", "--beams", 2)
+    ok("evaluate", "--model", model_dir, "--prefix", out, "--data", data, "--out", tmp_path / "e")
+    scores = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert {"loss", "perplexity", "exact_match", "bleu", "chrf", "ter"} <= set(scores)
+    assert scores["loss"] == pytest.approx(metrics["valid_loss"], rel=1e-4)
+    predictions = (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(p)["source"] for p in predictions] == [s for s, _ in PAIRS]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
+    ok, model_dir, data, tmp_path
+):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        ok(*train(model_dir, data, tmp_path / name, "--seed", seed, "--dropout", 0.1))
+    a, b, c = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "abc")
+    assert a == b != c
+
+
+def test_generate_without_a_prefix_continues_the_prompt_as_it_is(ok, model_dir):
+    model = GPT2.load(model_dir)
+    from minprefix import generate
+
+    said = ok("generate", "--model", model_dir, "--prompt", "name", "--max-new-tokens", 5)
+    assert said == generate(model, ["name"], max_new_tokens=5)[0] + "\n"
+
+
+def test_generate_applies_the_prefixs_template_unless_raw(ok, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out, "--template", r"{source}\t=> {target}"))
+    call = ["generate", "--model", model_dir, "--prefix", out]
+    with_template = ok(*call, "--prompt", "name")
+    assert with_template == ok(*call, "--raw", "--prompt", "name\t=>").strip(" ")
+
+
+def test_inspect_tells_a_model_from_a_prefix(ok, model_dir, tmp_path):
+    assert "GPT2(" in ok("inspect", model_dir)
+    model = GPT2.load(model_dir)
+    Prefix.normal(model.config, 3).save(tmp_path / "p", model)
+    said = ok("inspect", tmp_path / "p")
+    assert "Prefix(3 slots" in said
+    assert model.fingerprint() in said
+    (tmp_path / "p" / "minprefix.json").unlink()  # as PEFT leaves it
+    assert "PEFT wrote it" in ok("inspect", tmp_path / "p")
+
+
+def test_force_replaces_a_run_and_leaves_other_files_alone(ok, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out, "--mlp-hidden", 4))
+    (out / "notes.txt").write_text("mine")
+    ok(*train(model_dir, data, out, "--force"))
+    assert not (out / "mlp.safetensors").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "inspect"])
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  minprefix {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [["--frobnicate"], ["train", "--out", "x", "--learning-rate", "1"], ["dance"], []]
+)
+def test_unknown_options_and_commands_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+
+
+def test_it_runs_as_a_process_with_status_2_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "minprefix", "inspect", "./nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("minprefix: error: model folder './nowhere' does not exist")
+
+
+# ---- bad input: the model ----
+
+
+def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
+    def said(model):
+        return refused(*train(model, data, tmp_path / "out"))
+
+    assert "'./gone' does not exist" in said("./gone")
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in said(tmp_path / "empty")
+    bad = tmp_path / "bad"
+    shutil.copytree(model_dir, bad)
+    config = json.loads((bad / "config.json").read_text())
+
+    def with_config(**change):
+        (bad / "config.json").write_text(json.dumps(config | change))
+        return said(bad)
+
+    assert "activation_function is 'relu', minprefix implements 'gelu_new'" in with_config(
+        activation_function="relu"
+    )
+    assert "unknown key 'rotary'" in with_config(rotary=True)
+    assert "'h.2.ln_1.weight' is missing" in with_config(n_layer=3)
+    assert "unexpected tensor 'h.1.attn.c_attn.bias'" in with_config(n_layer=1)
+    assert "tensor 'wpe.weight' has shape (64, 16)" in with_config(n_positions=65)
+    (bad / "config.json").write_text(json.dumps(config))
+    weights = bad / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    assert "is not a whole safetensors file" in said(bad)
+    weights.write_bytes(b"\xff" * 100)
+    assert "is not a whole safetensors file" in said(bad)
+    weights.write_bytes(whole)
+    tensors = {name: a.copy() for name, a in load_file(weights).items()}
+    tensors["transformer.h.0.mlp.c_fc.bias"][2] = np.nan
+    save_file(tensors, weights)
+    assert "weight 'h.0.mlp.c_fc.bias'" in said(bad)
+    weights.write_bytes(whole)
+    (bad / "tokenizer.json").unlink()
+    assert "has no tokenizer: put tokenizer.json" in said(bad)
+    assert not (tmp_path / "out").exists()  # nothing is left behind by a run that never began
+
+
+# ---- bad input: the data ----
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("d.jsonl", b"", "d.jsonl holds no pairs: expected at least one"),
+        ("d.csv", b"", "d.csv has no column 'source', only none"),
+        ("d.csv", b"source,target\n", "d.csv holds no pairs"),
+        ("d.csv", b"mr,text\na,b\n", "has no column 'source', only 'mr', 'text'"),
+        ("d.csv", b"source,target\na,b\na\n", "d.csv, line 3: 1 fields, the header names 2"),
+        ("d.jsonl", b'{"source": "a", "target": "b"}\nnonsense\n', "d.jsonl, line 2: not JSON"),
+        ("d.jsonl", b'{"source": "a"}\n', "d.jsonl, line 1: no field 'target'"),
+        (
+            "d.jsonl",
+            b'{"source": "a", "target": 3}\n',
+            "d.jsonl, line 1: source and target must be",
+        ),
+        ("d.csv", b"source,target\na,caf\xe9\n", "d.csv, line 2: byte 0xe9 is not UTF-8"),
+        ("d.txt", b"a\tb\n", "expected a name that ends in .jsonl or .csv"),
+        ("d.csv", b"source,target\na,\n", "d.csv, line 2: the target is empty"),
+        (
+            "d.csv",
+            b"source,target\na,b\nx," + b"y " * 60,
+            "d.csv, line 3: 123 tokens, the model has room for 54 after the prefix",
+        ),
+    ],
+)
+def test_bad_data_files_are_refused(refused, model_dir, tmp_path, name, content, sentence):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert sentence in refused(*train(model_dir, path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):
+    said = refused(*train(model_dir, tmp_path / "gone.csv", tmp_path / "out"))
+    assert "cannot read the data file" in said
+    assert "gone.csv: No such file" in said
+
+
+# ---- bad input: prefixes, runs, options ----
+
+
+def test_a_prefix_of_another_base_is_refused_with_both_fingerprints(refused, model_dir, tmp_path):
+    model = GPT2.load(model_dir)
+    other = random_model(model.config, seed=9, dtype="float32")
+    Prefix.normal(model.config, 3).save(tmp_path / "p", other)
+    said = refused("generate", "--model", model_dir, "--prefix", tmp_path / "p", "--prompt", "name")
+    assert "was trained on another base" in said
+    assert other.fingerprint()[:12] in said
+    assert model.fingerprint()[:12] in said
+
+
+def test_an_output_folder_that_holds_a_run_is_refused(ok, refused, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out))
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    said = refused(*train(model_dir, data, out))
+    assert f"{out} already holds a run" in said
+    assert "--resume" in said
+    assert "--force" in said
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out", out]
+    assert "already holds a run" in refused(*call)
+
+
+def test_resuming_what_is_not_there_or_another_run_is_refused(
+    ok, refused, model_dir, data, tmp_path
+):
+    assert "holds no run to resume" in refused("train", "--out", tmp_path / "none", "--resume")
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out))
+    said = refused("train", "--out", out, "--resume", "--lr", "0.5")
+    assert "lr was 0.005 and is now 0.5" in said
+    data.write_text(data.read_text() + '\n{"source": "new", "target": "line"}')
+    assert "data_sha256 was" in refused("train", "--out", out, "--resume")
+    assert "not started by `minprefix demo`" in refused("demo", "--out", out, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--init-std", "1", "--init", "zero"], "--init-std belongs to --init normal"),
+        (["--init-text", "a"], "--init-text belongs to --init text, and --init is normal"),
+        (["--init", "text"], "--init text needs --init-text"),
+        (["--init", "network"], "--init network is the MLP's own start: give --mlp-hidden"),
+        (
+            ["--init", "text", "--init-text", "food", "--prefix-length", "63"],
+            "tokens and --prefix-length is 63: leave out --prefix-length",
+        ),
+        (["--prefix-length", "-1"], "prefix length is -1: expected 0 or more"),
+        (["--prefix-length", "64"], "prefix length is 64, the model has 64 positions"),
+        (["--layers", "0,2"], "layer 2 does not exist: the model has layers 0 to 1"),
+        (["--layers", "1,0"], "layers [1, 0]: expected 2 different ones from 0, ascending"),
+        (["--position-offset", "-2"], "position_offset is -2: expected 0 or more"),
+        (["--mlp-hidden", "0"], "the MLP has a hidden width of 0: expected at least 1"),
+        (["--template", "{source}"], "template '{source}': expected {source} once and after it"),
+        (["--batch-size", "0"], "batch_size is 0: expected at least 1"),
+        (["--lr", "0"], "lr is 0.0: expected a positive number"),
+        (["--lr", "nan"], "lr is nan: expected a positive number"),
+        (["--warmup", "6"], "warmup is 6 steps: expected 0 or more, fewer than the 6 of the run"),
+        (["--dropout", "1"], "dropout is 1.0: expected 0 or more, below 1"),
+        (["--clip", "-1"], "clip is -1.0: expected a positive number"),
+        (["--seed", "-1"], "seed is -1: expected 0 or more"),
+        (["--source-column", "mr"], "no field 'mr', only 'source', 'target'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, sentence):
+    assert sentence in refused(*train(model_dir, data, tmp_path / "out"), *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--top-k", "3"], "top_k and top_p restrict sampling: give a temperature as well"),
+        (["--temperature", "0"], "temperature is 0.0: above 0"),
+        (["--temperature", "1", "--top-p", "1.5"], "top_p is 1.5: above 0, at most 1"),
+        (["--beams", "0"], "beams is 0: at least 1"),
+        (["--beams", "2", "--temperature", "1"], "beam search does not sample"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0: at least 1"),
+        (["--max-new-tokens", "65"], "prompt 0 has 1 tokens and ends at position 0: with 65 new"),
+        (["--seed", "-1", "--temperature", "1"], "seed is -1: 0 or more"),
+        (["--forbidden", "99999"], "forbidden token 99999 lies outside the vocabulary"),
+        (["--prefix", "gone"], "prefix folder 'gone' does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_decoding_options_are_refused(refused, model_dir, options, sentence):
+    assert sentence in refused("generate", "--model", model_dir, "--prompt", "name", *options)
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_state(
+    refused, model_dir, data, tmp_path, monkeypatch
+):
+    import minprefix.train
+
+    real = minprefix.train.batch_gradient
+
+    def explode(model, prefix, chosen, settings, step):
+        loss, dkv = real(model, prefix, chosen, settings, step)
+        return (float("nan") if step == 3 else loss), dkv
+
+    monkeypatch.setattr(minprefix.train, "batch_gradient", explode)
+    said = refused(*train(model_dir, data, tmp_path / "out", "--save-every", 2))
+    assert "the loss became nan at step 4: stopped" in said
+    tensors = load_file(tmp_path / "out" / "state.safetensors")
+    assert all(np.isfinite(a).all() for a in tensors.values())
+
+
+def test_evaluate_reports_slot_errors_on_the_tiny_world_only(ok, model_dir, data, tmp_path):
+    world = tmp_path / "world.jsonl"
+    pairs = table_to_text(2, "test", 0)
+    world.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
+    options = ["--model", "tiny", "--max-new-tokens", 2]
+    said = ok("evaluate", *options, "--data", world, "--out", tmp_path / "a")
+    assert "slot_error_rate" in said
+    said = ok("evaluate", *options, "--data", data, "--out", tmp_path / "b", "--limit", 2)
+    assert "slot_error_rate" not in said
+    assert said.startswith("2 sources, 8 references")

@@ -1,0 +1,73 @@
+"""The demo in small: what it writes and how it goes on. Its promises are checked on a full run by
+`tests/check_demo.py`, which the continuous integration calls."""
+
+import json
+
+import pytest
+
+from minprefix import GPT2, Prefix
+from minprefix.cli import main
+from tests.check_demo import failures
+
+FILES = {
+    "adapter_config.json", "adapter_model.safetensors", "log.jsonl", "loss.png", "metrics.json",
+    "minprefix.json", "samples.md", "state.safetensors",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_records():
+    from minprefix import demo
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "TEST", 12)
+        patch.setattr(demo, "TRAIN", 100)
+        patch.setattr(demo, "VALID", 8)
+        yield
+
+
+def test_a_short_demo_shows_and_writes_what_it_promises(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--steps", "8", "--batch-size", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "The frozen model on records that it has never seen" in said
+    assert "slot error rate" in said
+    assert "base model: unchanged, byte for byte" in said
+    assert {p.name for p in out.iterdir()} == FILES
+    metrics = json.loads((out / "metrics.json").read_text())
+    for when in ("before", "after"):
+        assert set(metrics[when]) == {"loss", "exact_match", "slot_error_rate"}
+        assert 0 <= metrics[when]["slot_error_rate"] <= 1
+        assert 0 <= metrics[when]["exact_match"] <= 1
+    model = GPT2.load("tiny")
+    assert metrics["base_parameters"] == model.n_parameters
+    assert metrics["trained_parameters"] == Prefix.load(out, model).n_parameters == 12_800
+    assert metrics["base_unchanged"] is True
+    assert (out / "samples.md").read_text().count("- record: ") == 12
+
+
+def test_a_demo_resumes_and_is_not_replaced_without_being_asked(tmp_path, capsys):
+    out = tmp_path / "demo"
+    options = ["--steps", "4", "--batch-size", "4", "--prefix-length", "3"]
+    assert main(["demo", "--out", str(out), *options]) == 0
+    tensor = (out / "adapter_model.safetensors").read_bytes()
+    assert main(["demo", "--out", str(out), *options]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["demo", "--out", str(out), "--resume"]) == 0
+    assert (out / "adapter_model.safetensors").read_bytes() == tensor
+
+
+def test_a_demo_that_breaks_its_promises_is_told():
+    before = {"loss": 0.1, "exact_match": 0.0, "slot_error_rate": 0.8}
+    after = {"loss": 0.01, "exact_match": 0.9, "slot_error_rate": 0.02}
+    good = {
+        "before": before,
+        "after": after,
+        "base_unchanged": True,
+        "trained_parameters": 10,
+        "base_parameters": 1000,
+    }
+    assert failures(good) == []
+    assert len(failures(good | {"before": after, "after": before})) == 4
+    assert failures(good | {"base_unchanged": False}) == ["the base is unchanged"]
+    assert failures(good | {"trained_parameters": 20}) == ["under 2% was trained"]
