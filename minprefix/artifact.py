@@ -110,14 +110,20 @@ def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "
         prefix = _read_peft(folder, dtype)
     elif (folder / OWN_TENSOR).exists() and about is not None:
         tensors, _ = files.map_tensors(folder / OWN_TENSOR, "the prefix")
-        if "kv" not in tensors:
-            raise InputError(f"{folder / OWN_TENSOR} holds no tensor 'kv': the prefix is damaged")
+        if set(tensors) != {"kv"} or tensors["kv"].dtype.kind != "f":
+            found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
+            raise InputError(
+                f"{folder / OWN_TENSOR} holds {found}: expected one tensor 'kv' of floating-point "
+                "numbers; the prefix is damaged"
+            )
         prefix = Prefix(tensors["kv"].astype(dtype), about["layers"], about["position_offset"])
     else:
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
             f"{OWN_TENSOR} with {ABOUT}"
         )
+    if about is not None:
+        _check_about(folder / ABOUT, about, prefix)
     if not np.isfinite(prefix.kv).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
     if model is not None:
@@ -127,10 +133,8 @@ def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "
             assert about is not None
             raise InputError(
                 f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} "
-                "(sha256 "
-                f"{recorded[:12]}...), and this is {model.name!r} (sha256 "
-                f"{model.fingerprint()[:12]}...); "
-                "give the model that it was trained on"
+                f"(sha256 {recorded[:12]}...), and this is {model.name!r} (sha256 "
+                f"{model.fingerprint()[:12]}...); give the model that it was trained on"
             )
     return prefix
 
@@ -145,8 +149,29 @@ def load_mlp(directory: str | Path, dtype: str = "float32") -> MLPPrefix:
             f"{str(folder)!r} holds no MLP: the prefix is flat, or PEFT wrote it without"
         )
     tensors, _ = files.map_tensors(folder / MLP, "the prefix's MLP")
+    P, C = about["length"], about["n_head"] * about["head_size"]
+    out = 2 * C * (about["n_layer"] if about["layers"] is None else len(about["layers"]))
+    hidden = tensors["bias_1"].size if "bias_1" in tensors else 0
+    expected = {
+        "embedding": (P, C),
+        "weight_1": (C, hidden),
+        "bias_1": (hidden,),
+        "weight_2": (hidden, out),
+        "bias_2": (out,),
+    }
+    found = {name: a.shape for name, a in tensors.items()}
+    if found != expected or any(a.dtype.kind != "f" for a in tensors.values()):
+        raise InputError(
+            f"{folder / MLP} holds {found}: expected {expected} of floating-point numbers, from "
+            f"{ABOUT}"
+        )
+    for name, a in tensors.items():
+        if not np.isfinite(a).all():
+            raise InputError(f"{folder / MLP}: {name} holds NaN or infinity: it is damaged")
     parameters = {name: a.astype(dtype) for name, a in tensors.items()}
-    return MLPPrefix(parameters, about["n_head"], about["layers"], about["position_offset"])
+    mlp = MLPPrefix(parameters, about["n_head"], about["layers"], about["position_offset"])
+    _check_about(folder / ABOUT, about, mlp)
+    return mlp
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -159,13 +184,42 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     if about.get("format") != FORMAT:
         raise InputError(
             f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: use the "
-            "minprefix "
-            "that wrote it"
+            "minprefix that wrote it"
         )
     for key in sorted(set(about) ^ ABOUT_KEYS):
         state = "unknown" if key in about else "missing"
         raise InputError(f"{path}: key {key!r} is {state}: the file is damaged or edited")
+    layers = about["layers"]
+    if layers is not None and not (isinstance(layers, list) and all(map(_whole, layers))):
+        raise InputError(f"{path}: layers is {layers!r}: expected whole numbers from 0, or null")
+    for key in ("length", "position_offset", "n_layer", "n_head", "head_size"):
+        if not _whole(about[key]):
+            raise InputError(f"{path}: {key} is {about[key]!r}: expected a whole number from 0")
     return about
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _check_about(path: Path, about: dict[str, Any], prefix: Prefix) -> None:
+    """Raises InputError where minprefix.json and the tensor beside it are not of one save."""
+    n, _, NH, P, hs = prefix.kv.shape
+    found: dict[str, Any] = {
+        "length": P,
+        "n_head": NH,
+        "head_size": hs,
+        "layers": list(prefix.layers) if prefix.subset else None,
+        "position_offset": prefix.position_offset,
+    }
+    if not prefix.subset:
+        found["n_layer"] = n
+    for key, value in found.items():
+        if about[key] != value:
+            raise InputError(
+                f"{path}: {key} is {about[key]!r}, the tensors beside it have {value!r}: the files "
+                "are not of one save; copy them again, together"
+            )
 
 
 def _read_peft(folder: Path, dtype: str) -> Prefix:
@@ -176,8 +230,7 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
     if config.get("peft_type") != "PREFIX_TUNING":
         raise InputError(
             f"{path}: peft_type is {config.get('peft_type')!r}: expected 'PREFIX_TUNING'; "
-            "minprefix reads "
-            "no other kind of adapter"
+            "minprefix reads no other kind of adapter"
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
@@ -186,16 +239,15 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
                 f"{path}: {key} is {config.get(key)!r}: expected a whole number from 1"
             )
     P, L, NH, C = (config[key] for key in numbers)
+    if C % NH:
+        raise InputError(f"{path}: token_dim is {C}, which {NH} heads cannot share equally")
     tensors, _ = files.map_tensors(folder / PEFT_TENSOR, "the prefix")
-    if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].shape != (
-        P,
-        L * 2 * C,
-    ):
-        found = {name: a.shape for name, a in tensors.items()}
+    stored = tensors.get("prompt_embeddings", np.empty(0))
+    if len(tensors) != 1 or stored.shape != (P, L * 2 * C) or stored.dtype.kind != "f":
+        found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
         raise InputError(
             f"{folder / PEFT_TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} "
-            "from "
-            f"{PEFT_CONFIG}"
+            f"from {PEFT_CONFIG}"
         )
     kv = unflatten(tensors["prompt_embeddings"], L, NH, C // NH).astype(dtype)
     return Prefix(kv)

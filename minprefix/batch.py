@@ -58,8 +58,7 @@ class Batch:
             if not 1 <= start <= T:
                 raise InputError(
                     f"loss_from of sequence {b} is {start}: expected 1 to {T}, the index of the "
-                    "first "
-                    "token to predict (token 0 has nothing before it)"
+                    "first token to predict (token 0 has nothing before it)"
                 )
         if any(i < 0 for i in which):
             raise InputError(f"prefix indices must be 0 or more, got {min(which)}")

@@ -5,6 +5,7 @@ A value that would change the arithmetic and is not implemented is refused by na
 unpickled.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,14 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 #: keys that change nothing here: dropout while training the base, a classification head,
 #: bookkeeping, and how other software decodes
 WITHOUT_EFFECT = {
-    "_name_or_path", "architectures", "attn_pdrop", "chunk_size_feed_forward", "do_sample",
-    "dtype", "embd_pdrop", "finetuning_task", "gradient_checkpointing", "id2label",
-    "initializer_range", "label2id", "max_length", "n_ctx", "num_labels", "output_attentions",
-    "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens",
-    "problem_type", "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
-    "torch_dtype", "transformers_version", "use_cache",
+    "_name_or_path", "_num_labels", "architectures", "attn_pdrop", "chunk_size_feed_forward",
+    "do_sample", "dtype", "embd_pdrop", "finetuning_task", "gradient_checkpointing", "id2label",
+    "initializer_range", "label2id", "max_length", "n_ctx", "n_special", "num_labels",
+    "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
+    "predict_special_tokens", "problem_type", "resid_pdrop", "return_dict",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version",
+    "use_cache",
 }  # fmt: skip
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 DTYPES = ("float32", "float64", "complex128")
@@ -84,13 +86,13 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself if it is one, the shipped model for "tiny", else a
     snapshot from the hub (the pinned commit for GPT-2's own names)."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike path.is_dir, also for a name that no file could have
         if revision is not None:
             raise InputError(f"model {str(name)!r} is a folder: a revision is for names on the hub")
         return path
     if str(name) in ("tiny", "weights/tiny") and TINY is not None:
         return TINY
-    local = str(name).startswith((".", "/", "~")) or path.is_file() or len(path.parts) > 2
+    local = str(name).startswith((".", "/", "~")) or os.path.isfile(path) or len(path.parts) > 2
     if local or (len(path.parts) == 2 and path.parent.is_dir()):
         raise InputError(
             f"model folder {str(name)!r} does not exist: give a folder with config.json and "
@@ -101,25 +103,42 @@ def find(name: str | Path, revision: str | None = None) -> Path:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
+        try:  # for a commit that is not in the cache, snapshot_download would retry half a minute
+            HfApi().model_info(repo, revision=revision, timeout=10)
+            offline = False
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:  # every way in which a network fails, of whatever client library
+            offline = True
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=WANTED, local_files_only=offline
+            )
+        )
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"model {repo!r} has no revision {revision!r} on the hub: give a branch, a tag or a "
+            "whole commit"
+        ) from error
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise InputError(
             f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, "
-            "or give "
-            "a folder with config.json and model.safetensors"
+            "or give a folder with config.json and model.safetensors"
         ) from error
     except Exception as error:  # every way in which a network fails, of whatever client library
         at = f" at {revision}" if revision else ""
         raise InputError(
             f"cannot fetch model {repo!r}{at} from the hub ({type(error).__name__}): without a "
-            "network, "
-            "put its config.json, model.safetensors, vocab.json and merges.txt into a folder and "
-            "give "
-            "that folder instead of the name"
+            "network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
+            "folder and give that folder instead of the name"
         ) from error
 
 
@@ -142,25 +161,26 @@ def read_config(folder: Path) -> Config:
         if key in raw and raw[key] not in allowed:
             raise InputError(
                 f"{path}: {key} is {raw[key]!r}, minprefix implements "
-                f"{' or '.join(map(repr, allowed))}: "
-                "this model computes something else"
+                f"{' or '.join(map(repr, allowed))}: this model computes something else"
             )
     fields = Config.__dataclass_fields__
     unknown = sorted(set(raw) - set(fields) - set(REQUIRED_VALUES) - WITHOUT_EFFECT)
     if unknown:
         raise InputError(
             f"{path}: unknown key {unknown[0]!r}: nobody can say here whether it changes the "
-            "model; remove "
-            "it if you know that it does not"
+            "model; remove it if you know that it does not"
         )
     values = {key: raw[key] for key in fields if key in raw}
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
         value = values.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{path}: {key} is {value!r}: expected a whole number from 1")
-    for key in ("n_inner", "bos_token_id", "eos_token_id"):
-        if not isinstance(values.get(key), int | None):
-            raise InputError(f"{path}: {key} is {values[key]!r}: expected a whole number or null")
+    for key, least in (("n_inner", 1), ("bos_token_id", 0), ("eos_token_id", 0)):
+        value = values.get(key)
+        if value is not None and (type(value) is not int or value < least):
+            raise InputError(
+                f"{path}: {key} is {value!r}: expected a whole number from {least}, or null"
+            )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
         raise InputError(f"{path}: layer_norm_epsilon is {eps!r}: expected a small positive number")
@@ -210,21 +230,19 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
         if name not in weights:
             raise InputError(
                 f"{folder}: tensor {name!r} is missing: expected shape {shape}; is the file whole "
-                "and "
-                "does config.json belong to it?"
+                "and does config.json belong to it?"
             )
         if weights[name].shape != shape or weights[name].dtype.kind != "f":
             raise InputError(
                 f"{folder}: tensor {name!r} has shape {weights[name].shape} "
-                f"({weights[name].dtype}): "
-                f"expected {shape} of floating-point numbers, from config.json"
+                f"({weights[name].dtype}): expected {shape} of floating-point numbers, from "
+                "config.json"
             )
     extra = sorted(set(weights) - set(shapes))
     if extra:
         raise InputError(
             f"{folder}: unexpected tensor {extra[0]!r}: config.json describes a GPT-2 of "
-            f"{config.n_layer} "
-            "layers without it"
+            f"{config.n_layer} layers without it"
         )
     return {name: weights[name] for name in shapes}
 
@@ -237,8 +255,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         hint = (
             f"{pickled[0]} is a pickle, which can run any code and is never opened: convert it "
-            "with "
-            "transformers' save_pretrained"
+            "with transformers' save_pretrained"
             if pickled
             else "expected that, or shards with model.safetensors.index.json"
         )
@@ -247,10 +264,14 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(shard_of.values())):
+    shards = sorted(set(map(str, shard_of.values())))  # str: a number is no file's name, either
+    for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise InputError(f"{index} names shard {shard!r}, which is not in the folder")
-        tensors |= files.map_tensors(folder / shard, "the model")[0]
+        held = files.map_tensors(folder / shard, "the model")[0]
+        for name in set(held) & set(tensors):
+            raise InputError(f"{folder}: tensor {name!r} is there twice, in {shard} and before it")
+        tensors |= held
     lost = sorted(set(shard_of) - set(tensors))
     if lost:
         raise InputError(
@@ -272,6 +293,8 @@ def save_model(model: GPT2, directory: str | Path) -> None:
     write_config(model.config, folder, model.dtype)
     if model.tokenizer is not None:
         files.write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
+    else:  # that of another model that stood here before
+        (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
 # ---- tokenizer --------------------------------------------------------------------------------
@@ -280,6 +303,11 @@ def save_model(model: GPT2, directory: str | Path) -> None:
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither."""
     whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not whole.exists() and vocab.exists() != merges.exists():
+        there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
+        raise InputError(
+            f"{str(folder)!r} has {there.name} but no {missing.name}: the tokenizer needs both"
+        )
     try:
         if whole.exists():
             tokenizer = Tokenizer.from_file(str(whole))

@@ -226,8 +226,8 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
         if options["prefix_length"] not in (None, length):
             raise InputError(
                 f"--init-text has {length} tokens and --prefix-length is "
-                f"{options['prefix_length']}: "
-                "leave out --prefix-length or give a text of that length"
+                f"{options['prefix_length']}: leave out --prefix-length or give a text of that "
+                "length"
             )
     if hidden is None:
         assert onto is not None

@@ -156,8 +156,7 @@ def samples(test: list[Pair], before: list[str], after: list[str]) -> str:
         mark = "" if a == pair.target else " (differs from the reference)"
         parts.append(
             f"- record: `{pair.source}`\n  - before: {one_line(b)}\n  - after{mark}: "
-            f"{one_line(a)}\n"
-            f"  - reference: {pair.target}\n"
+            f"{one_line(a)}\n  - reference: {pair.target}\n"
         )
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Writing so that a kill or a full disk leaves the old file whole, and reading with sentences for
 errors."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -38,8 +39,11 @@ def write_bytes(path: Path, data: bytes) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # Ctrl-C, too, leaves nothing beside the target
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         kept = "; the last one saved is intact" if path.exists() else ""
         raise InputError(
             f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another "
@@ -56,14 +60,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    write_bytes(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata))
+    write_bytes(path, save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata))
 
 
 def read_text(path: Path, what: str) -> str:
     """Raises InputError if `path` is missing, unreadable or not UTF-8; `what` it should be is in
     the sentence."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")  # a byte order mark
     except UnicodeDecodeError as error:
         data = path.read_bytes()
         line = data.count(b"\n", 0, error.start) + 1
@@ -76,12 +80,17 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
+    text = read_text(path, what)
     try:
-        value = json.loads(read_text(path, what))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or "
             "save it again"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number without end, brackets without end
+        raise InputError(
+            f"{path}: not JSON that can be read ({error}): {what} is damaged"
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}: expected an object ({what})")
@@ -131,8 +140,7 @@ def new_folder(path: Path, marks: Iterable[str], force: bool) -> None:
     if found and not force:
         raise InputError(
             f"{path} already holds a run ({', '.join(found)}): choose another --out, continue it "
-            "with "
-            "--resume, or replace it with --force"
+            "with --resume, or replace it with --force"
         )
     for mark in found:
         if (path / mark).is_dir():

@@ -346,8 +346,8 @@ class GPT2:
         c = self.config
         return (
             f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
-            f"vocabulary {c.vocab_size}, {c.n_positions} positions, "
-            f"{self.n_parameters / 1e6:.2f} M parameters, {self.dtype}, cpu)"
+            f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
+            f"M parameters, {self.dtype}, cpu)"
         )
 
     def fingerprint(self) -> str:
@@ -365,8 +365,7 @@ class GPT2:
                 bad = np.argwhere(~np.isfinite(a))[0]
                 raise InputError(
                     f"weight {name!r} of model {self.name!r} holds {a[tuple(bad)]} at "
-                    f"{bad.tolist()}: "
-                    "expected finite numbers; the file is damaged, fetch it again"
+                    f"{bad.tolist()}: expected finite numbers; the file is damaged, fetch it again"
                 )
         self._finite = True
 
@@ -403,8 +402,7 @@ class GPT2:
         if self.tokenizer is None:
             raise InputError(
                 f"model {self.name!r} has no tokenizer: put tokenizer.json, or vocab.json and "
-                "merges.txt, "
-                "into its folder"
+                "merges.txt, into its folder"
             )
         return self.tokenizer
 
@@ -452,10 +450,9 @@ def prepare(
         bad = int(np.argmax(batch.tokens >= cfg.vocab_size))
         raise InputError(
             f"token id {batch.tokens[bad]} of sequence "
-            f"{np.searchsorted(batch.offsets, bad, 'right') - 1} "
-            f"lies outside the vocabulary of model {model.name!r}, 0 to {cfg.vocab_size - 1}: was "
-            "it "
-            "encoded with another tokenizer?"
+            f"{np.searchsorted(batch.offsets, bad, 'right') - 1} lies outside the vocabulary of "
+            f"model {model.name!r}, 0 to {cfg.vocab_size - 1}: was it encoded with another "
+            "tokenizer?"
         )
     seen = [prefixes[i] if prefixes else None for i in batch.prefix]  # (B,)
     starts = [0 if p is None else p.position_offset for p in seen]
@@ -464,8 +461,7 @@ def prepare(
             raise InputError(
                 f"sequence {b} has {T} tokens, model {model.name!r} has room for "
                 f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
-                "by the "
-                "prefix): shorten the text or the prefix"
+                "by the prefix): shorten the text or the prefix"
             )
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]

@@ -179,9 +179,8 @@ class Prefix:
         _, _, NH, P, hs = self.kv.shape
         return (
             f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of "
-            f"size {hs}, "
-            f"tokens from position {self.position_offset}, {self.n_parameters} parameters, "
-            f"{self.kv.dtype}, cpu)"
+            f"size {hs}, tokens from position {self.position_offset}, {self.n_parameters} "
+            f"parameters, {self.kv.dtype}, cpu)"
         )
 
     # ---- on disk ----

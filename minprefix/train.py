@@ -147,6 +147,8 @@ def train(
     when the loss turns NaN (the last good state stays).
     """
     out = Path(out)
+    for leftover in out.glob(".*.tmp"):  # of a run that was killed while saving
+        leftover.unlink()
     record = {"settings": asdict(settings), "about": about, "base_sha256": model.fingerprint()}
     before = digest(model.weights)
     state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
@@ -226,8 +228,7 @@ def _step(
         value = loss if not math.isfinite(loss) else norm
         raise InputError(
             f"the {what} became {value} at step {step + 1}: stopped, {out / STATE} keeps the last "
-            "good "
-            "state; start again with a lower --lr or with --clip"
+            "good state; start again with a lower --lr or with --clip"
         )
     if settings.clip is not None:
         clip(grads, norm, settings.clip)
@@ -373,8 +374,7 @@ class Log:
         except OSError as error:
             raise InputError(
                 f"cannot write {self.path}: {error.strerror}; the last state saved is intact: make "
-                "room, "
-                "then --resume"
+                "room, then --resume"
             ) from error
 
     def read(self) -> tuple[list[int], list[float], list[tuple[int, float]]]:

@@ -298,12 +298,12 @@ def test_a_frozen_backward_makes_no_weight_gradient_and_stops_at_block_0s_attent
 def test_a_model_a_prefix_and_a_batch_say_what_they_are_in_one_line(config, model):
     prefix, batch = random_prefix(config, 3, 0), Batch.pack([[1, 2, 3], [4, 5]], prefix=[0, 1])
     assert repr(model) == (
-        "GPT2('random': 3 layers x 32 wide x 4 heads, vocabulary 50, 64 positions, "
-        "0.04 M parameters, float64, cpu)"
+        "GPT2('random': 3 layers x 32 wide x 4 heads, vocabulary 50, 64 positions, 0.04 M "
+        "parameters, float64, cpu)"
     )
     assert repr(prefix) == (
-        "Prefix(3 slots in layers 0-2 x 4 heads of size 8, tokens from position 3, "
-        "576 parameters, float64, cpu)"
+        "Prefix(3 slots in layers 0-2 x 4 heads of size 8, tokens from position 3, 576 "
+        "parameters, float64, cpu)"
     )
     assert repr(batch) == "Batch(2 sequences, 5 tokens, 3 targets, prefixes [0, 1], int64)"
 
@@ -342,13 +342,12 @@ def test_a_model_a_prefix_and_a_batch_say_what_they_are_in_one_line(config, mode
         (
             lambda m: m.logits(Batch.pack([[1]]), Prefix(np.zeros((3, 2, 12, 1, 8)))),
             "prefix has 12 heads of size 8, model 'random' has 4 of size 8: this prefix was "
-            "trained "
-            "on another base",
+            "trained on another base",
         ),
         (
             lambda m: m.logits(Batch.pack([[1]]), Prefix(np.zeros((2, 2, 4, 1, 8)))),
-            "prefix has keys for layers 0,1, model 'random' has 3 layers: this prefix was trained "
-            "on",
+            "prefix has keys for layers 0,1, model 'random' has 3 layers: this prefix was "
+            "trained on",
         ),
         (lambda m: Batch.pack([]), "a batch needs at least one sequence, got none"),
         (lambda m: Batch.pack([[1], []]), "sequence 1 has shape"),

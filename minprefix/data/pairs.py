@@ -71,8 +71,7 @@ def _read_jsonl(
             if name not in value:
                 raise InputError(
                     f"{where}: no field {name!r}, only {', '.join(map(repr, value)) or 'none'}: "
-                    "name the "
-                    "fields with --source-column and --target-column"
+                    "name the fields with --source-column and --target-column"
                 )
         source, target = (value[name] for name in names)
         targets = target if isinstance(target, list) else [target]
@@ -122,8 +121,7 @@ def _find_columns(
         if column not in header:
             raise InputError(
                 f"{path} has no column {column!r}, only {', '.join(map(repr, header)) or 'none'}: "
-                "name "
-                "the columns with --source-column and --target-column"
+                "name the columns with --source-column and --target-column"
             )
     return header.index(source_column or "source"), header.index(target_column or "target")
 
@@ -154,8 +152,7 @@ class Template:
         if not found or before.count("{source}") != 1 or self.text.count("{target}") != 1:
             raise InputError(
                 f"template {self.text!r}: expected {{source}} once and after it {{target}} once, "
-                "as in "
-                "'{source}\\n{target}'"
+                "as in '{source}\\n{target}'"
             )
 
     def prompt(self, source: str) -> str:

@@ -69,39 +69,32 @@ def _phrases(text: str) -> tuple[str, ...]:
 
 
 ADJECTIVES = _words(
-    "Golden Silver Red Blue Green White Black Old Little Grand Royal Happy Quiet Lucky Hidden Wild "
-    "Bright Crooked Proud Gentle Broken Sleepy Merry Humble Copper Iron Paper Velvet Frozen "
-    "Distant "
-    "Burning Hungry Clever Lonely Ancient Secret Crimson Amber Wooden Stone"
+    "Golden Silver Red Blue Green White Black Old Little Grand Royal Happy Quiet Lucky Hidden "
+    "Wild Bright Crooked Proud Gentle Broken Sleepy Merry Humble Copper Iron Paper Velvet Frozen "
+    "Distant Burning Hungry Clever Lonely Ancient Secret Crimson Amber Wooden Stone"
 )
 NOUNS = _words(
-    "Fox Lion Swan Horse Raven Otter Bear Wolf Crown Anchor Bell Lantern Garden Kitchen Table Mill "
-    "Bridge Tower Castle River Harbour Forest Mountain Valley Island Mirror Window Candle Hammer "
-    "Arrow "
-    "Feather Shadow Storm Star Moon Rose Oak Willow Pearl Compass"
+    "Fox Lion Swan Horse Raven Otter Bear Wolf Crown Anchor Bell Lantern Garden Kitchen Table "
+    "Mill Bridge Tower Castle River Harbour Forest Mountain Valley Island Mirror Window Candle "
+    "Hammer Arrow Feather Shadow Storm Star Moon Rose Oak Willow Pearl Compass"
 )
 FIRST_NAMES = _words(
     "Alice Bruno Clara David Elena Felix Grace Hugo Irene Jonas Karin Leo Maria Nils Olga Peter "
-    "Quinn "
-    "Rosa Simon Teresa Ulrich Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Diana Emil Fatima "
-    "Georg "
-    "Hanna Ivan Julia Kofi Lena Marco Nadia"
+    "Quinn Rosa Simon Teresa Ulrich Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Diana Emil "
+    "Fatima Georg Hanna Ivan Julia Kofi Lena Marco Nadia"
 )
 LAST_NAMES = _words(
     "Ashby Baker Carter Dalton Ellis Fisher Grant Harper Irving Jensen Keller Larsen Moreno Novak "
     "Olsen Palmer Quist Rossi Silva Turner Underwood Vogel Weaver Yilmaz Zimmer Abbott Bishop "
-    "Conrad "
-    "Duarte Engel Foster Gruber Holm Ibsen Kaplan Lindt Mercer Norton Ortega Porter"
+    "Conrad Duarte Engel Foster Gruber Holm Ibsen Kaplan Lindt Mercer Norton Ortega Porter"
 )
 CITY_STARTS = _words(
     "Ash Birch Clear Dun East Fair Glen Hart Inver King Long Mill North Oak Pen Queens Rock Salt "
-    "Thorn "
-    "Under Wind York Amber Black Cold Deep Elm Frost Green High"
+    "Thorn Under Wind York Amber Black Cold Deep Elm Frost Green High"
 )
 CITY_ENDS = _words(
     "ford ton bury ham field port wick mouth gate dale bridge haven stead well wood moor cliff "
-    "brook "
-    "minster shire"
+    "brook minster shire"
 )
 YEARS = tuple(str(y) for y in range(1900, 2026))
 COUNTRIES = _words(
@@ -123,8 +116,7 @@ DOMAINS: dict[str, Domain] = {
                     "food",
                     _phrases(
                         "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, "
-                        "Greek, "
-                        "Spanish, Thai, Korean"
+                        "Greek, Spanish, Thai, Korean"
                     ),
                     "serves {} food",
                 ),
@@ -175,8 +167,7 @@ DOMAINS: dict[str, Domain] = {
                     "work",
                     _words(
                         "baker teacher doctor painter sailor lawyer farmer singer writer builder "
-                        "nurse "
-                        "pilot chemist tailor"
+                        "nurse pilot chemist tailor"
                     ),
                     "works as a {}",
                 ),
@@ -185,8 +176,8 @@ DOMAINS: dict[str, Domain] = {
                 Slot(
                     "hobby",
                     _words(
-                        "chess football gardening cooking fishing dancing reading sailing climbing "
-                        "cycling"
+                        "chess football gardening cooking fishing dancing reading sailing "
+                        "climbing cycling"
                     ),
                     "enjoys {}",
                 ),

@@ -1,0 +1,808 @@
+"""Every file that a GPT-2 comes in, against transformers; and every way in which one is broken."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from minprefix import GPT2, Batch, Config, InputError, checkpoint
+from tests.conftest import hf_logits, random_model, relative_error
+
+CONFIG = Config(
+    n_layer=2, n_head=2, n_embd=16, vocab_size=40, n_positions=24, bos_token_id=0, eos_token_id=0
+)
+IDS = np.random.default_rng(0).integers(0, 40, 15)
+
+
+def tensors_of(model, dtype=torch.float32, start="transformer."):
+    """What a checkpoint of `model` holds, by name."""
+    return {
+        n if n.startswith("lm_head") else start + n: torch.tensor(np.array(a)).to(dtype)
+        for n, a in model.weights.items()
+    }
+
+
+def write_model(folder, tensors, config=CONFIG, **changed):
+    """A folder with model.safetensors and config.json, of which some keys are `changed`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_config(folder, {"model_type": "gpt2", **vars(config), **changed})
+    return folder
+
+
+def write_config(folder, raw):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def edit_config(folder, **changed):
+    write_config(folder, json.loads((folder / "config.json").read_text()) | changed)
+
+
+def from_transformers(folder):
+    """transformers reads the same folder: the oracle for every variant."""
+    hf, info = GPT2LMHeadModel.from_pretrained(
+        folder, dtype=torch.float64, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    return hf.eval(), info
+
+
+def assert_like_transformers(folder):
+    """-> the model here in float64, once its logits are those of transformers."""
+    ours = GPT2.load(folder, dtype="float64")
+    with torch.no_grad():
+        want = hf_logits(from_transformers(folder)[0], IDS).numpy()
+    assert relative_error(ours.logits(Batch.pack([IDS])), want) < 1e-12
+    return ours
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A whole model folder, for a test to damage."""
+    model = random_model(CONFIG, dtype="float32")
+    return write_model(tmp_path / "model", tensors_of(model))
+
+
+# ---- the files in the wild ----
+
+
+@pytest.mark.parametrize("start", ["transformer.", ""], ids=["prefixed", "bare"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_names_and_precisions_load_with_the_very_values_and_logits(tmp_path, start, dtype):
+    tensors = tensors_of(random_model(CONFIG), dtype, start)
+    ours = assert_like_transformers(write_model(tmp_path, tensors))
+    assert {start + n for n in ours.weights} == set(tensors)
+    for name, a in ours.weights.items():
+        assert a.dtype == np.float64
+        assert np.array_equal(a, tensors[start + name].double().numpy()), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_the_precision_asked_for_is_the_precision_given(good, dtype):
+    model = GPT2.load(good, dtype=dtype)
+    assert {str(a.dtype) for a in model.weights.values()} == {dtype}
+    assert str(model.dtype) == dtype
+
+
+@pytest.mark.parametrize("start", ["transformer.", ""], ids=["prefixed", "bare"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_mask_buffers_are_skipped(tmp_path, start, dtype):
+    tensors = tensors_of(random_model(CONFIG), start=start)
+    for i in range(2):
+        mask = torch.tril(torch.ones(24, 24)).view(1, 1, 24, 24).to(dtype)
+        tensors[f"{start}h.{i}.attn.bias"] = mask
+        tensors[f"{start}h.{i}.attn.masked_bias"] = torch.tensor(-1e4).to(torch.float32)
+    ours = assert_like_transformers(write_model(tmp_path, tensors))
+    assert set(ours.weights) == set(CONFIG.shapes())
+
+
+def test_shards_load_as_the_one_file_does(tmp_path, good):
+    hf, _ = from_transformers(good)
+    hf.float().save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    shards = tmp_path / "shards"
+    assert len(list(shards.glob("model-*-of-*.safetensors"))) > 2
+    assert not (shards / "model.safetensors").exists()
+    sharded = assert_like_transformers(shards)
+    assert sharded.fingerprint() == GPT2.load(good).fingerprint()
+
+
+def test_a_copy_of_the_tied_head_is_the_tied_head(tmp_path, good):
+    tensors = load_file(good / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    ours = assert_like_transformers(write_model(tmp_path / "copy", tensors))
+    assert "lm_head.weight" not in ours.weights
+    assert ours.config.tie_word_embeddings
+    assert ours.fingerprint() == GPT2.load(good).fingerprint()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "said to be tied"])
+def test_a_head_of_its_own_is_used(tmp_path, good, tied):
+    tensors = load_file(good / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(40, 16)
+    folder = write_model(tmp_path / "own", tensors, tie_word_embeddings=tied)
+    ours = assert_like_transformers(folder)
+    assert not ours.config.tie_word_embeddings
+    logits, plain = (GPT2.load(f).logits(Batch.pack([IDS])) for f in (folder, good))
+    assert relative_error(logits, plain) > 0.1  # the head matters
+    ours.save(tmp_path / "again")
+    assert_like_transformers(tmp_path / "again")
+
+
+def test_an_inner_width_of_its_own_is_used(tmp_path):
+    config = Config(**{**vars(CONFIG), "n_inner": 24})
+    ours = assert_like_transformers(write_model(tmp_path, tensors_of(random_model(config)), config))
+    assert ours.weights["h.0.mlp.c_fc.weight"].shape == (16, 24)
+
+
+def test_what_transformers_writes_today_loads(tmp_path, good):
+    from_transformers(good)[0].save_pretrained(tmp_path / "today")
+    assert_like_transformers(tmp_path / "today")
+
+
+SMALL = {
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+    "bos_token_id": 0, "embd_pdrop": 0.1, "eos_token_id": 0, "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 24, "n_embd": 16, "n_head": 2,
+    "n_layer": 2, "n_positions": 24, "resid_pdrop": 0.1, "summary_activation": None,
+    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
+    "summary_use_proj": True, "vocab_size": 40,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}  # fmt: skip
+# the keys that the published models have, and those that older versions wrote after training
+PUBLISHED = {
+    "gpt2": SMALL,
+    "gpt2-medium": SMALL | {"n_special": 0, "predict_special_tokens": True},
+    "gpt2-xl": SMALL | {"output_past": True},
+    "distilgpt2": SMALL | {
+        "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+    },
+    "fine-tuned with 4.6": SMALL | {
+        "_name_or_path": "gpt2", "gradient_checkpointing": False, "n_inner": None,
+        "scale_attn_weights": True, "transformers_version": "4.6.0", "use_cache": True,
+    },
+    "fine-tuned with 4.36": SMALL | {
+        "_name_or_path": "gpt2", "n_inner": None, "reorder_and_upcast_attn": False,
+        "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True,
+        "torch_dtype": "float32", "transformers_version": "4.36.2", "use_cache": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_configs_of_published_models_load(good, name):
+    write_config(good, PUBLISHED[name])
+    assert_like_transformers(good)
+
+
+# ---- what is saved here ----
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
+def test_transformers_loads_what_was_saved_here(tmp_path, tied):
+    model = random_model(Config(**{**vars(CONFIG), "tie_word_embeddings": tied}), dtype="float32")
+    model.save(tmp_path)
+    assert not from_transformers(tmp_path)[1]["unexpected_keys"]
+    assert_like_transformers(tmp_path)
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_save_load_save_gives_the_same_bytes(tmp_path, tied, dtype):
+    config = Config(**{**vars(CONFIG), "tie_word_embeddings": tied, "n_inner": 24})
+    model = random_model(config, dtype=dtype)
+    model.tokenizer = word_tokenizer()
+    model.save(tmp_path / "a")
+    again = GPT2.load(tmp_path / "a", dtype=dtype)
+    assert again.config == config
+    again.save(tmp_path / "b")
+    again.save(tmp_path / "a")  # over the files that it is a memory map of
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert set(files_of(tmp_path / "a")) == {"config.json", "model.safetensors", "tokenizer.json"}
+    for name, a in GPT2.load(tmp_path / "b", dtype=dtype).weights.items():
+        assert np.array_equal(a, model.weights[name])
+
+
+def test_saving_over_another_model_leaves_none_of_it(tmp_path, good):
+    old = random_model(CONFIG, 1, "float32")
+    old.tokenizer = word_tokenizer()
+    old.save(tmp_path / "out")
+    new = GPT2.load(good)
+    new.save(tmp_path / "out")
+    again = GPT2.load(tmp_path / "out")
+    assert again.fingerprint() == new.fingerprint()
+    assert again.tokenizer is None  # not the other model's
+
+
+def test_a_complex_model_is_not_for_files(tmp_path, good):
+    with pytest.raises(InputError, match=r"complex model is for derivatives.*load it as float32"):
+        GPT2.load(good, dtype="complex128").save(tmp_path / "out")
+
+
+# ---- the memory map ----
+
+
+def map_of(a):
+    while a is not None and not isinstance(a, np.memmap):
+        a = a.base
+    return a
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+def test_float32_weights_are_read_only_views_of_the_file(tmp_path, good, shards):
+    if shards:
+        from_transformers(good)[0].float().save_pretrained(tmp_path / "s", max_shard_size="8KB")
+    folder = tmp_path / "s" if shards else good
+    for name, a in GPT2.load(folder).weights.items():
+        assert map_of(a) is not None, name
+        assert map_of(a).filename.parent == folder
+        with pytest.raises(ValueError, match="read-only"):
+            a[...] = 0
+
+
+OPEN = """
+import resource, sys
+from minprefix import GPT2
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = GPT2.load(sys.argv[1])
+assert model.weights["wte.weight"].shape == (9_000_000, 16)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_opening_a_file_of_600_mb_reads_almost_none_of_it(tmp_path):
+    config = Config(**{**vars(CONFIG), "vocab_size": 9_000_000})
+    write_model(tmp_path, {}, config)
+    header, size = {}, 0
+    for name, shape in config.shapes().items():
+        n = 4 * int(np.prod(shape))
+        header[f"transformer.{name}"] = {
+            "dtype": "F32", "shape": shape, "data_offsets": [size, size + n]
+        }  # fmt: skip
+        size += n
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(tmp_path / "model.safetensors", "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        f.truncate(8 + len(text) + size)  # a hole in the file: takes no room on the disk
+    assert size > 570e6
+    command = [sys.executable, "-c", OPEN, str(tmp_path)]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 60e6
+
+
+# ---- tokenizers ----
+
+
+def word_tokenizer():
+    """Eleven words, spaces between them."""
+    vocab = {"<unk>": 0} | {w: i for i, w in enumerate("abcdefghij", 1)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_gpt2s_own_vocab_and_merges_make_its_tokenizer(good, gpt2_bpe):
+    for name in ("vocab.json", "merges.txt"):
+        (good / name).write_bytes((gpt2_bpe / name).read_bytes())
+    model = GPT2.load(good)
+    assert model.encode("Hello world") == [15496, 995]
+    assert model.encode("Hello<|endoftext|>") == [15496, 50256]
+    theirs = AutoTokenizer.from_pretrained(good)
+    for text in ("  two  spaces\n\n\ttab", "naïve 日本語 🙂 don't", "x=1;  // 12345", " lead", ""):
+        assert model.encode(text) == theirs(text)["input_ids"]
+        assert model.decode(model.encode(text)) == text
+
+
+def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tmp_path, good, gpt2_bpe):
+    for name in ("vocab.json", "merges.txt"):
+        (good / name).write_bytes((gpt2_bpe / name).read_bytes())
+    model = GPT2.load(good)
+    model.save(tmp_path / "saved")
+    again, theirs = GPT2.load(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("Hello world", "Hello<|endoftext|>", "  naïve 日本語 🙂 don't\n", ""):
+        ids = model.encode(text)
+        assert again.encode(text) == ids
+        assert theirs(text)["input_ids"] == ids
+        plain = theirs.decode(ids, skip_special_tokens=True)
+        assert again.decode(ids) == model.decode(ids) == plain
+
+
+def test_tokenizer_json_goes_before_vocab_and_merges(good, gpt2_bpe):
+    for name in ("vocab.json", "merges.txt"):
+        (good / name).write_bytes((gpt2_bpe / name).read_bytes())
+    word_tokenizer().save(str(good / "tokenizer.json"))
+    assert GPT2.load(good).encode("c a d") == [3, 1, 4]
+
+
+def test_truncation_and_padding_stored_in_tokenizer_json_are_not_applied(good):
+    tokenizer = word_tokenizer()
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=6)
+    assert len(tokenizer.encode("a b c d").ids) == 6
+    tokenizer.save(str(good / "tokenizer.json"))
+    assert GPT2.load(good).encode("a b c d") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[]", '{"model": 1}', "\x00\x01"])
+def test_a_damaged_tokenizer_is_a_sentence(good, damage):
+    (good / "tokenizer.json").write_text(damage)
+    with pytest.raises(InputError, match=r"tokenizer in .*model.* cannot be read .*fetch its file"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("damaged", ["vocab.json", "merges.txt"])
+def test_damaged_vocab_or_merges_is_a_sentence(good, damaged):
+    whole = {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": "#version: 0.2\n"}
+    for name, text in (whole | {damaged: "no such thing"}).items():
+        (good / name).write_text(text)
+    with pytest.raises(InputError, match=r"tokenizer in .*model.* cannot be read"):
+        GPT2.load(good)
+
+
+def test_without_a_tokenizer_text_is_refused_and_ids_still_work(good):
+    model = GPT2.load(good)
+    assert model.logits(Batch.pack([IDS])).shape == (15, 40)
+    with pytest.raises(InputError, match=r"has no tokenizer: put tokenizer\.json, or vocab"):
+        model.encode("hello")
+
+
+# ---- bad input: the folder and its config ----
+
+
+@pytest.mark.parametrize("path", ["./absent", "absent/deeper/still", "here/absent"])
+def test_a_missing_folder_is_named(tmp_path, monkeypatch, path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"model folder '{path}' does not exist: give a folder"):
+        GPT2.load(path)
+
+
+def test_a_file_in_place_of_a_folder_is_named(good):
+    with pytest.raises(InputError, match=r"model folder '.*config.json' does not exist"):
+        GPT2.load(good / "config.json")
+
+
+def test_a_revision_is_for_names_not_for_folders(good):
+    with pytest.raises(InputError, match="is a folder: a revision is for names on the hub"):
+        GPT2.load(good, revision="main")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "double", "", None, float])
+def test_another_dtype_is_refused(good, dtype):
+    with pytest.raises(InputError, match=r"dtype is .*: expected one of float32, float64, complex"):
+        GPT2.load(good, dtype=dtype)
+
+
+def test_a_folder_without_config_says_so(good):
+    (good / "config.json").unlink()
+    with pytest.raises(InputError, match=r"model folder '.*' has no config\.json"):
+        GPT2.load(good)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"n_layer": 2,\n oops}', r"config\.json, line 2: not JSON"),
+        ("", r"config\.json, line 1: not JSON"),
+        ("[1, 2]", r"config\.json holds a list: expected an object"),
+        ("3", r"config\.json holds a int: expected an object"),
+        (DEEP, r"config\.json.*not JSON"),
+        ('{"n_layer": ' + "9" * 5000 + "}", r"config\.json.*not JSON"),
+    ],
+    ids=["broken", "empty", "list", "number", "deep", "endless number"],
+)
+def test_a_config_that_is_no_json_object_says_where(good, text, sentence):
+    (good / "config.json").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        GPT2.load(good)
+
+
+def test_a_config_that_is_not_utf_8_says_where(good):
+    (good / "config.json").write_bytes(b'{\n"model_type": "\xff"}')
+    with pytest.raises(InputError, match=r"config\.json, line 2: byte 0xff is not UTF-8"):
+        GPT2.load(good)
+
+
+def test_a_config_that_is_a_folder_is_a_sentence(good):
+    (good / "config.json").unlink()
+    (good / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot read the model's config .*config\.json"):
+        GPT2.load(good)
+
+
+UNSUPPORTED = {
+    "model_type": "gpt_neo",
+    "activation_function": "gelu",
+    "scale_attn_weights": False,
+    "scale_attn_by_inverse_layer_idx": True,
+    "reorder_and_upcast_attn": True,
+    "add_cross_attention": True,
+    "is_encoder_decoder": True,
+}
+
+
+def test_every_required_value_has_a_refused_one_here():
+    assert set(UNSUPPORTED) == set(checkpoint.REQUIRED_VALUES)
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED)
+def test_an_unsupported_value_is_refused_by_name(good, key):
+    edit_config(good, **{key: UNSUPPORTED[key]})
+    value = re.escape(repr(UNSUPPORTED[key]))
+    with pytest.raises(InputError, match=rf"config\.json: {key} is {value}, minprefix implements"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("key", checkpoint.REQUIRED_VALUES)
+@pytest.mark.parametrize("value", [None, [], {}, "true", 7])
+def test_a_required_value_of_another_type_is_refused(good, key, value):
+    edit_config(good, **{key: value})
+    with pytest.raises(InputError, match=rf"{key} is {re.escape(repr(value))}, minprefix impl"):
+        GPT2.load(good)
+
+
+def test_a_config_without_model_type_is_refused(good):
+    raw = json.loads((good / "config.json").read_text())
+    del raw["model_type"]
+    write_config(good, raw)
+    with pytest.raises(InputError, match="has no model_type: expected 'gpt2'"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("key", ["rotary_dim", "quantization_config", "n_heads"])
+def test_an_unknown_key_is_refused_by_name(good, key):
+    edit_config(good, **{key: 1})
+    with pytest.raises(InputError, match=f"unknown key '{key}'.*remove it if you know"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "vocab_size", "n_positions"])
+@pytest.mark.parametrize("value", ["12", 2.0, True, None, 0, -1, [2]])
+def test_a_size_that_is_no_whole_number_is_refused(good, key, value):
+    edit_config(good, **{key: value})
+    wrong = re.escape(repr(value))
+    with pytest.raises(InputError, match=f"{key} is {wrong}: expected a whole number from 1"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "vocab_size", "n_positions"])
+def test_a_missing_size_is_refused(good, key):
+    raw = json.loads((good / "config.json").read_text())
+    del raw[key]
+    write_config(good, raw)
+    with pytest.raises(InputError, match=f"{key} is None: expected a whole number from 1"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("n_inner", v) for v in ("64", 64.0, 0, -4, True)],
+        *[("bos_token_id", v) for v in ("0", 0.0, [0])],
+        *[("eos_token_id", v) for v in ("0", 0.0, [0])],
+        *[("layer_norm_epsilon", v) for v in ("1e-5", 0, -1e-5, 1, True, None, float("nan"))],
+        *[("tie_word_embeddings", v) for v in ("true", 1, None)],
+    ],
+)
+def test_a_wrong_value_of_an_optional_key_is_refused(good, key, value):
+    edit_config(good, **{key: value})
+    wrong = re.escape(repr(value))
+    with pytest.raises(InputError, match=rf"config\.json: {key} is {wrong}: expected"):
+        GPT2.load(good)
+
+
+def test_a_width_that_the_heads_cannot_share_is_refused(good):
+    edit_config(good, n_head=3)
+    with pytest.raises(InputError, match="n_embd is 16, which 3 heads cannot share equally"):
+        GPT2.load(good)
+
+
+# ---- bad input: tensors ----
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", CONFIG.shapes())
+def test_a_missing_tensor_is_named(good, name):
+    rewrite(good, lambda t: t.pop(f"transformer.{name}"))
+    with pytest.raises(InputError, match=f"tensor '{re.escape(name)}' is missing: expected shape"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("name", ["h.2.ln_1.weight", "h.0.attn.rotary", "score.weight", "h.0.bias"])
+def test_an_extra_tensor_is_named(good, name):
+    rewrite(good, lambda t: t.update({f"transformer.{name}": torch.zeros(16)}))
+    with pytest.raises(InputError, match=f"unexpected tensor '{re.escape(name)}'.*of 2 layers"):
+        GPT2.load(good)
+
+
+def test_a_head_that_config_and_file_disagree_about_is_named(good):
+    edit_config(good, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"tensor 'lm_head\.weight' is missing"):
+        GPT2.load(good)
+
+
+def test_a_tensor_under_both_of_its_names_is_refused(good):
+    rewrite(good, lambda t: t.update({"ln_f.bias": torch.zeros(16)}))
+    with pytest.raises(InputError, match=r"tensor 'ln_f\.bias' is there twice, with and without"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("wte.weight", (41, 16)),
+        ("wte.weight", (40 * 16,)),
+        ("wpe.weight", (23, 16)),
+        ("h.1.attn.c_attn.weight", (48, 16)),  # (out, in), as other software keeps it
+        ("h.1.ln_2.bias", (17,)),
+        ("ln_f.weight", (1, 16)),
+    ],
+)
+def test_a_wrongly_shaped_tensor_is_named_with_both_shapes(good, name, shape):
+    want = re.escape(str(CONFIG.shapes()[name]))
+    rewrite(good, lambda t: t.update({f"transformer.{name}": torch.zeros(shape)}))
+    sentence = rf"tensor '{re.escape(name)}' has shape {re.escape(str(shape))}.*expected {want}"
+    with pytest.raises(InputError, match=sentence):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.mlp.c_fc.bias", "ln_f.bias"])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool, torch.complex64]
+)
+def test_a_tensor_that_is_not_of_floating_point_is_named(good, name, dtype):
+    shape = CONFIG.shapes()[name]
+    rewrite(good, lambda t: t.update({f"transformer.{name}": torch.ones(shape, dtype=dtype)}))
+    with pytest.raises(InputError, match=f"tensor '{re.escape(name)}' .*floating-point numbers"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_proj.weight", "ln_f.bias"])
+def test_nan_in_weights_is_named_at_the_first_use(good, name, bad):
+    rewrite(good, lambda t: t[f"transformer.{name}"].view(-1).__setitem__(5, bad))
+    model = GPT2.load(good)  # opening does not read
+    at = re.escape(str([int(i) for i in np.unravel_index(5, CONFIG.shapes()[name])]))
+    sentence = f"weight '{re.escape(name)}' of model .* holds {bad} at {at}: expected finite"
+    with pytest.raises(InputError, match=sentence):
+        model.logits(Batch.pack([IDS]))
+
+
+# ---- bad input: files ----
+
+NOT_WHOLE = r"model\.safetensors is not a whole safetensors file .*fetch or save it again"
+
+
+def header_size(data):
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+@pytest.mark.parametrize("cut", ["0", "1", "7", "8", "9", "h // 2", "h - 1", "h", "h + 1", "-4"])
+def test_a_truncated_file_is_refused(good, cut):
+    path = good / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: eval(cut, {"h": header_size(data)})])
+    with pytest.raises(InputError, match=NOT_WHOLE):
+        GPT2.load(good)
+
+
+def test_a_file_with_more_bytes_than_its_header_says_is_refused(good):
+    path = good / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0" * 4)
+    with pytest.raises(InputError, match=NOT_WHOLE):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: b"\xff" * 8 + d[8:],  # a header longer than any file
+        lambda d: b"\0" * 8 + d[8:],  # no header
+        lambda d: d[:8] + b"x" + d[9:],
+        lambda d: d[:8] + b"[" + d[9:],
+        lambda d: d.replace(b'"F32"', b'"Z32"', 1),
+        lambda d: d.replace(b'"F32"', b'"F64"', 1),
+        lambda d: d.replace(b"[16]", b"[61]", 1),
+        lambda d: d.replace(b'"shape"', b'"shake"', 1),
+        lambda d: d.replace(b'"data_offsets":[', b'"data_offsets":[9', 1)[: len(d)],
+        lambda d: d.replace(b"wte", b"w\xffe", 1),
+        lambda d: b"\x80\x02}q\x00." + d[6:],  # the start of a pickle
+        lambda d: b"<!doctype html><html>not found</html>",
+    ],
+)
+def test_a_corrupt_header_is_refused(good, damage):
+    path = good / "model.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert path.read_bytes() != before
+    with pytest.raises(InputError, match=NOT_WHOLE):
+        GPT2.load(good)
+
+
+def test_a_folder_in_place_of_the_weights_is_a_sentence(good):
+    (good / "model.safetensors").unlink()
+    (good / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match=NOT_WHOLE):
+        GPT2.load(good)
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    tensors = tensors_of(random_model(CONFIG, dtype="float32"))
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 24, 24, dtype=torch.bool)
+    folder = write_model(tmp_path_factory.mktemp("victim"), tensors)
+    return folder, (folder / "model.safetensors").read_bytes()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_random_damage_ends_in_a_model_or_a_sentence(victim, data):
+    folder, whole = victim
+    damaged, size = bytearray(whole), header_size(whole)
+    if data.draw(st.booleans(), "flip"):
+        places = st.integers(0, size - 1)
+        for at, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=4)):
+            damaged[at] = byte
+    else:
+        entry = st.sampled_from([m.start() for m in re.finditer(rb"\d", whole[:size])])
+        for at, digit in data.draw(st.lists(st.tuples(entry, st.integers(0, 9)), max_size=3)):
+            damaged[at] = ord("0") + digit
+    if data.draw(st.integers(0, 3), "cut") == 0:
+        del damaged[data.draw(st.integers(0, len(damaged))) :]
+    (folder / "model.safetensors").write_bytes(damaged)
+    try:
+        model = GPT2.load(folder)
+    except InputError:
+        return
+    assert {n: a.shape for n, a in model.weights.items()} == CONFIG.shapes()
+    assert model.logits(Batch.pack([IDS])).shape == (15, 40)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    key=st.sampled_from([*Config.__dataclass_fields__, *checkpoint.REQUIRED_VALUES, "lr"]),
+    value=anything,
+)
+def test_any_value_under_any_key_ends_in_a_model_or_a_sentence(victim, key, value):
+    folder, whole = victim
+    (folder / "model.safetensors").write_bytes(whole)
+    kept = (folder / "config.json").read_text()
+    said = key
+    try:
+        edit_config(folder, **{key: value})
+        GPT2.load(folder)
+    except InputError as error:
+        said = str(error)
+    finally:
+        (folder / "config.json").write_text(kept)
+    assert key in said or "tensor" in said
+
+
+# ---- bad input: shards ----
+
+
+@pytest.fixture
+def sharded(tmp_path, good):
+    from_transformers(good)[0].float().save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    return tmp_path / "shards"
+
+
+def edit_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def test_a_missing_shard_is_named(sharded):
+    lost = sorted(sharded.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=f"names shard '{lost.name}', which is not in the folder"):
+        GPT2.load(sharded)
+
+
+def test_a_damaged_shard_is_named(sharded):
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{shard.name} is not a whole safetensors file"):
+        GPT2.load(sharded)
+
+
+@pytest.mark.parametrize("outside", ["../model/model.safetensors", "/model.safetensors", "..", ""])
+def test_a_shard_outside_the_folder_is_refused(sharded, good, outside):
+    assert (sharded / "../model/model.safetensors").exists()
+    edit_index(sharded, lambda index: index["weight_map"].update({"transformer.x": outside}))
+    with pytest.raises(InputError, match=f"names shard '{outside}', which is not in the folder"):
+        GPT2.load(sharded)
+
+
+@pytest.mark.parametrize("shard", [5, None, ["a"], {"a": 1}])
+def test_a_shard_that_is_no_name_is_refused(sharded, shard):
+    edit_index(sharded, lambda index: index["weight_map"].update({"transformer.x": shard}))
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json names shard "):
+        GPT2.load(sharded)
+
+
+def test_a_tensor_that_the_index_names_and_no_shard_holds_is_named(sharded):
+    first = sorted(sharded.glob("model-*.safetensors"))[0].name
+    edit_index(sharded, lambda index: index["weight_map"].update({"transformer.x": first}))
+    with pytest.raises(InputError, match=rf"names tensor 'transformer\.x', but {first} does not"):
+        GPT2.load(sharded)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(sharded):
+    first, *_, last = sorted(sharded.glob("model-*.safetensors"))
+    tensors = load_file(last)
+    name = next(iter(load_file(first)))
+    save_file(tensors | {name: load_file(first)[name] + 1}, last, {"format": "pt"})
+    with pytest.raises(InputError, match=f"tensor '.*{re.escape(name)}' is there twice"):
+        GPT2.load(sharded)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "model.safetensors"])
+def test_an_index_without_a_weight_map_is_refused(sharded, weight_map):
+    edit_index(sharded, lambda index: index.update(weight_map=weight_map))
+    with pytest.raises(InputError, match="has no weight_map: expected the shard of every tensor"):
+        GPT2.load(sharded)
+
+
+def test_an_empty_weight_map_misses_a_tensor(sharded):
+    edit_index(sharded, lambda index: index.update(weight_map={}))
+    with pytest.raises(InputError, match=r"tensor 'wte\.weight' is missing"):
+        GPT2.load(sharded)
+
+
+def test_a_folder_without_weights_says_what_is_expected(good):
+    (good / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model\.safetensors: expected that, or shards"):
+        GPT2.load(good)
+
+
+def test_a_pickle_is_never_opened(good):
+    weights = load_file(good / "model.safetensors")
+    torch.save(weights, good / "pytorch_model.bin")
+    (good / "model.safetensors").unlink()
+    opened = []
+
+    def watch(event, args):
+        if event in ("open", "pickle.find_class") and "pytorch_model" in str(args[0]):
+            opened.append(event)
+
+    sys.addaudithook(watch)
+    sentence = r"no model\.safetensors: pytorch_model\.bin is a pickle.*never opened: convert it"
+    with pytest.raises(InputError, match=sentence):
+        GPT2.load(good)
+    assert opened == []
+    (good / "pytorch_model.bin").read_bytes()
+    assert opened == ["open"]  # the watch works
