@@ -1,6 +1,7 @@
 """The command line. Bad input is answered with one sentence and exit status 2, Ctrl-C with 130."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,11 +69,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _interrupted(command: str, out: Path) -> int:
-    print(
-        f"\nminprefix: stopped, everything is saved; go on with: minprefix {command} --out {out} "
-        "--resume",
-        file=sys.stderr,
-    )
+    again = f"minprefix {command} --out {shlex.quote(str(out))} --resume"
+    print(f"\nminprefix: stopped, everything is saved; go on with: {again}", file=sys.stderr)
     return 130
 
 

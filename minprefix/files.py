@@ -25,7 +25,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises InputError if the disk refuses; what stood at `path` before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill left is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:

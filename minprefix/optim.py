@@ -46,6 +46,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) -> float:
     """The rate of step 0 .. steps-1: up in a straight line over `warmup` steps, then down to 0 at
     `steps`."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if step < warmup:
         return lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)  # 0 .. 1
@@ -53,9 +55,7 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) 
         return lr * (1 - done)
     if schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * done))
-    if schedule == "constant":
-        return lr
-    raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    return lr
 
 
 def global_norm(grads: Params) -> float:

@@ -5,13 +5,14 @@ Everything random is drawn from (seed, what for, step or epoch), so a run that r
 draws what the run that never stopped drew, and ends in the same bytes.
 """
 
+import hashlib
 import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
 from minprefix.gpt2 import GPT2, digest, loss_and_grad
+from minprefix.ops import BACKENDS
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
@@ -95,6 +97,10 @@ class Settings:
                 self.loss not in LOSSES,
                 f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}",
             ),
+            (
+                self.backend not in BACKENDS,
+                f"backend is {self.backend!r}: expected one of {', '.join(sorted(BACKENDS))}",
+            ),
             (self.seed < 0, f"seed is {self.seed}: expected 0 or more"),
         ):
             if wrong:
@@ -146,10 +152,23 @@ def train(
     Raises InputError when resuming what is not there or was another run, when the disk refuses, and
     when the loss turns NaN (the last good state stays).
     """
+    if not examples:
+        raise InputError("there are no examples to train on: expected at least one")
     out = Path(out)
     for leftover in out.glob(".*.tmp"):  # of a run that was killed while saving
         leftover.unlink()
-    record = {"settings": asdict(settings), "about": about, "base_sha256": model.fingerprint()}
+    record = {
+        "settings": asdict(settings),
+        "about": about,
+        "base_sha256": model.fingerprint(),
+        "prefix": {
+            "layers": list(prefix.layers),
+            "position_offset": prefix.position_offset,
+            "parameters": {n: [str(p.dtype), *p.shape] for n, p in prefix.parameters.items()},
+        },
+        "examples_sha256": _fingerprint(examples),
+        "valid_examples_sha256": _fingerprint(valid or ()),
+    }
     before = digest(model.weights)
     state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
     if not resume:
@@ -167,16 +186,18 @@ def train(
     )
     with log, bar, _ctrl_c() as stop:
         while state.step < settings.steps and not stop.asked:
-            entry = _step(model, prefix, batches, settings, state, out)
-            done = state.step == settings.steps
-            if valid and (state.step % settings.eval_every == 0 or done):
-                entry["valid_loss"] = _validate(model, prefix, valid, settings, state)
+            started = time.perf_counter()
+            chosen = batches.at(state.step)
+            loss, grads, norm = _gradient(model, prefix, chosen, settings, state, out)
+            if state.step > first_step and state.step % settings.save_every == 0:
+                save_state(out, prefix, state, record)  # only now are these parameters known good
+            lr = _update(prefix, grads, norm, settings, state)
+            entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
+            if valid and (state.step % settings.eval_every == 0 or state.step == settings.steps):
+                entry["valid_loss"] = _validate(model, prefix, valid, settings, state, out)
             log.write(entry)
             _show(bar, entry, state)
-            if state.step % settings.save_every == 0 or done:
-                save_state(out, prefix, state, record)
-        if state.step < settings.steps:  # interrupted
-            save_state(out, prefix, state, record)
+        save_state(out, prefix, state, record)  # at the end, or where Ctrl-C stopped it
     if state.step == settings.steps and state.best:
         for name, best in state.best.items():
             prefix.parameters[name][...] = best
@@ -194,6 +215,13 @@ def train(
     )
 
 
+def _fingerprint(examples: Sequence[Encoded]) -> str:
+    sha = hashlib.sha256()
+    for example in examples:
+        sha.update(np.array([len(example.ids), example.loss_from, *example.ids], np.int64).data)
+    return sha.hexdigest()
+
+
 def _adam(settings: Settings) -> AdamW:
     return AdamW(weight_decay=settings.weight_decay)
 
@@ -206,37 +234,55 @@ def _title(model: GPT2, prefix: Prefix) -> str:
 # ---- one step ---------------------------------------------------------------------------------
 
 
-def _step(
+def _gradient(
     model: GPT2,
     prefix: Prefix,
-    batches: "_Batches",
+    chosen: Sequence[Encoded],
     settings: Settings,
     state: State,
     out: Path,
-) -> dict[str, Any]:
-    """Forward, backward, AdamW; -> the line for the log."""
-    started = time.perf_counter()
-    step = state.step
-    chosen = batches.at(step)
-    lr = learning_rate(step, settings.steps, settings.lr, settings.warmup, settings.schedule)
+) -> tuple[float, dict[str, np.ndarray], float]:
+    """-> the loss, the gradient of each parameter, and their global norm; all of them finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
-        loss, dkv = batch_gradient(model, prefix, chosen, settings, step)
+        loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
         grads = prefix.backward(dkv)
         norm = global_norm(grads)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        what = "loss" if not math.isfinite(loss) else "gradient norm"
-        value = loss if not math.isfinite(loss) else norm
-        raise InputError(
-            f"the {what} became {value} at step {step + 1}: stopped, {out / STATE} keeps the last "
-            "good state; start again with a lower --lr or with --clip"
-        )
-    if settings.clip is not None:
-        clip(grads, norm, settings.clip)
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise _not_finite(name, value, state.step + 1, out)
+    return loss, grads, norm
+
+
+def _not_finite(name: str, value: float, step: int, out: Path) -> InputError:
+    return InputError(
+        f"the {name} became {value} at step {step}: stopped, {out / STATE} keeps the last good "
+        "state; start again with a lower --lr or with --clip"
+    )
+
+
+def _update(
+    prefix: Prefix,
+    grads: dict[str, np.ndarray],
+    norm: float,
+    settings: Settings,
+    state: State,
+) -> float:
+    """One step of AdamW. -> the learning rate."""
+    s = settings
+    lr = learning_rate(state.step, s.steps, s.lr, s.warmup, s.schedule)
+    if s.clip is not None:
+        clip(grads, norm, s.clip)
     state.adam.step(prefix.parameters, grads, lr)
     state.step += 1
-    tokens, seconds = sum(len(e.ids) for e in chosen), time.perf_counter() - started
+    return lr
+
+
+def _log_entry(
+    step: int, loss: float, lr: float, norm: float, chosen: Sequence[Encoded], seconds: float
+) -> dict[str, Any]:
+    tokens = sum(len(e.ids) for e in chosen)
     return {
-        "step": state.step,
+        "step": step,
         "loss": loss,
         "lr": lr,
         "grad_norm": norm,
@@ -277,9 +323,17 @@ def batch_gradient(
 
 
 def _validate(
-    model: GPT2, prefix: Prefix, valid: Sequence[Encoded], settings: Settings, state: State
+    model: GPT2,
+    prefix: Prefix,
+    valid: Sequence[Encoded],
+    settings: Settings,
+    state: State,
+    out: Path,
 ) -> float:
-    loss = mean_loss(model, prefix.fold(), valid, settings.backend)
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss = mean_loss(model, prefix.fold(), valid, settings.backend)
+    if not math.isfinite(loss):
+        raise _not_finite("validation loss", loss, state.step, out)
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step
         state.best = {name: p.copy() for name, p in prefix.parameters.items()}
@@ -365,7 +419,8 @@ class Log:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was reported by `write`
+            self._file.close()
 
     def write(self, entry: dict[str, Any]) -> None:
         try:
@@ -404,7 +459,8 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
         "best_loss": state.best_loss,
         "best_step": state.best_step,
     }
-    metadata = {"state": json.dumps(numbers), "run": json.dumps(record)}
+    # one key: the library does not keep the order of several, and equal states are equal bytes
+    metadata = {"minprefix": json.dumps({"state": numbers, "run": record})}
     files.write_tensors(out / STATE, tensors, metadata)
 
 
@@ -426,8 +482,9 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
         raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
     tensors, metadata = files.map_tensors(path, "the state of the run")
     try:
-        return tensors, json.loads(metadata["run"]), json.loads(metadata["state"])
-    except (KeyError, json.JSONDecodeError) as error:
+        saved = json.loads(metadata["minprefix"])
+        return tensors, saved["run"], saved["state"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not the state of a run: {error}") from error
 
 
@@ -456,6 +513,10 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
     return State(numbers["step"], adam, numbers["best_loss"], numbers["best_step"], groups["best"])
 
 
+#: options that say where something lies; what lies there is compared by its fingerprint
+_PLACES = {"about.options.model", "about.options.data", "about.options.valid"}
+
+
 def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(k for k in now if k not in saved)]:
@@ -463,4 +524,7 @@ def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
             if found:
                 return found
         return None
-    return None if saved == now else f"{name.split('.')[-1]} was {saved!r} and is now {now!r}"
+    if saved == now or name in _PLACES:
+        return None
+    what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
+    return f"{what.replace('.', ' ')} was {saved!r} and is now {now!r}"
