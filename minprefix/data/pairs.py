@@ -178,10 +178,14 @@ class Template:
 
 
 def encode_pairs(
-    model: GPT2, pairs: Sequence[Pair], template: Template, room: int
+    model: GPT2,
+    pairs: Sequence[Pair],
+    template: Template,
+    room: int,
+    skip_long: bool = False,
 ) -> list[Encoded]:
-    """Token ids of every pair. Raises InputError naming the line of one that has no prompt, or more
-    than `room` tokens (n_positions - P)."""
+    """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
+    target, or more than `room` tokens (n_positions - P); `skip_long` leaves the latter out."""
     tokenizer = model._need_tokenizer()
     prompts = tokenizer.encode_batch_fast(
         [template.prompt(p.source) for p in pairs], add_special_tokens=False
@@ -199,10 +203,12 @@ def encode_pairs(
             )
         if not completion.ids:
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
+        if len(ids) > room and skip_long:
+            continue
         if len(ids) > room:
             raise InputError(
                 f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
-                "shorten the line or the prefix, or leave the line out"
+                "shorten the line or the prefix, or leave such lines out (--skip-long)"
             )
         encoded.append(Encoded(ids, len(prompt.ids)))
     return encoded
