@@ -11,7 +11,7 @@ from minprefix import __version__
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
-    from minprefix.data.pairs import Template
+    from minprefix.data.pairs import Encoded, Template
     from minprefix.generate import Decoding
     from minprefix.gpt2 import GPT2
     from minprefix.prefix import Prefix
@@ -90,6 +90,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "source_column": None,
     "target_column": None,
     "template": "{source}\n{target}",
+    "skip_long": False,
     "prefix_length": None,  # 10, or the length of --init-text
     "init": None,  # normal; network with --mlp-hidden
     "init_std": None,  # 0.02
@@ -135,10 +136,22 @@ def _train(args: argparse.Namespace) -> int:
     prefix = start_prefix(model, options)
     columns = (options["source_column"], options["target_column"])
     room = model.config.n_positions - prefix.position_offset
-    examples = encode_pairs(model, read_pairs(options["data"], *columns), template, room)
-    valid = None
-    if options["valid"]:
-        valid = encode_pairs(model, read_pairs(options["valid"], *columns), template, room)
+
+    def read(path: str) -> "list[Encoded]":
+        pairs = read_pairs(path, *columns)
+        encoded = encode_pairs(model, pairs, template, room, options["skip_long"])
+        if options["skip_long"]:
+            print(
+                f"{path}: {len(pairs) - len(encoded)} of {len(pairs)} pairs are too long, left out"
+            )
+        if not encoded:
+            raise InputError(
+                f"data file {path}: every pair is longer than the {room} tokens of room"
+            )
+        return encoded
+
+    examples = read(options["data"])
+    valid = read(options["valid"]) if options["valid"] else None
     chosen = {name: options[name] for name in Settings.__dataclass_fields__}
     if chosen["steps"] is None:
         epochs = 5 if options["epochs"] is None else options["epochs"]
@@ -493,6 +506,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--out", type=Path, metavar="DIR", required=True, help="where the run is written"
+    )
+    p.add_argument(
+        "--skip-long",
+        action="store_true",
+        default=None,
+        help="leave out pairs that do not fit into the model (default: refuse the file)",
     )
     g = p.add_argument_group("the prefix")
     g.add_argument("--prefix-length", type=int, metavar="P", help="default 10")

@@ -46,7 +46,7 @@ def predict(
     written: list[list[int]] = []
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]
-        written += generate_ids(model, part, prefix, decoding=decoding, ops=backend)
+        written += generate_ids(model, part, prefix, decoding=decoding, ops=backend, first=i)
     return [template.read(model.decode(ids)) for ids in written]
 
 

@@ -105,8 +105,13 @@ def generate_ids(
     which: Sequence[int] | None = None,
     decoding: Decoding | None = None,
     ops: str | Ops = "numpy",
+    first: int = 0,
 ) -> list[list[int]]:
-    """Token ids in, the new token ids out, the end token left off."""
+    """Token ids in, the new token ids out, the end token left off.
+
+    `first`: the number of the first prompt, where these are some of many: each text draws from a
+    generator of its own number.
+    """
     decoding = decoding or Decoding()
     if not len(prompts):
         return []
@@ -119,10 +124,21 @@ def generate_ids(
                 f"forbidden token {token} lies outside the vocabulary, 0 to "
                 f"{model.config.vocab_size - 1}"
             )
+    end = model.config.eos_token_id
+    unreachable = {end} if end is not None and decoding.min_new_tokens else set()
+    if len(unreachable | set(decoding.forbidden)) == model.config.vocab_size:
+        raise InputError(
+            "every token is forbidden or kept out by min_new_tokens: allow at least one"
+        )
+    if which is not None and len(which) != len(prompts):
+        raise InputError(
+            f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
+        )
     batch = Batch.pack(prompts, prefix=which)
     texts, logits = _Texts.start(model, batch, prefix, decoding.max_new_tokens, _ops.get(ops))
-    search = _beam_search if decoding.beams > 1 else _one_by_one
-    return search(texts, logits, decoding, model.config.eos_token_id)
+    if decoding.beams > 1:
+        return _beam_search(texts, logits, decoding, end)
+    return _one_by_one(texts, logits, decoding, end, first)
 
 
 @dataclass
@@ -214,11 +230,11 @@ def _log_probabilities(
 
 
 def _one_by_one(
-    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None
+    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None, first: int
 ) -> list[list[int]]:
     """Greedy and sampling: each text goes its own way and leaves when it ends."""
     new: list[list[int]] = [[] for _ in range(len(logits))]
-    rngs = [np.random.default_rng([decoding.seed, s]) for s in range(len(logits))]
+    rngs = [np.random.default_rng([decoding.seed, first + s]) for s in range(len(logits))]
     alive = list(range(len(logits)))
     for n_new in range(decoding.max_new_tokens):
         scores = _log_probabilities(logits, decoding, end, n_new)

@@ -467,9 +467,10 @@ def prepare(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
     empty = np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype)
+    nothing = [(empty, empty)] * cfg.n_layer
+    views = [p.by_layer(cfg.n_layer, empty) for p in prefixes]
     past = [
-        [(empty, empty) if p is None else p.layer(i, empty) for p in seen]
-        for i in range(cfg.n_layer)
+        [(views[j] if prefixes else nothing)[i] for j in batch.prefix] for i in range(cfg.n_layer)
     ]
     return batch.tokens, positions, batch.offsets, past
 

@@ -45,9 +45,8 @@ class Prefix:
 
     # ---- how a prefix starts ----
 
-    @classmethod
+    @staticmethod
     def normal(
-        cls,
         config: "Config",
         length: int,
         std: float = 0.02,
@@ -57,13 +56,14 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """Independent draws from N(0, std^2)."""
+        if not std >= 0:
+            raise InputError(f"std is {std}: expected 0 or more")
         shape = _shape(config, length, layers)
         kv = _rng(seed).normal(0, std, shape).astype(dtype)
-        return cls(kv, layers, position_offset)
+        return Prefix(kv, layers, position_offset)
 
-    @classmethod
+    @staticmethod
     def uniform(
-        cls,
         config: "Config",
         length: int,
         bound: float = 0.05,
@@ -73,13 +73,14 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """Independent draws from [-bound, bound)."""
+        if not bound >= 0:
+            raise InputError(f"bound is {bound}: expected 0 or more")
         shape = _shape(config, length, layers)
         kv = _rng(seed).uniform(-bound, bound, shape).astype(dtype)
-        return cls(kv, layers, position_offset)
+        return Prefix(kv, layers, position_offset)
 
-    @classmethod
+    @staticmethod
     def zero(
-        cls,
         config: "Config",
         length: int,
         layers: Sequence[int] | None = None,
@@ -87,11 +88,10 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """All zeros. Not the same as no prefix: a zero key still draws its share of the softmax."""
-        return cls(np.zeros(_shape(config, length, layers), dtype), layers, position_offset)
+        return Prefix(np.zeros(_shape(config, length, layers), dtype), layers, position_offset)
 
-    @classmethod
+    @staticmethod
     def text(
-        cls,
         model: "GPT2",
         text: str | Sequence[int],
         layers: Sequence[int] | None = None,
@@ -105,7 +105,7 @@ class Prefix:
         kv = model.keys_values(ids)
         if layers is not None:
             kv = kv[list(_check_layers(layers, len(layers), model.config.n_layer))]
-        return cls(kv, layers, position_offset)
+        return Prefix(kv, layers, position_offset)
 
     @staticmethod
     def mlp(
@@ -139,13 +139,13 @@ class Prefix:
         """How many numbers are trained."""
         return sum(a.size for a in self.parameters.values())
 
-    def layer(self, i: int, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values (NH, P, hs) of layer i of the model; `empty`, twice, where it sees no
+    def by_layer(self, n_layer: int, empty: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Keys and values (NH, P, hs) for each layer of the model; `empty`, twice, where it sees no
         prefix."""
-        if i not in self.layers:
-            return empty, empty
-        k, v = self.kv[self.layers.index(i)]
-        return k, v
+        past = [(empty, empty)] * n_layer
+        for i, (k, v) in zip(self.layers, self.kv, strict=True):
+            past[i] = (k, v)
+        return past
 
     def backward(self, dkv: np.ndarray) -> dict[str, np.ndarray]:
         """dkv, of the shape of kv -> the gradient of each parameter, by name."""
@@ -240,7 +240,8 @@ class MLPPrefix(Prefix):
         if hidden < 1:
             raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
         rng = _rng(seed)
-        C, out = config.n_embd, int(np.prod(_shape(config, 1, layers)))
+        n = _shape(config, length, layers)[0]
+        C, out = config.n_embd, n * 2 * config.n_embd
         a, b = C**-0.5, hidden**-0.5
         parameters = {
             "embedding": rng.normal(0, 1, (length, C)),  # (P, C)
@@ -306,7 +307,8 @@ class MLPPrefix(Prefix):
 
 def flatten(kv: np.ndarray) -> np.ndarray:
     """(layers, 2, NH, P, hs) -> (P, layers*2*NH*hs): PEFT's `prompt_embeddings`."""
-    return np.ascontiguousarray(kv.transpose(3, 0, 1, 2, 4)).reshape(kv.shape[3], -1)
+    n, two, NH, P, hs = kv.shape
+    return np.ascontiguousarray(kv.transpose(3, 0, 1, 2, 4)).reshape(P, n * two * NH * hs)
 
 
 def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> np.ndarray:

@@ -244,7 +244,7 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
     ("name", "content", "sentence"),
     [
         ("d.jsonl", b"", "d.jsonl holds no pairs: expected at least one"),
-        ("d.csv", b"", "d.csv has no column 'source', only none"),
+        ("d.csv", b"", "d.csv holds no pairs: expected at least one"),
         ("d.csv", b"source,target\n", "d.csv holds no pairs"),
         ("d.csv", b"mr,text\na,b\n", "has no column 'source', only 'mr', 'text'"),
         ("d.csv", b"source,target\na,b\na\n", "d.csv, line 3: 1 fields, the header names 2"),
@@ -270,6 +270,21 @@ def test_bad_data_files_are_refused(refused, model_dir, tmp_path, name, content,
     path.write_bytes(content)
     assert sentence in refused(*train(model_dir, path, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
+    ok, refused, model_dir, data, tmp_path
+):
+    long = json.dumps({"source": "x", "target": "y " * 60})
+    data.write_text(data.read_text() + "\n" + long)
+    assert "leave such lines out (--skip-long)" in refused(*train(model_dir, data, tmp_path / "a"))
+    said = ok(*train(model_dir, data, tmp_path / "a", "--skip-long"))
+    assert "1 of 13 pairs are too long, left out" in said
+    assert "12 examples" in said
+    data.write_text(long)
+    assert "every pair is longer than the 54" in refused(
+        *train(model_dir, data, tmp_path / "b", "--skip-long")
+    )
 
 
 def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):

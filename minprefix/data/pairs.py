@@ -44,7 +44,9 @@ def read_pairs(
     if path.suffix.lower() not in readers:
         raise InputError(f"data file {path}: expected a name that ends in .jsonl or .csv")
     text = files.read_text(path, "the data file")
-    pairs = readers[path.suffix.lower()](path, text, source_column, target_column)
+    pairs = []
+    if text.strip():
+        pairs = readers[path.suffix.lower()](path, text, source_column, target_column)
     if not pairs:
         raise InputError(f"data file {path} holds no pairs: expected at least one")
     return pairs
@@ -83,6 +85,12 @@ def _read_jsonl(
             raise InputError(
                 f"{where}: source and target must be text (a target may be a list of texts)"
             )
+        try:
+            "".join([source, *targets]).encode()
+        except UnicodeEncodeError as error:  # JSON can escape what no text can hold
+            raise InputError(
+                f"{where}: half a character ({error.object[error.start]!a})"
+            ) from error
         pairs += [Pair(source, t, where) for t in targets]
     return pairs
 
@@ -91,12 +99,13 @@ def _read_csv(
     path: Path, text: str, source_column: str | None, target_column: str | None
 ) -> list[Pair]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    pairs = []
+    pairs, line = [], 1  # where a row begins: a quoted field may hold line breaks
     try:
         header = next(reader, [])
         source_at, target_at = _find_columns(path, header, source_column, target_column)
+        line = reader.line_num + 1
         for row in reader:
-            where = f"{path}, line {reader.line_num}"
+            where, line = f"{path}, line {line}", reader.line_num + 1
             if not row:
                 continue
             if len(row) != len(header):
@@ -106,7 +115,7 @@ def _read_csv(
                 )
             pairs.append(Pair(row[source_at], row[target_at], where))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: bad CSV ({error})") from error
+        raise InputError(f"{path}, line {line}: bad CSV ({error})") from error
     return pairs
 
 
@@ -148,8 +157,9 @@ class Template:
     text: str = "{source}\n{target}"
 
     def __post_init__(self) -> None:
-        before, found, _ = self.text.partition("{target}")
-        if not found or before.count("{source}") != 1 or self.text.count("{target}") != 1:
+        before, _, _ = self.text.partition("{target}")
+        once = self.text.count("{source}") == self.text.count("{target}") == 1
+        if not once or "{source}" not in before:
             raise InputError(
                 f"template {self.text!r}: expected {{source}} once and after it {{target}} once, "
                 "as in '{source}\\n{target}'"
@@ -201,7 +211,7 @@ def encode_pairs(
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
-        if not completion.ids:
+        if not pair.target.strip():
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
         if len(ids) > room and skip_long:
             continue

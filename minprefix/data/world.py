@@ -403,6 +403,8 @@ def slot_errors(record: Record, text: str) -> list[str]:
     ("1950") states it as well, unless the text makes another claim about that slot.
     """
     domain = ALL_DOMAINS[record["type"]]
+    # a name may hold a value ("Alice Baker"), which is not a claim
+    facts = re.sub(rf"(?<!\w){re.escape(record['name'])}(?!\w)", "", text, flags=re.IGNORECASE)
     wrong = []
     for name, value in record.items():
         if name == "name":
@@ -411,8 +413,11 @@ def slot_errors(record: Record, text: str) -> list[str]:
             right = {t for t in ALL_DOMAINS if _occurs(f"a {t}", text)} == {value}
         else:
             slot = domain.slot(name)
-            claims = {v for v in slot.values if _occurs(slot.state(v), text)}
-            bare = not slot.clauses and _occurs(value, text)
+            claims = {v for v in slot.values if _occurs(slot.state(v), facts)}
+            # "half a million" does not state "a million"
+            longer = [v for v in slot.values if v != value and _occurs(value, v)]
+            bare = not slot.clauses and _occurs(value, facts)
+            bare = bare and not any(_occurs(v, facts) for v in longer)
             right = claims == {value} or (bare and not claims)
         if not right:
             wrong.append(name)
