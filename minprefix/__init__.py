@@ -4,7 +4,8 @@ trusted."""
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.generate import generate
-from minprefix.gpt2 import GPT2, Config, loss, loss_and_grad, loss_and_weight_grads
+from minprefix.gpt2 import Config
+from minprefix.model import GPT2, loss, loss_and_grad, loss_and_weight_grads
 from minprefix.prefix import MLPPrefix, Prefix
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ import numpy as np
 
 from minprefix import files
 from minprefix.errors import InputError
-from minprefix.gpt2 import GPT2
+from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
 
 FORMAT = 1

@@ -15,7 +15,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from minprefix import files
 from minprefix.errors import InputError
-from minprefix.gpt2 import GPT2, Config
+from minprefix.gpt2 import Config
+from minprefix.model import GPT2
 
 #: the model that ships: beside the package in a wheel, beside the package's folder in a clone
 _HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ from minprefix.errors import InputError
 if TYPE_CHECKING:
     from minprefix.data.pairs import Encoded, Template
     from minprefix.generate import Decoding
-    from minprefix.gpt2 import GPT2
+    from minprefix.model import GPT2
     from minprefix.prefix import Prefix
 
 # Each command imports what it needs: `minprefix --help` should not wait for matplotlib.
@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix import files
     from minprefix.artifact import save_prefix
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
-    from minprefix.gpt2 import GPT2
+    from minprefix.model import GPT2
     from minprefix.train import Settings, load_options, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
@@ -254,7 +254,7 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     default."""
     from minprefix.artifact import load_prefix, read_about
     from minprefix.data.pairs import Template
-    from minprefix.gpt2 import GPT2
+    from minprefix.model import GPT2
 
     model = GPT2.load(args.model, revision=args.revision)
     prefix, recorded = None, None
@@ -362,7 +362,7 @@ def _inspect(args: argparse.Namespace) -> int:
     import json
 
     from minprefix.artifact import PEFT_CONFIG, PEFT_TENSOR, load_prefix, read_about
-    from minprefix.gpt2 import GPT2
+    from minprefix.model import GPT2
 
     path = Path(args.path)
     about = read_about(path) if path.is_dir() else None

@@ -11,7 +11,7 @@ from minprefix.data import world
 from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
 from minprefix.generate import Decoding
-from minprefix.gpt2 import GPT2
+from minprefix.model import GPT2
 from minprefix.prefix import Prefix
 from minprefix.train import Settings, train
 

@@ -9,7 +9,7 @@ from minprefix.data import world
 from minprefix.data.pairs import Encoded, Template
 from minprefix.errors import InputError
 from minprefix.generate import Decoding, generate_ids
-from minprefix.gpt2 import GPT2, loss
+from minprefix.model import GPT2, loss
 
 if TYPE_CHECKING:
     from minprefix.prefix import Prefix

@@ -16,7 +16,8 @@ import numpy as np
 from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
-from minprefix.gpt2 import GPT2, Cache, KeysValues, forward, head, prepare
+from minprefix.gpt2 import Cache, KeysValues, forward, head
+from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Ops
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from minprefix.ops.reference import linear, linear_backward, linear_backward_par
 from minprefix.optim import AdamW
 
 if TYPE_CHECKING:
-    from minprefix.gpt2 import GPT2, Config
+    from minprefix.gpt2 import Config
+    from minprefix.model import GPT2
 
 
 class Prefix:

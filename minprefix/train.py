@@ -26,7 +26,7 @@ from minprefix.batch import Batch
 from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
-from minprefix.gpt2 import GPT2, digest, loss_and_grad
+from minprefix.model import GPT2, digest, loss_and_grad
 from minprefix.ops import BACKENDS
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture

@@ -252,7 +252,8 @@ def test_layers_outside_the_subset_see_no_prefix(config, model):
     # layers 0 and 1 do as without a prefix, at the same positions
     none = Prefix.zero(config, 0, position_offset=3, dtype="float64")
     from minprefix import ops
-    from minprefix.gpt2 import forward, prepare
+    from minprefix.gpt2 import forward
+    from minprefix.model import prepare
 
     def resid_before_layer_2(prefix):
         _, cache = forward(model.weights, config, *prepare(model, batch, prefix), ops.get("numpy"))

@@ -18,6 +18,7 @@ from minprefix import (
     loss_and_grad,
     loss_and_weight_grads,
 )
+from minprefix import model as model_module
 from minprefix import prefix as prefix_module
 from minprefix.ops import numpy_ops, reference
 from tests.conftest import random_model
@@ -26,7 +27,7 @@ from tests.conftest import random_model
 SIZES = {"B": 2, "T": 7, "P": 5, "NH": 3, "hs": 11, "C": 33, "V": 53, "F": 41, "L": 4, "layers": 4}
 SIZES |= {"hidden": 13, "n_positions": 61, "N": 14, "M": 6}
 CONFIG = Config(n_layer=4, n_head=3, n_embd=33, vocab_size=53, n_positions=61, n_inner=41)
-MODULES = [reference, numpy_ops, gpt2, prefix_module]
+MODULES = [reference, numpy_ops, gpt2, model_module, prefix_module]
 
 
 class Claim(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from minprefix import GPT2, Batch, Prefix, generate, loss_and_grad
 from minprefix.data.world import table_to_text
 from minprefix.evaluate import slot_error_rate
-from minprefix.gpt2 import digest
+from minprefix.model import digest
 from minprefix.optim import AdamW
 
 model = GPT2.load("tiny")

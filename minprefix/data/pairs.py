@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from minprefix import files
 from minprefix.errors import InputError
-from minprefix.gpt2 import GPT2
+from minprefix.model import GPT2
 
 
 class Pair(NamedTuple):

@@ -1,0 +1,312 @@
+"""The model as people use it: weights and tokenizer, a batch with its prefixes, loss and gradients.
+
+The arithmetic is in `gpt2`; here is what stands around it, and every check of what comes in.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from minprefix import ops as _ops
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.gpt2 import (
+    Config,
+    KeysValues,
+    Weights,
+    backward,
+    forward,
+    head,
+    head_loss,
+    head_loss_backward,
+)
+from minprefix.ops.contract import Array, Ops
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from minprefix.prefix import Prefix
+
+
+@dataclass(eq=False, repr=False)
+class GPT2:
+    """A GPT-2: its config, its weights by their checkpoint names, and its tokenizer if it came with
+    one.
+
+    Nothing here writes to the weights. Loaded ones are read-only arrays, memory maps of their file
+    where its precision is the one asked for; to train them, copy them first.
+    """
+
+    config: Config
+    weights: dict[str, Array]
+    tokenizer: "Tokenizer | None" = None
+    name: str = "unnamed"
+    _finite: bool = field(default=False, init=False)
+
+    @classmethod
+    def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
+        """From a directory in Hugging Face layout, "tiny" (ships with this package), or a hub name.
+
+        `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
+        InputError for everything that can be wrong with it (see `minprefix.checkpoint`).
+        """
+        from minprefix.checkpoint import load_model  # it imports this module
+
+        return load_model(name, dtype=dtype, revision=revision)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load`
+        reads."""
+        from minprefix.checkpoint import save_model
+
+        save_model(self, directory)
+
+    @classmethod
+    def random(cls, config: Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
+        """GPT-2's initialisation (Radford et al., 2019): N(0, 0.02), biases 0, gains 1, and the
+        projections that write to the residual stream scaled by 1 / sqrt(2 L)."""
+        rng = np.random.default_rng(seed)
+        weights = {}
+        for name, shape in config.shapes().items():
+            if len(shape) == 1:
+                fill = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+                weights[name] = np.full(shape, fill, dtype)
+            else:
+                std = 0.02 / (2 * config.n_layer) ** 0.5 if "c_proj" in name else 0.02
+                weights[name] = rng.normal(0, std, shape).astype(dtype)
+        return cls(config, weights, name="random")
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.weights["wte.weight"].dtype
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(a.size for a in self.weights.values())
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
+            f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
+            f"M parameters, {self.dtype}, cpu)"
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and float32 values of all weights: the same for every file
+        layout and stored precision of the same model."""
+        return digest(self.weights, np.float32)
+
+    def check_finite(self) -> None:
+        """Raises InputError naming a weight that holds NaN or infinity. Runs once, at the first
+        use: opening a file does not read it."""
+        if self._finite:
+            return
+        for name, a in self.weights.items():
+            if not np.isfinite(a.sum(dtype=np.result_type(a.dtype, np.float64))):
+                bad = np.argwhere(~np.isfinite(a))[0]
+                raise InputError(
+                    f"weight {name!r} of model {self.name!r} holds {a[tuple(bad)]} at "
+                    f"{bad.tolist()}: expected finite numbers; the file is damaged, fetch it again"
+                )
+        self._finite = True
+
+    def logits(
+        self,
+        batch: Batch,
+        prefix: "Prefix | Sequence[Prefix] | None" = None,
+        ops: str | Ops = "numpy",
+    ) -> Array:
+        """-> (N, V): for each token of the stream the scores of the token that follows it."""
+        implementation = _ops.get(ops)
+        stream = prepare(self, batch, prefix)
+        x, _ = forward(self.weights, self.config, *stream, implementation)
+        return head(x, self.weights, self.config, implementation)[0]
+
+    def keys_values(self, tokens: Sequence[int], ops: str | Ops = "numpy") -> Array:
+        """The keys and values that this text leaves in every layer: (L, 2, NH, T, hs). As a prefix
+        they equal prompting with the text."""
+        implementation = _ops.get(ops)
+        stream = prepare(self, Batch.pack([tokens]), None)
+        _, cache = forward(self.weights, self.config, *stream, implementation)
+        kv = [np.stack([b.attention.k, b.attention.v]) for b in cache.blocks]  # each (2, T, NH, hs)
+        return np.stack(kv).swapaxes(2, 3)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens added. Raises InputError without a
+        tokenizer."""
+        return self._need_tokenizer().encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._need_tokenizer().decode(list(ids))
+
+    def _need_tokenizer(self) -> "Tokenizer":
+        if self.tokenizer is None:
+            raise InputError(
+                f"model {self.name!r} has no tokenizer: put tokenizer.json, or vocab.json and "
+                "merges.txt, into its folder"
+            )
+        return self.tokenizer
+
+
+def digest(arrays: Weights, dtype: type | None = None) -> str:
+    """sha256 over the arrays in the order of their names; `dtype`: convert first (None: the very
+    bytes)."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        a = arrays[name]
+        a = np.ascontiguousarray(a if dtype is None else a.real.astype(dtype, copy=False))
+        sha.update(f"{name}{a.shape}{a.dtype}".encode())
+        sha.update(a.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+# ---- from a batch and its prefixes to the loss and its gradients ------------------------------
+
+
+def _as_list(prefix: "Prefix | Sequence[Prefix] | None") -> "list[Prefix]":
+    if prefix is None:
+        return []
+    return list(prefix) if isinstance(prefix, list | tuple) else [prefix]  # type: ignore[list-item]
+
+
+def prepare(
+    model: GPT2, batch: Batch, prefix: "Prefix | Sequence[Prefix] | None"
+) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
+    """tokens, positions, offsets, past: what `forward` takes, checked against the model.
+
+    Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a
+    prefix of another shape, and a batch that names a prefix which is not there.
+    """
+    cfg, prefixes = model.config, _as_list(prefix)
+    model.check_finite()
+    for p in prefixes:
+        p.check(cfg, model.name)
+    if prefixes and batch.prefix.max() >= len(prefixes):
+        raise InputError(
+            f"the batch names prefix {batch.prefix.max()}, but {len(prefixes)} were given"
+        )
+    if not prefixes and batch.prefix.any():
+        raise InputError(f"the batch names prefix {batch.prefix.max()}, but none was given")
+    if batch.tokens.max() >= cfg.vocab_size:
+        bad = int(np.argmax(batch.tokens >= cfg.vocab_size))
+        raise InputError(
+            f"token id {batch.tokens[bad]} of sequence "
+            f"{np.searchsorted(batch.offsets, bad, 'right') - 1} lies outside the vocabulary of "
+            f"model {model.name!r}, 0 to {cfg.vocab_size - 1}: was it encoded with another "
+            "tokenizer?"
+        )
+    seen = [prefixes[i] if prefixes else None for i in batch.prefix]  # (B,)
+    starts = [0 if p is None else p.position_offset for p in seen]
+    for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
+        if start + T > cfg.n_positions:
+            raise InputError(
+                f"sequence {b} has {T} tokens, model {model.name!r} has room for "
+                f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
+                "by the prefix): shorten the text or the prefix"
+            )
+    positions = np.concatenate(
+        [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
+    )
+    empty = np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype)
+    nothing = [(empty, empty)] * cfg.n_layer
+    views = [p.by_layer(cfg.n_layer, empty) for p in prefixes]
+    past = [
+        [(views[j] if prefixes else nothing)[i] for j in batch.prefix] for i in range(cfg.n_layer)
+    ]
+    return batch.tokens, positions, batch.offsets, past
+
+
+def loss_and_grad(
+    model: GPT2,
+    prefix: "Prefix | Sequence[Prefix]",
+    batch: Batch,
+    reduction: str = "mean",
+    ops: str | Ops = "numpy",
+) -> tuple[float, "Array | list[Array]"]:
+    """The loss of the batch's targets and its gradient for the prefix; the model stays frozen.
+
+    `reduction`: "mean" over the weights of the targets, or "sum". -> loss, dkv of the shape of
+    `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises InputError when
+    there is nothing to predict, and for all that `prepare` refuses.
+    """
+    loss, dkvs, _ = _loss_backward(model, prefix, batch, reduction, ops, need="prefix")
+    return loss, dkvs if isinstance(prefix, list | tuple) else dkvs[0]
+
+
+def loss_and_weight_grads(
+    model: GPT2,
+    batch: Batch,
+    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    reduction: str = "mean",
+    ops: str | Ops = "numpy",
+) -> tuple[float, dict[str, Array]]:
+    """The loss and its gradient for every weight of the model: what full fine-tuning trains on."""
+    loss, _, dweights = _loss_backward(model, prefix, batch, reduction, ops, need="all")
+    return loss, dweights
+
+
+def loss(
+    model: GPT2,
+    batch: Batch,
+    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    reduction: str = "mean",
+    ops: str | Ops = "numpy",
+) -> float:
+    """The loss alone."""
+    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
+    implementation = _ops.get(ops)
+    x, _ = forward(model.weights, model.config, *stream, implementation)
+    value, _ = head_loss(
+        x[batch.rows], batch.targets, weights, model.weights, model.config, implementation
+    )
+    return value.item()
+
+
+def _loss_weights(batch: Batch, reduction: str) -> Array:
+    if len(batch.targets) == 0:
+        raise InputError("the batch has no targets: loss_from leaves nothing to predict")
+    if reduction == "sum":
+        return batch.weights
+    if reduction == "mean":
+        return batch.weights / batch.weights.sum()
+    raise InputError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")
+
+
+def _loss_backward(
+    model: GPT2,
+    prefix: "Prefix | Sequence[Prefix] | None",
+    batch: Batch,
+    reduction: str,
+    ops: str | Ops,
+    need: Literal["prefix", "all"],
+) -> tuple[float, list[Array], dict[str, Array]]:
+    w, cfg, implementation = model.weights, model.config, _ops.get(ops)
+    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
+    # forward: only rows that predict a target pay for logits
+    x, cache = forward(w, cfg, *stream, implementation, need)  # (N, C)
+    weights = weights.astype(x.real.dtype)
+    value, head_cache = head_loss(x[batch.rows], batch.targets, weights, w, cfg, implementation)
+    # backward
+    drows, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
+    dx = np.zeros_like(x)  # (N, C)  a row that predicts nothing has no gradient
+    dx[batch.rows] = drows
+    dpast, dw = backward(dx, w, cfg, cache, implementation, need)
+    for name, a in dw_head.items():  # a tied head and the embedding are one array: both add to it
+        dw[name] = dw[name] + a if name in dw else a
+    # a prefix that several sequences see gets the sum of their gradients; each sequence only its
+    # own
+    dkvs = []
+    for i, p in enumerate(_as_list(prefix)):
+        dkv = np.zeros(p.kv.shape, x.dtype)  # (layers, 2, NH, P, hs)
+        for j, layer in enumerate(p.layers):
+            for b in np.flatnonzero(batch.prefix == i):
+                dk, dv = dpast[layer][b]
+                dkv[j, 0] += dk
+                dkv[j, 1] += dv
+        dkvs.append(dkv)
+    return value.item(), dkvs, dw
