@@ -125,7 +125,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.train import Settings, load_options, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
-    options = (load_options(args.out, "train") if args.resume else TRAIN_DEFAULTS) | given
+    options = TRAIN_DEFAULTS | (load_options(args.out, "train") if args.resume else {}) | given
     if options["data"] is None:
         raise InputError("train needs --data FILE: a .jsonl or .csv of source and target")
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
@@ -167,7 +167,7 @@ def _train(args: argparse.Namespace) -> int:
         "data_sha256": fingerprint(options["data"]),
         "valid_sha256": fingerprint(options["valid"]) if options["valid"] else None,
         "command": "train",
-        "options": options,
+        "options": {name: value for name, value in options.items() if value is not None},
     }
     if not args.resume:
         files.new_folder(args.out, RUN_MARKS, args.force)
@@ -187,7 +187,7 @@ def _train(args: argparse.Namespace) -> int:
         "base_parameters": model.n_parameters,
         "base_unchanged": result.base_unchanged,
     }
-    save_prefix(prefix, args.out, model, {**about, "metrics": metrics})
+    save_prefix(prefix, args.out, model, {**about, "settings": vars(settings), "metrics": metrics})
     files.write_json(args.out / "metrics.json", metrics)
     if result.best_loss is not None:
         print(
@@ -359,38 +359,63 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    import json
-
-    from minprefix.artifact import PEFT_CONFIG, PEFT_TENSOR, load_prefix, read_about
-    from minprefix.model import GPT2
+    from minprefix.artifact import PEFT_CONFIG, PEFT_TENSOR, read_about
 
     path = Path(args.path)
     about = read_about(path) if path.is_dir() else None
     if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, PEFT_TENSOR)):
-        model = GPT2.load(args.path)
-        print(model)
-        print(f"sha256 of its weights  {model.fingerprint()}")
-        print(
-            f"head                   {'tied' if model.config.tie_word_embeddings else 'separate'}"
-        )
-        size = "none" if model.tokenizer is None else f"{model.tokenizer.get_vocab_size()} entries"
-        print(f"tokenizer              {size}")
-        if (path / "training.json").exists():
-            print(f"training               {(path / 'training.json').read_text(encoding='utf-8')}")
-        return 0
-    prefix = load_prefix(path)
-    print(prefix)
-    k, v = abs(prefix.kv[:, 0]), abs(prefix.kv[:, 1])
-    if prefix.kv.size:
-        print(f"keys                   mean |k| {k.mean():.4f}, largest {k.max():.4f}")
-        print(f"values                 mean |v| {v.mean():.4f}, largest {v.max():.4f}")
-    if about is None:
-        print("base                   unknown: PEFT wrote it, without provenance")
-        return 0
-    print(f"base                   {about['base']} (sha256 {about['base_sha256']})")
-    print(f"kind                   {about['kind']}, written by minprefix {about['minprefix']}")
-    print(f"training               {json.dumps(about['training'], indent=2, ensure_ascii=False)}")
+        _inspect_model(args.path)
+    else:
+        _inspect_prefix(path, about)
     return 0
+
+
+def _inspect_model(name: str) -> None:
+    from minprefix import files
+    from minprefix.checkpoint import find
+    from minprefix.model import GPT2
+
+    model, folder = GPT2.load(name), find(name)
+    size = "none" if model.tokenizer is None else f"{model.tokenizer.get_vocab_size()} entries"
+    _say("model", model)
+    _say("folder", folder)
+    _say("sha256", f"{model.fingerprint()} (of its weights as float32)")
+    _say("head", "tied" if model.config.tie_word_embeddings else "separate")
+    _say("tokenizer", size)
+    if (folder / "training.json").exists():
+        _say("training", files.read_json(folder / "training.json", "how the model was trained"))
+
+
+def _inspect_prefix(path: Path, about: dict[str, Any] | None) -> None:
+    from minprefix.artifact import load_prefix
+
+    prefix = load_prefix(path)
+    _say("prefix", prefix)
+    if prefix.kv.size:
+        for i, name in enumerate(("keys", "values")):
+            a = abs(prefix.kv[:, i])
+            _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
+    if about is None:
+        _say("base", "unknown: PEFT wrote it, without provenance")
+        return
+    _say("base", f"{about['base']} (sha256 {about['base_sha256']})")
+    _say("kind", f"{about['kind']}, written by minprefix {about['minprefix']}")
+    _say("training", about["training"] or "not recorded")
+
+
+def _say(name: str, value: Any, indent: int = 0) -> None:
+    """A line of `inspect`; what is nested stands below its name."""
+    start = " " * indent + name
+    if isinstance(value, dict):
+        print(start)
+        for key, part in value.items():
+            _say(key, part, indent + 2)
+    else:
+        print(
+            f"{start:<22} {value!r}"
+            if isinstance(value, str) and indent
+            else f"{start:<22} {value}"
+        )
 
 
 # ---- the options ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from minprefix.model import GPT2
 from minprefix.prefix import Prefix
 from minprefix.train import Settings, train
 
-TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 4
+TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()
 DECODING = Decoding(max_new_tokens=80)
 
@@ -103,7 +103,8 @@ def run(
         "training_seconds": round(result.seconds, 1),
         "seconds": round(time.time() - started, 1),
     }
-    save_prefix(prefix, out, model, {**about, "metrics": {"before": before, "after": after}})
+    scores = {"before": before, "after": after}
+    save_prefix(prefix, out, model, {**about, "settings": vars(settings), "metrics": scores})
     files.write_json(out / "metrics.json", metrics)
     files.write_text(out / "samples.md", samples(test, said_before, said_after))
     print(table(metrics))

@@ -15,7 +15,9 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import (
+    Cache,
     Config,
+    HeadCache,
     KeysValues,
     Weights,
     backward,
@@ -184,24 +186,9 @@ def prepare(
     """
     cfg, prefixes = model.config, _as_list(prefix)
     model.check_finite()
-    for p in prefixes:
-        p.check(cfg, model.name)
-    if prefixes and batch.prefix.max() >= len(prefixes):
-        raise InputError(
-            f"the batch names prefix {batch.prefix.max()}, but {len(prefixes)} were given"
-        )
-    if not prefixes and batch.prefix.any():
-        raise InputError(f"the batch names prefix {batch.prefix.max()}, but none was given")
-    if batch.tokens.max() >= cfg.vocab_size:
-        bad = int(np.argmax(batch.tokens >= cfg.vocab_size))
-        raise InputError(
-            f"token id {batch.tokens[bad]} of sequence "
-            f"{np.searchsorted(batch.offsets, bad, 'right') - 1} lies outside the vocabulary of "
-            f"model {model.name!r}, 0 to {cfg.vocab_size - 1}: was it encoded with another "
-            "tokenizer?"
-        )
-    seen = [prefixes[i] if prefixes else None for i in batch.prefix]  # (B,)
-    starts = [0 if p is None else p.position_offset for p in seen]
+    _check_prefixes(model, batch, prefixes)
+    _check_tokens(model, batch)
+    starts = [prefixes[i].position_offset if prefixes else 0 for i in batch.prefix]
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
         if start + T > cfg.n_positions:
             raise InputError(
@@ -213,12 +200,28 @@ def prepare(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
     empty = np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype)
-    nothing = [(empty, empty)] * cfg.n_layer
-    views = [p.by_layer(cfg.n_layer, empty) for p in prefixes]
-    past = [
-        [(views[j] if prefixes else nothing)[i] for j in batch.prefix] for i in range(cfg.n_layer)
-    ]
+    views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
+    past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
     return batch.tokens, positions, batch.offsets, past
+
+
+def _check_prefixes(model: GPT2, batch: Batch, prefixes: "list[Prefix]") -> None:
+    for p in prefixes:
+        p.check(model.config, model.name)
+    named, given = batch.prefix.max(), len(prefixes)
+    if named >= max(given, 1):  # a batch that names none names 0
+        raise InputError(f"the batch names prefix {named} (from 0), and {given} were given")
+
+
+def _check_tokens(model: GPT2, batch: Batch) -> None:
+    V = model.config.vocab_size
+    if batch.tokens.max() >= V:
+        bad = int(np.argmax(batch.tokens >= V))
+        b = np.searchsorted(batch.offsets, bad, "right") - 1
+        raise InputError(
+            f"token id {batch.tokens[bad]} of sequence {b} lies outside the vocabulary of model "
+            f"{model.name!r}, 0 to {V - 1}: was it encoded with another tokenizer?"
+        )
 
 
 def loss_and_grad(
@@ -258,13 +261,7 @@ def loss(
     ops: str | Ops = "numpy",
 ) -> float:
     """The loss alone."""
-    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
-    implementation = _ops.get(ops)
-    x, _ = forward(model.weights, model.config, *stream, implementation)
-    value, _ = head_loss(
-        x[batch.rows], batch.targets, weights, model.weights, model.config, implementation
-    )
-    return value.item()
+    return _forward_loss(model, prefix, batch, reduction, _ops.get(ops), "prefix")[0].item()
 
 
 def _loss_weights(batch: Batch, reduction: str) -> Array:
@@ -277,6 +274,23 @@ def _loss_weights(batch: Batch, reduction: str) -> Array:
     raise InputError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")
 
 
+def _forward_loss(
+    model: GPT2,
+    prefix: "Prefix | Sequence[Prefix] | None",
+    batch: Batch,
+    reduction: str,
+    ops: Ops,
+    need: Literal["prefix", "all"],
+) -> tuple[np.generic, Array, Cache, HeadCache]:
+    w, cfg = model.weights, model.config
+    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
+    x, cache = forward(w, cfg, *stream, ops, need)  # (N, C)
+    weights = weights.astype(x.real.dtype)
+    # only rows that predict a target pay for logits
+    value, head_cache = head_loss(x[batch.rows], batch.targets, weights, w, cfg, ops)
+    return value, x, cache, head_cache
+
+
 def _loss_backward(
     model: GPT2,
     prefix: "Prefix | Sequence[Prefix] | None",
@@ -286,27 +300,29 @@ def _loss_backward(
     need: Literal["prefix", "all"],
 ) -> tuple[float, list[Array], dict[str, Array]]:
     w, cfg, implementation = model.weights, model.config, _ops.get(ops)
-    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
-    # forward: only rows that predict a target pay for logits
-    x, cache = forward(w, cfg, *stream, implementation, need)  # (N, C)
-    weights = weights.astype(x.real.dtype)
-    value, head_cache = head_loss(x[batch.rows], batch.targets, weights, w, cfg, implementation)
-    # backward
+    value, x, cache, head_cache = _forward_loss(
+        model, prefix, batch, reduction, implementation, need
+    )
     drows, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
     dx = np.zeros_like(x)  # (N, C)  a row that predicts nothing has no gradient
     dx[batch.rows] = drows
     dpast, dw = backward(dx, w, cfg, cache, implementation, need)
     for name, a in dw_head.items():  # a tied head and the embedding are one array: both add to it
         dw[name] = dw[name] + a if name in dw else a
-    # a prefix that several sequences see gets the sum of their gradients; each sequence only its
-    # own
-    dkvs = []
-    for i, p in enumerate(_as_list(prefix)):
-        dkv = np.zeros(p.kv.shape, x.dtype)  # (layers, 2, NH, P, hs)
-        for j, layer in enumerate(p.layers):
-            for b in np.flatnonzero(batch.prefix == i):
-                dk, dv = dpast[layer][b]
-                dkv[j, 0] += dk
-                dkv[j, 1] += dv
-        dkvs.append(dkv)
+    dkvs = [
+        _sum_over_sequences(p, i, batch, dpast, x.dtype) for i, p in enumerate(_as_list(prefix))
+    ]
     return value.item(), dkvs, dw
+
+
+def _sum_over_sequences(
+    prefix: "Prefix", i: int, batch: Batch, dpast: list[list[KeysValues]], dtype: np.dtype
+) -> Array:
+    """The gradient of prefix i: the sum over the sequences that see it, and over no others."""
+    dkv = np.zeros(prefix.kv.shape, dtype)  # (layers, 2, NH, P, hs)
+    for j, layer in enumerate(prefix.layers):
+        for b in np.flatnonzero(batch.prefix == i):
+            dk, dv = dpast[layer][b]
+            dkv[j, 0] += dk
+            dkv[j, 1] += dv
+    return dkv

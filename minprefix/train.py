@@ -146,36 +146,21 @@ def train(
     """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
 
     Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step),
-    loss.png. `about` is recorded in the state and must be the same when resuming, as must
-    `settings`.
+    loss.png. `about` is recorded, too; everything recorded must be the same when resuming.
 
     Raises InputError when resuming what is not there or was another run, when the disk refuses, and
     when the loss turns NaN (the last good state stays).
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
-    out = Path(out)
+    out, start, before = Path(out), time.time(), digest(model.weights)
     for leftover in out.glob(".*.tmp"):  # of a run that was killed while saving
         leftover.unlink()
-    record = {
-        "settings": asdict(settings),
-        "about": about,
-        "base_sha256": model.fingerprint(),
-        "prefix": {
-            "layers": list(prefix.layers),
-            "position_offset": prefix.position_offset,
-            "parameters": {n: [str(p.dtype), *p.shape] for n, p in prefix.parameters.items()},
-        },
-        "examples_sha256": _fingerprint(examples),
-        "valid_examples_sha256": _fingerprint(valid or ()),
-    }
-    before = digest(model.weights)
+    record = _record(model, prefix, examples, settings, valid, about)
     state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
     if not resume:
         save_state(out, prefix, state, record)  # from here on there is always a last good state
-    log = Log(out / LOG, state.step)
-    batches = _Batches(examples, settings)
-    start, first_step = time.time(), state.step
+    first_step, batches, log = state.step, _Batches(examples, settings), Log(out / LOG, state.step)
     bar = tqdm(
         total=settings.steps,
         initial=state.step,
@@ -198,21 +183,43 @@ def train(
             log.write(entry)
             _show(bar, entry, state)
         save_state(out, prefix, state, record)  # at the end, or where Ctrl-C stopped it
-    if state.step == settings.steps and state.best:
+    finished = state.step == settings.steps
+    if finished:
         for name, best in state.best.items():
             prefix.parameters[name][...] = best
-    steps, losses, valids = log.read()
-    if steps:
-        loss_picture(out / PICTURE, steps, losses, valids, _title(model, prefix))
-    seconds = time.time() - start if state.step > first_step else 0.0
+    if state.step:
+        loss_picture(out / PICTURE, *log.read(), _title(model, prefix))
     return Result(
         step=state.step,
-        interrupted=state.step < settings.steps,
-        seconds=seconds,
+        interrupted=not finished,
+        seconds=time.time() - start,
         best_loss=state.best_loss,
         best_step=state.best_step,
         base_unchanged=digest(model.weights) == before,
     )
+
+
+def _record(
+    model: GPT2,
+    prefix: Prefix,
+    examples: Sequence[Encoded],
+    settings: Settings,
+    valid: Sequence[Encoded] | None,
+    about: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """All that decides a run: it is saved, and must be the same when the run is resumed."""
+    return {
+        "settings": asdict(settings),
+        "about": about,
+        "base_sha256": model.fingerprint(),
+        "prefix": {
+            "layers": list(prefix.layers),
+            "position_offset": prefix.position_offset,
+            "parameters": {n: [str(p.dtype), *p.shape] for n, p in prefix.parameters.items()},
+        },
+        "examples_sha256": _fingerprint(examples),
+        "valid_examples_sha256": _fingerprint(valid or ()),
+    }
 
 
 def _fingerprint(examples: Sequence[Encoded]) -> str:

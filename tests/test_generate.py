@@ -614,9 +614,9 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
         ),
         (
             lambda m: generate_ids(m, [[1]], Prefix.zero(m.config, 2), which=[1]),
-            "names prefix 1, but 1 were given",
+            "names prefix 1 .from 0., and 1 were given",
         ),
-        (lambda m: generate_ids(m, [[1]], which=[1]), "names prefix 1, but none was given"),
+        (lambda m: generate_ids(m, [[1]], which=[1]), "names prefix 1 .from 0., and 0 were given"),
         (
             lambda m: generate_ids(m, [[1], [2]], Prefix.zero(m.config, 2), which=[0]),
             "which has 1 entries for 2 ",

@@ -326,11 +326,11 @@ def test_a_model_a_prefix_and_a_batch_say_what_they_are_in_one_line(config, mode
         ),
         (
             lambda m: m.logits(Batch.pack([[1]], prefix=[1]), [Prefix.zero(m.config, 3)]),
-            "the batch names prefix 1, but 1 were given",
+            "the batch names prefix 1 .from 0., and 1 were given",
         ),
         (
             lambda m: m.logits(Batch.pack([[1]], prefix=[1])),
-            "the batch names prefix 1, but none was given",
+            "the batch names prefix 1 .from 0., and 0 were given",
         ),
         (
             lambda m: loss(m, Batch.pack([[1, 2]], 2)),
