@@ -114,13 +114,14 @@ def test_gelu_is_the_tanh_form_and_agrees_with_autograd(ops):
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     slots=st.lists(st.integers(0, 5), min_size=4, max_size=4),
     NH=st.integers(1, 3),
-    scale=st.sampled_from([1.0, 100.0]),
+    scale=st.sampled_from([1.0, 100.0, 1e4]),
     seed=st.integers(0, 10**6),
 )
 @BOTH
 def test_attention_agrees_with_autograd_at_every_shape(ops, lengths, slots, NH, scale, seed):
     q, k, v, pk, pv, offsets = streams(lengths, slots[: len(lengths)], NH, 4, seed=seed)
-    q = q * scale  # 100: scores of hundreds, a softmax that saturates
+    q = q * scale  # 1e4: a softmax that saturates, and overflows if its maximum is not taken off
+    tolerance = 1e-15 * (1000 + scale)  # the scores themselves are rounded
     dz = np.random.default_rng(seed + 1).normal(size=q.shape)
     z, cache = ops.attention(q, k, v, pk, pv, offsets)
     grads = ops.attention_backward(dz.copy(), cache)
@@ -135,7 +136,7 @@ def test_attention_agrees_with_autograd_at_every_shape(ops, lengths, slots, NH, 
             tq[None], torch.cat([tpk, tk], 1)[None], torch.cat([tpv, tv], 1)[None], mask
         )[0]
         want.backward(torch.tensor(dz[rows].swapaxes(0, 1)))
-        assert relative_error(z[rows].swapaxes(0, 1), want.detach().numpy()) < 1e-12
+        assert relative_error(z[rows].swapaxes(0, 1), want.detach().numpy()) < tolerance
         # absolute against the gradients' common scale: a saturated softmax leaves some of them 0
         unit = max(float(t.grad.abs().max()) for t in (tq, tk, tv))
         for got, t in (
@@ -145,7 +146,7 @@ def test_attention_agrees_with_autograd_at_every_shape(ops, lengths, slots, NH, 
             (grads.dprefix_k[b], tpk),
             (grads.dprefix_v[b], tpv),
         ):
-            assert np.abs(got - t.grad.numpy()).max(initial=0) < 1e-11 * max(unit, 1.0)
+            assert np.abs(got - t.grad.numpy()).max(initial=0) < 10 * tolerance * max(unit, 1.0)
 
 
 @BOTH
