@@ -235,6 +235,14 @@ def test_the_complex_step_confirms_attention_of_the_reference_to_1e_12():
         assert relative_error(gradient, steps) < 1e-12
 
 
+def test_the_numpy_ops_refuse_complex_numbers():
+    q, k, v, pk, pv, offsets = streams([3], [2], dtype="complex128")
+    with pytest.raises(TypeError, match="take no complex128: use ops='reference'"):
+        numpy_ops.attention(q, k, v, pk, pv, offsets)
+    with pytest.raises(TypeError, match="take no complex128"):
+        numpy_ops.cross_entropy(np.ones((2, 3), complex), np.array([0, 1]), np.ones(2))
+
+
 # ---- the contract's promises ----
 
 

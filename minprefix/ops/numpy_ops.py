@@ -104,6 +104,12 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
     return dout
 
 
+def _refuse_complex(dtype: np.dtype) -> None:
+    """A maximum of complex numbers is no constant that cancels: the result would be wrong, quietly."""
+    if dtype.kind == "c":
+        raise TypeError(f"the numpy operations take no {dtype}: use ops='reference'")
+
+
 @lru_cache(maxsize=64)
 def _hidden(T: int, dtype: np.dtype) -> Array:
     """(T, T): -inf where a token lies in a query's future, else 0. A prefix slot is never
@@ -123,6 +129,7 @@ def attention(
 ) -> tuple[Array, AttentionCache]:
     N, NH, hs = q.shape
     dtype = np.result_type(q, *prefix_k)
+    _refuse_complex(dtype)
     z = np.empty((N, NH, hs), dtype)
     patterns = []
     for b in range(len(offsets) - 1):
@@ -178,6 +185,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
 def cross_entropy(
     logits: Array, targets: Array, weights: Array
 ) -> tuple[np.generic, CrossEntropyCache]:
+    _refuse_complex(logits.dtype)
     rows = np.arange(len(targets))
     logits -= logits.max(axis=-1, keepdims=True)  # (M, V)
     nll = -logits[rows, targets]  # (M,)
