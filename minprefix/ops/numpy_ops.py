@@ -105,7 +105,7 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
 
 
 def _refuse_complex(dtype: np.dtype) -> None:
-    """A maximum of complex numbers is no constant that cancels: the answer would be quietly wrong."""
+    """The largest of complex numbers is no constant that cancels: the answer would be wrong."""
     if dtype.kind == "c":
         raise TypeError(f"the numpy operations take no {dtype}: use ops='reference'")
 
