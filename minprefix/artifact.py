@@ -45,6 +45,8 @@ def save_prefix(
         raise InputError(
             f"cannot save a prefix of {prefix.kv.dtype}: expected floating-point numbers"
         )
+    if not np.isfinite(prefix.kv).all():
+        raise InputError("cannot save a prefix that holds NaN or infinity: its training failed")
     peft = not prefix.subset and prefix.position_offset == P and P > 0
     if peft:
         flat = {"prompt_embeddings": flatten(prefix.kv).astype(np.float32)}
@@ -126,20 +128,29 @@ def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "
         _check_about(folder / ABOUT, about, prefix)
     if not np.isfinite(prefix.kv).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
-    if model is not None:
-        prefix.check(model.config, model.name)
-        recorded = None if about is None else about["base_sha256"]
-        if recorded is not None and recorded != model.fingerprint():
-            assert about is not None
-            raise InputError(
-                f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} "
-                f"(sha256 {recorded[:12]}...), and this is {model.name!r} (sha256 "
-                f"{model.fingerprint()[:12]}...); give the model that it was trained on"
-            )
+    _check_base(folder, about, prefix, model)
     return prefix
 
 
-def load_mlp(directory: str | Path, dtype: str = "float32") -> MLPPrefix:
+def _check_base(
+    folder: Path, about: dict[str, Any] | None, prefix: Prefix, model: GPT2 | None
+) -> None:
+    """Raises InputError if `model` is not the base that the prefix was trained on."""
+    if model is None:
+        return
+    prefix.check(model.config, model.name)
+    if about is None or about["base_sha256"] is None:
+        return  # PEFT wrote it: nobody knows its base
+    recorded, actual = about["base_sha256"], model.fingerprint()
+    if recorded != actual:
+        raise InputError(
+            f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} "
+            f"(sha256 {recorded[:12]}...), and this is {model.name!r} (sha256 {actual[:12]}...); "
+            "give the model that it was trained on"
+        )
+
+
+def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "float32") -> MLPPrefix:
     """The MLP that was kept beside a folded prefix, to train on. Raises InputError where there is
     none."""
     folder = Path(directory)
@@ -171,6 +182,7 @@ def load_mlp(directory: str | Path, dtype: str = "float32") -> MLPPrefix:
     parameters = {name: a.astype(dtype) for name, a in tensors.items()}
     mlp = MLPPrefix(parameters, about["n_head"], about["layers"], about["position_offset"])
     _check_about(folder / ABOUT, about, mlp)
+    _check_base(folder, about, mlp, model)
     return mlp
 
 
@@ -195,6 +207,13 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     for key in ("length", "position_offset", "n_layer", "n_head", "head_size"):
         if not _whole(about[key]):
             raise InputError(f"{path}: {key} is {about[key]!r}: expected a whole number from 0")
+    for key, kind in (("base", str), ("base_sha256", str), ("training", dict)):
+        if about[key] is not None and not isinstance(about[key], kind):
+            what = "text" if kind is str else "an object"
+            raise InputError(f"{path}: {key} is {about[key]!r}: expected {what}, or null")
+    template = (about["training"] or {}).get("template")
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{path}: the template is {template!r}: expected text")
     return about
 
 

@@ -1,15 +1,17 @@
 """A batch: a flat stream of tokens with boundaries. There is no padding and no mask to get
 wrong."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from minprefix.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """B sequences joined end to end, and which of their tokens are to be predicted.
 
@@ -47,8 +49,8 @@ class Batch:
         seqs = [_token_ids(b, ids) for b, ids in enumerate(sequences)]
         lengths = [len(s) for s in seqs]
         B = len(seqs)
-        starts = [loss_from] * B if isinstance(loss_from, int) else list(loss_from)
-        which = [0] * B if prefix is None else list(prefix)
+        starts = _whole("loss_from", [loss_from] * B if np.ndim(loss_from) == 0 else loss_from)
+        which = _whole("prefix", [0] * B if prefix is None else prefix)
         for name, values in (("loss_from", starts), ("prefix", which)):
             if len(values) != B:
                 raise InputError(
@@ -70,6 +72,10 @@ class Batch:
             per_target = [np.ones(len(r)) for r in rows]
         else:
             per_target = [np.asarray(w, dtype=np.float64) for w in weights]
+            if not all((w >= 0).all() and np.isfinite(w).all() for w in per_target):
+                raise InputError(
+                    "weights hold a negative number, NaN or infinity: expected 0 or more"
+                )
             if [len(w) for w in per_target] != [len(r) for r in rows]:
                 raise InputError(
                     f"weights have lengths {[len(w) for w in per_target]}: expected one for each "
@@ -98,19 +104,29 @@ class Batch:
         prefixes = sorted({int(i) for i in self.prefix})
         return (
             f"Batch({len(self)} sequences, {len(self.tokens)} tokens, {len(self.targets)} targets, "
-            f"prefixes {prefixes}, {self.tokens.dtype})"
+            f"prefixes {prefixes}, {self.tokens.dtype}, cpu)"
         )
+
+
+def _whole(name: str, values: Any) -> list[int]:
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise InputError(f"{name} is {values!r}: expected whole numbers") from error
 
 
 def _token_ids(b: int, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     if isinstance(ids, str):
         raise InputError(f"sequence {b} is text: encode it to token ids first (model.tokenizer)")
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise InputError(f"sequence {b} is not a flat list of token ids: {ids!r:.60}") from error
     if array.ndim != 1 or array.size == 0:
         raise InputError(
             f"sequence {b} has shape {array.shape}: expected a flat list of at least one token id"
         )
-    if array.dtype.kind not in "iu" or array.min() < 0:
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**63:
         raise InputError(
             f"sequence {b} holds {array.dtype} {array[:4]}...: expected token ids from 0"
         )

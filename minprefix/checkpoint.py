@@ -92,8 +92,14 @@ def find(name: str | Path, revision: str | None = None) -> Path:
             raise InputError(f"model {str(name)!r} is a folder: a revision is for names on the hub")
         return path
     if str(name) in ("tiny", "weights/tiny") and TINY is not None:
+        if revision is not None:
+            raise InputError(
+                "model 'tiny' ships with minprefix: a revision is for names on the hub"
+            )
         return TINY
-    local = str(name).startswith((".", "/", "~")) or os.path.isfile(path) or len(path.parts) > 2
+    if os.path.isfile(path):
+        raise InputError(f"model {str(name)!r} is a file: give the folder that config.json is in")
+    local = str(name).startswith((".", "/", "~")) or len(path.parts) > 2
     if local or (len(path.parts) == 2 and path.parent.is_dir()):
         raise InputError(
             f"model folder {str(name)!r} does not exist: give a folder with config.json and "
@@ -182,6 +188,11 @@ def read_config(folder: Path) -> Config:
             raise InputError(
                 f"{path}: {key} is {value!r}: expected a whole number from {least}, or null"
             )
+        if key.endswith("token_id") and value is not None and value >= values["vocab_size"]:
+            raise InputError(
+                f"{path}: {key} is {value}, outside the vocabulary of {values['vocab_size']}: give "
+                "a token of it, or null if there is none"
+            )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
         raise InputError(f"{path}: layer_norm_epsilon is {eps!r}: expected a small positive number")
@@ -221,6 +232,12 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
                 f"{folder}: tensor {name!r} is there twice, with and without 'transformer.'"
             )
         weights[name] = a
+    blocks = {name.split(".")[1] for name in weights if name.startswith("h.")}
+    if config.n_layer > len(blocks) and not weights.keys() >= {f"h.{len(blocks)}.ln_1.weight"}:
+        raise InputError(  # before a list of shapes is made for a billion layers
+            f"{folder}: tensor 'h.{len(blocks)}.ln_1.weight' is missing: expected shape "
+            f"({config.n_embd},); config.json says {config.n_layer} layers, is the file whole?"
+        )
     shapes = config.shapes()
     if "lm_head.weight" in weights and config.tie_word_embeddings:
         if np.array_equal(weights["lm_head.weight"], weights.get("wte.weight", np.empty(0))):

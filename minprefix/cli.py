@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 # Each command imports what it needs: `minprefix --help` should not wait for matplotlib.
 
-#: what says that a folder holds a run
-RUN_MARKS = (
-    "state.safetensors", "minprefix.json", "adapter_config.json", "adapter_model.safetensors",
-    "prefix.safetensors", "mlp.safetensors", "log.jsonl", "loss.png", "metrics.json", "samples.md",
-    "predictions.jsonl",
-)  # fmt: skip
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
@@ -39,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`head`) has enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a path that the system refuses: too long, not permitted, a folder
+        print(f"minprefix: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        said = str(error).rstrip(".") or "out of memory"
+        print(f"minprefix: error: {said}: give smaller sizes", file=sys.stderr)
+        return 2
 
 
 # ---- demo -------------------------------------------------------------------------------------
@@ -55,16 +55,12 @@ DEMO_DEFAULTS: dict[str, Any] = {
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from minprefix import demo, files
+    from minprefix import demo
     from minprefix.train import load_options
 
     given = _given(args, tuple(DEMO_DEFAULTS))
-    if args.resume:
-        options = load_options(args.out, "demo") | given
-    else:
-        options = DEMO_DEFAULTS | given
-        files.new_folder(args.out, RUN_MARKS, args.force)
-    metrics = demo.run(args.out, resume=args.resume, **options)
+    options = (load_options(args.out, "demo") if args.resume else DEMO_DEFAULTS) | given
+    metrics = demo.run(args.out, resume=args.resume, force=args.force, **options)
     return 0 if metrics else _interrupted("demo", args.out)
 
 
@@ -122,18 +118,21 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.artifact import save_prefix
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.model import GPT2
-    from minprefix.train import Settings, load_options, train
+    from minprefix.train import RUN_FILES, Settings, load_options, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
     options = TRAIN_DEFAULTS | (load_options(args.out, "train") if args.resume else {}) | given
     if options["data"] is None:
         raise InputError("train needs --data FILE: a .jsonl or .csv of source and target")
+    if "eval_every" in given and options["valid"] is None:
+        raise InputError("--eval-every says how often --valid is scored: give --valid FILE as well")
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
 
     model = GPT2.load(options["model"], revision=options["revision"])
     model.check_finite()  # before a folder is made for a run that cannot begin
     template = Template(options["template"])
     prefix = start_prefix(model, options)
+    prefix.check(model.config, model.name)
     columns = (options["source_column"], options["target_column"])
     room = model.config.n_positions - prefix.position_offset
 
@@ -155,6 +154,8 @@ def _train(args: argparse.Namespace) -> int:
     chosen = {name: options[name] for name in Settings.__dataclass_fields__}
     if chosen["steps"] is None:
         epochs = 5 if options["epochs"] is None else options["epochs"]
+        if epochs < 1:
+            raise InputError(f"--epochs is {epochs}: expected at least 1")
         chosen["steps"] = epochs * -(-len(examples) // max(1, options["batch_size"]))
     if chosen["lr"] is None:
         chosen["lr"] = 5e-3 if options["mlp_hidden"] is None else 5e-4
@@ -170,7 +171,7 @@ def _train(args: argparse.Namespace) -> int:
         "options": {name: value for name, value in options.items() if value is not None},
     }
     if not args.resume:
-        files.new_folder(args.out, RUN_MARKS, args.force)
+        files.new_folder(args.out, RUN_FILES, args.force)
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.2%} of the model's size")
     print(f"{len(examples)} examples, {settings.steps} steps of {settings.batch_size}")
@@ -261,13 +262,27 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     if args.prefix is not None:
         prefix = load_prefix(args.prefix, model)
         recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
-    return model, prefix, Template(args.template or recorded or "{source}\n{target}")
+    for template in (args.template, recorded):
+        if template is not None:
+            return model, prefix, Template(template)
+    return model, prefix, Template()
 
 
-def _decoding(args: argparse.Namespace) -> "Decoding":
+def _decoding(
+    args: argparse.Namespace, model: "GPT2", prefix: "Prefix | None", prompts: list[str]
+) -> "Decoding":
+    """As the options say; without --max-new-tokens 80, or what is left after the longest prompt."""
     from minprefix.generate import Decoding
 
     given = _given(args, tuple(Decoding.__dataclass_fields__))
+    if "seed" in given and "temperature" not in given:
+        raise InputError("--seed decides what is sampled: give --temperature as well")
+    if "length_norm" in given and given.get("beams", 1) == 1:
+        raise InputError("--length-norm compares the texts of a beam search: give --beams as well")
+    if args.max_new_tokens is None:
+        longest = max(len(model.encode(p)) for p in prompts)
+        start = prefix.position_offset if prefix else 0
+        given["max_new_tokens"] = max(1, min(80, model.config.n_positions - start - longest + 1))
     return Decoding(**given)
 
 
@@ -275,10 +290,12 @@ def _generate(args: argparse.Namespace) -> int:
     from minprefix.generate import generate_ids
 
     model, prefix, template = _load(args)
-    decoding = _decoding(args)
+    if args.raw and args.template is not None:
+        raise InputError("--raw takes the prompt as it is: leave out --template")
     raw = args.raw or (prefix is None and args.template is None)
     prompts = [p if raw else template.prompt(p) for p in args.prompt]
     ids = [model.encode(p) for p in prompts]
+    decoding = _decoding(args, model, prefix, prompts)
     for text, new in zip(
         args.prompt,
         generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend),
@@ -299,7 +316,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import encode_pairs, fingerprint, group_references, read_pairs
 
     model, prefix, template = _load(args)
-    decoding = _decoding(args)
     pairs = read_pairs(args.data, args.source_column, args.target_column)
     groups = group_references(pairs)
     for name in ("limit", "batch_size"):
@@ -307,18 +323,27 @@ def _evaluate(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
     sources = list(groups)[: args.limit]
+    decoding = _decoding(args, model, prefix, [template.prompt(s) for s in sources])
     kept = set(sources)
     pairs = [p for p in pairs if p.source in kept]
     references = [groups[s] for s in sources]
     room = model.config.n_positions - (prefix.position_offset if prefix else 0)
-    encoded = encode_pairs(model, pairs, template, room)
-    files.new_folder(args.out, ("metrics.json", "predictions.jsonl"), args.force)
+    encoded = encode_pairs(model, pairs, template, room, args.skip_long)
+    if len(encoded) < len(pairs):
+        print(f"{len(pairs) - len(encoded)} pairs are too long for the loss, left out of it")
+    if not encoded:
+        raise InputError(
+            f"data file {args.data}: every pair is longer than the {room} tokens of room"
+        )
+    files.new_folder(args.out, ("metrics.json", "predictions.jsonl"), args.force, resume=False)
 
     started = time.time()
     loss = evaluate.mean_loss(model, prefix, encoded, args.backend, args.batch_size)
-    predictions = evaluate.predict(
+    written = evaluate.predict_ids(
         model, prefix, sources, template, decoding, args.backend, args.batch_size
     )
+    predictions = [template.read(model.decode(ids)) for ids in written]
+    cut = sum(len(ids) == decoding.max_new_tokens for ids in written)
     scores: dict[str, Any] = {
         "loss": loss,
         "perplexity": evaluate.perplexity(loss),
@@ -340,6 +365,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "decoding": vars(decoding),
         "sources": len(sources),
         "pairs": len(pairs),
+        "cut_at_max_new_tokens": cut,
         "seconds": round(time.time() - started, 1),
     }
     lines = [
@@ -351,6 +377,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"{len(sources)} sources, {len(pairs)} references")
     for name, value in scores.items():
         print(f"{name:<18}{value:.4f}" if isinstance(value, float) else f"{name:<18}{value}")
+    if cut:
+        print(f"{cut} predictions were cut at --max-new-tokens {decoding.max_new_tokens}")
     print(f"written to {args.out}: metrics.json, predictions.jsonl")
     return 0
 
@@ -363,6 +391,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
     path = Path(args.path)
     about = read_about(path) if path.is_dir() else None
+    if about is None and (path / "state.safetensors").exists():
+        raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
     if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, PEFT_TENSOR)):
         _inspect_model(args.path)
     else:
@@ -375,7 +405,10 @@ def _inspect_model(name: str) -> None:
     from minprefix.checkpoint import find
     from minprefix.model import GPT2
 
-    model, folder = GPT2.load(name), find(name)
+    folder = find(name)
+    model = GPT2.load(folder)
+    model.name = name
+    model.check_finite()
     size = "none" if model.tokenizer is None else f"{model.tokenizer.get_vocab_size()} entries"
     _say("model", model)
     _say("folder", folder)
@@ -422,7 +455,10 @@ def _say(name: str, value: Any, indent: int = 0) -> None:
 
 
 def _layers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected layers as in 0,1,3") from None
 
 
 def _unescape(text: str) -> str:
@@ -456,7 +492,9 @@ def _backend_option(p: argparse.ArgumentParser, default: str | None = "numpy") -
 
 
 def _decoding_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--max-new-tokens", type=int, metavar="N", help="default 40")
+    p.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="default 80, or what there is room for"
+    )
     p.add_argument("--temperature", type=float, metavar="X", help="sample; greedy without it")
     p.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     p.add_argument(
@@ -616,6 +654,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, metavar="N", help="only the first N sources")
     p.add_argument("--batch-size", type=int, metavar="N", default=32, help="default 32")
     p.add_argument("--force", action="store_true", help="replace what --out holds")
+    p.add_argument(
+        "--skip-long",
+        action="store_true",
+        help="leave pairs that do not fit out of the loss (default: refuse the file)",
+    )
     _decoding_options(p)
     _backend_option(p)
 

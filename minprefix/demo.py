@@ -13,7 +13,7 @@ from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
-from minprefix.train import Settings, train
+from minprefix.train import RUN_FILES, Settings, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()
@@ -37,6 +37,7 @@ def run(
     seed: int,
     backend: str,
     resume: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the prefix, metrics.json, loss.png, log.jsonl and samples.md into `out`; print before
     and after.
@@ -82,6 +83,8 @@ def run(
         "command": "demo",
         "options": options,
     }
+    if not resume:
+        files.new_folder(out, RUN_FILES, force)
     result = train(model, prefix, train_set, settings, out, valid_set, about, resume)
     if result.interrupted:
         return {}

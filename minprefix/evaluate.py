@@ -42,12 +42,26 @@ def predict(
     batch_size: int = 64,
 ) -> list[str]:
     """What the model writes for each source, the template's own text taken off."""
+    written = predict_ids(model, prefix, sources, template, decoding, backend, batch_size)
+    return [template.read(model.decode(ids)) for ids in written]
+
+
+def predict_ids(
+    model: GPT2,
+    prefix: "Prefix | None",
+    sources: Sequence[str],
+    template: Template,
+    decoding: Decoding,
+    backend: str = "numpy",
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """The token ids of what the model writes for each source; `max_new_tokens` where it was cut."""
     prompts = [model.encode(template.prompt(source)) for source in sources]
     written: list[list[int]] = []
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]
         written += generate_ids(model, part, prefix, decoding=decoding, ops=backend, first=i)
-    return [template.read(model.decode(ids)) for ids in written]
+    return written
 
 
 def perplexity(loss: float) -> float:

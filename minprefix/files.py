@@ -133,21 +133,23 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     return tensors, metadata
 
 
-def new_folder(path: Path, marks: Iterable[str], force: bool) -> None:
+def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:
     """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one,
-    unless `force`, which removes those files and leaves others alone."""
-    found = [mark for mark in marks if (path / mark).exists()]
-    if found and not force:
-        raise InputError(
-            f"{path} already holds a run ({', '.join(found)}): choose another --out, continue it "
-            "with --resume, or replace it with --force"
-        )
-    for mark in found:
-        if (path / mark).is_dir():
-            shutil.rmtree(path / mark)
-        else:
-            (path / mark).unlink()
+    unless `force`, which removes those files and leaves others alone. `resume`: whether the
+    sentence may advise it."""
     try:
+        found = [mark for mark in marks if (path / mark).exists()]
+        if found and not force:
+            go_on = "continue it with --resume, " if resume else ""
+            raise InputError(
+                f"{path} already holds a run ({', '.join(found)}): choose another --out, {go_on}or "
+                "replace it with --force"
+            )
+        for mark in found:
+            if (path / mark).is_dir():
+                shutil.rmtree(path / mark)
+            else:
+                (path / mark).unlink()
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error

@@ -7,6 +7,7 @@ through the same `forward` that training uses. There is no second code path, and
 a position to be off by P.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -55,8 +56,8 @@ class Decoding:
                 f"min_new_tokens is {self.min_new_tokens}: 0 to max_new_tokens",
             ),
             (
-                self.temperature is not None and not self.temperature > 0,
-                f"temperature is {self.temperature}: above 0 (leave it out for greedy)",
+                self.temperature is not None and not 0 < self.temperature < math.inf,
+                f"temperature is {self.temperature}: above 0, finite (leave it out for greedy)",
             ),
             (self.top_k is not None and self.top_k < 1, f"top_k is {self.top_k}: at least 1"),
             (
@@ -68,6 +69,10 @@ class Decoding:
                 "top_k and top_p restrict sampling: give a temperature as well",
             ),
             (self.seed < 0, f"seed is {self.seed}: 0 or more"),
+            (
+                not math.isfinite(self.length_norm),
+                f"length_norm is {self.length_norm}: expected a finite number",
+            ),
             (self.beams < 1, f"beams is {self.beams}: at least 1"),
             (self.beams > 1 and sampling, "beam search does not sample: leave out temperature"),
         ):
@@ -131,6 +136,12 @@ def generate_ids(
         raise InputError(
             "every token is forbidden or kept out by min_new_tokens: allow at least one"
         )
+    if which is None and isinstance(prefix, list | tuple) and len(prefix) > 1:
+        raise InputError(
+            f"{len(prefix)} prefixes were given: say by `which` which one each prompt sees"
+        )
+    if which is not None and prefix is None:
+        raise InputError("which names prefixes, and no prefix was given")
     if which is not None and len(which) != len(prompts):
         raise InputError(
             f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
@@ -167,7 +178,7 @@ class _Texts:
         last = offsets[1:] - 1  # (S,) the row of each prompt's last token
         for b, end in enumerate(positions[last]):
             # the last new token is chosen but not fed, so it needs no position
-            if end + max_new_tokens > cfg.n_positions:
+            if int(end) + max_new_tokens > cfg.n_positions:
                 raise InputError(
                     f"prompt {b} has {batch.lengths[b]} tokens and ends at position {end}: with "
                     f"{max_new_tokens} new tokens it needs more than the model's {cfg.n_positions} "
@@ -261,8 +272,8 @@ def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) ->
     et al., 2020: the smallest set whose probability reaches top_p)."""
     assert decoding.temperature is not None
     order = np.argsort(-scores, kind="stable")[: decoding.top_k]
-    scaled = scores[order] / decoding.temperature
-    p = np.exp(scaled - scaled[0])
+    with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest go to -inf
+        p = np.exp((scores[order] - scores[order[0]]) / decoding.temperature)
     p /= p.sum()
     if decoding.top_p is not None:
         keep = np.searchsorted(np.cumsum(p), decoding.top_p) + 1

@@ -141,6 +141,12 @@ class GPT2:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens added. Raises InputError without a
         tokenizer."""
+        if not isinstance(text, str):
+            raise InputError(f"expected text to encode, got {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
         return self._need_tokenizer().encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -237,6 +243,8 @@ def loss_and_grad(
     `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises InputError when
     there is nothing to predict, and for all that `prepare` refuses.
     """
+    if prefix is None:
+        raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
     loss, dkvs, _ = _loss_backward(model, prefix, batch, reduction, ops, need="prefix")
     return loss, dkvs if isinstance(prefix, list | tuple) else dkvs[0]
 
@@ -269,6 +277,8 @@ def _loss_weights(batch: Batch, reduction: str) -> Array:
         raise InputError("the batch has no targets: loss_from leaves nothing to predict")
     if reduction == "sum":
         return batch.weights
+    if reduction == "mean" and batch.weights.sum() <= 0:
+        raise InputError("the weights of the targets sum to 0: there is no mean over them")
     if reduction == "mean":
         return batch.weights / batch.weights.sum()
     raise InputError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")

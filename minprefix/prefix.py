@@ -5,6 +5,7 @@ Li & Liang, 2021. A `Prefix` holds them as they are; an `MLPPrefix` computes the
 network (their section 4.3) that is trained in their place and folded away at the end.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ class Prefix:
             raise InputError(
                 f"prefix has shape {kv.shape}: expected (layers, 2, heads, P, head size)"
             )
+        if kv.dtype.kind not in "fc":
+            raise InputError(f"prefix has {kv.dtype} numbers: expected floating-point ones")
         self.parameters = {"kv": kv}
         self.subset = layers is not None
         self.layers = _check_layers(layers, kv.shape[0])
@@ -57,8 +60,8 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """Independent draws from N(0, std^2)."""
-        if not std >= 0:
-            raise InputError(f"std is {std}: expected 0 or more")
+        if not 0 <= std < math.inf:
+            raise InputError(f"std is {std}: expected 0 or more, finite")
         shape = _shape(config, length, layers)
         kv = _rng(seed).normal(0, std, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
@@ -74,8 +77,8 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """Independent draws from [-bound, bound)."""
-        if not bound >= 0:
-            raise InputError(f"bound is {bound}: expected 0 or more")
+        if not 0 <= bound < math.inf:
+            raise InputError(f"bound is {bound}: expected 0 or more, finite")
         shape = _shape(config, length, layers)
         kv = _rng(seed).uniform(-bound, bound, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
@@ -168,6 +171,11 @@ class Prefix:
             raise InputError(
                 f"prefix has {NH} heads of size {hs}, model {name!r} has {config.n_head} of size "
                 f"{config.head_size}: this prefix was trained on another base"
+            )
+        if self.position_offset >= config.n_positions:
+            raise InputError(
+                f"position_offset is {self.position_offset}, model {name!r} has positions 0 to "
+                f"{config.n_positions - 1}: none is left for a token"
             )
         fits = max(self.layers, default=0) < config.n_layer if self.subset else n == config.n_layer
         if not fits:
@@ -298,12 +306,21 @@ class MLPPrefix(Prefix):
         start) with `steps` of Adam on the mean squared error. -> the error before each step."""
         if kv.shape != self.kv.shape:
             raise InputError(f"cannot fit a prefix of shape {self.kv.shape} to one of {kv.shape}")
-        adam, errors = AdamW(), []
+        adam, errors = AdamW(), list[float]()
+        if kv.size == 0:  # P = 0: there is nothing to fit
+            return errors
         for _ in range(steps):
             delta = self.kv - kv
             errors.append(float((delta * delta).mean()))
             adam.step(self.parameters, self.backward(2 * delta / delta.size), lr)
         return errors
+
+    @staticmethod
+    def load(directory: str | Path, model: "GPT2 | None" = None) -> "MLPPrefix":
+        """The MLP that was kept beside a saved prefix, to train it further."""
+        from minprefix.artifact import load_mlp
+
+        return load_mlp(directory, model)
 
 
 def flatten(kv: np.ndarray) -> np.ndarray:

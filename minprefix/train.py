@@ -33,6 +33,11 @@ from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
 
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
+#: what says that a folder holds a run
+RUN_FILES = (
+    STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json", "adapter_model.safetensors",
+    "prefix.safetensors", "mlp.safetensors", "metrics.json", "samples.md", "predictions.jsonl",
+)  # fmt: skip
 LOSSES = ("token-mean", "sentence-sum")
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
 
@@ -90,7 +95,7 @@ class Settings:
             ),
             (
                 self.clip is not None and not self.clip > 0,
-                f"clip is {self.clip}: expected a positive number, or none for no limit",
+                f"clip is {self.clip}: expected a positive number (--clip 0 is no limit)",
             ),
             (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: expected 0 or more, below 1"),
             (
@@ -182,6 +187,9 @@ def train(
                 entry["valid_loss"] = _validate(model, prefix, valid, settings, state, out)
             log.write(entry)
             _show(bar, entry, state)
+        for name, p in prefix.parameters.items():  # nobody has seen the loss that these give
+            if not np.isfinite(p).all():
+                raise _not_finite(f"parameter {name}", float("nan"), state.step, out)
         save_state(out, prefix, state, record)  # at the end, or where Ctrl-C stopped it
     finished = state.step == settings.steps
     if finished:
@@ -279,7 +287,8 @@ def _update(
     lr = learning_rate(state.step, s.steps, s.lr, s.warmup, s.schedule)
     if s.clip is not None:
         clip(grads, norm, s.clip)
-    state.adam.step(prefix.parameters, grads, lr)
+    with np.errstate(over="ignore", invalid="ignore"):  # found by the next step, or before saving
+        state.adam.step(prefix.parameters, grads, lr)
     state.step += 1
     return lr
 
@@ -414,10 +423,11 @@ class Log:
         if not self.path.exists():
             return []
         lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
+        for text in self.path.read_bytes().splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+                line = json.loads(text)
+                lines.append({"step": int(line["step"]), "loss": float(line["loss"]), **line})
+            except (ValueError, TypeError, KeyError):  # the half line of a run that was killed
                 break
         return lines
 
@@ -490,8 +500,10 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
     tensors, metadata = files.map_tensors(path, "the state of the run")
     try:
         saved = json.loads(metadata["minprefix"])
-        return tensors, saved["run"], saved["state"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        run, state = dict(saved["run"]), dict(saved["state"])
+        state["step"], state["t"], state["best_loss"], state["best_step"]  # all are there
+        return tensors, run, state
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the state of a run: {error}") from error
 
 
@@ -508,7 +520,12 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
     for full, a in tensors.items():
         group, _, name = full.partition(".")
-        groups[group][name] = np.array(a)  # off the file: it is about to be replaced
+        groups.setdefault(group, {})[name] = np.array(a)  # off the file, which will be replaced
+    wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
+    for group, arrays in groups.items():
+        held = {name: (a.shape, a.dtype) for name, a in arrays.items()}
+        if held != wanted and (held or group == "parameter"):
+            raise InputError(f"{out / STATE}: the tensors {group!r} do not fit the prefix: damaged")
     for name, p in prefix.parameters.items():
         p[...] = groups["parameter"][name]
     adam = AdamW(

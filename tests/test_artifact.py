@@ -81,7 +81,7 @@ def test_a_prefix_comes_back_as_it_was(tmp_path, config, base, through_mlp, leng
 def test_load_mlp_returns_the_very_parameters(tmp_path, config, base, where, dtype):
     prefix = Prefix.mlp(config, P, hidden=7, seed=1, **where)
     prefix.save(tmp_path, base)
-    again = load_mlp(tmp_path, dtype)
+    again = load_mlp(tmp_path, dtype=dtype)
     assert set(again.parameters) == set(prefix.parameters)
     for name, p in prefix.parameters.items():
         assert again.parameters[name].dtype == dtype
@@ -416,10 +416,24 @@ def test_a_truncated_tensor_file_is_named(tmp_path, config, where, cut):
 @pytest.mark.parametrize("where", [{}, {"position_offset": 0}], ids=["peft", "ours"])
 def test_nan_in_a_prefix_is_refused(tmp_path, config, where, bad):
     prefix = flat(config, **where)
+    prefix.save(tmp_path / "whole")
     prefix.kv[1, 0, 2, 3, 4] = bad
-    prefix.save(tmp_path)
+    with pytest.raises(InputError, match="cannot save a prefix that holds NaN or infinity"):
+        prefix.save(tmp_path / "never")
+    (path,) = (tmp_path / "whole").glob("*.safetensors")
+    tensors = {name: a.copy() for name, a in load_file(path).items()}
+    for a in tensors.values():
+        a.flat[5] = bad
+    save_file(tensors, path)
     with pytest.raises(InputError, match="holds NaN or infinity: it is damaged"):
-        Prefix.load(tmp_path)
+        Prefix.load(tmp_path / "whole")
+
+
+def test_the_mlp_of_another_base_is_refused(tmp_path, config, base):
+    Prefix.mlp(config, P, hidden=7).save(tmp_path, base)
+    assert isinstance(MLPPrefix.load(tmp_path, base), MLPPrefix)
+    with pytest.raises(InputError, match="was trained on another base"):
+        MLPPrefix.load(tmp_path, random_model(config, seed=77, dtype="float32"))
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path, base):

@@ -73,7 +73,8 @@ def refused(capsys):
 
 
 def train(model_dir, data, out, *more):
-    return ["train", "--model", model_dir, "--data", data, "--out", out, "--steps", 6, *more]
+    steps = () if "--epochs" in more else ("--steps", 6)
+    return ["train", "--model", model_dir, "--data", data, "--out", out, *steps, *more]
 
 
 # ---- what works ----
@@ -277,7 +278,9 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
 ):
     long = json.dumps({"source": "x", "target": "y " * 60})
     data.write_text(data.read_text() + "\n" + long)
-    assert "leave such lines out (--skip-long)" in refused(*train(model_dir, data, tmp_path / "a"))
+    assert "leave such lines out (train and evaluate do so" in refused(
+        *train(model_dir, data, tmp_path / "a")
+    )
     said = ok(*train(model_dir, data, tmp_path / "a", "--skip-long"))
     assert "1 of 13 pairs are too long, left out" in said
     assert "12 examples" in said
@@ -338,6 +341,11 @@ def test_resuming_what_is_not_there_or_another_run_is_refused(
         (["--init-std", "1", "--init", "zero"], "--init-std belongs to --init normal"),
         (["--init-text", "a"], "--init-text belongs to --init text, and --init is normal"),
         (["--init", "text"], "--init text needs --init-text"),
+        (["--epochs", "0"], "--epochs is 0: expected at least 1"),
+        (["--eval-every", "3"], "--eval-every says how often --valid is scored"),
+        (["--init", "uniform", "--init-bound", "inf"], "bound is inf: expected 0 or more, finite"),
+        (["--position-offset", "64"], "position_offset is 64, model"),
+        (["--template", "{source} {x} {target}"], "has {x}: only {source} and {target} are filled"),
         (["--init", "network"], "--init network is the MLP's own start: give --mlp-hidden"),
         (
             ["--init", "text", "--init-text", "food", "--prefix-length", "63"],
@@ -362,7 +370,7 @@ def test_resuming_what_is_not_there_or_another_run_is_refused(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, sentence):
-    assert sentence in refused(*train(model_dir, data, tmp_path / "out"), *options)
+    assert sentence in refused(*train(model_dir, data, tmp_path / "out", *options))
     assert not (tmp_path / "out").exists()
 
 
@@ -372,6 +380,12 @@ def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, se
         (["--top-k", "3"], "top_k and top_p restrict sampling: give a temperature as well"),
         (["--temperature", "0"], "temperature is 0.0: above 0"),
         (["--temperature", "1", "--top-p", "1.5"], "top_p is 1.5: above 0, at most 1"),
+        (["--seed", "1"], "--seed decides what is sampled: give --temperature as well"),
+        (["--length-norm", "2"], "--length-norm compares the texts of a beam search"),
+        (["--length-norm", "nan", "--beams", "2"], "length_norm is nan: expected a finite number"),
+        (["--temperature", "inf"], "temperature is inf: above 0, finite"),
+        (["--raw", "--template", "{source} {target}"], "--raw takes the prompt as it is"),
+        (["--template", ""], "template '': expected {source} once"),
         (["--beams", "0"], "beams is 0: at least 1"),
         (["--beams", "2", "--temperature", "1"], "beam search does not sample"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0: at least 1"),

@@ -97,7 +97,8 @@ def test_each_prompt_sees_its_own_prefix_of_its_own_length(model, config, ops):
         uncached_greedy(model, p, 8, given[i], ops) for p, i in zip(prompts, which, strict=True)
     ]
     assert generate_ids(model, prompts, given, which, Decoding(8), ops) == want
-    assert generate_ids(model, prompts, given, None, Decoding(8), ops) != want
+    with pytest.raises(InputError, match="6 prefixes were given: say by `which`"):
+        generate_ids(model, prompts, given, None, Decoding(8), ops)
 
 
 def test_the_cached_logits_are_the_uncached_ones_at_every_step(model, config, monkeypatch):
@@ -573,7 +574,7 @@ def test_generate_encodes_decodes_and_passes_every_setting_on(writer, config):
         ({"max_new_tokens": -3}, "max_new_tokens is -3: at least 1"),
         ({"min_new_tokens": -1}, "min_new_tokens is -1: 0 to max_new_tokens"),
         ({"max_new_tokens": 4, "min_new_tokens": 5}, "min_new_tokens is 5: 0 to max_new_tokens"),
-        ({"temperature": 0.0}, r"temperature is 0.0: above 0 \(leave it out for greedy\)"),
+        ({"temperature": 0.0}, r"temperature is 0.0: above 0, finite \(leave it out for greedy\)"),
         ({"temperature": -1.0}, "temperature is -1.0: above 0"),
         ({"temperature": float("nan")}, "temperature is nan: above 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0: at least 1"),
@@ -616,7 +617,10 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
             lambda m: generate_ids(m, [[1]], Prefix.zero(m.config, 2), which=[1]),
             "names prefix 1 .from 0., and 1 were given",
         ),
-        (lambda m: generate_ids(m, [[1]], which=[1]), "names prefix 1 .from 0., and 0 were given"),
+        (
+            lambda m: generate_ids(m, [[1]], which=[1]),
+            "which names prefixes, and no prefix was given",
+        ),
         (
             lambda m: generate_ids(m, [[1], [2]], Prefix.zero(m.config, 2), which=[0]),
             "which has 1 entries for 2 ",

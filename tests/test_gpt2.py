@@ -306,7 +306,7 @@ def test_a_model_a_prefix_and_a_batch_say_what_they_are_in_one_line(config, mode
         "Prefix(3 slots in layers 0-2 x 4 heads of size 8, tokens from position 3, 576 "
         "parameters, float64, cpu)"
     )
-    assert repr(batch) == "Batch(2 sequences, 5 tokens, 3 targets, prefixes [0, 1], int64)"
+    assert repr(batch) == "Batch(2 sequences, 5 tokens, 3 targets, prefixes [0, 1], int64, cpu)"
 
 
 # ---- bad input ----

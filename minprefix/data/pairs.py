@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,9 @@ def _read_jsonl(
         where = f"{path}, line {n}"
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: not JSON ({error.msg}): expected one object a line"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            said = getattr(error, "msg", error)
+            raise InputError(f"{where}: not JSON ({said}): expected one object a line") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: a {type(value).__name__}: expected an object")
         for name in names:
@@ -157,6 +157,12 @@ class Template:
     text: str = "{source}\n{target}"
 
     def __post_init__(self) -> None:
+        unknown = set(re.findall(r"\{\w+\}", self.text)) - {"{source}", "{target}"}
+        if unknown:
+            raise InputError(
+                f"template {self.text!r} has {min(unknown)}: only {{source}} and {{target}} are "
+                "filled in"
+            )
         before, _, _ = self.text.partition("{target}")
         once = self.text.count("{source}") == self.text.count("{target}") == 1
         if not once or "{source}" not in before:
@@ -218,7 +224,8 @@ def encode_pairs(
         if len(ids) > room:
             raise InputError(
                 f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
-                "shorten the line or the prefix, or leave such lines out (--skip-long)"
+                "shorten the line or the prefix, or leave such lines out (train and evaluate do so "
+                "with --skip-long)"
             )
         encoded.append(Encoded(ids, len(prompt.ids)))
     return encoded
