@@ -118,11 +118,9 @@ class State:
 
     step: int  # how many steps are done
     adam: AdamW
-    best_loss: float | None = (
-        None  # lowest validation loss so far, at best_step, with these parameters
-    )
-    best_step: int | None = None
-    best: dict[str, np.ndarray] = field(default_factory=dict)
+    best_loss: float | None = None  # the lowest validation loss so far,
+    best_step: int | None = None  # the step that it was seen at,
+    best: dict[str, np.ndarray] = field(default_factory=dict)  # and the parameters that had it
 
 
 @dataclass(frozen=True)

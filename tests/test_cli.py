@@ -418,6 +418,101 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_state(
     assert all(np.isfinite(a).all() for a in tensors.values())
 
 
+def test_a_refused_demo_or_run_keeps_the_old_one(ok, refused, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out))
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert "steps is 0" in refused("demo", "--out", out, "--force", "--steps", "0")
+    assert "lr is -1.0" in refused("demo", "--out", out, "--force", "--lr", "-1")
+    assert "lr is -1.0" in refused(*train(model_dir, data, out, "--force", "--lr", "-1"))
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(
+    refused, model_dir, data, tmp_path
+):
+    said = refused(*train(model_dir, data, tmp_path / "out", "--lr", "1e300"))
+    assert "became" in said
+    tensors = load_file(tmp_path / "out" / "state.safetensors")
+    assert all(np.isfinite(a).all() for a in tensors.values())
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["--out", "--prefix"])
+def test_a_name_that_no_file_can_have_is_a_sentence(refused, model_dir, data, command):
+    long = "x" * 300
+    if command == "--out":
+        said = refused(*train(model_dir, data, long))
+    else:
+        said = refused("generate", "--model", model_dir, "--prefix", long, "--prompt", "name")
+    assert "File name too long" in said
+
+
+def test_data_that_json_cannot_hold_is_a_sentence(refused, model_dir, tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("[" * 100_000)
+    assert "d.jsonl, line 1: not JSON" in refused(*train(model_dir, path, tmp_path / "out"))
+    path.write_text('{"source": ' + "1" * 6000 + "}")
+    assert "d.jsonl, line 1: not JSON" in refused(*train(model_dir, path, tmp_path / "out"))
+
+
+def test_text_that_is_not_utf_8_is_a_sentence(refused, model_dir):
+    said = refused("generate", "--model", model_dir, "--prompt", "name\udcff")
+    assert r"text 'name\udcff' is not UTF-8" in said
+
+
+def test_inspect_finds_nan_in_a_model(refused, model_dir, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(model_dir, bad)
+    tensors = {name: a.copy() for name, a in load_file(bad / "model.safetensors").items()}
+    tensors["transformer.h.1.ln_1.bias"][0] = np.nan
+    save_file(tensors, bad / "model.safetensors")
+    assert "weight 'h.1.ln_1.bias'" in refused("inspect", bad)
+
+
+def test_a_config_that_the_weights_cannot_fill_is_refused_at_once(refused, model_dir, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(model_dir, bad)
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps(config | {"n_layer": 10**9}))
+    assert "tensor 'h.2.ln_1.weight' is missing" in refused("inspect", bad)
+    (bad / "config.json").write_text(json.dumps(config | {"eos_token_id": 5000}))
+    assert "eos_token_id is 5000, outside the vocabulary of" in refused("inspect", bad)
+
+
+def test_evaluate_leaves_long_pairs_out_of_the_loss_where_asked_and_says_what_was_cut(
+    ok, refused, model_dir, tmp_path
+):
+    data = tmp_path / "d.jsonl"
+    lines = [{"source": "x", "target": "y"}, {"source": "a", "target": "y " * 80}]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    call = ["evaluate", "--model", model_dir, "--data", data, "--max-new-tokens", 3]
+    assert "line 2: " in refused(*call, "--out", tmp_path / "a")
+    said = ok(*call, "--out", tmp_path / "a", "--skip-long")
+    assert "1 pairs are too long for the loss" in said
+    scores = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    cut = scores["about"]["cut_at_max_new_tokens"]
+    assert f"{cut} predictions were cut at --max-new-tokens 3" in said if cut else "cut" not in said
+
+
+def test_a_damaged_log_or_state_is_no_traceback(ok, refused, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    ok(*train(model_dir, data, out))
+    for damage in (b"5\n", b"{}\n", b"\xff\xfe\n", b""):
+        (out / "log.jsonl").write_bytes(damage)
+        ok("train", "--out", out, "--resume")
+    state = load_file(out / "state.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(out / "state.safetensors", "np") as f:
+        metadata = f.metadata()
+    for change in ({"m.kv": state["m.kv"][:1]}, {"m.other": state["m.kv"]}):
+        save_file({**state, **change}, out / "state.safetensors", metadata)
+        assert "do not fit the prefix: damaged" in refused("train", "--out", out, "--resume")
+    save_file(state, out / "state.safetensors", {"minprefix": '{"run": 3, "state": {}}'})
+    assert "is not the state of a run" in refused("train", "--out", out, "--resume")
+
+
 def test_evaluate_reports_slot_errors_on_the_tiny_world_only(ok, model_dir, data, tmp_path):
     world = tmp_path / "world.jsonl"
     pairs = table_to_text(2, "test", 0)

@@ -20,6 +20,10 @@ def test_the_examples_print_what_the_readme_says(monkeypatch):
     assert failed == 0
 
 
+def test_no_place_is_left_to_be_filled_in():
+    assert "@@" not in README
+
+
 def test_every_link_of_the_readme_leads_to_a_file():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links

@@ -41,12 +41,13 @@ def head(Q, K, V, K_P, V_P):
 
 
 Z, A = head(Q, K, V, K_P, V_P)
-print(A.round(2))
 
-# %% [markdown] **Predict** before you run the next cell: how many of the $5 \times 8$ entries of
-# $A$ are exactly 0? (Which pairs of a query and a key are hidden?)
+# %% [markdown]
+# **Predict** before you run the next cell: how many of the $5 \times 8$ entries of $A$ are exactly
+# 0? (Which pairs of a query and a key are hidden?)
 
 # %%
+print(A.round(2))
 hidden = int((A == 0).sum())
 print(hidden, "entries are hidden")
 assert hidden == T * (T - 1) // 2  # the tokens in the future; a slot of the prefix is never hidden
@@ -58,12 +59,12 @@ assert np.allclose(A.sum(axis=1), 1)
 # Something behind the head (the rest of the model, then the loss $\ell$) tells us
 # $dZ = \partial \ell / \partial Z$. We walk the three lines of the forward backwards.
 #
-# 1. $Z = A V'$, so $dA = dZ\, V'^\top$ and $dV' = A^\top dZ$. The prefix's values are the first $P$
-# rows of $V'$: **$dV_P = (A^\top dZ)_{:P}$**. That is half of the answer already. 2. $A =
-# \mathrm{softmax}(S)$ row by row: $dS_{ij} = A_{ij}\,(dA_{ij} - \sum_k dA_{ik} A_{ik})$. The sum
-# runs over all $P + T$ columns: a slot of the prefix competes with the tokens, too. 3. $S = Q
-# K'^\top / \sqrt h$, so $dK' = dS^\top Q / \sqrt h$, and again the first $P$ rows are ours: **$dK_P
-# = (dS^\top Q)_{:P} / \sqrt h$**.
+# 1. $Z = A V'$, so $dA = dZ\, V'^\top$ and $dV' = A^\top dZ$. The prefix's values are the first
+#    $P$ rows of $V'$: **$dV_P = (A^\top dZ)_{:P}$**. That is half of the answer already.
+# 2. $A = \mathrm{softmax}(S)$ row by row: $dS_{ij} = A_{ij}\,(dA_{ij} - \sum_k dA_{ik} A_{ik})$.
+#    The sum runs over all $P + T$ columns: a slot of the prefix competes with the tokens, too.
+# 3. $S = Q K'^\top / \sqrt h$, so $dK' = dS^\top Q / \sqrt h$, and again the first $P$ rows are
+#    ours: **$dK_P = (dS^\top Q)_{:P} / \sqrt h$**.
 
 # %%
 
@@ -117,8 +118,9 @@ print("dV_P", relative_error(dV_P, by_differences[1]))
 assert relative_error(dK_P, by_differences[0]) < 1e-8
 assert relative_error(dV_P, by_differences[1]) < 1e-8
 
-# %% [markdown] **Second: the complex step.** $\ell$ is built of functions that also take complex
-# numbers, and for those $\ell(x + i\epsilon) = \ell(x) + i\epsilon\, \ell'(x) + O(\epsilon^2)$. The
+# %% [markdown]
+# **Second: the complex step.** $\ell$ is built of functions that also take complex numbers, and
+# for those $\ell(x + i\epsilon) = \ell(x) + i\epsilon\, \ell'(x) + O(\epsilon^2)$. The
 # derivative is the imaginary part divided by $\epsilon$. Nothing is subtracted, so $\epsilon$ may
 # be $10^{-30}$ and every digit is right.
 #
@@ -191,15 +193,17 @@ assert np.abs(dS_ones).max() < 1e-15
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show on paper that the sum of $dK'$ over all its rows is 0. Check it here. Which bugs does this
-# law not see? 2. With $P$ slots of zeros, is $Z$ the same as without a prefix? Compute it. 3. Write
-# $dQ$, and check it with the complex step.
+# 1. Show on paper that the sum of $dK'$ over all its rows is 0. Check it here. Which bugs does
+#    this law not see?
+# 2. With $P$ slots of zeros, is $Z$ the same as without a prefix? Compute it.
+# 3. Write $dQ$, and check it with the complex step.
 #
 # <details><summary>Solutions</summary>
 #
 # 1. $\sum_j dS_{ij} = \sum_j A_{ij} dA_{ij} - (\sum_j A_{ij}) \sum_k dA_{ik} A_{ik} = 0$ for every
-# $i$, and $\sum_j dK'_j = \sum_i (\sum_j dS_{ij}) Q_i / \sqrt h$. A missing $1/\sqrt h$ or a
-# flipped sign scales both sides of $0 = 0$. 2. No: a key of zeros has the score 0, which draws its
-# share of the softmax. 3. $dQ = dS\, K' / \sqrt h$.
+#    $i$, and $\sum_j dK'_j = \sum_i (\sum_j dS_{ij}) Q_i / \sqrt h$. A missing $1/\sqrt h$ or a
+#    flipped sign scales both sides of $0 = 0$.
+# 2. No: a key of zeros has the score 0, which draws its share of the softmax.
+# 3. $dQ = dS\, K' / \sqrt h$.
 #
 # </details>

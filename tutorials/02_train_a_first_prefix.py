@@ -8,8 +8,8 @@
 # ## The frozen model
 #
 # The model that ships with minprefix has read nothing but the *tiny world*: records of restaurants,
-# films, people, cities and books, and texts about them. Mostly it saw a record followed by a
-# question about it.
+# films, people, cities and books, and texts about them. After a record alone, most of the texts
+# were questions about it.
 
 # %%
 import numpy as np
@@ -90,8 +90,9 @@ for step in range(STEPS):
     if step % 20 == 0 or step == STEPS - 1:
         print(f"step {step:3d}  loss {loss:.3f}")
 
-# %% [markdown] It starts near 0: the model copies well once it has begun. What it lacks is the
-# first word; the one decision, not to ask a question, is a few tokens' worth of loss.
+# %% [markdown]
+# It starts near 0: the model copies well once it has begun. What it lacks is the first word; the
+# one decision, not to ask a question, is a few nats at one of some forty tokens.
 #
 # ## After
 
@@ -110,8 +111,9 @@ assert wrong_before > 0.6
 assert wrong_after < 0.15
 assert np.mean(losses[-20:]) < 0.5 * losses[0]
 
-# %% [markdown] Nothing else has changed: the weights are the same bytes. Without the prefix, the
-# model is what it was.
+# %% [markdown]
+# Nothing else has changed: the weights are the same bytes. Without the prefix, the model is what it
+# was.
 
 # %%
 assert digest(model.weights) == before
@@ -145,8 +147,9 @@ assert np.abs(dkv[:, 0]).max() < np.abs(dkv[:, 1]).max()
 # <details><summary>Solutions</summary>
 #
 # 1. Nearly perfect: a prefix of a text's keys and values *is* prompting with that text (the same
-# numbers to the last digit), and half of the documents that the model read began with such a line.
-# 2. The decision what to write is made lower down; the top layer alone gets part of the way. 3. It
-# prints the shape, the size of keys and values, and the fingerprint of the base model.
+#    numbers, to rounding), and half of the documents that the model read began with such a line.
+# 2. Quite far: in one run 5% of the facts were wrong instead of 1%, at a loss of 0.020 instead of
+#    0.003, with a quarter of the parameters. Layer 0 alone did as well as all four.
+# 3. It prints the shape, the size of keys and values, and the fingerprint of the base model.
 #
 # </details>

@@ -3,8 +3,8 @@
     python weights/train_tiny.py --out weights/tiny
 
 One seed decides the world, the tokenizer, the start and the order of documents. It takes about a
-quarter of an hour on two cores. The settings below are the ones that the shipped model was trained
-with.
+quarter of an hour on two idle cores. The settings below are the ones that the shipped model was
+trained with.
 """
 
 import argparse

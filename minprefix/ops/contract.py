@@ -28,8 +28,7 @@ Laws
     scale or a flipped sign; only a comparison with other gradients can.
 
     1. attention, per sequence and head: the sum of dk over all keys (prefix and tokens) is 0,
-    because
-       adding one vector to every key shifts all scores of a query alike.
+       because adding one vector to every key shifts all scores of a query alike.
     2. attention, per sequence and head: the sum of dv over all values is the sum of dz over the
        queries, because each query's pattern sums to 1.
     3. layernorm: the sum of dx over C is 0 in every row.
@@ -73,9 +72,7 @@ class AttentionGrads(NamedTuple):
     dq: Array  # (N, NH, hs)
     dk: Array  # (N, NH, hs)
     dv: Array  # (N, NH, hs)
-    dprefix_k: list[
-        Array
-    ]  # B arrays (NH, P, hs): one for each sequence, not summed where a prefix is shared
+    dprefix_k: list[Array]  # B arrays (NH, P, hs): not summed where sequences share a prefix
     dprefix_v: list[Array]  # B arrays (NH, P, hs)
 
 

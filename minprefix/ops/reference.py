@@ -138,11 +138,10 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
         # z = pattern @ values
         dvalues = pattern.swapaxes(1, 2) @ dz_b  # (NH, P+T, hs)
         dpattern = dz_b @ values.swapaxes(1, 2)  # (NH, T, P+T)
-        # pattern = softmax(scores): the row sum runs over all P+T columns, prefix and tokens alike
+        # pattern = softmax(scores): the row sum runs over all P+T columns, prefix and tokens alike;
+        # dscores is 0 where a key is hidden, because its pattern is 0
         row_sum = (dpattern * pattern).sum(axis=-1, keepdims=True)  # (NH, T, 1)
-        dscores = pattern * (
-            dpattern - row_sum
-        )  # (NH, T, P+T)  0 where a key is hidden: its pattern is 0
+        dscores = pattern * (dpattern - row_sum)  # (NH, T, P+T)
         # scores = q @ keys^T / sqrt(hs)
         dq_b = dscores @ keys / hs**0.5  # (NH, T, hs)
         dkeys = dscores.swapaxes(1, 2) @ q_b / hs**0.5  # (NH, P+T, hs)
