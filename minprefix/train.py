@@ -157,6 +157,10 @@ def train(
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
     out, start, before = Path(out), time.time(), digest(model.weights)
+    if not resume and (out / STATE).exists():
+        raise InputError(
+            f"{out} already holds a run: resume it, remove it, or choose another folder"
+        )
     for leftover in out.glob(".*.tmp"):  # of a run that was killed while saving
         leftover.unlink()
     record = _record(model, prefix, examples, settings, valid, about)

@@ -247,6 +247,7 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
         ("d.jsonl", b"", "d.jsonl holds no pairs: expected at least one"),
         ("d.csv", b"", "d.csv holds no pairs: expected at least one"),
         ("d.csv", b"source,target\n", "d.csv holds no pairs"),
+        ("d.csv", b"source,target,target\na,b,c\n", "d.csv has 2 columns 'target': expected one"),
         ("d.csv", b"mr,text\na,b\n", "has no column 'source', only 'mr', 'text'"),
         ("d.csv", b"source,target\na,b\na\n", "d.csv, line 3: 1 fields, the header names 2"),
         ("d.jsonl", b'{"source": "a", "target": "b"}\nnonsense\n', "d.jsonl, line 2: not JSON"),

@@ -801,3 +801,12 @@ def test_a_bad_setting_is_a_sentence_with_its_name_value_and_what_was_expected(
 def test_an_unknown_setting_raises():
     with pytest.raises(TypeError, match="learning_rate"):
         Settings(steps=10, learning_rate=1e-3)
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_resume(config, small, tmp_path):
+    settings = Settings(steps=2, batch_size=3)
+    train(small, start("flat", config), encoded(4), settings, tmp_path, progress=False)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(InputError, match="already holds a run: resume it, remove it"):
+        train(small, start("flat", config), encoded(4), settings, tmp_path, progress=False)
+    assert (tmp_path / "state.safetensors").read_bytes() == before

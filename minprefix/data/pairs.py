@@ -122,17 +122,18 @@ def _read_csv(
 def _find_columns(
     path: Path, header: list[str], source_column: str | None, target_column: str | None
 ) -> tuple[int, int]:
+    names = (source_column or "source", target_column or "target")
     if source_column is None and target_column is None:
-        for source, target in COLUMNS:
-            if source in header and target in header:
-                return header.index(source), header.index(target)
-    for column in (source_column or "source", target_column or "target"):
+        names = next((pair for pair in COLUMNS if set(pair) <= set(header)), names)
+    for column in names:
+        if header.count(column) > 1:
+            raise InputError(f"{path} has {header.count(column)} columns {column!r}: expected one")
         if column not in header:
             raise InputError(
                 f"{path} has no column {column!r}, only {', '.join(map(repr, header)) or 'none'}: "
                 "name the columns with --source-column and --target-column"
             )
-    return header.index(source_column or "source"), header.index(target_column or "target")
+    return header.index(names[0]), header.index(names[1])
 
 
 def group_references(pairs: Sequence[Pair]) -> dict[str, list[str]]:
