@@ -1,6 +1,7 @@
 """The main job on what ships: teach the frozen tiny model table-to-text with a prefix, and show the
 difference."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,10 @@ def run(
     files.write_json(out / "metrics.json", metrics)
     files.write_text(out / "samples.md", samples(test, said_before, said_after))
     print(table(metrics))
+    where = shlex.quote(str(out))  # the commands below are meant to be pasted
     print(f"\nWritten to {out}: the prefix, metrics.json, samples.md, loss.png, log.jsonl. Next:\n")
-    print(f'  minprefix generate --model tiny --prefix {out} --prompt "{test[0].source}"')
-    print(f"  minprefix inspect {out}")
+    print(f'  minprefix generate --model tiny --prefix {where} --prompt "{test[0].source}"')
+    print(f"  minprefix inspect {where}")
     return metrics
 
 
