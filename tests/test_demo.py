@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from minprefix import GPT2, Prefix
+from minprefix import GPT2, Prefix, demo
 from minprefix.cli import main
+from minprefix.data import world
 from tests.check_demo import failures
 
 FILES = {
@@ -17,8 +18,6 @@ FILES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def few_records():
-    from minprefix import demo
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TEST", 12)
         patch.setattr(demo, "TRAIN", 100)
@@ -71,3 +70,14 @@ def test_a_demo_that_breaks_its_promises_is_told():
     assert len(failures(good | {"before": after, "after": before})) == 4
     assert failures(good | {"base_unchanged": False}) == ["the base is unchanged"]
     assert failures(good | {"trained_parameters": 20}) == ["under 2% was trained"]
+
+
+def test_the_demos_scores_are_those_of_what_the_model_said():
+    model, test = GPT2.load("tiny"), demo.pairs("test", 12, seed=0)
+    scores, said = demo.score(model, None, test)
+    records = [world.read_record(pair.source) for pair in test]
+    wrong = sum(len(world.slot_errors(r, s)) for r, s in zip(records, said, strict=True))
+    assert scores["slot_error_rate"] == round(wrong / sum(map(len, records)), 4) > 0.6
+    assert scores["exact_match"] == 0.0
+    perfect = [pair._replace(target=s) for pair, s in zip(test, said, strict=True)]
+    assert demo.score(model, None, perfect)[0]["exact_match"] == 1.0
