@@ -147,14 +147,14 @@ def generate_ids(
             f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
         )
     batch = Batch.pack(prompts, prefix=which)
-    texts, logits = _Texts.start(model, batch, prefix, decoding.max_new_tokens, _ops.get(ops))
+    texts, logits = Texts.start(model, batch, prefix, decoding.max_new_tokens, _ops.get(ops))
     if decoding.beams > 1:
         return _beam_search(texts, logits, decoding, end)
     return _one_by_one(texts, logits, decoding, end, first)
 
 
 @dataclass
-class _Texts:
+class Texts:
     """S texts being written: what each has seen, as keys and values."""
 
     model: GPT2
@@ -171,7 +171,7 @@ class _Texts:
         prefix: "Prefix | Sequence[Prefix] | None",
         max_new_tokens: int,
         ops: Ops,
-    ) -> "tuple[_Texts, np.ndarray]":
+    ) -> "tuple[Texts, np.ndarray]":
         """Feed the prompts. -> the texts, and (S, V) logits of each first new token."""
         cfg = model.config
         tokens, positions, offsets, past = prepare(model, batch, prefix)
@@ -206,7 +206,7 @@ class _Texts:
         self.position = self.position + 1
         return head(x, w, cfg, self.ops)[0]
 
-    def take(self, rows: Sequence[int]) -> "_Texts":
+    def take(self, rows: Sequence[int]) -> "Texts":
         """These texts only, in this order; a text may be taken twice (each then has its own
         cache)."""
         if list(rows) == list(range(len(self.kv))):
@@ -242,7 +242,7 @@ def _log_probabilities(
 
 
 def _one_by_one(
-    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None, first: int
+    texts: Texts, logits: np.ndarray, decoding: Decoding, end: int | None, first: int
 ) -> list[list[int]]:
     """Greedy and sampling: each text goes its own way and leaves when it ends."""
     new: list[list[int]] = [[] for _ in range(len(logits))]
@@ -282,7 +282,7 @@ def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) ->
 
 
 def _beam_search(
-    texts: _Texts, logits: np.ndarray, decoding: Decoding, end: int | None
+    texts: Texts, logits: np.ndarray, decoding: Decoding, end: int | None
 ) -> list[list[int]]:
     """Per prompt the `beams` best continuations of all live texts survive each step; one that ends
     leaves the beam and keeps its place, so that one beam is greedy decoding."""

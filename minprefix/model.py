@@ -245,7 +245,7 @@ def loss_and_grad(
     """
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
-    loss, dkvs, _ = _loss_backward(model, prefix, batch, reduction, ops, need="prefix")
+    loss, dkvs, _ = loss_backward(model, prefix, batch, reduction, ops, need="prefix")
     return loss, dkvs if isinstance(prefix, list | tuple) else dkvs[0]
 
 
@@ -257,7 +257,7 @@ def loss_and_weight_grads(
     ops: str | Ops = "numpy",
 ) -> tuple[float, dict[str, Array]]:
     """The loss and its gradient for every weight of the model: what full fine-tuning trains on."""
-    loss, _, dweights = _loss_backward(model, prefix, batch, reduction, ops, need="all")
+    loss, _, dweights = loss_backward(model, prefix, batch, reduction, ops, need="all")
     return loss, dweights
 
 
@@ -301,7 +301,7 @@ def _forward_loss(
     return value, x, cache, head_cache
 
 
-def _loss_backward(
+def loss_backward(
     model: GPT2,
     prefix: "Prefix | Sequence[Prefix] | None",
     batch: Batch,
@@ -309,6 +309,7 @@ def _loss_backward(
     ops: str | Ops,
     need: Literal["prefix", "all"],
 ) -> tuple[float, list[Array], dict[str, Array]]:
+    """The loss, its gradient for the kv of each prefix, and with need="all" for every weight."""
     w, cfg, implementation = model.weights, model.config, _ops.get(ops)
     value, x, cache, head_cache = _forward_loss(
         model, prefix, batch, reduction, implementation, need

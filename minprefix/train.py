@@ -27,7 +27,7 @@ from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, digest, loss_and_grad
-from minprefix.ops import BACKENDS
+from minprefix.ops import BACKENDS, Ops
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
@@ -327,17 +327,30 @@ def batch_gradient(
     else:
         seen = prefix.fold()  # an MLP is run once, not once per micro-batch
     size = settings.micro_batch_size or len(chosen)
-    total, dkv = 0.0, np.zeros_like(seen.kv)
+    batches = []
     for i in range(0, len(chosen), size):
         part = chosen[i : i + size]
-        batch = Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part])
-        loss, part_dkv = loss_and_grad(model, seen, batch, "sum", settings.backend)
-        total += loss
-        dkv += part_dkv
+        batches.append(Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part]))
     n_targets = sum(len(e.ids) - e.loss_from for e in chosen)
     count = n_targets if settings.loss == "token-mean" else len(chosen)
-    dkv /= count
-    return total / count, dkv if mask is None else dkv * mask
+    loss, (dkv,) = mean_gradient(model, [seen], batches, count, settings.backend)
+    return loss, dkv if mask is None else dkv * mask
+
+
+def mean_gradient(
+    model: GPT2, prefixes: Sequence[Prefix], batches: Sequence[Batch], count: int, ops: str | Ops
+) -> tuple[float, list[np.ndarray]]:
+    """The loss of all targets of all `batches` divided by `count`, and its gradient for the kv of
+    each prefix."""
+    total, dkvs = 0.0, [np.zeros_like(p.kv) for p in prefixes]
+    for batch in batches:
+        loss, parts = loss_and_grad(model, list(prefixes), batch, "sum", ops)
+        total += loss
+        for dkv, part in zip(dkvs, parts, strict=True):
+            dkv += part
+    for dkv in dkvs:
+        dkv /= count
+    return total / count, dkvs
 
 
 def _validate(

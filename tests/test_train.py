@@ -149,7 +149,7 @@ def masks_of_a_step(monkeypatch, model, prefix, settings, step):
     """What each micro-batch of a step saw, divided by kv."""
     seen = []
     with monkeypatch.context() as patch:
-        on_call(patch, "loss_and_grad", lambda n, args, result: seen.append(args[1].kv.copy()))
+        on_call(patch, "loss_and_grad", lambda n, args, result: seen.append(args[1][0].kv.copy()))
         batch_gradient(model, prefix, encoded(6), settings, step)
     return [kv / prefix.kv for kv in seen]
 

@@ -1,0 +1,251 @@
+"""The cases of the ops level: which inputs an op is given. Everything follows from a few sizes and
+a seed, so a case is its own reproducer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
+from minprefix.ops import reference
+from minprefix.ops.contract import CONSUMED, Array
+
+#: layout -> how an array of the same values lies in memory
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "contiguous": np.ascontiguousarray,
+    "fortran": np.asfortranarray,
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs for all functions of an op. `sizes`: see the maker of the op below."""
+
+    op: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float64"
+    layout: str = "contiguous"
+
+    def inputs(self) -> dict[str, Any]:
+        """Fresh arrays for every argument of the op's functions but the caches, by name: the same
+        each time. The upstream gradients are random: ones would hide mistakes (the gradient of a
+        softmax is 0 for them)."""
+        rng = np.random.default_rng([self.seed, sorted(MAKERS).index(self.op)])
+        made = MAKERS[self.op](rng, **self.sizes)
+        return {name: self._cast(a) for name, a in made.items()}
+
+    def _cast(self, a: Any) -> Any:
+        if isinstance(a, list):
+            return [self._cast(each) for each in a]
+        if not isinstance(a, np.ndarray):
+            return a
+        lay = LAYOUTS[self.layout]
+        return lay(a.astype(self.dtype)) if a.dtype.kind == "f" else a
+
+    def expected(self) -> dict[str, Array]:
+        """Every tensor of the op by name, from the reference in float64 on the very same numbers.
+        That these are right is shown by four other ways to compute them (see the oracle table)."""
+        key = repr(self)
+        if key not in _EXPECTED:
+            _EXPECTED[key] = _compute(self)
+        return _EXPECTED[key]
+
+    def dimensions(self) -> dict[str, float]:
+        """The sizes of this case by their letters, for the diagnosis."""
+        i = self.inputs()
+        if self.op == "attention":
+            N, NH, hs = i["q"].shape
+            lengths = np.diff(i["offsets"])
+            return {"hs": hs, "NH": NH, "N": N, "B": len(lengths), "T": lengths[0]} | (
+                {"P": i["prefix_k"][0].shape[1]} if i["prefix_k"][0].shape[1] else {}
+            )
+        shapes = {
+            "embed": lambda: {"N": len(i["tokens"]), "C": i["wte"].shape[1]},
+            "layernorm": lambda: dict(zip("NC", i["x"].shape, strict=True)),
+            "linear": lambda: {"N": len(i["x"]), "in": i["x"].shape[1]},
+            "gelu": lambda: dict(zip("NF", i["x"].shape, strict=True)),
+            "cross_entropy": lambda: dict(zip("MV", i["logits"].shape, strict=True)),
+        }
+        return shapes[self.op]()
+
+
+# ---- the makers: sizes -> arguments by name -----------------------------------------------------
+
+
+def _embed(
+    rng: np.random.Generator, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13
+) -> dict[str, Any]:
+    return {
+        "tokens": rng.integers(0, V, N),  # some occur twice as soon as N > 1 or so
+        "positions": rng.integers(0, n_positions, N),
+        "wte": rng.normal(0, 1, (V, C)),
+        "wpe": rng.normal(0, 1, (n_positions, C)),
+        "dx": rng.normal(0, 1, (N, C)),
+    }
+
+
+def _layernorm(
+    rng: np.random.Generator,
+    N: int = 7,
+    C: int = 11,
+    centre: float = 0.5,
+    spread: float = 1.0,
+    eps: float = 1e-5,
+) -> dict[str, Any]:
+    return {
+        "x": centre + spread * rng.normal(0, 1, (N, C)),
+        "gain": rng.normal(1, 0.5, C),
+        "bias": rng.normal(0, 1, C),
+        "eps": eps,
+        "dout": rng.normal(0, 1, (N, C)),
+    }
+
+
+def _linear(
+    rng: np.random.Generator, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True
+) -> dict[str, Any]:
+    return {
+        "x": rng.normal(0, 1, (N, n_in)),
+        "weight": rng.normal(0, 1, (n_in, n_out)),
+        "bias": rng.normal(0, 1, n_out) if bias else None,
+        "dout": rng.normal(0, 1, (N, n_out)),
+    }
+
+
+def _gelu(rng: np.random.Generator, N: int = 7, F: int = 12, spread: float = 2.0) -> dict[str, Any]:
+    return {"x": spread * rng.normal(0, 1, (N, F)), "dout": rng.normal(0, 1, (N, F))}
+
+
+def _attention(
+    rng: np.random.Generator,
+    lengths: tuple[int, ...] = (5, 3),
+    slots: tuple[int, ...] = (3, 3),
+    heads: int = 2,
+    head_size: int = 7,
+    common: float = 0.0,
+    spread: float = 1.0,
+) -> dict[str, Any]:
+    """`common`: about how much is added to every score; `spread`: of the queries."""
+    N, shape = sum(lengths), (heads, head_size)
+    q, k, v, dz = (rng.normal(0, 1, (N, *shape)) for _ in range(4))
+    prefix_k, prefix_v = ([rng.normal(0, 1, (heads, P, head_size)) for P in slots] for _ in "kv")
+    q *= spread
+    if common:  # the last coordinate of every query times that of every key
+        q[..., -1] = abs(common) ** 0.5
+        k[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
+        for a in prefix_k:
+            a[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "prefix_k": prefix_k,
+        "prefix_v": prefix_v,
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "dz": dz,
+    }
+
+
+def _cross_entropy(
+    rng: np.random.Generator,
+    M: int = 5,
+    V: int = 11,
+    common: float = 0.0,
+    spread: float = 1.0,
+    weights: str = "random",
+) -> dict[str, Any]:
+    given = {"random": rng.uniform(0.2, 2, M), "mean": np.full(M, 1 / M)}[weights]
+    return {
+        "logits": common + spread * rng.normal(0, 1, (M, V)),
+        "targets": rng.integers(0, V, M),
+        "weights": given,
+    }
+
+
+MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "embed": _embed,
+    "layernorm": _layernorm,
+    "linear": _linear,
+    "gelu": _gelu,
+    "attention": _attention,
+    "cross_entropy": _cross_entropy,
+}
+
+
+# ---- from inputs to tensors ---------------------------------------------------------------------
+
+
+def flatten(function: str, result: Any) -> dict[str, Any]:
+    """What a function gave, by the names of TENSORS. A field that the cache lacks is left out.
+    Raises ValueError with a sentence if there are too few or too many results."""
+    names = TENSORS[function]
+    tops = list(dict.fromkeys(name.split(".")[0].removesuffix("[]") for name in names))
+    if len(tops) == 1:
+        parts = [result]
+    elif isinstance(result, tuple | list) and len(result) == len(tops):
+        parts = list(result)
+    else:
+        n = len(result) if isinstance(result, tuple | list) else 1
+        raise ValueError(f"{function} gave {n} results, expected {len(tops)}: {', '.join(tops)}")
+    flat: dict[str, Any] = {}
+    for name in names:
+        top, _, cache_field = name.removesuffix("[]").partition(".")
+        value = parts[tops.index(top)]
+        if cache_field:
+            if isinstance(value, dict):
+                value = value.get(cache_field)
+            else:
+                value = getattr(value, cache_field, None)
+            if value is None:
+                continue
+        if name.endswith("[]"):
+            if not isinstance(value, tuple | list):
+                raise ValueError(
+                    f"{name[:-2]} is a {type(value).__name__}, expected a list of one array for "
+                    "each sequence"
+                )
+            stem = name[:-2]
+            flat |= {f"{stem}[{b}]": each for b, each in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def axes(function: str, tensor: str) -> str:
+    """The axes of a tensor by its name, `dprefix_k[1]` as `dprefix_k[]`."""
+    stem = tensor.split("[")[0]
+    return TENSORS[function][f"{stem}[]" if "[" in tensor else stem]
+
+
+def consumed(function: str) -> tuple[str, ...]:
+    return CONSUMED.get(function, ())
+
+
+def reference_cache(op: str, inputs: dict[str, Any]) -> Any:
+    """What the reference keeps for the backward of this op."""
+    forward = FUNCTIONS[op][0]
+    return getattr(reference, forward)(*(inputs[a] for a in ARGUMENTS[forward]))[1]
+
+
+_EXPECTED: dict[str, dict[str, Array]] = {}  # by the text of the case, which says all
+
+
+def _compute(case: Case) -> dict[str, Array]:
+    inputs = {name: _wide(a) for name, a in case.inputs().items()}
+    found: dict[str, Array] = {}
+    for function in FUNCTIONS[case.op]:
+        arguments = [inputs[a] for a in ARGUMENTS[function] if a != "cache"]
+        if "cache" in ARGUMENTS[function]:
+            arguments.append(reference_cache(case.op, inputs))
+        result = getattr(reference, function)(*arguments)
+        found |= {name: np.asarray(a) for name, a in flatten(function, result).items()}
+    return found
+
+
+def _wide(a: Any) -> Any:
+    if isinstance(a, list):
+        return [_wide(each) for each in a]
+    return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a

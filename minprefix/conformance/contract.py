@@ -1,0 +1,202 @@
+"""What the suite asks of an implementation: which functions, and which tensors each of them gives.
+
+Three levels, each graded as far as it is there:
+
+    ops        the functions of `minprefix.ops.contract.Ops`
+    model      `run_model(problem)`, `run_decoding(problem)`: a whole GPT-2 with prefixes
+    training   `run_training(problem)`: AdamW on the prefixes
+
+Whoever offers the ops need not offer the rest: the project's own model and training then run over
+them (`minprefix.conformance.house`). Whoever has a whole model but no such ops (PEFT is one) offers
+the rest alone.
+
+Arrays that do not live in NumPy: an implementation may define `asarray(a)`, which takes a NumPy
+array to its own kind before a call, and `asnumpy(a)`, which takes its results back.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from minprefix.gpt2 import Config
+from minprefix.ops.contract import Array, Ops
+
+LEVELS = ("ops", "model", "training")
+
+#: op -> its functions in the order in which the model calls them: a backward may consume the cache
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "embed": ("embed", "embed_backward_params"),
+    "layernorm": ("layernorm", "layernorm_backward_params", "layernorm_backward"),
+    "linear": ("linear", "linear_backward_params", "linear_backward"),
+    "gelu": ("gelu", "gelu_backward"),
+    "attention": ("attention", "attention_backward"),
+    "cross_entropy": ("cross_entropy", "cross_entropy_backward"),
+}
+
+#: function -> the tensors that it gives, and their axes. `[]` stands for one tensor a sequence;
+#: `cache.` for a field of the cache, graded where the cache has it: an implementation may need
+#: other ones.
+TENSORS: dict[str, dict[str, str]] = {
+    "embed": {"x": "N C"},
+    "embed_backward_params": {"dwte": "V C", "dwpe": "n_positions C"},
+    "layernorm": {
+        "out": "N C",
+        "cache.xhat": "N C",
+        "cache.rstd": "N 1",
+        "cache.gain": "C",
+    },
+    "layernorm_backward_params": {"dgain": "C", "dbias": "C"},
+    "layernorm_backward": {"dx": "N C"},
+    "linear": {"out": "N out"},
+    "linear_backward_params": {"dweight": "in out", "dbias": "out"},
+    "linear_backward": {"dx": "N in"},
+    "gelu": {"out": "N F", "cache.x": "N F", "cache.tanh": "N F"},
+    "gelu_backward": {"dx": "N F"},
+    "attention": {
+        "z": "N NH hs",
+        "cache.q": "N NH hs",
+        "cache.k": "N NH hs",
+        "cache.v": "N NH hs",
+        "cache.prefix_k[]": "NH P hs",
+        "cache.prefix_v[]": "NH P hs",
+        "cache.offsets": "B+1",
+        "cache.pattern[]": "NH T P+T",
+    },
+    "attention_backward": {
+        "dq": "N NH hs",
+        "dk": "N NH hs",
+        "dv": "N NH hs",
+        "dprefix_k[]": "NH P hs",
+        "dprefix_v[]": "NH P hs",
+    },
+    "cross_entropy": {
+        "loss": "",
+        "cache.probs": "M V",
+        "cache.targets": "M",
+        "cache.weights": "M",
+    },
+    "cross_entropy_backward": {"dlogits": "M V"},
+}
+
+#: what a frozen model never calls: not offered is no failure
+OPTIONAL = ("embed_backward_params", "layernorm_backward_params", "linear_backward_params")
+
+#: function -> its arguments, in the order of the contract
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(getattr(Ops, name)).parameters)[1:]
+    for functions in FUNCTIONS.values()
+    for name in functions
+}
+
+
+@dataclass(frozen=True)
+class ModelProblem:
+    """A frozen GPT-2, some sequences, and the prefix that each of them sees."""
+
+    config: Config
+    weights: Mapping[str, Array]  # by their names in the checkpoint: Config.shapes()
+    sequences: Sequence[Sequence[int]]  # token ids
+    loss_from: Sequence[int]  # per sequence: the index of the first token that is predicted
+    prefix_of: Sequence[int]  # per sequence: which of `prefixes` it sees
+    prefixes: Sequence[Array]  # each (L, 2, NH, P, hs): [:, 0] keys, [:, 1] values; P may differ
+    position_offsets: Sequence[int]  # per prefix: the position of the first real token; P is usual
+    reduction: str = "mean"  # over all targets of the batch, or "sum"
+    need: Literal["prefix", "all"] = "prefix"  # "all": the gradients of weights, too
+
+
+@dataclass(frozen=True)
+class TrainingProblem:
+    """A few steps of AdamW (Loshchilov & Hutter, 2019) on one or more prefixes.
+
+    A step's loss is the mean over the targets of all its micro-batches, its gradients are clipped
+    to the global norm `clip` over all parameters of all prefixes (None: not clipped), and its rate
+    rises over `warmup` steps (at step s of 0, 1, ... it is lr * (s + 1) / warmup) and then falls in
+    a straight line to 0 at `len(steps)`. A prefix has the parameters `kv` (flat), or those of
+    kv = reshape(tanh(embedding weight_1 + bias_1) weight_2 + bias_2), row-major over
+    (P, L, 2, NH, hs).
+    """
+
+    config: Config
+    weights: Mapping[str, Array]
+    parameters: Sequence[Mapping[str, Array]]  # of each prefix, where it starts
+    steps: Sequence[Sequence["MicroBatch"]]
+    lr: float
+    warmup: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that go through the model together: fields as in `ModelProblem`."""
+
+    sequences: Sequence[Sequence[int]]
+    loss_from: Sequence[int]
+    prefix_of: Sequence[int]
+
+
+class Whole(Protocol):
+    """The functions of the levels above the ops. Each gives tensors by name; more may be given than
+    is asked for, and is graded under the names of `model_tensors` and `training_tensors`."""
+
+    def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
+        """Asked for: `loss`, and per prefix `prefix.{i}.dk` and `prefix.{i}.dv` (L, NH, P, hs)."""
+        ...
+
+    def run_decoding(self, problem: ModelProblem) -> Mapping[str, Array]:
+        """The sequences fed one token at a time through a cache of keys and values. Asked for:
+        `logits` (N, V), what each token says of the next."""
+        ...
+
+    def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
+        """Asked for: per step `step.{s}.loss`, and per prefix and parameter
+        `step.{s}.prefix.{i}.{name}`, as they are after the step."""
+        ...
+
+
+WHOLE = ("run_model", "run_decoding", "run_training")
+
+
+def model_tensors(config: Config, n_prefixes: int, B: int, need: str) -> dict[str, str]:
+    """Name -> axes of every tensor of `run_model`, in the order in which they arise."""
+    names: dict[str, str] = {}
+    for i in range(config.n_layer):
+        block = f"blocks.{i}"
+        names |= {f"{block}.resid_pre": "N C", f"{block}.ln_1.out": "N C"}
+        names |= {f"{block}.attn.{a}": "N NH hs" for a in "qkv"}
+        names |= {f"{block}.attn.pattern[{b}]": "NH T P+T" for b in range(B)}
+        names |= {f"{block}.attn.z": "N NH hs", f"{block}.attn.out": "N C"}
+        names |= {f"{block}.resid_mid": "N C", f"{block}.ln_2.out": "N C"}
+        names |= {f"{block}.mlp.pre": "N F", f"{block}.mlp.post": "N F", f"{block}.mlp.out": "N C"}
+    names |= {"ln_f.in": "M C", "ln_f.out": "M C", "logits": "M V", "loss": ""}
+    names |= {"dlogits": "M V", "ln_f.dout": "M C", "ln_f.din": "M C"}
+    for i in reversed(range(config.n_layer)):
+        block = f"blocks.{i}"
+        names |= {f"{block}.dresid_post": "N C", f"{block}.mlp.dpost": "N F"}
+        names |= {f"{block}.mlp.dpre": "N F", f"{block}.ln_2.dout": "N C"}
+        names |= {f"{block}.dresid_mid": "N C", f"{block}.attn.dz": "N NH hs"}
+        names |= {f"{block}.attn.d{a}": "N NH hs" for a in "qkv"}
+        if i > 0 or need == "all":  # below block 0 of a frozen model nobody wants it
+            names |= {f"{block}.ln_1.dout": "N C"}
+    for j in range(n_prefixes):
+        names |= {f"prefix.{j}.dk": "L NH P hs", f"prefix.{j}.dv": "L NH P hs"}
+    if need == "all":
+        names |= {f"d{name}": " ".join("?" * len(s)) for name, s in config.shapes().items()}
+    return names
+
+
+def training_tensors(problem: TrainingProblem) -> dict[str, str]:
+    """Name -> axes of every tensor of `run_training`, in the order in which they arise."""
+    names: dict[str, str] = {}
+    for s in range(len(problem.steps)):
+        names[f"step.{s}.loss"] = ""
+        each = [(i, name, a) for i, p in enumerate(problem.parameters) for name, a in p.items()]
+        for what in ("gradient.", ""):
+            for i, name, a in each:
+                axes = "L 2 NH P hs" if name == "kv" else " ".join("?" * a.ndim)
+                names[f"step.{s}.prefix.{i}.{what}{name}"] = axes
+    return names

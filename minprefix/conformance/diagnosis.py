@@ -1,0 +1,254 @@
+"""From two arrays that should be equal to a sentence about how they differ.
+
+A wrong gradient is rarely noise. It is the right one times something, or at the wrong place, or
+another tensor, or right in a part; whoever reads that knows where to look.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from minprefix.ops.contract import Array
+
+#: a ratio that is one of these powers of a dimension gets a name and a suspicion
+SUSPICIONS = {
+    ("hs", 0.5): "sqrt(hs): is 1/sqrt(hs) missing?",
+    ("hs", -0.5): "1/sqrt(hs): is it applied twice, or hs in the place of sqrt(hs)?",
+    ("hs", 1.0): "hs: is the scale missing, and its square root multiplied where it divides?",
+    ("hs", -1.0): "1/hs",
+}
+MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
+SUM_FOR_MEAN = "is a sum taken where a mean belongs?"
+
+
+def relative_error(got: Array, want: Array) -> float:
+    """max |got - want| / max |want|; where the right tensor is 0, max |got|. NaN counts as
+    infinite."""
+    if want.size == 0:
+        return 0.0
+    with np.errstate(all="ignore"):
+        delta = np.abs(got.astype(np.float64) - want).max()
+    scale = np.abs(want).max()
+    error = float(delta / scale) if scale > 0 else float(delta)
+    return error if math.isfinite(error) else math.inf
+
+
+def worst_entries(got: Array, want: Array, n: int = 3) -> list[tuple[list[int], float, float]]:
+    """Index, value and right value of the n entries that are furthest off."""
+    if not want.size:
+        return []
+    with np.errstate(all="ignore"):
+        delta = np.abs(got.astype(np.float64) - want).ravel()
+    delta = np.where(np.isfinite(delta), delta, np.inf)
+    order = np.argsort(-delta, kind="stable")[:n]
+    found = []
+    for i in order:
+        index = np.unravel_index(i, want.shape)
+        found.append(([int(j) for j in index], float(got[index]), float(want[index])))
+    return found
+
+
+def diagnose(
+    got: Array,
+    want: Array,
+    axes: str,
+    dimensions: Mapping[str, float],
+    others: Mapping[str, Array],
+    tolerance: float,
+    offsets: Sequence[int] | None = None,
+) -> list[str]:
+    """Sentences without their subject ("is 2.65 times the right one"), the surest first.
+
+    `axes`: the letters of the tensor's axes; `dimensions`: what they stand for; `others`: the right
+    values of the other tensors of the case, by name; `offsets`: where sequences begin on axis N.
+    """
+    names = axes.split() if len(axes.split()) == want.ndim else [f"axis {i}" for i in range(9)]
+    close = max(tolerance, 1e-9) * 10
+    if got.shape != want.shape:
+        return _about_shape(got, want, close)
+    if want.size == 0:
+        return []
+    if not np.isfinite(got).all():
+        return _about_not_finite(got, names)
+    if not got.any():
+        return ["is 0 everywhere"]
+    if want.size > 1 and not want.any():
+        return ["should be 0 everywhere"]
+    for guess in (
+        _multiple(got, want, dimensions, close),
+        _other(got, others, close),
+        _moved(got, want, names, close),
+        _multiple_in_slices(got, want, names, close),
+        _constant(got, want, names, close),
+    ):
+        if guess:
+            return [guess]
+    place = _place(got, want, names, close, offsets)
+    return [place] if place else []
+
+
+def _same(a: Array, b: Array, close: float) -> bool:
+    return a.shape == b.shape and relative_error(a, b) <= close
+
+
+def _about_shape(got: Array, want: Array, close: float) -> list[str]:
+    for order in itertools.permutations(range(want.ndim)):
+        if got.ndim == want.ndim and _same(got, want.transpose(order), close):
+            return [f"is transposed: axes {list(order)} of the right one"]
+    if got.size == want.size and _same(got.reshape(want.shape), want, close):
+        return ["has the right numbers in another shape: is a reshape missing?"]
+    return []
+
+
+def _about_not_finite(got: Array, names: Sequence[str]) -> list[str]:
+    bad = ~np.isfinite(got)
+    first = [int(i) for i in np.argwhere(bad)[0]] if got.ndim else []
+    what = "NaN" if np.isnan(got).any() else "infinite"
+    return [
+        f"holds {int(bad.sum())} {what} of {bad.size}, the first at {first}: does exp overflow, "
+        "is a 0 divided by, or a row masked out whole?"
+    ]
+
+
+def _multiple(got: Array, want: Array, dimensions: Mapping[str, float], close: float) -> str | None:
+    c = float(np.vdot(want, got) / np.vdot(want, want))
+    if c == 0 or not math.isfinite(c) or relative_error(got, c * want) > close * min(1, abs(c)):
+        return None
+    if want.size == 1:  # one number is a multiple of any other: only a known one says something
+        name = _name_of(c, dimensions)
+        return f"is {c:.4g} times the right one{name}" if name else None
+    if abs(c + 1) < close:
+        return "has the wrong sign"
+    return f"is {c:.4g} times the right one everywhere{_name_of(c, dimensions)}"
+
+
+def _name_of(c: float, dimensions: Mapping[str, float]) -> str:
+    for sign, minus in ((1, ""), (-1, "-")):
+        for (letter, power), suspicion in SUSPICIONS.items():
+            size = dimensions.get(letter, 0)
+            if size > 1 and math.isclose(sign * c, size**power, rel_tol=1e-6):
+                return f": {c:.4g} = {minus}{suspicion}"
+        for factor, said in ((2.0, "counted twice"), (0.5, "halved")):
+            if math.isclose(sign * c, factor, rel_tol=1e-6):
+                return f": {said}{' and negated' if minus else ''}?"
+        for letter, size in dimensions.items():
+            for power, said in ((1.0, SUM_FOR_MEAN), (-1.0, MEAN_FOR_SUM)):
+                if size > 1 and math.isclose(sign * c, size**power, rel_tol=1e-6):
+                    over = f"{letter}" if power > 0 else f"1/{letter}"
+                    return f": {c:.4g} = {minus}{over}: {said}"
+    return ""
+
+
+def _other(got: Array, others: Mapping[str, Array], close: float) -> str | None:
+    for name, other in others.items():
+        if other.size > 1 and other.any():
+            if _same(got, other, close):
+                return f"is what {name} should be: are the two swapped?"
+            if _same(got, -other, close):
+                return f"is minus what {name} should be"
+    return None
+
+
+def _moved(got: Array, want: Array, names: Sequence[str], close: float) -> str | None:
+    """The right numbers at other places: axes swapped, reversed, shifted or in another order."""
+    for order in itertools.permutations(range(want.ndim)):
+        if order != tuple(range(want.ndim)) and _same(got, want.transpose(order), close):
+            return f"is transposed: axes {list(order)} of the right one"
+    for axis in range(want.ndim):
+        n = want.shape[axis]
+        if n < 2 or n > 256:
+            continue
+        partner = _partners(got, want, axis, close)
+        if partner == list(range(n)):
+            continue
+        along = names[axis]
+        known = [(i, j) for i, j in enumerate(partner) if j is not None]
+        if len(known) == n and len({j for _, j in known}) == n:
+            if partner == list(range(n))[::-1]:
+                return f"is reversed along {along}"
+            for shift in range(1, n):
+                if partner == [(i - shift) % n for i in range(n)]:
+                    return f"is shifted by {_signed(shift, n)} along {along}"
+            return f"has the slices along {along} in another order: {partner} of the right one"
+        shifts = {j - i for i, j in known}
+        if len(known) >= max(2, n // 2) and len(shifts) == 1 and shifts != {0}:
+            return f"is shifted by {-shifts.pop()} along {along}"
+        if len({j for _, j in known}) == 1 and len(known) == n:
+            return f"repeats slice {known[0][1]} along {along}"
+    return None
+
+
+def _signed(shift: int, n: int) -> int:
+    return shift if shift <= n // 2 else shift - n
+
+
+def _partners(got: Array, want: Array, axis: int, close: float) -> list[int | None]:
+    """For each slice of `got` the slice of `want` that it equals; its own first."""
+    a, b = np.moveaxis(got, axis, 0), np.moveaxis(want, axis, 0)
+    n = len(a)
+    a, b = a.reshape(n, -1), b.reshape(n, -1)
+    if b.shape[1] < 2 or not all(row.any() for row in b):
+        return list(range(n))  # too little to tell one slice from another
+    scale = np.abs(want).max()
+    delta = np.abs(a[:, None] - b[None]).max(axis=-1) / scale  # (n, n)
+    found: list[int | None] = []
+    for i in range(n):
+        j = i if delta[i, i] <= close else int(delta[i].argmin())
+        found.append(j if delta[i, j] <= close else None)
+    return found
+
+
+def _multiple_in_slices(got: Array, want: Array, names: Sequence[str], close: float) -> str | None:
+    for axis in range(want.ndim):
+        n = want.shape[axis]
+        a, b = (np.moveaxis(x, axis, 0).reshape(n, -1) for x in (got, want))
+        if n < 2 or b.shape[1] < 2 or not all(row.any() for row in b):
+            continue
+        c = (a * b).sum(axis=1) / (b * b).sum(axis=1)  # (n,)
+        if not np.isfinite(c).all() or np.abs(a - c[:, None] * b).max() > close * np.abs(b).max():
+            continue
+        listed = ", ".join(f"{each:.4g}" for each in c[:6]) + (", ..." if n > 6 else "")
+        return f"is a multiple of the right one in each slice along {names[axis]}: {listed}"
+    return None
+
+
+def _constant(got: Array, want: Array, names: Sequence[str], close: float) -> str | None:
+    delta = got.astype(np.float64) - want
+    scale = np.abs(want).max()
+    if want.size > 1 and np.abs(delta - delta.flat[0]).max() <= close * scale:
+        return f"is off by {delta.flat[0]:.4g} everywhere"
+    for axis in reversed(range(want.ndim)):
+        if want.ndim > 1 and want.shape[axis] > 1:
+            spread = np.abs(delta - delta.mean(axis=axis, keepdims=True)).max()
+            if spread <= close * scale:
+                return f"is off by one number all along {names[axis]}: is a mean or a bias missing?"
+    return None
+
+
+def _place(
+    got: Array, want: Array, names: Sequence[str], close: float, offsets: Sequence[int] | None
+) -> str | None:
+    """Where it is wrong, if it is right elsewhere."""
+    wrong = np.abs(got.astype(np.float64) - want) > close * max(np.abs(want).max(), 1e-300)
+    said = []
+    for axis in range(want.ndim):
+        other = tuple(i for i in range(want.ndim) if i != axis)
+        bad = np.flatnonzero(wrong.any(axis=other))
+        n = want.shape[axis]
+        if 0 < len(bad) < n:
+            said.append(f"{names[axis]} = {_listed(bad)} of 0..{n - 1}")
+            if names[axis] == "N" and offsets is not None and len(offsets) > 2:
+                hit = sorted({int(np.searchsorted(offsets, i, "right")) - 1 for i in bad})
+                said[-1] += f" (sequence {_listed(hit)} of 0..{len(offsets) - 2})"
+    return f"is right but for {', '.join(said)}" if said else None
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 as "0..2, 5"."""
+    parts = []
+    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        each = [int(j) for _, j in run]
+        parts.append(str(each[0]) if len(each) == 1 else f"{each[0]}..{each[-1]}")
+    return ", ".join(parts[:5]) + (", ..." if len(parts) > 5 else "")

@@ -1,0 +1,95 @@
+"""The levels above the ops, as this project's own code fulfils them over any implementation of the
+ops: `run_model`, `run_decoding` and `run_training` of `minprefix.conformance.contract`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from minprefix.batch import Batch
+from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
+from minprefix.conformance.record import Recorder
+from minprefix.generate import Texts
+from minprefix.model import GPT2, loss_backward
+from minprefix.ops.contract import Array, Ops
+from minprefix.optim import AdamW, clip, global_norm, learning_rate
+from minprefix.prefix import MLPPrefix, Prefix
+from minprefix.train import mean_gradient
+
+
+class House:
+    """The three functions over `ops`."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+
+    def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
+        model = GPT2(problem.config, dict(problem.weights), name="the suite's")
+        prefixes = [
+            Prefix(kv.copy(), position_offset=offset)
+            for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
+        ]
+        batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
+        recorder = Recorder(self.ops, model.weights, problem.config.head_size)
+        loss, dkvs, dweights = loss_backward(
+            model, prefixes, batch, problem.reduction, recorder, problem.need
+        )
+        found = recorder.tensors | {"loss": np.array(loss)}
+        for j, dkv in enumerate(dkvs):
+            found |= {f"prefix.{j}.dk": dkv[:, 0], f"prefix.{j}.dv": dkv[:, 1]}
+        return found | {f"d{name}": a for name, a in dweights.items()}
+
+    def run_decoding(self, problem: ModelProblem) -> Mapping[str, Array]:
+        model = GPT2(problem.config, dict(problem.weights), name="the suite's")
+        prefixes = [
+            Prefix(kv.copy(), position_offset=offset)
+            for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
+        ]
+        rows = []
+        for ids, which in zip(problem.sequences, problem.prefix_of, strict=True):
+            batch = Batch.pack([ids[:1]], prefix=[which])
+            texts, logits = Texts.start(model, batch, prefixes, len(ids), self.ops)
+            rows.append(logits)
+            for token in ids[1:]:
+                rows.append(texts.feed(np.array([token])))
+        return {"logits": np.concatenate(rows)}
+
+    def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
+        p = problem
+        model = GPT2(p.config, dict(p.weights), name="the suite's")
+        prefixes = [_start(parameters, p.config.n_head) for parameters in p.parameters]
+        adam = AdamW(p.beta1, p.beta2, p.eps, p.weight_decay)
+        found: dict[str, Array] = {}
+        for s, step in enumerate(p.steps):
+            loss, grads = self._gradients(model, prefixes, step)
+            found[f"step.{s}.loss"] = np.array(loss)
+            found |= {f"step.{s}.prefix.{name}": a.copy() for name, a in grads.items()}
+            if p.clip is not None:
+                clip(grads, global_norm(grads), p.clip)
+            lr = learning_rate(s, len(p.steps), p.lr, p.warmup, "linear")
+            parameters = {
+                f"{i}.gradient.{name}": a
+                for i, prefix in enumerate(prefixes)
+                for name, a in prefix.parameters.items()
+            }
+            adam.step(parameters, grads, lr)
+            for name, a in parameters.items():
+                found[f"step.{s}.prefix.{name.replace('gradient.', '')}"] = a.copy()
+        return found
+
+    def _gradients(
+        self, model: GPT2, prefixes: Sequence[Prefix], step: Sequence[MicroBatch]
+    ) -> tuple[float, dict[str, Array]]:
+        """The mean loss of a step and the gradient of every parameter, as `0.gradient.kv`."""
+        batches = [Batch.pack(m.sequences, m.loss_from, m.prefix_of) for m in step]
+        count = sum(len(batch.targets) for batch in batches)
+        loss, dkvs = mean_gradient(model, [p.fold() for p in prefixes], batches, count, self.ops)
+        return loss, {
+            f"{i}.gradient.{name}": a
+            for i, (prefix, dkv) in enumerate(zip(prefixes, dkvs, strict=True))
+            for name, a in prefix.backward(dkv).items()
+        }
+
+
+def _start(parameters: Mapping[str, Array], n_head: int) -> Prefix:
+    own = {name: a.copy() for name, a in parameters.items()}
+    return Prefix(own["kv"]) if "kv" in own else MLPPrefix(own, n_head)

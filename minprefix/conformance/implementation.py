@@ -1,0 +1,187 @@
+"""An implementation under test: found by its name, called with care."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minprefix import ops as _ops
+from minprefix.conformance.contract import ARGUMENTS, WHOLE
+from minprefix.errors import InputError
+from minprefix.ops.contract import Array
+
+
+class NotOffered(Exception):
+    """The implementation lacks what a check is about: reported, and no failure."""
+
+
+class Broken(Exception):
+    """A graded failure that is no wrong number: an exception, a signature, a thing that is no
+    array. `kind` is one word for programs."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+class Implementation:
+    """Functions to grade, and the name that people call them by. `in_a_hurry`: draw fewer shapes,
+    and take the first that fails; for a matrix of many implementations."""
+
+    def __init__(self, functions: object, name: str, in_a_hurry: bool = False) -> None:
+        self.functions = functions
+        self.name = name
+        self.in_a_hurry = in_a_hurry
+
+    def __repr__(self) -> str:
+        return f"Implementation({self.name!r}: {len(self.offered())} functions)"
+
+    def offered(self) -> list[str]:
+        return [name for name in (*ARGUMENTS, *WHOLE) if self.has(name)]
+
+    def has(self, function: str) -> bool:
+        return callable(getattr(self.functions, function, None))
+
+    def asarray(self, a: Array) -> Any:
+        """`a` as the implementation's own kind of array."""
+        own = getattr(self.functions, "asarray", None)
+        return own(a) if callable(own) else a
+
+    def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """`inputs` with every array as the implementation's own kind."""
+        return {name: self.own(a) for name, a in inputs.items()}
+
+    def own(self, a: Any) -> Any:
+        """`a`, or each array of the list `a`, as the implementation's own kind."""
+        if isinstance(a, list):
+            return [self.own(each) for each in a]
+        return self.asarray(a) if isinstance(a, np.ndarray) else a
+
+    def asnumpy(self, a: Any, what: str) -> Array:
+        """A result as a NumPy array. Raises Broken when it is none."""
+        own = getattr(self.functions, "asnumpy", None)
+        try:
+            array = np.asarray(own(a) if callable(own) and not np.isscalar(a) else a)
+        except Exception as error:
+            raise Broken("not an array", f"{what} is no array: {_said(error)}") from error
+        if array.dtype.kind not in "fciub":
+            raise Broken("not an array", f"{what} is a {type(a).__name__}, expected an array")
+        return array
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Raises NotOffered if it is missing or a stub, and Broken if it cannot be called so or
+        raises."""
+        f = getattr(self.functions, function, None)
+        if not callable(f):
+            raise NotOffered(function)
+        self._check_signature(function, f, len(arguments))
+        try:
+            return f(*arguments)
+        except NotImplementedError as error:
+            raise NotOffered(f"{function}: {error}" if str(error) else function) from error
+        except (Exception, SystemExit) as error:
+            raise Broken("exception", f"{function} raised {_said(error)}") from error
+
+    def _check_signature(self, function: str, f: Callable[..., Any], n: int) -> None:
+        wanted = ARGUMENTS.get(function, ("problem",))
+        try:
+            signature = inspect.signature(f)
+        except (TypeError, ValueError):  # written in C: the call itself will tell
+            return
+        names = tuple(signature.parameters)
+        try:
+            signature.bind(*range(n))
+            fits = True
+        except TypeError:
+            fits = False
+        reordered = sorted(names) == sorted(wanted) and names != wanted
+        if not fits or reordered:
+            raise Broken(
+                "signature",
+                f"{function} takes ({', '.join(names)}), the contract calls it with "
+                f"({', '.join(wanted)}), in this order",
+            )
+
+
+def _said(error: BaseException) -> str:
+    """The exception and the innermost line that raised it."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return text.replace("\n", " ")[:300] + where
+
+
+def load(spec: str | Implementation | object) -> Implementation:
+    """An implementation by the name of a backend ("reference", "numpy"), a file ("my_ops.py"), a
+    module ("package.my_ops"), an object in a module ("package.my_ops:ops"), or any object that has
+    the functions.
+
+    Raises InputError, with a sentence, when it cannot be imported.
+    """
+    if isinstance(spec, Implementation):
+        return spec
+    if not isinstance(spec, str):
+        return Implementation(spec, getattr(spec, "__name__", type(spec).__name__))
+    if spec in _ops.BACKENDS:
+        return Implementation(_ops.BACKENDS[spec], spec)
+    module_name, _, attribute = spec.partition(":")
+    is_file = module_name.endswith(".py") or "/" in module_name or Path(module_name).is_file()
+    functions: object = _from_file(module_name) if is_file else _from_module(module_name)
+    for part in attribute.split(".") if attribute else ():
+        if not hasattr(functions, part):
+            raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
+        functions = getattr(functions, part)
+    if inspect.isclass(functions):
+        functions = _guarded(functions, f"{spec}()")
+    implementation = Implementation(functions, spec)
+    if not implementation.offered():
+        raise InputError(
+            f"{spec} has none of the contract's functions: expected some of "
+            f"{', '.join((*ARGUMENTS, *WHOLE))}; `minprefix check --new FILE` writes stubs"
+        )
+    return implementation
+
+
+def _from_file(name: str) -> types.ModuleType:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise InputError(f"{name} does not exist: expected a Python file or the name of a module")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise InputError(f"{name} is not a Python file: expected one that ends in .py")
+    module = importlib.util.module_from_spec(found)
+    sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as when it is run
+    sys.modules[path.stem] = module  # as `import` does: pickle and dataclasses look it up
+    loader = found.loader
+    _guarded(lambda: loader.exec_module(module), name)
+    return module
+
+
+def _from_module(name: str) -> types.ModuleType:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the console script leaves out the folder that one stands in
+    return _guarded(lambda: importlib.import_module(name), name)
+
+
+def _guarded(run: Callable[[], Any], name: str) -> Any:
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{name} cannot be imported: {_said(error)}") from error
+
+
+def write_stubs(path: Path) -> None:
+    """A file with every function of the contract, each raising NotImplementedError. Raises
+    InputError if the file exists."""
+    from minprefix.conformance.stubs import text
+
+    if path.exists():
+        raise InputError(f"{path} exists: choose another name, it is not overwritten")
+    path.write_text(text(path.name), encoding="utf-8")

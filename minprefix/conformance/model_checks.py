@@ -1,0 +1,577 @@
+"""The checks of the levels above the ops: a whole model, decoding, training.
+
+What is right is computed by this project's own model over the reference ops in float64; that it is
+right is shown by four other ways to compute it (see the oracle table).
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from minprefix.conformance.check import Check, Finding, Grade
+from minprefix.conformance.contract import (
+    FUNCTIONS,
+    OPTIONAL,
+    TENSORS,
+    MicroBatch,
+    ModelProblem,
+    TrainingProblem,
+    model_tensors,
+    training_tensors,
+)
+from minprefix.conformance.house import House
+from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.gpt2 import Config
+from minprefix.ops import reference
+from minprefix.ops.contract import Array, AttentionGrads
+
+#: allowed error of a tensor, relative to its largest value: rounding after a whole model
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+
+SMALL = Config(n_layer=3, n_head=2, n_embd=10, vocab_size=13, n_positions=24)
+
+
+def weights_of(config: Config, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
+    """Every weight random and large enough for every part of the arithmetic to matter."""
+    weights = {}
+    for name, shape in config.shapes().items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+        weights[name] = (centre + rng.normal(0, 0.3, shape)).astype(dtype)
+    return weights
+
+
+def model_problem(
+    lengths: tuple[int, ...] = (5, 3, 4),
+    loss_from: tuple[int, ...] = (2, 1, 3),
+    prefix_of: tuple[int, ...] = (0, 0, 0),
+    slots: tuple[int, ...] = (4,),
+    position_offsets: tuple[int, ...] | None = None,
+    reduction: str = "mean",
+    need: Literal["prefix", "all"] = "prefix",
+    config: Mapping[str, Any] | None = None,
+    dtype: str = "float64",
+    seed: int = 0,
+) -> ModelProblem:
+    """A problem from its sizes; `config`: what differs from `SMALL`."""
+    cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng([7, seed])
+    return ModelProblem(
+        config=cfg,
+        weights=weights_of(cfg, seed, dtype),
+        sequences=[[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
+        loss_from=list(loss_from),
+        prefix_of=list(prefix_of),
+        prefixes=[
+            rng.normal(0, 0.7, (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)).astype(dtype)
+            for P in slots
+        ],
+        position_offsets=list(slots if position_offsets is None else position_offsets),
+        reduction=reduction,
+        need=need,
+    )
+
+
+#: name -> why, and what the problem is
+MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "one-sequence": (
+        "one sequence, one prefix, every intermediate",
+        {"lengths": (5,), "loss_from": (2,), "prefix_of": (0,)},
+    ),
+    "shared-prefix": ("a prefix that three sequences share: its gradient is the sum", {}),
+    "sum": ("the sum over the targets, not their mean", {"reduction": "sum"}),
+    "own-prefixes": (
+        "each sequence sees its own prefix, of its own length",
+        {"prefix_of": (1, 0, 1), "slots": (2, 5)},
+    ),
+    "unused-prefix": (
+        "a prefix that no sequence sees has a gradient of 0",
+        {"prefix_of": (0, 0, 2), "slots": (2, 3, 4)},
+    ),
+    "no-prefix": (
+        "P = 0 is plain GPT-2, with all gradients of weights",
+        {"slots": (0,), "need": "all"},
+    ),
+    "offset-0": ("real tokens from position 0: the other rule", {"position_offsets": (0,)}),
+    "one-token-targets": (
+        "sequences of one token predict nothing",
+        {"lengths": (1, 4, 1), "loss_from": (1, 3, 1)},
+    ),
+    "weights": ("the gradient of every weight, prefix and all", {"need": "all"}),
+    "separate-head": (
+        "a head of its own, a hidden width of its own, another eps",
+        {
+            "need": "all",
+            "config": {
+                "tie_word_embeddings": False,
+                "n_inner": 14,
+                "layer_norm_epsilon": 1e-2,
+                "n_head": 1,
+            },
+        },
+    ),
+    "float32": ("single precision", {"dtype": "float32"}),
+}
+
+
+def model_case(name: str) -> ModelProblem:
+    """The problem `name` of the table."""
+    return model_problem(**MODEL_CASES[name][1])
+
+
+def _wide(problem: Any, fields: tuple[str, ...]) -> Any:
+    """The same problem in float64."""
+
+    def wide(a: Any) -> Any:
+        if isinstance(a, list):
+            return [wide(each) for each in a]
+        if isinstance(a, dict):
+            return {name: wide(each) for name, each in a.items()}
+        return a.astype(np.float64)
+
+    return replace(problem, **{name: wide(getattr(problem, name)) for name in fields})
+
+
+@cache
+def expected_model(name: str) -> Mapping[str, Array]:
+    problem = _wide(model_case(name), ("weights", "prefixes"))
+    return House(reference).run_model(problem)
+
+
+@cache
+def expected_decoding(name: str) -> Mapping[str, Array]:
+    """The logits of every token, from whole sequences: no cache is involved."""
+    problem = _wide(model_case(name), ("weights", "prefixes"))
+    every = replace(problem, loss_from=[1] * len(problem.sequences))
+    rows = []
+    for ids, which in zip(every.sequences, every.prefix_of, strict=True):
+        # the loss of a sequence with one token more has a row of logits for each token of this one
+        one = replace(every, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
+        rows.append(House(reference).run_model(one)["logits"])
+    return {"logits": np.concatenate(rows)}
+
+
+def _dimensions(problem: ModelProblem) -> dict[str, float]:
+    c, B = problem.config, len(problem.sequences)
+    M = sum(len(s) - f for s, f in zip(problem.sequences, problem.loss_from, strict=True))
+    N = sum(len(s) for s in problem.sequences)
+    P = problem.prefixes[0].shape[3]
+    sizes = {"hs": c.head_size, "M": M, "B": B, "N": N, "P": P, "L": c.n_layer}
+    return {letter: n for letter, n in sizes.items() if n > 1}
+
+
+def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]:
+    """The implementation's own function, or the house's over its ops. Raises NotOffered when
+    neither is to be had."""
+    if implementation.has(function):
+        return lambda problem: implementation.call(function, problem)
+    needed = [f for fs in FUNCTIONS.values() for f in fs]
+    missing = [f for f in needed if f not in OPTIONAL and not implementation.has(f)]
+    if missing:
+        raise NotOffered(f"{function} (or all ops: {', '.join(missing)} missing)")
+    house = House(_Guarded(implementation))
+    return lambda problem: getattr(house, function)(problem)
+
+
+class _Guarded:
+    """The ops of an implementation, called with care: NumPy arrays in, NumPy arrays out, caches as
+    they are."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        self._implementation = implementation
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            own = [self._implementation.own(a) for a in arguments]
+            result = self._implementation.call(name, *own)
+            tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
+            parts = [result] if len(tops) == 1 else result
+            if not isinstance(parts, tuple | list) or len(parts) != len(tops):
+                raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
+            back = [self._back(t, a) for t, a in zip(tops, parts, strict=True)]
+            if name == "attention_backward":
+                return AttentionGrads(*back)
+            return back[0] if len(back) == 1 else tuple(back)
+
+        return call
+
+    def _back(self, name: str, a: Any) -> Any:
+        if name == "cache":
+            return a
+        if isinstance(a, tuple | list):
+            return [self._implementation.asnumpy(each, name) for each in a]
+        return self._implementation.asnumpy(a, name)
+
+
+def _grade_tensors(
+    implementation: Implementation,
+    function: str,
+    problem: Any,
+    axes: Mapping[str, str],
+    want: Mapping[str, Array],
+    asked: Callable[[str], bool],
+    tolerance: float,
+    dimensions: Mapping[str, float],
+    grade: Grade,
+    reproduce: str,
+) -> None:
+    run = whole(implementation, function)
+    try:
+        found = run(problem)
+    except NotOffered:
+        raise
+    except Broken as error:
+        grade.broken(function, error, reproduce)
+        return
+    except Exception as error:  # the house's own code, fed by wrong ops
+        said = f"{function} over these ops raised {type(error).__name__}: {error}"
+        grade.broken(function, Broken("exception", said[:300]), reproduce)
+        return
+    if not isinstance(found, Mapping):
+        said = f"{function} gave a {type(found).__name__}, expected tensors by name"
+        grade.broken(function, Broken("missing", said), reproduce)
+        return
+    for name in sorted(set(found) - set(axes)):
+        said = f"{name} is no tensor of {function}: the names are those of its contract"
+        grade.findings.append(Finding(function, name, "missing", said, reproducer=reproduce))
+    given_ = np.concatenate([[0], np.cumsum([len(s) for s in getattr(problem, "sequences", [])])])
+    for name, letters in axes.items():
+        if name not in found or name not in want:
+            if asked(name):
+                said = f"{name} is missing: {function} is asked for it"
+                grade.findings.append(
+                    Finding(function, name, "missing", said, reproducer=reproduce)
+                )
+            continue
+        try:
+            got = implementation.asnumpy(found[name], name)
+        except Broken as error:
+            grade.broken(function, error, reproduce)
+            continue
+        grade.compare(
+            function,
+            name,
+            got,
+            want[name],
+            tolerance,
+            letters,
+            dimensions,
+            {n: want[n] for n in axes if n in want and _alike(n, name)},
+            [int(o) for o in given_],
+            None,
+            f'{reproduce}\nprint(found["{name}"])',
+        )
+
+
+def _alike(a: str, b: str) -> bool:
+    """The same tensor of another layer or prefix, or its neighbour: what it may be swapped with."""
+    return a.split(".")[:1] == b.split(".")[:1] and a != b
+
+
+# ---- the checks ---------------------------------------------------------------------------------
+
+
+def _model_checks() -> Iterator[Check]:
+    for case, (why, _) in MODEL_CASES.items():
+
+        def run(implementation: Implementation, grade: Grade, case: str = case) -> None:
+            problem = model_case(case)
+            need = problem.need
+            offers_weights = implementation.has("run_model") or all(
+                map(implementation.has, OPTIONAL)
+            )
+            if need == "all" and not offers_weights:
+                grade.not_implemented.append("the gradients of the weights")
+                problem = replace(problem, need="prefix")
+                need = "prefix"
+            axes = model_tensors(
+                problem.config, len(problem.prefixes), len(problem.sequences), need
+            )
+            _grade_tensors(
+                implementation,
+                "run_model",
+                problem,
+                axes,
+                expected_model(case),
+                lambda n: n == "loss" or (n.startswith("prefix.") and n.count(".") == 2),
+                TOLERANCE["float32" if case == "float32" else "float64"],
+                _dimensions(problem),
+                grade,
+                _reproduce(implementation, "run_model", f"model_case({case!r})"),
+            )
+
+        yield Check(f"model/{case}", "model", "model", why, run)
+
+
+def _reproduce(implementation: Implementation, function: str, problem: str) -> str:
+    maker = problem.split("(")[0]
+    return "\n".join(
+        (
+            f"from minprefix.conformance import load, {maker}, whole",
+            f"impl, problem = load({implementation.name!r}), {problem}",
+            f'found = whole(impl, "{function}")(problem)',
+        )
+    )
+
+
+def _decoding_checks() -> Iterator[Check]:
+    for case, why in (
+        ("one-sequence", "the cache starts as the prefix, and positions go on from P"),
+        ("own-prefixes", "each text has its own prefix in its cache"),
+        ("no-prefix", "without a prefix positions start at 0"),
+    ):
+
+        def run(implementation: Implementation, grade: Grade, case: str = case) -> None:
+            problem = replace(model_case(case), need="prefix")
+            _grade_tensors(
+                implementation,
+                "run_decoding",
+                problem,
+                {"logits": "N V"},
+                expected_decoding(case),
+                lambda n: True,
+                TOLERANCE["float64"],
+                _dimensions(problem),
+                grade,
+                _reproduce(implementation, "run_decoding", f"model_case({case!r})"),
+            )
+
+        yield Check(f"decoding/{case}", "model", "decoding", why, run)
+
+
+def _law(grade: Grade, tensor: str, law: str, off: Array, scale: float) -> None:
+    error = float(np.abs(off).max(initial=0.0)) / max(scale, 1e-300)
+    grade.errors[f"{tensor}: {law}"] = error
+    if not error <= TOLERANCE["float64"]:
+        sentence = f"{tensor} breaks a law: {law}, and it is off by {error:.2g}"
+        grade.findings.append(Finding("run_model", tensor, "law", sentence, error))
+
+
+def _numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
+    return {n: np.array(implementation.asnumpy(a, n), dtype=np.float64) for n, a in found.items()}
+
+
+def _law_checks() -> Iterator[Check]:
+    def batch(implementation: Implementation, grade: Grade) -> None:
+        problem = replace(model_case("own-prefixes"), reduction="sum")
+        run = whole(implementation, "run_model")
+        together = _numbers(run(problem), implementation)
+        total: dict[str, Array] = {}
+        for b in range(len(problem.sequences)):
+            one = replace(
+                problem,
+                sequences=[problem.sequences[b]],
+                loss_from=[problem.loss_from[b]],
+                prefix_of=[problem.prefix_of[b]],
+            )
+            single = _numbers(run(one), implementation)
+            for name in together:
+                if name == "loss" or name.startswith("prefix."):
+                    total[name] = total.get(name, np.zeros(())) + single[name]
+        law = "a batch (summed) is the sum of its sequences"
+        for name, a in total.items():
+            _law(grade, name, law, together[name] - a, float(np.abs(a).max()))
+
+    def permutation(implementation: Implementation, grade: Grade) -> None:
+        problem, order = model_case("shared-prefix"), np.array([2, 0, 3, 1])
+        moved = replace(problem, prefixes=[kv[:, :, :, order] for kv in problem.prefixes])
+        run = whole(implementation, "run_model")
+        a, b = (_numbers(run(p), implementation) for p in (problem, moved))
+        law = "permuting the slots permutes their gradients and changes nothing else"
+        _law(grade, "loss", law, a["loss"] - b["loss"], float(np.abs(a["loss"])))
+        for name in ("prefix.0.dk", "prefix.0.dv"):
+            off = b[name] - a[name][:, :, order]
+            _law(grade, name, law, off, float(np.abs(a[name]).max()))
+
+    def derivative(implementation: Implementation, grade: Grade) -> None:
+        problem, rng = model_case("own-prefixes"), np.random.default_rng(5)
+        run = whole(implementation, "run_model")
+        found = _numbers(run(problem), implementation)
+        for j, kv in enumerate(problem.prefixes):
+            for which, name in enumerate((f"prefix.{j}.dk", f"prefix.{j}.dv")):
+                for layer in range(problem.config.n_layer):
+                    direction = np.zeros_like(kv)
+                    direction[layer, which] = rng.normal(0, 1, kv.shape[2:])
+                    losses = []
+                    for sign in (1, -1):
+                        prefixes = list(problem.prefixes)
+                        prefixes[j] = kv + sign * 1e-5 * direction
+                        moved = run(replace(problem, prefixes=prefixes))
+                        losses.append(
+                            float(_numbers({"loss": moved["loss"]}, implementation)["loss"])
+                        )
+                    numeric = (losses[0] - losses[1]) / 2e-5
+                    analytic = float((found[name][layer] * direction[layer, which]).sum())
+                    error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), 1e-300)
+                    grade.errors[f"{name} of layer {layer} along a direction"] = error
+                    if not error < 1e-5:
+                        grade.findings.append(
+                            Finding(
+                                "run_model",
+                                name,
+                                "derivative",
+                                f"{name} of layer {layer} says that the loss changes by "
+                                f"{analytic:.6g} along a random direction, and it changes by "
+                                f"{numeric:.6g}",
+                                error,
+                                1e-5,
+                            )
+                        )
+
+    def again(implementation: Implementation, grade: Grade) -> None:
+        problem, other = model_case("own-prefixes"), model_case("shared-prefix")
+        before = [kv.copy() for kv in problem.prefixes]
+        weights = {name: a.copy() for name, a in problem.weights.items()}
+        run = whole(implementation, "run_model")
+        first = _numbers(run(problem), implementation)
+        run(other)
+        second = _numbers(run(problem), implementation)
+        law = "the same problem gives the same answer again"
+        for name in first:
+            if name in second and first[name].shape == second[name].shape:
+                scale = float(np.abs(first[name]).max(initial=0.0)) or 1.0
+                _law(grade, name, law, first[name] - second[name], scale)
+        for j, (a, b) in enumerate(zip(before, problem.prefixes, strict=True)):
+            kept = "the prefix is kept as it was given"
+            _law(grade, f"prefix.{j}", kept, a - b, float(np.abs(a).max()))
+        for name, a in weights.items():
+            kept = "a frozen weight is kept as it was given"
+            _law(grade, name, kept, a - problem.weights[name], float(np.abs(a).max()))
+
+    for name, why, run in (
+        ("law-batch", "law 8: the gradient of a batch is the sum of its sequences'", batch),
+        ("law-permutation", "law 5: permuting the slots permutes their gradients", permutation),
+        ("derivative", "the prefix gradient is the derivative of this very loss", derivative),
+        ("again", "nothing is left over from a call, and nothing it was given is changed", again),
+    ):
+
+        def guarded(
+            implementation: Implementation,
+            grade: Grade,
+            run: Callable[[Implementation, Grade], None] = run,
+        ) -> None:
+            try:
+                run(implementation, grade)
+            except (NotOffered, Broken):
+                raise
+            except Exception as error:  # a tensor of a wrong shape, say: other checks name it
+                said = f"cannot be computed: {type(error).__name__}: {error}"
+                raise Broken("exception", said[:300]) from error
+
+        yield Check(f"model/{name}", "model", "model", why, guarded)
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def training_problem(
+    kinds: tuple[str, ...] = ("flat",),
+    n_steps: int = 1,
+    micro_batches: int = 1,
+    **settings: Any,
+) -> TrainingProblem:
+    """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths."""
+    cfg, rng = SMALL, np.random.default_rng(11)
+    parameters: list[dict[str, Array]] = []
+    for j, kind in enumerate(kinds):
+        P, out, hidden = 3 + j, 2 * cfg.n_layer * cfg.n_embd, 6
+        if kind == "flat":
+            shape = (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)
+            parameters.append({"kv": rng.normal(0, 0.7, shape)})
+            continue
+        parameters.append(
+            {
+                "embedding": rng.normal(0, 1, (P, cfg.n_embd)),
+                "weight_1": rng.normal(0, 0.4, (cfg.n_embd, hidden)),
+                "bias_1": rng.normal(0, 0.4, hidden),
+                "weight_2": rng.normal(0, 0.4, (hidden, out)),
+                "bias_2": rng.normal(0, 0.4, out),
+            }
+        )
+    steps = []
+    for _ in range(n_steps):
+        step = []
+        for m in range(micro_batches):
+            lengths = [4, 6] if m == 0 else [3]
+            step.append(
+                MicroBatch(
+                    [[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
+                    [1, 4] if m == 0 else [2],
+                    [(b + m) % len(kinds) for b in range(len(lengths))],
+                )
+            )
+        steps.append(step)
+    return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
+
+
+#: name -> why, and what the problem is
+TRAINING_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "one-step": ("one step of AdamW on a flat prefix", {"lr": 0.05, "weight_decay": 0.1}),
+    "ten-steps": (
+        "ten steps: both moments, their bias corrections, the schedule, decay, clipping",
+        {"n_steps": 10, "lr": 0.05, "weight_decay": 0.1, "warmup": 3, "clip": 0.5},
+    ),
+    "unclipped": (
+        "a gradient below the limit is left alone",
+        {"n_steps": 2, "lr": 0.05, "clip": 1e6},
+    ),
+    "large-eps": (
+        "eps stands outside the root, after the bias correction",
+        {"n_steps": 3, "lr": 0.05, "eps": 0.1},
+    ),
+    "mlp": (
+        "ten steps on a prefix through an MLP",
+        {"kinds": ("mlp",), "n_steps": 10, "lr": 0.01, "weight_decay": 0.1, "clip": 0.5},
+    ),
+    "micro-batches": (
+        "a step in two unequal parts is the mean over all their targets",
+        {"n_steps": 3, "micro_batches": 2, "lr": 0.05},
+    ),
+    "two-prefixes": (
+        "a flat prefix and an MLP in one batch, one norm over both",
+        {"kinds": ("flat", "mlp"), "n_steps": 3, "micro_batches": 2, "lr": 0.05, "clip": 0.5},
+    ),
+}
+
+
+def training_case(name: str) -> TrainingProblem:
+    """The problem `name` of the table."""
+    return training_problem(**TRAINING_CASES[name][1])
+
+
+@cache
+def expected_training(name: str) -> Mapping[str, Array]:
+    return House(reference).run_training(training_case(name))
+
+
+def _training_checks() -> Iterator[Check]:
+    for case, (why, _) in TRAINING_CASES.items():
+
+        def run(implementation: Implementation, grade: Grade, case: str = case) -> None:
+            problem = training_case(case)
+            _grade_tensors(
+                implementation,
+                "run_training",
+                problem,
+                training_tensors(problem),
+                expected_training(case),
+                lambda n: ".gradient." not in n,
+                1e-8,  # Adam divides by the root of a small second moment
+                {"micro-batches": 2, "B": 2},
+                grade,
+                _reproduce(implementation, "run_training", f"training_case({case!r})"),
+            )
+
+        yield Check(f"training/{case}", "training", "training", why, run)
+
+
+def model_checks() -> list[Check]:
+    """Cases first, because they say most."""
+    return [*_model_checks(), *_decoding_checks(), *_law_checks()]
+
+
+def training_checks() -> list[Check]:
+    return list(_training_checks())

@@ -1,0 +1,82 @@
+"""All checks, by id, and running them."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+from minprefix.conformance.check import Check, Grade, Result
+from minprefix.conformance.contract import LEVELS
+from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.model_checks import model_checks, training_checks
+from minprefix.conformance.op_checks import op_checks
+from minprefix.errors import InputError
+
+
+@cache
+def all_checks() -> dict[str, Check]:
+    """id -> check: ops, then the model, then training; within an op, what says most comes first."""
+    return {check.id: check for check in [*op_checks(), *model_checks(), *training_checks()]}
+
+
+def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:
+    """The checks whose op, level, id or part of an id is one of `only`, of these `levels` (empty:
+    all). Raises InputError for a word that names none."""
+    for level in levels:
+        if level not in LEVELS:
+            raise InputError(f"level {level!r}: expected one of {', '.join(LEVELS)}")
+    everything = list(all_checks().values())
+    for word in only:
+        if not any(_named(check, word) for check in everything):
+            ops = ", ".join(dict.fromkeys(check.op for check in everything))
+            raise InputError(f"--only {word!r} names no check: expected one of {ops}, or an id")
+    return [
+        check
+        for check in everything
+        if (not levels or check.level in levels)
+        and (not only or any(_named(check, word) for word in only))
+    ]
+
+
+def _named(check: Check, word: str) -> bool:
+    return word in (check.op, check.level) or word in check.id
+
+
+def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Result:
+    """One check. With `zoo`, a failure is compared with what each bug of the zoo gives."""
+    started = time.perf_counter()
+    collected = check.collect(implementation)
+    result = check.result(collected)
+    if zoo and result.status == "failed":
+        result.zoo = _alike(check, collected)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _alike(check: Check, collected: Grade) -> list[str]:
+    from minprefix.conformance.zoo import alike
+
+    return alike(check, collected)
+
+
+def run(
+    implementation: Implementation,
+    checks: Sequence[Check] | None = None,
+    zoo: bool = False,
+    on_result: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """The checks in this very process: fast, and as fragile as the implementation. `run_isolated`
+    survives it."""
+    return list(_each(implementation, checks, zoo, on_result))
+
+
+def _each(
+    implementation: Implementation,
+    checks: Sequence[Check] | None,
+    zoo: bool,
+    on_result: Callable[[Result], None] | None,
+) -> Iterator[Result]:
+    for check in all_checks().values() if checks is None else checks:
+        result = grade(check, implementation, zoo)
+        if on_result:
+            on_result(result)
+        yield result

@@ -1,0 +1,165 @@
+"""The bug zoo: mistakes that real systems and students made, each a small change to this project's
+own code. It proves that the suite has power, and it recognises a bug that it has seen before.
+"""
+
+import importlib.util
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from minprefix.conformance.check import Check, Grade
+from minprefix.conformance.diagnosis import relative_error
+from minprefix.conformance.implementation import Implementation
+
+#: what a planted bug is made of, each file after all that it imports
+MODULES = (
+    "minprefix.ops.reference",
+    "minprefix.gpt2",
+    "minprefix.batch",
+    "minprefix.optim",
+    "minprefix.prefix",
+    "minprefix.model",
+    "minprefix.generate",
+    "minprefix.train",
+    "minprefix.conformance.record",
+    "minprefix.conformance.house",
+)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake.
+
+    `module`: where it is planted ("ops.reference"); `change`: pairs of a text that stands there
+    exactly once, and what it becomes. `truth`: the op (or `model`, `decoding`, `training`) and the
+    tensor that is the first to be wrong because of it. `see`: what you would see; `lesson`: why;
+    `source`: who made it.
+    """
+
+    name: str
+    kind: str  # maths, plumbing, training
+    module: str
+    change: tuple[tuple[str, str], ...]
+    truth: tuple[str, str]
+    see: str
+    lesson: str
+    source: str = ""
+
+    def diff(self) -> str:
+        """The change as lines with - and +."""
+        lines = []
+        for old, new in self.change:
+            lines += [f"-{line}" for line in old.splitlines()]
+            lines += [f"+{line}" for line in new.splitlines()]
+        return "\n".join(lines)
+
+
+def all_bugs() -> Mapping[str, Bug]:
+    """Name -> bug."""
+    from minprefix.conformance.bugs import BUGS
+
+    return BUGS
+
+
+def plant(bug: Bug) -> Implementation:
+    """This project's code with the bug in it, beside the sound one: nothing that is imported
+    changes. Raises ValueError if the text that the bug changes is not there exactly once."""
+    first = MODULES.index(f"minprefix.{bug.module}")
+    saved = {name: sys.modules.get(name) for name in MODULES[first:]}
+    planted: dict[str, types.ModuleType] = {}
+    try:
+        for name in MODULES[first:]:
+            change = bug.change if name == MODULES[first] else ()
+            planted[name] = sys.modules[name] = _changed(name, change, bug.name)
+    finally:
+        for name, module in saved.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+    reference = planted.get(MODULES[0], sys.modules[MODULES[0]])
+    if bug.module == "ops.reference":
+        return Implementation(reference, bug.name, in_a_hurry=True)
+    house = planted[MODULES[-1]].House(reference)
+    return Implementation(_Both(reference, house), bug.name, in_a_hurry=True)
+
+
+class _Both:
+    """Sound ops, and a model and training that have a bug."""
+
+    def __init__(self, ops: types.ModuleType, house: object) -> None:
+        self._ops, self._house = ops, house
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._house if name.startswith("run_") else self._ops, name)
+
+
+def _changed(name: str, change: tuple[tuple[str, str], ...], bug: str) -> types.ModuleType:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    source = _source(spec.origin)
+    for old, new in change:
+        if source.count(old) != 1:
+            raise ValueError(
+                f"bug {bug!r} changes a text that stands {source.count(old)} times in {name}, "
+                f"expected once: {old!r}"
+            )
+        source = source.replace(old, new)
+    module = types.ModuleType(name)
+    module.__file__, module.__package__ = spec.origin, name.rpartition(".")[0]
+    sys.modules[name] = module  # dataclasses look their module up
+    exec(
+        _compiled(source, f"{spec.origin} with bug {bug}" if change else spec.origin), vars(module)
+    )
+    return module
+
+
+@cache
+def _source(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+@cache
+def _compiled(source: str, path: str) -> types.CodeType:
+    return compile(source, path, "exec")
+
+
+@cache
+def _planted(name: str) -> Implementation:
+    return plant(all_bugs()[name])
+
+
+#: (check, bug) -> the numbers that the bug gives there
+_NUMBERS: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+
+
+def alike(check: Check, seen: Grade) -> list[str]:
+    """The bugs that give the very numbers which `seen` holds, in this check. One that changes
+    nothing here is not among them."""
+    found = []
+    for name, bug in all_bugs().items():
+        if check.level == "ops" and bug.module != "ops.reference":
+            continue
+        key = (check.id, name)
+        if key not in _NUMBERS:
+            grade = check.collect(_planted(name))
+            _NUMBERS[key] = grade.found if grade.findings else {}
+        numbers = _NUMBERS[key]
+        common = [n for n in numbers if n in seen.found]
+        if common and all(_equal(numbers[n], seen.found[n]) for n in common):
+            found.append(name)
+    return found
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return bool(np.array_equal(np.isfinite(a), np.isfinite(b)))
+    return relative_error(b, a) < 1e-5
