@@ -1,0 +1,16 @@
+"""The bugs of the zoo, in the order in which their numbers arise: the ops as in the contract, then
+the model, decoding and training."""
+
+from minprefix.conformance.bugs import attention, loss, model, rows, training
+from minprefix.conformance.zoo import Bug
+
+_ALL = (
+    *rows.BUGS,
+    *attention.BUGS,
+    *loss.BUGS,
+    *model.BUGS,
+    *training.BUGS,
+)
+
+BUGS: dict[str, Bug] = {bug.name: bug for bug in _ALL}
+assert len(BUGS) == len(_ALL), "two bugs of one name"
