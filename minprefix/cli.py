@@ -247,6 +247,15 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
     return Prefix.mlp(model.config, length, hidden, options["seed"], onto, **where)
 
 
+# ---- check ------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    from minprefix.conformance.command import check
+
+    return check(args)
+
+
 # ---- generate, evaluate -----------------------------------------------------------------------
 
 
@@ -661,6 +670,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     _decoding_options(p)
     _backend_option(p)
+
+    p = command(
+        "check",
+        _check,
+        "run an implementation of prefix-tuning through the reference suite: what is wrong, and "
+        "where",
+        "minprefix check --new my_ops.py, fill it in, then: minprefix check my_ops.py",
+    )
+    p.add_argument(
+        "implementation",
+        nargs="?",
+        metavar="IMPLEMENTATION",
+        help="a file (my_ops.py), a module (package.ops), an object in one (package.ops:mine), "
+        "'reference' or 'numpy'",
+    )
+    p.add_argument(
+        "--only",
+        action="append",
+        metavar="WORD",
+        help="an op, or a check's id or a part of it; may be given again",
+    )
+    p.add_argument(
+        "--level",
+        action="append",
+        choices=("ops", "model", "training"),
+        help="default all; may be given again",
+    )
+    p.add_argument("--all", action="store_true", help="explain every failure, not the first three")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write everything, for programs")
+    p.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help="for each check (default 20)"
+    )
+    p.add_argument("--list", action="store_true", help="show the checks, and run none")
+    p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
 
     p = command(
         "inspect",

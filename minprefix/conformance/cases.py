@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
+from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.ops import reference
 from minprefix.ops.contract import CONSUMED, Array
 
@@ -19,7 +20,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """Inputs for all functions of an op. `sizes`: see the maker of the op below."""
 
@@ -28,6 +29,15 @@ class Case:
     seed: int = 0
     dtype: str = "float64"
     layout: str = "contiguous"
+
+    def __repr__(self) -> str:
+        """What differs from a plain case: it can be pasted."""
+        said = [repr(self.op), *([repr(self.sizes)] if self.sizes else [])]
+        for name in ("seed", "dtype", "layout"):
+            value = getattr(self, name)
+            if value != self.__dataclass_fields__[name].default:
+                said.append(f"{name}={value!r}")
+        return f"Case({', '.join(said)})"
 
     def inputs(self) -> dict[str, Any]:
         """Fresh arrays for every argument of the op's functions but the caches, by name: the same
@@ -180,7 +190,7 @@ MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def flatten(function: str, result: Any) -> dict[str, Any]:
     """What a function gave, by the names of TENSORS. A field that the cache lacks is left out.
-    Raises ValueError with a sentence if there are too few or too many results."""
+    Raises Broken if there are too few or too many results."""
     names = TENSORS[function]
     tops = list(dict.fromkeys(name.split(".")[0].removesuffix("[]") for name in names))
     if len(tops) == 1:
@@ -189,7 +199,8 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
         parts = list(result)
     else:
         n = len(result) if isinstance(result, tuple | list) else 1
-        raise ValueError(f"{function} gave {n} results, expected {len(tops)}: {', '.join(tops)}")
+        said = f"{function} gave {_count(n, 'result')}, expected {len(tops)}: {', '.join(tops)}"
+        raise Broken("missing", said, function)
     flat: dict[str, Any] = {}
     for name in names:
         top, _, cache_field = name.removesuffix("[]").partition(".")
@@ -203,15 +214,29 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
                 continue
         if name.endswith("[]"):
             if not isinstance(value, tuple | list):
-                raise ValueError(
-                    f"{name[:-2]} is a {type(value).__name__}, expected a list of one array for "
-                    "each sequence"
-                )
+                said = f"{name[:-2]} is a {type(value).__name__}, expected one array a sequence"
+                raise Broken("missing", said, function)
             stem = name[:-2]
             flat |= {f"{stem}[{b}]": each for b, each in enumerate(value)}
         else:
             flat[name] = value
     return flat
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def numbers(implementation: Implementation, function: str, result: Any) -> dict[str, Array]:
+    """`flatten`, as copies in NumPy: a later function may consume a cache. Raises Broken."""
+    found = {}
+    for name, a in flatten(function, result).items():
+        try:
+            found[name] = np.array(implementation.asnumpy(a, name))
+        except Broken as error:
+            error.function = function
+            raise
+    return found
 
 
 def axes(function: str, tensor: str) -> str:

@@ -17,7 +17,7 @@ EXPLAINED = 4
 @dataclass
 class Finding:
     """One thing that is wrong. `kind`: value, shape, dtype, not finite, modified, exception,
-    signature, missing, not an array, law, or time."""
+    signature, missing, not an array, law, derivative, not computed, time or crash."""
 
     function: str
     tensor: str
@@ -58,7 +58,8 @@ class Grade:
     found: dict[str, Array] = field(default_factory=dict)  # what was compared, for the zoo
 
     def broken(self, function: str, error: Broken, reproducer: str = "") -> None:
-        self.findings.append(Finding(function, "", error.kind, str(error), reproducer=reproducer))
+        of = error.function or function
+        self.findings.append(Finding(of, "", error.kind, str(error), reproducer=reproducer))
 
     def compare(
         self,
@@ -73,16 +74,19 @@ class Grade:
         offsets: Sequence[int] | None = None,
         dtype: str | None = None,
         reproducer: str = "",
+        where: str = "",
     ) -> None:
-        """Grade one tensor: shape, dtype, finite, values."""
-        if tensor in self.errors:
-            raise AssertionError(f"{tensor} is compared twice")
-        self.found[tensor] = got
+        """Grade one tensor: shape, dtype, finite, values. `where`: which one of several, in
+        words."""
+        shown = tensor + where
+        if shown in self.errors:
+            raise AssertionError(f"{shown} is compared twice")
+        self.found[shown] = got
         letters = f" ({', '.join(axes.split())})" if axes else ""
 
         def add(kind: str, sentence: str, error: float | None = None) -> None:
             worst, hints = [], list[str]()
-            if len(self.findings) < EXPLAINED:
+            if len(self.findings) < EXPLAINED and got.dtype.kind != "c":
                 worst = worst_entries(got, want) if got.shape == want.shape else []
                 but = {n: a for n, a in (others or {}).items() if n != tensor}
                 hints = diagnose(got, want, axes, dimensions or {}, but, tolerance, offsets)
@@ -92,25 +96,25 @@ class Grade:
                 )
             )
 
-        self.errors[tensor] = float("inf")
+        self.errors[shown] = float("inf")
         if got.shape != want.shape:
-            add("shape", f"{tensor} has shape {got.shape}, expected {want.shape}{letters}")
+            add("shape", f"{shown} has shape {got.shape}, expected {want.shape}{letters}")
             return
         if got.dtype.kind == "c":
-            add("dtype", f"{tensor} is {got.dtype}, expected real numbers")
+            add("dtype", f"{shown} is {got.dtype}, expected real numbers")
             return
-        error = self.errors[tensor] = relative_error(got, want)
-        if want.size and got.dtype.kind == "f" and not np.isfinite(got).all():
-            add("not finite", f"{tensor}{letters} is not finite", error)
+        error = self.errors[shown] = relative_error(got, want)
+        if dtype is not None and str(got.dtype) != dtype:
+            add("dtype", f"{shown} is {got.dtype}, expected {dtype} as the inputs are", error)
+        elif want.size and got.dtype.kind == "f" and not np.isfinite(got).all():
+            add("not finite", f"{shown}{letters} is not finite", error)
         elif error > tolerance:
             add(
                 "value",
-                f"{tensor}{letters} is off by {error:.2g} of its largest value, "
+                f"{shown}{letters} is off by {error:.2g} of its largest value, "
                 f"{tolerance:.0e} is allowed",
                 error,
             )
-        elif dtype is not None and str(got.dtype) != dtype:
-            add("dtype", f"{tensor} is {got.dtype}, expected {dtype} as the inputs are")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,11 @@ class Check:
             grade.not_implemented.append(str(error))
         except Broken as error:
             grade.broken(self.op, error)
+        except AssertionError:  # a mistake of the suite
+            raise
+        except Exception as error:  # a law cannot be computed from a wrong shape, say
+            said = f"not to be computed from what it gave: {type(error).__name__}: {error}"
+            grade.broken(self.op, Broken("not computed", said[:300]))
         return grade
 
     def result(self, grade: Grade) -> Result:

@@ -24,11 +24,11 @@ class NotOffered(Exception):
 
 class Broken(Exception):
     """A graded failure that is no wrong number: an exception, a signature, a thing that is no
-    array. `kind` is one word for programs."""
+    array. `kind` is one word for programs; `function`: which one it was, where that is known."""
 
-    def __init__(self, kind: str, sentence: str) -> None:
+    def __init__(self, kind: str, sentence: str, function: str = "") -> None:
         super().__init__(sentence)
-        self.kind = kind
+        self.kind, self.function = kind, function
 
 
 class Implementation:
@@ -68,7 +68,8 @@ class Implementation:
         """A result as a NumPy array. Raises Broken when it is none."""
         own = getattr(self.functions, "asnumpy", None)
         try:
-            array = np.asarray(own(a) if callable(own) and not np.isscalar(a) else a)
+            already = isinstance(a, np.ndarray | np.generic | float | int)
+            array = np.asarray(own(a) if callable(own) and not already else a)
         except Exception as error:
             raise Broken("not an array", f"{what} is no array: {_said(error)}") from error
         if array.dtype.kind not in "fciub":
@@ -87,7 +88,7 @@ class Implementation:
         except NotImplementedError as error:
             raise NotOffered(f"{function}: {error}" if str(error) else function) from error
         except (Exception, SystemExit) as error:
-            raise Broken("exception", f"{function} raised {_said(error)}") from error
+            raise Broken("exception", f"{function} raised {_said(error)}", function) from error
 
     def _check_signature(self, function: str, f: Callable[..., Any], n: int) -> None:
         wanted = ARGUMENTS.get(function, ("problem",))
@@ -107,13 +108,18 @@ class Implementation:
                 "signature",
                 f"{function} takes ({', '.join(names)}), the contract calls it with "
                 f"({', '.join(wanted)}), in this order",
+                function,
             )
 
 
 def _said(error: BaseException) -> str:
-    """The exception and the innermost line that raised it."""
+    """The exception and the line that raised it."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")
+    ]
+    if isinstance(error, SyntaxError):
+        frames = []  # it names its line itself
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return text.replace("\n", " ")[:300] + where
 
@@ -143,8 +149,8 @@ def load(spec: str | Implementation | object) -> Implementation:
     implementation = Implementation(functions, spec)
     if not implementation.offered():
         raise InputError(
-            f"{spec} has none of the contract's functions: expected some of "
-            f"{', '.join((*ARGUMENTS, *WHOLE))}; `minprefix check --new FILE` writes stubs"
+            f"{spec} has none of the contract's functions (embed, layernorm, attention, ...): "
+            "`minprefix check --new FILE` writes a file with all of them"
         )
     return implementation
 

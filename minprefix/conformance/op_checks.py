@@ -9,7 +9,14 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from minprefix.conformance.cases import Case, axes, consumed, flatten, reference_cache
+from minprefix.conformance.cases import (
+    Case,
+    axes,
+    consumed,
+    flatten,
+    numbers,
+    reference_cache,
+)
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, OPTIONAL, TENSORS
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
@@ -41,12 +48,7 @@ def tensors(
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
                 _check_kept(implementation, case, function, own, i, grade)
-            try:
-                flat = flatten(function, result)
-            except ValueError as error:
-                raise Broken("missing", str(error)) from error
-            for name, a in flat.items():  # copies: a later function may consume a cache
-                found[name] = np.array(implementation.asnumpy(a, name))
+            found |= numbers(implementation, function, result)
             if any(name.startswith("cache") for name in TENSORS[function]):
                 cache, have_cache = result[1], True
         except NotOffered as error:
@@ -392,13 +394,8 @@ def _by_hand_checks() -> Iterator[Check]:
                     continue
                 if function == op and isinstance(result, tuple) and len(result) == 2:
                     cache = result[1]
-                try:
-                    flat = flatten(function, result)
-                except ValueError as error:
-                    raise Broken("missing", str(error)) from error
-                for name, a in flat.items():
+                for name, got in numbers(implementation, function, result).items():
                     if name in want:
-                        got = np.array(implementation.asnumpy(a, name))
                         grade.compare(function, name, got, want[name], 1e-12, axes(function, name))
 
         yield Check(f"{op}/by-hand", "ops", op, "numbers that one can work out with a pencil", run)
@@ -427,11 +424,8 @@ def _two_calls_checks() -> Iterator[Check]:
                 (second, b, result_b, "second"),
                 (first, a, result_a, "first"),
             ):
-                if not (isinstance(result, tuple) and len(result) == 2):
-                    raise Broken("missing", f"{forward} gave no cache: expected two results")
-                found = dict(flatten(forward, result[:2]))
-                tops = [n for n in found if "." not in n]
-                values = {n: np.array(implementation.asnumpy(found[n], n)) for n in tops}
+                found = numbers(implementation, forward, result)
+                values = {n: a for n, a in found.items() if not n.startswith("cache.")}
                 function_of = dict.fromkeys(values, forward)
                 for function in backwards:
                     try:
@@ -442,19 +436,19 @@ def _two_calls_checks() -> Iterator[Check]:
                     except NotOffered as error:
                         grade.not_implemented.append(str(error))
                         continue
-                    for name, value in flatten(function, back).items():
-                        values[name] = np.array(implementation.asnumpy(value, name))
-                        function_of[name] = function
+                    values |= numbers(implementation, function, back)
+                    function_of |= {name: function for name in values if name not in function_of}
                 want = case.expected()
                 for name, value in values.items():
-                    shown = f"{name} of the {which} of two calls"
                     grade.compare(
                         function_of[name],
-                        shown,
+                        name,
                         value,
                         want[name],
                         TOLERANCE["float64"],
                         axes(function_of[name], name),
+                        case.dimensions(),
+                        where=f" of the {which} of two calls",
                     )
 
         yield Check(
@@ -646,12 +640,9 @@ def _attend(implementation: Implementation, i: dict[str, Any]) -> dict[str, Arra
     """Forward and backward on given inputs."""
     own = implementation.arguments(i)
     result = implementation.call("attention", *(own[a] for a in ARGUMENTS["attention"]))
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise Broken("missing", "attention gave no cache: expected z and a cache")
-    found = {"z": np.array(implementation.asnumpy(result[0], "z"))}
+    z = numbers(implementation, "attention", result)["z"]
     back = implementation.call("attention_backward", own["dz"], result[1])
-    flat = flatten("attention_backward", back)
-    return found | {n: np.array(implementation.asnumpy(a, n)) for n, a in flat.items()}
+    return {"z": z} | numbers(implementation, "attention_backward", back)
 
 
 def _law_permutation(implementation: Implementation, grade: Grade) -> None:

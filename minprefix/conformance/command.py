@@ -1,0 +1,69 @@
+"""`minprefix check`: the suite at the command line."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from minprefix import files
+from minprefix.conformance import report
+from minprefix.conformance.check import Check, Result
+from minprefix.conformance.contract import LEVELS
+from minprefix.conformance.implementation import write_stubs
+from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
+from minprefix.conformance.suite import select
+from minprefix.errors import InputError
+
+
+def check(args: argparse.Namespace) -> int:
+    """-> 0 if everything that is implemented passed, 1 if not or if nothing is. Raises InputError
+    for what cannot be run at all."""
+    checks = select(args.only or (), args.level or ())
+    if not checks:
+        raise InputError(
+            f"--only {' '.join(args.only)} names no check of level {' '.join(args.level)}: "
+            "leave one of them out"
+        )
+    if args.list:
+        print(listing(checks))
+        return 0
+    if args.new is not None:
+        if args.implementation is not None:
+            raise InputError("--new writes a file of stubs: leave out the implementation to check")
+        write_stubs(args.new)
+        print(f"written to {args.new}: fill in what you have, then: minprefix check {args.new}")
+        return 0
+    if args.implementation is None:
+        raise InputError(
+            "nothing to check: give a file, a module, 'reference' or 'numpy' (--new FILE writes "
+            "stubs to start from)"
+        )
+    limit = TIME_LIMIT if args.time_limit is None else args.time_limit
+    if not limit > 0:
+        raise InputError(f"--time-limit is {limit}: expected seconds above 0")
+    name, live = args.implementation, sys.stderr.isatty()
+
+    def tick(result: Result) -> None:
+        print(f"\r\033[K{result.check}", end="", file=sys.stderr, flush=True)
+
+    results = run_isolated(name, checks, limit, on_result=tick if live else None)
+    if live:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    print(report.text(results, name, args.all))
+    if args.json is not None:
+        files.write_json(args.json, report.as_json(results, name))
+    return 0 if report.passed(results) else 1
+
+
+def listing(checks: Sequence[Check]) -> str:
+    """Every check and what it is there to catch."""
+    rows = []
+    for level in LEVELS:
+        of_level = [c for c in checks if c.level == level]
+        if of_level:
+            rows.append(level)
+        for c in of_level:
+            rows += textwrap.wrap(
+                c.why, 100, initial_indent=f"  {c.id:<34} ", subsequent_indent=" " * 37
+            )
+    return "\n".join(rows)

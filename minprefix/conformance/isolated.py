@@ -1,0 +1,171 @@
+"""The checks in a process of their own, with a time limit for each: whatever an implementation
+does, an endless loop, a crash, an exit, it is a graded failure and the next check goes on."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+from minprefix.conformance.check import Check, Finding, Result
+from minprefix.conformance.contract import ARGUMENTS, WHOLE
+from minprefix.conformance.implementation import Implementation, load
+from minprefix.conformance.suite import all_checks, grade
+from minprefix.errors import InputError
+
+TIME_LIMIT = 20.0  # seconds for a check
+CRASHES = 3  # after so many in one op its other checks are not run
+LOAD_LIMIT = 120.0  # seconds for importing the implementation: PyTorch alone may take ten
+_NAMES = (*ARGUMENTS, *WHOLE)
+
+
+class Worker:
+    """A process that has loaded an implementation and runs checks on it, one at a time. It is
+    started again when a check ends it."""
+
+    def __init__(self, spec: str, time_limit: float = TIME_LIMIT, zoo: bool = True) -> None:
+        self.spec, self.time_limit, self.zoo = spec, time_limit, zoo
+        self._context = multiprocessing.get_context("spawn")  # a fork would share a GPU's state
+        self._process: SpawnProcess | None = None
+        self._connection: Connection
+        self._calling: Synchronized[int] = self._context.Value("i", -1)
+        self._given_up: dict[str, str] = {}  # op -> the sentence about what it did
+        self._crashes: dict[str, int] = {}  # op -> how often it ended the process
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    def offered(self) -> list[str]:
+        """The contract's functions that the implementation has. Raises InputError when it cannot
+        be imported."""
+        if self._process is None:
+            return self._start()
+        return self._offered
+
+    def _start(self) -> list[str]:
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, self.spec, self.zoo, self._calling)
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._connection = ours
+        try:
+            if not ours.poll(LOAD_LIMIT):
+                self._end()
+                raise InputError(f"{self.spec} took over {LOAD_LIMIT:.0f} s to import: stopped")
+            kind, said = ours.recv()
+        except EOFError:
+            how = self._how_it_ended()
+            raise InputError(f"{self.spec} {how} while it was imported") from None
+        if kind == "refused":
+            self._end()
+            raise InputError(said)
+        self._offered: list[str] = said
+        return self._offered
+
+    def grade(self, check: Check) -> Result:
+        """The check's result; a time-out and a crash are failures, too."""
+        if check.op in self._given_up:
+            said = f"not run: {self._given_up[check.op]}"
+            return _failure(check, "", "time", said)
+        self.offered()
+        self._calling.value = -1
+        self._connection.send(check.id)
+        try:
+            if self._connection.poll(self.time_limit):
+                return self._connection.recv()
+            function = self._function() or check.id
+            said = f"{function} did not return within {self.time_limit:g} s: an endless loop?"
+            self._given_up[check.op] = said
+            kind = "time"
+        except EOFError:
+            function = self._function() or check.id
+            said, kind = f"{function} {self._how_it_ended()}", "crash"
+            self._crashes[check.op] = self._crashes.get(check.op, 0) + 1
+            if self._crashes[check.op] == CRASHES:
+                self._given_up[check.op] = said
+        self._end()
+        return _failure(check, self._function(), kind, said)
+
+    def _function(self) -> str:
+        return _NAMES[self._calling.value] if self._calling.value >= 0 else ""
+
+    def _how_it_ended(self) -> str:
+        assert self._process is not None
+        self._process.join(5)
+        code = self._process.exitcode
+        self._process = None
+        if code is not None and code < 0:
+            return f"ended the process with signal {-code}"
+        return f"ended the process with exit status {code}"
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+
+def _failure(check: Check, function: str, kind: str, sentence: str) -> Result:
+    finding = Finding(function or check.op, "", kind, sentence)
+    return Result(check.id, check.level, check.op, "failed", [finding])
+
+
+def run_isolated(
+    spec: str,
+    checks: Sequence[Check] | None = None,
+    time_limit: float = TIME_LIMIT,
+    zoo: bool = True,
+    on_result: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """The checks on the implementation that `spec` names (see `load`), in a process of their own.
+    Raises InputError when it cannot be imported."""
+    results = []
+    with Worker(spec, time_limit, zoo) as worker:
+        worker.offered()
+        for check in all_checks().values() if checks is None else checks:
+            result = worker.grade(check)
+            if on_result:
+                on_result(result)
+            results.append(result)
+    return results
+
+
+# ---- in the other process ----------------------------------------------------------------------
+
+
+class _Told(Implementation):
+    """Says which function is running, for the sentence about one that never returns."""
+
+    def __init__(self, functions: object, name: str, calling: Any) -> None:
+        super().__init__(functions, name)
+        self._calling = calling
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        self._calling.value = _NAMES.index(function)
+        return super().call(function, *arguments)
+
+
+def _serve(connection: Connection, spec: str, zoo: bool, calling: Any) -> None:
+    sys.stdout.flush()
+    os.dup2(2, 1)  # what an implementation prints must not stand in a report
+    try:
+        loaded = load(spec)
+    except InputError as error:
+        connection.send(("refused", str(error)))
+        return
+    implementation = _Told(loaded.functions, loaded.name, calling)
+    connection.send(("ready", implementation.offered()))
+    while True:
+        try:
+            check = all_checks()[connection.recv()]
+        except (EOFError, KeyboardInterrupt):
+            return
+        connection.send(grade(check, implementation, zoo))

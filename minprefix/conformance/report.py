@@ -1,0 +1,182 @@
+"""Results as text for people, and as JSON for graders."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from minprefix import __version__
+from minprefix.conformance.check import Finding, Result
+from minprefix.conformance.contract import LEVELS
+
+WIDTH = 100
+IN_FULL = 3  # so many different failures are explained; the rest get a line each
+
+
+def passed(results: Sequence[Result]) -> bool:
+    """Something was graded, and nothing failed."""
+    statuses = [r.status for r in results]
+    return "failed" not in statuses and "passed" in statuses
+
+
+def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
+    """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
+    would mend it."""
+    counts = {s: sum(r.status == s for r in results) for s in STATUSES}
+    first = next(((r, f) for r in results for f in r.findings), None)
+    return {
+        "implementation": name,
+        "minprefix": __version__,
+        "passed": passed(results),
+        "counts": counts,
+        "first": first
+        and {
+            "check": first[0].check,
+            "op": first[0].op,
+            "function": first[1].function,
+            "tensor": first[1].tensor,
+            "kind": first[1].kind,
+            "sentence": first[1].sentence,
+            "hints": first[1].hints,
+            "zoo": first[0].zoo,
+        },
+        "not_implemented": _not_implemented(results),
+        "results": [_finite(r.as_dict()) for r in results],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as text."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+STATUSES = ("passed", "failed", "not implemented")
+
+
+def text(results: Sequence[Result], name: str, everything: bool = False) -> str:
+    """A table of ops, then what is wrong: the first failures in full, with `everything` all."""
+    lines = [*_table(results), ""]
+    failures = _groups(results)
+    mended_first = not everything and any(g[0].level == "ops" for g in failures)
+    shown = [g for g in failures if not mended_first or g[0].level == "ops"]
+    in_full = len(shown) if everything else IN_FULL
+    for number, (result, finding, others) in enumerate(shown[:in_full], 1):
+        lines += [*_in_full(number, result, finding, others), ""]
+    if shown[in_full:]:
+        lines.append("Also wrong (--all explains them, too):")
+        lines += [f"  {_title(r, f)}: {f.sentence}" for r, f, _ in shown[in_full:]]
+        lines.append("")
+    above = sorted({g[0].level for g in failures} - {g[0].level for g in shown}, key=LEVELS.index)
+    if above:
+        lines.append(f"Level {' and '.join(above)} fails over these ops, too: mend them first.")
+    return "\n".join([*lines, _summary(results, name)])
+
+
+def _summary(results: Sequence[Result], name: str) -> str:
+    failed = sum(r.status == "failed" for r in results)
+    graded = sum(r.status != "not implemented" for r in results)
+    missing = _not_implemented(results)
+    said = f"{name}: "
+    if failed:
+        said += f"{failed} of {graded} checks failed"
+    elif graded:
+        said += f"all {graded} checks passed"
+    else:
+        said += "nothing to grade, no function is implemented yet"
+    if missing and graded:
+        said += f"\nnot implemented, and not graded: {'; '.join(missing)}"
+    return said
+
+
+def _not_implemented(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(name for r in results for name in r.not_implemented))
+
+
+def _table(results: Sequence[Result]) -> list[str]:
+    lines = []
+    for level in LEVELS:
+        of_level = [r for r in results if r.level == level]
+        if of_level:
+            lines.append(level)
+        for op in dict.fromkeys(r.op for r in of_level):
+            lines.append(_row(op, [r for r in of_level if r.op == op]))
+    return lines
+
+
+def _row(op: str, results: Sequence[Result]) -> str:
+    failed = [r.check.split("/", 1)[1] for r in results if r.status == "failed"]
+    graded = sum(r.status != "not implemented" for r in results)
+    start = f"  {op:<14} {graded:>2} of {len(results):>2} graded  "
+    if failed:
+        return f"{start}{len(failed):>2} FAILED: {_some(failed, WIDTH - len(start) - 12)}"
+    if not graded:
+        return f"  {op:<14} not implemented"
+    worst = max((e for r in results for e in r.errors.values()), default=0.0)
+    return f"{start}passed, largest error {worst:.0e}"
+
+
+def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]]:
+    """One entry for each function and tensor that is wrong, where it was seen first, and in which
+    other checks it is wrong."""
+    found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
+    broken = {r.op for r in results for f in r.findings if f.kind != "not computed"}
+    for result in results:
+        for finding in result.findings:
+            if finding.kind == "not computed" and result.op in broken:
+                continue  # it follows from what is said of the op elsewhere
+            key = (result.level, finding.function, finding.tensor.split("[")[0])
+            if key not in found:
+                found[key] = (result, finding, [])
+            elif result.check != found[key][0].check and result.check not in found[key][2]:
+                found[key][2].append(result.check)
+    return list(found.values())
+
+
+def _title(result: Result, finding: Finding) -> str:
+    what = f"{finding.function}, {finding.tensor}" if finding.tensor else finding.function
+    return f"{what} in {result.check}"
+
+
+def _in_full(number: int, result: Result, finding: Finding, others: list[str]) -> list[str]:
+    from minprefix.conformance.zoo import all_bugs
+
+    lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
+    lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
+    if finding.worst:
+        entries = (f"{index} is {got:.6g}, not {want:.6g}" for index, got, want in finding.worst)
+        lines += _wrapped(f"worst: {'; '.join(entries)}")
+    for name in result.zoo[:2]:
+        bug = all_bugs()[name]
+        lines += _wrapped(f"the zoo's {name} gives these very numbers: {bug.lesson}")
+    if others:
+        lines += _wrapped(f"wrong, too, in {_some(others, 2 * WIDTH)}")
+    if finding.reproducer:
+        lines.append("   to see it, in Python:")
+        lines += [f"       {row}" for row in finding.reproducer.splitlines()]
+    return lines
+
+
+def _some(names: Sequence[str], width: int) -> str:
+    """As many as fit, and how many more there are."""
+    shown = list(names)
+    while len(shown) > 1 and len(", ".join(shown)) > width - 14:
+        shown.pop()
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(
+        sentence,
+        WIDTH,
+        initial_indent="   ",
+        subsequent_indent="     ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

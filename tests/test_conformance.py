@@ -1,0 +1,722 @@
+"""The reference suite: what it grades, how it words a failure, and that nothing an implementation
+does ends it. That it has power is shown in test_zoo.py."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minprefix import cli
+from minprefix.conformance import (
+    Case,
+    Implementation,
+    all_checks,
+    grade,
+    load,
+    model_case,
+    run,
+    select,
+    tensors,
+    training_case,
+)
+from minprefix.conformance import contract as suite_contract
+from minprefix.conformance.cases import LAYOUTS, MAKERS
+from minprefix.conformance.check import Grade
+from minprefix.conformance.diagnosis import diagnose, relative_error
+from minprefix.conformance.house import House
+from minprefix.conformance.model_checks import MODEL_CASES, TRAINING_CASES, expected_model
+from minprefix.conformance.op_checks import CASES, GRADIENTS, case_of, grade_case
+from minprefix.conformance.report import as_json, passed, text
+from minprefix.errors import InputError
+from minprefix.ops import contract, numpy_ops, reference
+
+
+def implementation(**functions) -> Implementation:
+    """The reference with some functions exchanged."""
+    mine = types.SimpleNamespace(**{n: getattr(reference, n) for n in suite_contract.ARGUMENTS})
+    vars(mine).update(functions)
+    return Implementation(mine, "mine")
+
+
+def first(findings):
+    return findings[0] if findings else None
+
+
+# ---- the project's own implementations ----
+
+
+@pytest.mark.parametrize("name", ["reference", "numpy"])
+def test_the_projects_own_operations_pass_every_check(name):
+    results = run(load(name))
+    assert [r.check for r in results if r.status != "passed"] == []
+    assert len(results) == len(all_checks())
+
+
+# ---- the map of names ----
+
+
+def test_the_map_names_every_function_of_the_contract():
+    functions = [f for fs in suite_contract.FUNCTIONS.values() for f in fs]
+    assert sorted(functions) == sorted(suite_contract.TENSORS)
+    assert sorted(functions) == sorted(n for n in vars(contract.Ops) if not n.startswith("_"))
+    assert set(suite_contract.OPTIONAL) <= set(functions)
+
+
+CACHES = {
+    "layernorm": contract.LayernormCache,
+    "gelu": contract.GeluCache,
+    "attention": contract.AttentionCache,
+    "cross_entropy": contract.CrossEntropyCache,
+}
+
+
+@pytest.mark.parametrize("function", suite_contract.TENSORS)
+def test_the_map_names_every_tensor_a_function_gives(function):
+    case = Case(next(op for op, fs in suite_contract.FUNCTIONS.items() if function in fs))
+    given = case.inputs()
+    cache = None
+    if "cache" in suite_contract.ARGUMENTS[function]:
+        forward = suite_contract.FUNCTIONS[case.op][0]
+        cache = getattr(reference, forward)(*(given[a] for a in suite_contract.ARGUMENTS[forward]))[
+            1
+        ]
+    arguments = [cache if a == "cache" else given[a] for a in suite_contract.ARGUMENTS[function]]
+    result = getattr(reference, function)(*arguments)
+    names = list(suite_contract.TENSORS[function])
+    tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in names))
+    assert len(tops) == (len(result) if isinstance(result, tuple) else 1)
+    if function in CACHES:
+        fields = CACHES[function]._fields
+        named = [n.removeprefix("cache.").removesuffix("[]") for n in names if "cache." in n]
+        assert tuple(named) == fields
+    if function == "attention_backward":
+        assert tuple(n.removesuffix("[]") for n in names) == contract.AttentionGrads._fields
+
+
+def test_every_tensor_of_an_op_has_a_name_of_its_own():
+    for functions in suite_contract.FUNCTIONS.values():
+        names = [n for f in functions for n in suite_contract.TENSORS[f]]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op, named in CASES.items() for name in named]
+)
+def test_a_case_compares_every_tensor_exactly_once(op, name):
+    case, collected = case_of(op, name), Grade()
+    grade_case(load("numpy"), case, collected)
+    B = len(case.sizes.get("lengths", (5, 3)))
+    wanted = []
+    for function in suite_contract.FUNCTIONS[op]:
+        for tensor in suite_contract.TENSORS[function]:
+            stem = tensor.removesuffix("[]")
+            wanted += [f"{stem}[{b}]" for b in range(B)] if "[]" in tensor else [stem]
+    assert sorted(collected.errors) == sorted(wanted)
+
+
+def test_comparing_a_tensor_twice_is_refused():
+    collected, one = Grade(), np.ones(2)
+    collected.compare("gelu", "out", one, one, 1e-9)
+    with pytest.raises(AssertionError, match="out is compared twice"):
+        collected.compare("gelu", "out", one, one, 1e-9)
+
+
+@pytest.mark.parametrize("name", MODEL_CASES)
+def test_the_projects_own_model_gives_every_named_intermediate_and_no_other(name):
+    problem = model_case(name)
+    names = suite_contract.model_tensors(
+        problem.config, len(problem.prefixes), len(problem.sequences), problem.need
+    )
+    assert set(expected_model(name)) == set(names)
+    found = House(numpy_ops).run_model(problem)
+    for tensor, axes in names.items():
+        assert np.ndim(found[tensor]) == len(axes.split()), tensor
+
+
+def test_the_projects_own_training_gives_every_named_tensor_and_no_other():
+    for name in TRAINING_CASES:
+        problem = training_case(name)
+        found = House(numpy_ops).run_training(problem)
+        assert set(found) == set(suite_contract.training_tensors(problem))
+
+
+def test_every_differentiable_argument_has_its_gradient_in_the_derivative_check():
+    for op, functions in suite_contract.FUNCTIONS.items():
+        gradients = {n.removesuffix("[]") for f in functions[1:] for n in suite_contract.TENSORS[f]}
+        assert {tensor for _, tensor in GRADIENTS[op].values()} == gradients
+
+
+# ---- the cases ----
+
+
+@pytest.mark.parametrize("op", MAKERS)
+def test_a_case_is_the_same_each_time_and_can_be_pasted(op):
+    case = Case(op, seed=3, dtype="float32", layout="strided")
+    again = eval(repr(case), {"Case": Case})
+    assert again == case
+    for a, b in zip(case.inputs().values(), again.inputs().values(), strict=True):
+        for x, y in zip(*((v if isinstance(v, list) else [v]) for v in (a, b)), strict=True):
+            assert np.array_equal(x, y)
+
+
+def test_upstream_gradients_are_never_ones():
+    for op in MAKERS:
+        for name in ("dx", "dout", "dz"):
+            upstream = Case(op).inputs().get(name)
+            assert upstream is None or upstream.std() > 0.3
+
+
+def test_the_cases_cover_what_breaks_in_practice():
+    attention = [case_of("attention", n) for n in CASES["attention"]]
+    lengths = [c.sizes.get("lengths", (5, 3)) for c in attention]
+    slots = [c.sizes.get("slots", (3, 3)) for c in attention]
+    assert any(set(s) == {0} for s in slots)  # P = 0
+    assert any(1 in n for n in lengths)  # T = 1
+    assert any(len(n) == 1 for n in lengths)  # B = 1
+    assert any(c.sizes.get("heads") == 1 for c in attention)
+    assert any(len(set(n)) == len(n) > 1 for n in lengths)
+    assert any(len(set(s)) == len(s) > 1 for s in slots)
+    for op, named in CASES.items():
+        cases = [case_of(op, n) for n in named]
+        assert {c.dtype for c in cases} == {"float64", "float32"}
+        assert any(c.layout != "contiguous" for c in cases), op
+    scores = case_of("attention", "large-scores").inputs()
+    both = np.einsum("nhd,hpd->nhp", scores["q"][:5], scores["prefix_k"][0]) / 7**0.5
+    assert both.min() > 0.5e4
+    assert case_of("cross_entropy", "large-logits").inputs()["logits"].min() > 0.9e4
+
+
+def test_layouts_that_are_not_contiguous_are_not():
+    a = np.arange(12.0).reshape(3, 4)
+    assert not LAYOUTS["strided"](a).flags.c_contiguous
+    assert not LAYOUTS["fortran"](a).flags.c_contiguous
+    for lay in LAYOUTS.values():
+        assert np.array_equal(lay(a), a)
+
+
+# ---- diagnosis ----
+
+WANT = np.random.default_rng(0).normal(size=(4, 2, 7))
+DIMENSIONS = {"hs": 7, "NH": 2, "N": 4, "B": 3}
+
+
+@pytest.mark.parametrize(
+    ("got", "said"),
+    [
+        (WANT * 7**0.5, r"is 2.646 times the right one everywhere: .* is 1/sqrt\(hs\) missing\?"),
+        (WANT / 7**0.5, r"1/sqrt\(hs\): is it applied twice"),
+        (WANT * 7, "the scale missing, and its square root multiplied"),
+        (-WANT, "has the wrong sign"),
+        (WANT * 2, "is 2 times the right one everywhere: counted twice"),
+        (WANT / 3, "1/B: is a mean taken where a sum belongs"),
+        (WANT * 3, "= B: is a sum taken where a mean belongs"),
+        (WANT * 1.37, "is 1.37 times the right one everywhere$"),
+        (WANT * 0, "is 0 everywhere"),
+        (WANT.transpose(0, 2, 1), r"is transposed: axes \[0, 2, 1\]"),
+        (WANT[::-1], "is reversed along N"),
+        (np.roll(WANT, 1, axis=0), "is shifted by 1 along N"),
+        (np.roll(WANT, -1, axis=0), "is shifted by -1 along N"),
+        (np.roll(WANT, 2, axis=2), "is shifted by 2 along hs"),
+        (WANT[:, ::-1], "is reversed along NH"),
+        (WANT[[0, 2, 1, 3]], r"slices along N in another order: \[0, 2, 1, 3\]"),
+        (WANT + 0.3, "is off by 0.3 everywhere"),
+        (WANT + np.arange(8).reshape(4, 2, 1), "is off by one number all along hs"),
+        (WANT * np.array([1.0, 2, 3, 4]).reshape(4, 1, 1), "in each slice along N: 1, 2, 3, 4"),
+        (np.where(np.arange(4)[:, None, None] == 2, 9.0, WANT), r"right but for N = 2 of 0\.\.3"),
+        (np.where(np.arange(7) > 4, 9.0, WANT), r"right but for hs = 5\.\.6 of 0\.\.6"),
+        (np.where(WANT > 1, np.nan, WANT), r"holds \d+ NaN of 56, the first at \["),
+        (np.where(WANT > 1, np.inf, WANT), r"holds \d+ infinite of 56"),
+        (WANT.reshape(8, 7), "right numbers in another shape"),
+    ],
+)
+def test_a_known_difference_is_put_into_words(got, said):
+    hints = diagnose(got, WANT, "N NH hs", DIMENSIONS, {}, 1e-10)
+    assert hints, "nothing was said"
+    assert re.search(said, hints[0]), hints
+
+
+def test_a_tensor_that_is_another_one_is_named():
+    other = np.random.default_rng(1).normal(size=WANT.shape)
+    assert diagnose(other, WANT, "N NH hs", {}, {"dv": other}, 1e-10) == [
+        "is what dv should be: are the two swapped?"
+    ]
+
+
+def test_wrong_rows_are_named_by_their_sequence():
+    got = WANT.copy()
+    got[1:3] = 9
+    hints = diagnose(got, WANT, "N NH hs", {}, {}, 1e-10, offsets=[0, 1, 3, 4])
+    assert "N = 1..2 of 0..3 (sequence 1 of 0..2)" in hints[0]
+
+
+def test_noise_is_not_given_a_meaning():
+    got = WANT + np.random.default_rng(2).normal(size=WANT.shape)
+    assert diagnose(got, WANT, "N NH hs", DIMENSIONS, {}, 1e-10) == []
+
+
+def test_errors_are_relative_to_the_largest_value_and_nan_is_no_small_error():
+    assert relative_error(np.array([1.0, 100.0]), np.array([2.0, 100.0])) == pytest.approx(0.01)
+    assert relative_error(np.array([np.nan]), np.array([1.0])) == np.inf
+    assert relative_error(np.array([1e-3]), np.array([0.0])) == 1e-3
+    assert relative_error(np.empty(0), np.empty(0)) == 0
+
+
+# ---- what an implementation can get wrong besides numbers ----
+
+
+def graded(check, **functions):
+    return grade(all_checks()[check], implementation(**functions), zoo=False)
+
+
+def test_an_exception_is_a_failure_with_its_line():
+    def gelu(x):
+        raise KeyError("left")
+
+    result = graded("gelu/usual", gelu=gelu)
+    assert result.status == "failed"
+    assert re.search(
+        r"gelu raised KeyError: 'left' \(test_conformance.py, line \d+\)",
+        result.findings[0].sentence,
+    )
+
+
+def test_a_system_exit_is_a_failure():
+    assert graded("gelu/usual", gelu=lambda x: sys.exit(3)).findings[0].kind == "exception"
+
+
+def test_what_raises_not_implemented_or_is_missing_is_reported_and_the_rest_is_graded():
+    def stub(dout, cache):
+        raise NotImplementedError
+
+    for functions in ({"gelu_backward": stub}, {"gelu_backward": None}):
+        result = graded("gelu/usual", **functions)
+        assert result.status == "passed"
+        assert result.not_implemented == ["gelu_backward"]
+        assert "out" in result.errors
+        assert "dx" not in result.errors
+
+
+def test_a_backward_without_its_forward_is_graded_on_the_references_cache():
+    result = graded("attention/usual", attention=None)
+    assert result.status == "passed"
+    assert "dprefix_k[1]" in result.errors
+    wrong = graded(
+        "gelu/usual", gelu=None, gelu_backward=lambda d, c: 2 * reference.gelu_backward(d, c)
+    )
+    assert wrong.findings[0].tensor == "dx"
+
+
+def test_an_implementation_without_all_ops_is_not_graded_as_a_model():
+    result = graded("model/shared-prefix", gelu_backward=None)
+    assert result.status == "not implemented"
+    assert "gelu_backward missing" in result.not_implemented[0]
+
+
+def test_missing_gradients_of_weights_are_no_failure():
+    result = graded("model/weights", linear_backward_params=None)
+    assert result.status == "passed"
+    assert result.not_implemented == ["the gradients of the weights"]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            lambda x, weight: x,
+            "linear takes .x, weight., the contract calls it with .x, weight, bi",
+        ),
+        (lambda weight, x, bias: x, r"linear takes \(weight, x, bias\)"),
+        (lambda x, weight, bias: None, "out is a NoneType, expected an array"),
+        (lambda x, weight, bias: "text", "out is a str, expected an array"),
+        (lambda x, weight, bias: [[1.0], [2.0, 3.0]], "out is no array"),
+        (lambda x, weight, bias: (x @ weight + bias).T, r"has shape \(3, 7\), expected \(7, 3\)"),
+        (
+            lambda x, weight, bias: (x @ weight + bias).astype(np.float32),
+            "out is float32, expected float64",
+        ),
+        (lambda x, weight, bias: (x @ weight + bias) * np.nan, "out .N, out. is not finite"),
+        (lambda x, weight, bias: (x @ weight + bias) * 1j, "complex128, expected"),
+    ],
+)
+def test_a_wrong_signature_shape_dtype_or_thing_is_a_sentence(function, said):
+    found = graded("linear/usual", linear=function).findings
+    assert re.search(said, found[0].sentence), found[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda dz, cache: reference.attention_backward(dz, cache)[:3], "gave 3 results, expected"),
+        (
+            lambda dz, cache: reference.attention_backward(dz, cache)._replace(
+                dprefix_k=np.ones(3)
+            ),
+            "dprefix_k is a ndarray, expected one array a sequence",
+        ),
+        (
+            lambda dz, cache: reference.attention_backward(dz, cache)._replace(
+                dprefix_k=reference.attention_backward(dz, cache).dprefix_k[:1]
+            ),
+            r"dprefix_k\[1\] is missing",
+        ),
+    ],
+)
+def test_too_few_results_are_a_sentence(function, said):
+    found = graded("attention/usual", attention_backward=function).findings
+    assert re.search(said, found[0].sentence), found[0].sentence
+
+
+def test_a_kept_argument_that_is_written_into_is_a_failure():
+    def attention(q, k, v, prefix_k, prefix_v, offsets):
+        result = reference.attention(q, k, v, prefix_k, prefix_v, offsets)
+        prefix_k[1][:] *= 2
+        return result
+
+    found = graded("attention/usual", attention=attention).findings
+    modified = [f for f in found if f.kind == "modified"]
+    assert "wrote into its argument prefix_k[1]" in modified[0].sentence
+
+
+def test_a_consumed_argument_may_be_written_into():
+    def gelu_backward(dout, cache):
+        dx = reference.gelu_backward(dout, cache)
+        dout[:], cache.x[:], cache.tanh[:] = 0, 0, 0
+        return dx
+
+    assert graded("gelu/usual", gelu_backward=gelu_backward).status == "passed"
+
+
+def test_another_cache_is_graded_for_what_it_shares_with_the_contracts():
+    def gelu(x):
+        out, cache = reference.gelu(x)
+        return out, {"x": cache.x, "mine": cache.tanh}
+
+    def gelu_backward(dout, cache):
+        return reference.gelu_backward(dout, contract.GeluCache(cache["x"], cache["mine"]))
+
+    result = graded("gelu/usual", gelu=gelu, gelu_backward=gelu_backward)
+    assert result.status == "passed"
+    assert set(result.errors) == {"out", "cache.x", "dx"}
+
+
+def test_arrays_of_another_library_pass_through_asarray_and_asnumpy():
+    def gelu(x):
+        leaf = x.clone().requires_grad_()
+        return torch.nn.functional.gelu(leaf, approximate="tanh").detach(), {"leaf": leaf}
+
+    def gelu_backward(dout, cache):
+        out = torch.nn.functional.gelu(cache["leaf"], approximate="tanh")
+        return torch.autograd.grad(out, cache["leaf"], dout)[0]
+
+    def linear(x, weight, bias):
+        assert isinstance(x, torch.Tensor)
+        return x @ weight if bias is None else x @ weight + bias
+
+    mine = Implementation(
+        types.SimpleNamespace(
+            gelu=gelu,
+            gelu_backward=gelu_backward,
+            linear=linear,
+            linear_backward=lambda dout, weight: dout @ weight.T,
+            asarray=torch.tensor,
+            asnumpy=lambda t: t.detach().numpy(),
+        ),
+        "torch",
+    )
+    results = run(mine, select(["gelu", "linear"], ["ops"]))
+    assert {r.status for r in results} == {"passed"}
+
+
+def test_a_whole_model_over_torch_arrays_passes():
+    ops = {name: _on_torch(getattr(reference, name), name) for name in suite_contract.ARGUMENTS}
+    mine = Implementation(
+        types.SimpleNamespace(**ops, asarray=torch.tensor, asnumpy=lambda t: t.detach().numpy()),
+        "torch",
+    )
+    for check in ("model/own-prefixes", "model/weights", "training/two-prefixes"):
+        result = grade(all_checks()[check], mine, zoo=False)
+        assert result.status == "passed", result.findings[:2]
+
+
+def _on_torch(function, name):
+    """Takes and gives torch tensors, and would fail if a NumPy array came in."""
+
+    def back(a):
+        if isinstance(a, torch.Tensor):
+            return a.numpy()
+        assert not isinstance(a, np.ndarray)
+        return [back(each) for each in a] if isinstance(a, list) else a
+
+    def give(a):
+        if isinstance(a, np.ndarray | np.generic):
+            return torch.tensor(a)
+        if isinstance(a, list):
+            return [give(each) for each in a]
+        if type(a) is tuple:
+            return tuple(give(each) for each in a)
+        if isinstance(a, contract.AttentionGrads):
+            return contract.AttentionGrads(*map(give, a))
+        return a  # a cache, as it is
+
+    def call(*arguments):
+        return give(function(*(back(a) for a in arguments)))
+
+    call.__signature__ = __import__("inspect").signature(function)
+    return call
+
+
+# ---- laws and derivatives see what they can ----
+
+
+def test_laws_cannot_see_a_missing_scale_and_say_so():
+    def attention_backward(dz, cache):
+        grads = reference.attention_backward(dz, cache)
+        return grads._replace(dk=3 * grads.dk, dprefix_k=[3 * a for a in grads.dprefix_k])
+
+    for law in ("attention/law-keys", "attention/law-permutation", "attention/law-batch"):
+        assert graded(law, attention_backward=attention_backward).status == "passed"
+    broken = graded(
+        "attention/law-values",
+        attention_backward=lambda dz, c: reference.attention_backward(dz, c)._replace(dv=dz * 0),
+    )
+    assert "cannot see a missing scale" in broken.findings[0].sentence
+
+
+def test_a_consistent_pair_of_wrong_forward_and_backward_passes_only_the_derivative_check():
+    def gelu(x):
+        return x * x, contract.GeluCache(x, x)
+
+    def gelu_backward(dout, cache):
+        return 2 * cache.x * dout
+
+    statuses = {
+        r.check: r.status
+        for r in run(implementation(gelu=gelu, gelu_backward=gelu_backward), select(["gelu"]))
+    }
+    assert statuses["gelu/derivative"] == "passed"
+    assert statuses["gelu/by-hand"] == statuses["gelu/usual"] == "failed"
+
+
+def test_hypothesis_ends_on_a_small_case_that_can_be_pasted():
+    def linear(x, weight, bias):
+        out = reference.linear(x, weight, bias)
+        return out + (len(x) > 2)
+
+    finding = graded("linear/drawn", linear=linear).findings[0]
+    case = re.search(r"case = load\('mine'\), (Case\(.*\))", finding.reproducer)[1]
+    sizes = eval(case, {"Case": Case}).sizes
+    assert sizes["N"] == 3  # the smallest that fails
+    assert (sizes["n_in"], sizes["n_out"]) == (1, 1)
+
+
+# ---- reports ----
+
+
+def wrong_backward(dz, cache):
+    grads = reference.attention_backward(dz, cache)
+    return grads._replace(dprefix_k=[7**0.5 * a for a in grads.dprefix_k])
+
+
+def test_a_report_names_tensor_case_size_place_cause_bug_and_a_way_to_see_it():
+    results = run(
+        implementation(attention_backward=wrong_backward), select(["attention"]), zoo=True
+    )
+    said = text(results, "mine")
+    assert "1. attention_backward, dprefix_k[0] in attention/one-sequence" in said
+    assert "is off by 1.6 of its largest value, 1e-10 is allowed" in said
+    assert "2.646 = sqrt(hs): is 1/sqrt(hs) missing?" in said
+    assert re.search(r"worst: \[\d, \d, \d\] is -?[\d.]+, not -?[\d.]+;", said)
+    assert "wrong, too, in attention/usual" in said
+    assert re.search(r"mine: \d+ of 23 checks failed$", said)
+
+
+def test_the_printed_reproducer_runs_and_shows_both_tensors(tmp_path, monkeypatch):
+    source = Path(reference.__file__).read_text()
+    old = "dkeys = dscores.swapaxes(1, 2) @ q_b / hs**0.5"
+    assert source.count(old) == 1
+    (tmp_path / "mine.py").write_text(source.replace(old, old.removesuffix(" / hs**0.5")))
+    monkeypatch.chdir(tmp_path)
+    result = grade(all_checks()["attention/usual"], load("mine.py"))
+    finding = next(f for f in result.findings if f.tensor == "dprefix_k[1]")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(finding.reproducer, {})
+    want = case_of("attention", "usual").expected()["dprefix_k[1]"]
+    assert str(want) in printed.getvalue()
+    assert str(want * 7**0.5)[:12] in printed.getvalue()
+
+
+def test_json_says_the_same_and_is_valid():
+    def gelu(x):
+        out, cache = reference.gelu(x)
+        return out * np.inf, cache
+
+    results = run(implementation(gelu=gelu), select(["gelu"]))
+    said = json.loads(json.dumps(as_json(results, "mine"), allow_nan=False))
+    assert said["passed"] is False
+    assert said["first"]["tensor"] == "out"
+    assert said["first"]["op"] == "gelu"
+    assert said["counts"]["failed"] + said["counts"]["passed"] == len(results)
+    assert said["results"][0]["findings"][0]["worst"]
+
+
+def test_nothing_implemented_is_not_a_pass():
+    nothing = Implementation(types.SimpleNamespace(), "nothing")
+    results = run(nothing, select(["gelu"]))
+    assert not passed(results)
+    assert "nothing to grade" in text(results, "nothing")
+
+
+# ---- the command, in a process of its own ----
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capfd):
+    """Writes a file and runs `minprefix check` on it -> exit status, output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_check(source: str, *options: str) -> tuple[int, str]:
+        Path("mine.py").write_text("from minprefix.ops.reference import *\n" + source)
+        status = cli.main(["check", "mine.py", *options])
+        captured = capfd.readouterr()
+        return status, captured.out + captured.err
+
+    return run_check
+
+
+def test_the_command_grades_a_file(check):
+    status, said = check("", "--only", "gelu", "--only", "embed")
+    assert status == 0
+    assert "mine.py: all 17 checks passed" in said
+
+
+def test_an_endless_loop_a_crash_and_an_exit_are_graded_and_the_rest_goes_on(check):
+    status, said = check(
+        "import ctypes, os\n"
+        "def gelu_backward(dout, cache):\n    while True: pass\n"
+        "def linear(x, weight, bias): ctypes.string_at(0)\n"
+        "def embed(tokens, positions, wte, wpe): os._exit(3)\n",
+        "--level",
+        "ops",
+        "--time-limit",
+        "1",
+        "--all",
+    )
+    assert status == 1
+    assert "gelu_backward did not return within 1 s: an endless loop?" in said
+    assert "linear ended the process with signal 11" in said
+    assert "embed ended the process with exit status 3" in said
+    assert re.search(r"attention +23 of 23 graded +passed", said)
+
+
+def test_what_an_implementation_prints_does_not_stand_in_the_report(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("print('hello')\nfrom minprefix.ops.reference import *\n")
+    assert cli.main(["check", "mine.py", "--only", "embed/usual"]) == 0
+    captured = capfd.readouterr()
+    assert "hello" in captured.err
+    assert "hello" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import nothing_such", "cannot be imported: ModuleNotFoundError: No module named 'noth"),
+        ("x = = 1", r"cannot be imported: SyntaxError: invalid syntax \(mine.py, line 2\)"),
+        ("import os; os._exit(7)", "ended the process with exit status 7 while it was imported"),
+        ("raise SystemExit(2)", "cannot be imported: SystemExit: 2"),
+    ],
+)
+def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
+    status, printed = check(source)
+    assert status == 2
+    assert re.search(f"^minprefix: error: mine.py {said}", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch.py"], "nosuch.py does not exist"),
+        (["nosuch.module"], "nosuch.module cannot be imported"),
+        (["json"], "json has none of the contract's functions"),
+        (["numpy:nothing"], "numpy has no 'nothing'"),
+        (["numpy", "--only", "gleu"], "--only 'gleu' names no check: expected one of embed"),
+        (["numpy", "--only", "gelu", "--level", "model"], "names no check of level model"),
+        (["numpy", "--time-limit", "0"], "--time-limit is 0.0: expected seconds above 0"),
+        ([], "nothing to check: give a file"),
+        (["numpy", "--new", "x.py"], "leave out the implementation"),
+    ],
+)
+def test_bad_options_are_a_sentence(arguments, said, capsys):
+    assert cli.main(["check", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_stubs_have_every_function_with_shapes_and_nothing_is_overwritten(tmp_path, capsys):
+    path = tmp_path / "my_ops.py"
+    assert cli.main(["check", "--new", str(path)]) == 0
+    stubs = load(str(path))
+    assert [n for n in suite_contract.ARGUMENTS if not stubs.has(n)] == []
+    for name in suite_contract.ARGUMENTS:
+        assert re.search(r"\((N|M|V)", getattr(stubs.functions, name).__doc__)
+        arguments = suite_contract.ARGUMENTS[name]
+        with pytest.raises(NotImplementedError):
+            getattr(stubs.functions, name)(*range(len(arguments)))
+    assert {r.status for r in run(stubs)} == {"not implemented"}
+    assert cli.main(["check", "--new", str(path)]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    for tool in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *tool, str(path)], capture_output=True, text=True, cwd=Path.cwd()
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_list_shows_every_check_and_why(capsys):
+    assert cli.main(["check", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for check in all_checks().values():
+        assert check.id in listed
+        assert check.why
+
+
+def test_the_suite_runs_under_pytest(tmp_path):
+    source = Path(reference.__file__).read_text()
+    (tmp_path / "my_ops.py").write_text(source.replace("1 + tanh", "1 - tanh"))
+    command = [sys.executable, "-m", "pytest", "-q", "--pyargs", "minprefix.conformance"]
+    environment = {**__import__("os").environ, "MINPREFIX_IMPL": "my_ops"}
+    done = subprocess.run(
+        [*command, "-k", "gelu or embed", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(r"9 failed, 8 passed", done.stdout), done.stdout
+    assert "out is minus" in done.stdout or "out (N, F) is off by" in done.stdout
+    environment.pop("MINPREFIX_IMPL")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert "MINPREFIX_IMPL is not set" in done.stdout + done.stderr
+
+
+def test_tensors_raises_for_a_missing_function_when_nothing_collects_it():
+    from minprefix.conformance.implementation import NotOffered
+
+    with pytest.raises(NotOffered):
+        tensors(implementation(gelu=None, gelu_backward=None), Case("gelu"))
+
+
+def test_an_object_is_an_implementation(tmp_path):
+    assert load(numpy_ops).has("gelu")
+    with pytest.raises(InputError, match="has no 'nothing'"):
+        load("minprefix.ops:nothing")
+    assert load("minprefix.ops:numpy_ops").has("attention")
