@@ -44,14 +44,21 @@ class House:
             Prefix(kv.copy(), position_offset=offset)
             for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
         ]
-        rows = []
-        for ids, which in zip(problem.sequences, problem.prefix_of, strict=True):
-            batch = Batch.pack([ids[:1]], prefix=[which])
-            texts, logits = Texts.start(model, batch, prefixes, len(ids), self.ops)
-            rows.append(logits)
-            for token in ids[1:]:
-                rows.append(texts.feed(np.array([token])))
-        return {"logits": np.concatenate(rows)}
+        # all texts together, so that one that ends leaves the others in their places
+        texts_ids = problem.sequences
+        first = Batch.pack([ids[:1] for ids in texts_ids], prefix=problem.prefix_of)
+        texts, logits = Texts.start(model, first, prefixes, max(map(len, texts_ids)), self.ops)
+        rows: list[list[Array]] = [[] for _ in texts_ids]
+        alive = list(range(len(texts_ids)))
+        while True:
+            for b, row in zip(alive, logits, strict=True):
+                rows[b].append(row)
+            stay = [j for j, b in enumerate(alive) if len(rows[b]) < len(texts_ids[b])]
+            if not stay:
+                return {"logits": np.stack([row for each in rows for row in each])}
+            alive = [alive[j] for j in stay]
+            texts = texts.take(stay)
+            logits = texts.feed(np.array([texts_ids[b][len(rows[b])] for b in alive]))
 
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
         p = problem

@@ -39,6 +39,7 @@ class Implementation:
         self.functions = functions
         self.name = name
         self.in_a_hurry = in_a_hurry
+        self._checked: dict[str, Callable[..., Any]] = {}  # functions with a right signature
 
     def __repr__(self) -> str:
         return f"Implementation({self.name!r}: {len(self.offered())} functions)"
@@ -82,7 +83,9 @@ class Implementation:
         f = getattr(self.functions, function, None)
         if not callable(f):
             raise NotOffered(function)
-        self._check_signature(function, f, len(arguments))
+        if self._checked.get(function) is not f:  # the model calls it hundreds of times
+            self._check_signature(function, f, len(arguments))
+            self._checked[function] = f
         try:
             return f(*arguments)
         except NotImplementedError as error:

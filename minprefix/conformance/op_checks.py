@@ -180,13 +180,13 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "layernorm": {
         "usual": ("mean, variance, gain and bias, and all three ways back", {}),
-        "tiny-variance": (
-            "eps stands inside the root, and decides where the variance is small",
-            {"sizes": {"spread": 1e-4, "centre": 3.0}},
-        ),
         "far-from-zero": (
             "a variance computed as E[x^2] - E[x]^2 has lost its digits here",
             {"sizes": {"centre": 1e4}},
+        ),
+        "tiny-variance": (
+            "eps stands inside the root, and decides where the variance is small",
+            {"sizes": {"spread": 1e-4, "centre": 3.0}},
         ),
         "large-eps": ("eps is the argument, not 1e-5", {"sizes": {"eps": 0.1}}),
         "one-row": ("N = 1: nothing is normalised over the rows", {"sizes": {"N": 1}}),
@@ -252,6 +252,10 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             {"sizes": {"common": -1e4}},
         ),
         "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
+        "one-hot": (
+            "queries of size 3000: a maximum taken over all rows leaves 0/0 in most of them",
+            {"sizes": {"spread": 3000.0}},
+        ),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": (
             "q, k and v are views of one array, as the model gives them",

@@ -56,6 +56,8 @@ class Recorder:
 
     def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
         name = self._name(gain)
+        if f"{name}.out" in self.tensors:  # a model that takes the first norm's weights twice
+            name = name.replace("ln_1", "ln_2")
         into = {"ln_1": "resid_pre", "ln_2": "resid_mid"}.get(name.split(".")[-1])
         self._keep(f"{self._block}.{into}" if into else f"{name}.in", x)
         out, cache = self.ops.layernorm(x, gain, bias, eps)
