@@ -33,7 +33,7 @@ class Broken(Exception):
 
 class Implementation:
     """Functions to grade, and the name that people call them by. `in_a_hurry`: draw fewer shapes,
-    and take the first that fails; for a matrix of many implementations."""
+    take the first that fails, explain nothing; for a matrix of many implementations."""
 
     def __init__(self, functions: object, name: str, in_a_hurry: bool = False) -> None:
         self.functions = functions
