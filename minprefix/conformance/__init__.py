@@ -12,7 +12,13 @@ from minprefix.conformance.cases import Case, flatten
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
-from minprefix.conformance.model_checks import model_case, training_case, whole
+from minprefix.conformance.model_checks import (
+    model_case,
+    model_problem,
+    training_case,
+    training_problem,
+    whole,
+)
 from minprefix.conformance.op_checks import tensors
 from minprefix.conformance.suite import all_checks, grade, run, select
 
@@ -30,9 +36,11 @@ __all__ = [
     "grade",
     "load",
     "model_case",
+    "model_problem",
     "run",
     "select",
     "tensors",
     "training_case",
+    "training_problem",
     "whole",
 ]

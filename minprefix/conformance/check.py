@@ -143,6 +143,12 @@ class Check:
         except Exception as error:  # a law cannot be computed from a wrong shape, say
             said = f"not to be computed from what it gave: {type(error).__name__}: {error}"
             grade.broken(self.op, Broken("not computed", said[:300]))
+        for finding in grade.findings:
+            finding.reproducer = finding.reproducer or (
+                "from minprefix.conformance import all_checks, grade, load\n"
+                f"check, impl = all_checks()[{self.id!r}], load({implementation.name!r})\n"
+                "print(grade(check, impl).findings)"
+            )
         return grade
 
     def result(self, grade: Grade) -> Result:

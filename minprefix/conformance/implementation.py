@@ -162,12 +162,14 @@ def _from_file(name: str) -> types.ModuleType:
     path = Path(name).resolve()
     if not path.is_file():
         raise InputError(f"{name} does not exist: expected a Python file or the name of a module")
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    # `import my_ops` elsewhere finds this module, unless the name belongs to another one already
+    own_name = path.stem if path.stem not in sys.modules else f"checked_{path.stem}"
+    found = importlib.util.spec_from_file_location(own_name, path)
     if found is None or found.loader is None:
         raise InputError(f"{name} is not a Python file: expected one that ends in .py")
     module = importlib.util.module_from_spec(found)
     sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as when it is run
-    sys.modules[path.stem] = module  # as `import` does: pickle and dataclasses look it up
+    sys.modules[own_name] = module  # as `import` does: pickle and dataclasses look it up
     loader = found.loader
     _guarded(lambda: loader.exec_module(module), name)
     return module

@@ -13,7 +13,7 @@ from typing import Any
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.conformance.implementation import Implementation, load
-from minprefix.conformance.suite import all_checks, grade
+from minprefix.conformance.suite import Zookeeper, all_checks, grade
 from minprefix.errors import InputError
 
 TIME_LIMIT = 20.0  # seconds for a check
@@ -32,6 +32,7 @@ class Worker:
         self._process: SpawnProcess | None = None
         self._connection: Connection
         self._calling: Synchronized[int] = self._context.Value("i", -1)
+        self._keeper = Zookeeper()
         self._given_up: dict[str, str] = {}  # op -> the sentence about what it did
         self._crashes: dict[str, int] = {}  # op -> how often it ended the process
 
@@ -50,7 +51,7 @@ class Worker:
 
     def _start(self) -> list[str]:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, self.spec, self.zoo, self._calling)
+        arguments = (theirs, self.spec, self._calling)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -76,10 +77,12 @@ class Worker:
             return _failure(check, "", "time", said)
         self.offered()
         self._calling.value = -1
-        self._connection.send(check.id)
+        self._connection.send((check.id, self.zoo and self._keeper.wanted(check)))
         try:
             if self._connection.poll(self.time_limit):
-                return self._connection.recv()
+                result: Result = self._connection.recv()
+                self._keeper.saw(result)
+                return result
             function = self._function() or check.id
             said = f"{function} did not return within {self.time_limit:g} s: an endless loop?"
             self._given_up[check.op] = said
@@ -153,7 +156,7 @@ class _Told(Implementation):
         return super().call(function, *arguments)
 
 
-def _serve(connection: Connection, spec: str, zoo: bool, calling: Any) -> None:
+def _serve(connection: Connection, spec: str, calling: Any) -> None:
     sys.stdout.flush()
     os.dup2(2, 1)  # what an implementation prints must not stand in a report
     try:
@@ -165,7 +168,7 @@ def _serve(connection: Connection, spec: str, zoo: bool, calling: Any) -> None:
     connection.send(("ready", implementation.offered()))
     while True:
         try:
-            check = all_checks()[connection.recv()]
+            check, zoo = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(grade(check, implementation, zoo))
+        connection.send(grade(all_checks()[check], implementation, zoo))

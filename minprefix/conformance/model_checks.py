@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+from hypothesis import strategies as st
 
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.contract import (
@@ -23,6 +24,7 @@ from minprefix.conformance.contract import (
     model_tensors,
     training_tensors,
 )
+from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.gpt2 import Config
@@ -31,6 +33,7 @@ from minprefix.ops.contract import Array, AttentionGrads
 
 #: allowed error of a tensor, relative to its largest value: rounding after a whole model
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+MODEL_DRAWS = 12
 
 SMALL = Config(n_layer=3, n_head=2, n_embd=10, vocab_size=13, n_positions=24)
 
@@ -246,6 +249,12 @@ def _grade_tensors(
     for name in axes:
         if name in want:
             kin.setdefault(name.split(".")[0], {})[name] = want[name]
+    given_names = [name for name in axes if name in found]
+    if getattr(problem, "need", "") == "all" and not any(map(_of_weights, given_names)):
+        grade.not_implemented.append("the gradients of the weights")
+    wanted = [name for name in axes if not _of_weights(name)]
+    if len([n for n in given_names if not _of_weights(n)]) < len(wanted):
+        grade.not_implemented.append(f"some intermediates of {function}")
     for name, letters in axes.items():
         if name not in found or name not in want:
             if asked(name):
@@ -274,6 +283,10 @@ def _grade_tensors(
         )
 
 
+def _of_weights(name: str) -> bool:
+    return name.startswith(("dh.", "dwte", "dwpe", "dln_f", "dlm_head"))
+
+
 # ---- the checks ---------------------------------------------------------------------------------
 
 
@@ -299,7 +312,7 @@ def _model_checks() -> Iterator[Check]:
                 problem,
                 axes,
                 expected_model(case),
-                lambda n: n == "loss" or (n.startswith("prefix.") and n.count(".") == 2),
+                _asked,
                 TOLERANCE["float32" if case == "float32" else "float64"],
                 _dimensions(problem),
                 grade,
@@ -307,6 +320,65 @@ def _model_checks() -> Iterator[Check]:
             )
 
         yield Check(f"model/{case}", "model", "model", why, run)
+
+
+_DRAWN: dict[str, Mapping[str, Array]] = {}  # what is right, by the sizes that were drawn
+_drawn_problems = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(0, 1)), min_size=1, max_size=3
+).flatmap(
+    lambda pairs: st.fixed_dictionaries(
+        {
+            "lengths": st.just((*(T for T, _ in pairs), 4)),  # the last always has targets
+            "loss_from": st.just((*(max(1, T // 2) for T, _ in pairs), 1)),
+            "prefix_of": st.just((*(j for _, j in pairs), 0)),
+            "slots": st.tuples(st.integers(0, 4), st.integers(1, 4)),
+            "reduction": st.sampled_from(["mean", "sum"]),
+            "config": st.fixed_dictionaries(
+                {
+                    "n_layer": st.integers(1, 3),
+                    "n_head": st.sampled_from([1, 2, 5]),
+                    "n_inner": st.sampled_from([None, 7]),
+                    "tie_word_embeddings": st.booleans(),
+                    "layer_norm_epsilon": st.sampled_from([1e-5, 1e-2]),
+                }
+            ),
+            "seed": st.integers(0, 99),
+        }
+    )
+)
+
+
+def _drawn_checks() -> Iterator[Check]:
+    def run(implementation: Implementation, grade: Grade) -> None:
+        def once(drawn: dict[str, Any], into: Grade) -> None:
+            sizes = drawn["sizes"]
+            problem = model_problem(**sizes)
+            n_prefixes, B = len(problem.prefixes), len(problem.sequences)
+            key = repr(sizes)
+            if key not in _DRAWN:
+                _DRAWN[key] = House(reference).run_model(problem)
+            _grade_tensors(
+                implementation,
+                "run_model",
+                problem,
+                model_tensors(problem.config, n_prefixes, B, problem.need),
+                _DRAWN[key],
+                _asked,
+                TOLERANCE["float64"],
+                _dimensions(problem),
+                into,
+                _reproduce(implementation, "run_model", f"model_problem(**{sizes!r})"),
+            )
+
+        draw_until_one_fails(implementation, grade, {"sizes": _drawn_problems}, MODEL_DRAWS, once)
+
+    why = f"{MODEL_DRAWS} models and batches that hypothesis draws, and the smallest that fails"
+    yield Check("model/drawn", "model", "model", why, run)
+
+
+def _asked(name: str) -> bool:
+    """What `run_model` must give."""
+    return name == "loss" or (name.startswith("prefix.") and name.count(".") == 2)
 
 
 def _reproduce(implementation: Implementation, function: str, problem: str) -> str:
@@ -560,7 +632,7 @@ def _training_checks() -> Iterator[Check]:
 
 def model_checks() -> list[Check]:
     """Cases first, because they say most."""
-    return [*_model_checks(), *_decoding_checks(), *_law_checks()]
+    return [*_model_checks(), *_decoding_checks(), *_law_checks(), *_drawn_checks()]
 
 
 def training_checks() -> list[Check]:

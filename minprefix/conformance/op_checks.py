@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from minprefix.conformance.cases import (
@@ -19,6 +18,7 @@ from minprefix.conformance.cases import (
 )
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, OPTIONAL, TENSORS
+from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array
 
@@ -798,30 +798,11 @@ def _drawn_checks() -> Iterator[Check]:
     for op in FUNCTIONS:
 
         def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            last, shrink = Grade(), not implementation.in_a_hurry
+            def once(given: dict[str, Any], into: Grade) -> None:
+                grade_case(implementation, Case(op, **given), into)
 
-            @settings(
-                max_examples=max(1, DRAWS // (1 if shrink else 4)),
-                derandomize=True,
-                database=None,
-                deadline=None,
-                phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(sizes=_sizes[op], seed=_seeds, layout=_layouts)
-            def holds(sizes: dict[str, Any], seed: int, layout: str) -> None:
-                nonlocal last
-                last = Grade()
-                grade_case(implementation, Case(op, sizes, seed, layout=layout), last)
-                assert not last.findings
-
-            try:
-                holds()
-            except AssertionError:  # hypothesis ends on the smallest case that fails
-                grade.findings += last.findings
-            grade.errors |= last.errors
-            grade.not_implemented += last.not_implemented
+            strategies = {"sizes": _sizes[op], "seed": _seeds, "layout": _layouts}
+            draw_until_one_fails(implementation, grade, strategies, DRAWS, once)
 
         yield Check(
             f"{op}/drawn",

@@ -66,15 +66,17 @@ def text(results: Sequence[Result], name: str, everything: bool = False) -> str:
     mended_first = not everything and any(g[0].level == "ops" for g in failures)
     shown = [g for g in failures if not mended_first or g[0].level == "ops"]
     in_full = len(shown) if everything else IN_FULL
+    told: set[str] = set()  # bugs of the zoo that were explained
     for number, (result, finding, others) in enumerate(shown[:in_full], 1):
-        lines += [*_in_full(number, result, finding, others), ""]
+        lines += [*_in_full(number, result, finding, others, told), ""]
     if shown[in_full:]:
         lines.append("Also wrong (--all explains them, too):")
         lines += [f"  {_title(r, f)}: {f.sentence}" for r, f, _ in shown[in_full:]]
         lines.append("")
     above = sorted({g[0].level for g in failures} - {g[0].level for g in shown}, key=LEVELS.index)
     if above:
-        lines.append(f"Level {' and '.join(above)} fails over these ops, too: mend them first.")
+        said = f"Levels {' and '.join(above)} fail" if len(above) > 1 else f"Level {above[0]} fails"
+        lines.append(f"{said} over these ops, too: mend the ops first.")
     return "\n".join([*lines, _summary(results, name)])
 
 
@@ -143,7 +145,9 @@ def _title(result: Result, finding: Finding) -> str:
     return f"{what} in {result.check}"
 
 
-def _in_full(number: int, result: Result, finding: Finding, others: list[str]) -> list[str]:
+def _in_full(
+    number: int, result: Result, finding: Finding, others: list[str], told: set[str]
+) -> list[str]:
     from minprefix.conformance.zoo import all_bugs
 
     lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
@@ -152,8 +156,9 @@ def _in_full(number: int, result: Result, finding: Finding, others: list[str]) -
         entries = (f"{index} is {got:.6g}, not {want:.6g}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
     for name in result.zoo[:2]:
-        bug = all_bugs()[name]
-        lines += _wrapped(f"the zoo's {name} gives these very numbers: {bug.lesson}")
+        lesson = "" if name in told else f": {all_bugs()[name].lesson}"
+        lines += _wrapped(f"the zoo's {name} gives these very numbers{lesson}")
+        told.add(name)
     if others:
         lines += _wrapped(f"wrong, too, in {_some(others, 2 * WIDTH)}")
     if finding.reproducer:
