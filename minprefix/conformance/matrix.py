@@ -7,6 +7,7 @@ the fingerprints by which a bug is recognised (beside this file, or into DIR). N
 depends on time: the same code gives the same bytes.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,9 @@ def data(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _columns() -> list[Check]:
-    return list(all_checks().values())
+    """The checks, those of an op side by side."""
+    order = list(dict.fromkeys(check.op for check in all_checks().values()))
+    return sorted(all_checks().values(), key=lambda check: order.index(check.op))
 
 
 # ---- a page to read -----------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def page(rows: Sequence[Row]) -> str:
         f"![Checks against bugs]({PICTURE})",
         "",
         "A column is a check, a row is a bug; a filled square means that the check fails. The "
-        "square with a black edge is the first check that fails. The line at the end of a row says "
+        "square with a black edge is the first check that fails. The mark at the end of a row says "
         "whether the first finding names the truth.",
     ]
     for op, group in _groups(rows):
@@ -231,10 +234,19 @@ def _checks_of(row: Row) -> str:
     return "; ".join(f"`{op}` {', '.join(names)}" for op, names in by_op.items())
 
 
+def digest(rows: Sequence[Row]) -> str:
+    """What the picture is of: it stands in the picture, so that an old one is found out."""
+    return digest_of(as_json(data(rows)))
+
+
+def digest_of(text: str) -> str:
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
 # ---- a picture ----------------------------------------------------------------------------------
 
 _COLOURS = {"maths": "#2f6db3", "plumbing": "#d9772b", "training": "#3d9a5f"}
-_CELL = 12  # pixels of a row and of a column
+CELL = 12  # pixels of a row and of a column
 _LEFT, _TOP, _RIGHT, _BOTTOM = 300, 190, 24, 50  # pixels for names
 
 
@@ -247,11 +259,11 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     columns = _columns()
     x_of, width = _places([check.op for check in columns])
     y_of, height = _places([row.bug.truth[0] for row in rows])
-    pixels = (_LEFT + width * _CELL + _RIGHT, _TOP + height * _CELL + _BOTTOM)
+    pixels = (_LEFT + width * CELL + _RIGHT, _TOP + height * CELL + _BOTTOM)
     figure = Figure(figsize=(pixels[0] / 100, pixels[1] / 100), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     left, bottom = _LEFT / pixels[0], _BOTTOM / pixels[1]
-    axes = figure.add_axes((left, bottom, width * _CELL / pixels[0], height * _CELL / pixels[1]))
+    axes = figure.add_axes((left, bottom, width * CELL / pixels[0], height * CELL / pixels[1]))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     say = partial(axes.text, fontsize=7, clip_on=False)
@@ -301,7 +313,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         f"✓ its first finding names the op and tensor that are first wrong: {right} of {len(rows)}",
         va="center_baseline",
     )
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None, "Description": digest(rows)})
 
 
 def _places(groups: Sequence[str]) -> tuple[list[float], float]:

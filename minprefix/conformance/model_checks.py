@@ -191,10 +191,11 @@ class _Guarded:
         self._implementation = implementation
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
+
         def call(*arguments: Any) -> Any:
             own = [self._implementation.own(a) for a in arguments]
             result = self._implementation.call(name, *own)
-            tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
             parts = [result] if len(tops) == 1 else result
             if not isinstance(parts, tuple | list) or len(parts) != len(tops):
                 raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
@@ -203,6 +204,7 @@ class _Guarded:
                 return AttentionGrads(*back)
             return back[0] if len(back) == 1 else tuple(back)
 
+        setattr(self, name, call)  # found at once the next time
         return call
 
     def _back(self, name: str, a: Any) -> Any:

@@ -164,6 +164,7 @@ def fingerprint(a: np.ndarray) -> float | None:
     return float(a @ _directions(len(a))) if np.isfinite(a).all() else None
 
 
+@cache
 def _directions(n: int) -> np.ndarray:
     return np.cos(1.0 + 1.7 * np.arange(n))  # no two entries weigh the same
 
