@@ -196,10 +196,11 @@ class _Guarded:
         self._implementation = implementation
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        foreign = self._implementation.has("asarray")
         tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
 
         def call(*arguments: Any) -> Any:
-            own = [self._implementation.own(a) for a in arguments]
+            own = [self._implementation.own(a) for a in arguments] if foreign else arguments
             result = self._implementation.call(name, *own)
             parts = [result] if len(tops) == 1 else result
             if not isinstance(parts, tuple | list) or len(parts) != len(tops):
