@@ -1,5 +1,5 @@
-"""The bug zoo proves the suite: every bug is caught, every check catches one, and what is said first
-names what is wrong first."""
+"""The bug zoo proves the suite: every bug is caught, every check catches one, and what is said
+first names what is wrong first."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_a_sound_implementation_is_like_no_bug():
         assert zoo.alike(check, check.collect(sound)) == []
 
 
-# ---- what is committed is what the code gives -----------------------------------------------------
+# ---- what is committed is what the code gives ----------------------------------------------------
 
 
 def _comparable(text: str, same_draws: bool) -> object:

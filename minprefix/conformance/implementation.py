@@ -85,7 +85,7 @@ class Implementation:
         f = getattr(self.functions, function, None)
         if not callable(f):
             raise NotOffered(function)
-        if self._checked.get(function) is not f:  # the model calls it hundreds of times
+        if self._checked.get(function) != f:  # the model calls it hundreds of times
             self._check_signature(function, f, len(arguments))
             self._checked[function] = f
         try:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import numpy as np
 from tqdm import tqdm
 
 from minprefix.conformance.check import Check, Finding, Grade
@@ -289,22 +288,18 @@ def picture(rows: Sequence[Row], path: Path) -> None:
                 )
             )
         say(width + 0.3, y + 0.5, "✓" if row.right else "✗", ha="left", va="center_baseline")
+    head = partial(axes.text, fontweight="bold", ha="center", clip_on=False)
     for op, x in _first_places([check.op for check in columns], x_of):
         n = sum(check.op == op for check in columns)
-        bold = {"fontsize": 9, "fontweight": "bold"}
-        axes.text(x + n / 2, -13.2, op, ha="center", va="bottom", clip_on=False, **bold)
+        head(x + n / 2, -13.2, op, fontsize=7.5, va="bottom")
         axes.plot([x + 0.1, x + n - 0.1], [-13, -13], color="black", lw=0.8, clip_on=False)
     for op, y in _first_places([row.bug.truth[0] for row in rows], y_of):
         n = sum(row.bug.truth[0] == op for row in rows)
-        place = {"rotation": 90, "ha": "center", "va": "center", "clip_on": False}
-        axes.text(-23.6, y + n / 2, op, fontsize=9, fontweight="bold", **place)
+        head(-23.6, y + n / 2, op, fontsize=9, va="center", rotation=90)
         axes.plot([-23, -23], [y + 0.1, y + n - 0.1], color="black", lw=0.8, clip_on=False)
     right = sum(row.right for row in rows)
-    legend = [(kind, colour) for kind, colour in _COLOURS.items()]
-    for i, (kind, colour) in enumerate(legend):
-        axes.add_patch(
-            Rectangle((i * 7, height + 1), 0.84, 0.84, facecolor=colour, clip_on=False)
-        )
+    for i, (kind, colour) in enumerate(_COLOURS.items()):
+        axes.add_patch(Rectangle((i * 7, height + 1), 0.84, 0.84, facecolor=colour, clip_on=False))
         say(i * 7 + 1.3, height + 1.5, kind, va="center_baseline")
     say(
         22,

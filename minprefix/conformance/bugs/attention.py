@@ -272,10 +272,10 @@ _PREFIX = [
             ),
         ),
         ("attention", "z"),
-        see="Right while all prefixes have one length; then the short ones lose weight to slots of "
-        "zeros.",
-        lesson="A slot of zeros is no slot: its score is 0, and its weight exp(0) = 1. For the same "
-        "reason a zero start is not the base model.",
+        see="Right while all prefixes have one length; then the short ones lose weight to slots "
+        "of zeros.",
+        lesson="A slot of zeros is no slot: its score is 0, and its weight exp(0) = 1. For that "
+        "reason a zero start is not the base model, either.",
         source="batches of several prefixes, stacked without a mask of their own",
     ),
     Bug(
@@ -435,8 +435,8 @@ _BACKWARD = [
         ),
         ("attention", "dprefix_k"),
         see="The loss does not move, and the prefix stays as it started.",
-        lesson="The gradient of the keys is exactly 0 for an upstream gradient of ones: a test that "
-        "uses it passes this.",
+        lesson="The gradient of the keys is exactly 0 for an upstream gradient of ones: a test "
+        "that uses it passes this.",
         source="a prefix that was detached from the graph",
     ),
 ]

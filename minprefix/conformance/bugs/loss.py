@@ -76,7 +76,10 @@ BUGS = (
         "plumbing",
         "ops.reference",
         (
-            ("shifted[np.arange(len(targets)), targets]", "shifted[np.arange(len(targets)), targets - 1]"),
+            (
+                "shifted[np.arange(len(targets)), targets]",
+                "shifted[np.arange(len(targets)), targets - 1]",
+            ),
             ("== targets[:, None]", "== targets[:, None] - 1"),
         ),
         ("cross_entropy", "loss"),
@@ -99,9 +102,7 @@ BUGS = (
         "one-hot-missing",
         "maths",
         "ops.reference",
-        (
-            ("weights[:, None] * (probs - one_hot)", "weights[:, None] * probs"),
-        ),
+        (("weights[:, None] * (probs - one_hot)", "weights[:, None] * probs"),),
         ("cross_entropy", "dlogits"),
         see="The loss rises: every token is pushed down, the right one as well.",
         lesson="The gradient of log-softmax is probabilities minus the target: its rows sum to 0.",

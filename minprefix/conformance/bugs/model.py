@@ -182,7 +182,12 @@ _FORWARD = [
         "request-for-a-prefix-ignored",
         "plumbing",
         "model",
-        (("past = [[views[j][i] for j in batch.prefix]", "past = [[views[0][i] for j in batch.prefix]"),),
+        (
+            (
+                "past = [[views[j][i] for j in batch.prefix]",
+                "past = [[views[0][i] for j in batch.prefix]",
+            ),
+        ),
         ("model", "blocks.0.attn.pattern"),
         see="Right for one prefix. Rows that ask for another get the first one, without a word.",
         lesson="A request per row must be honoured or refused.",
@@ -264,8 +269,7 @@ _FORWARD = [
             ),
         ),
         ("model", "ln_f.out"),
-        see="Right for GPT-2, wrong for every model whose config has another "
-        "layer_norm_epsilon.",
+        see="Right for GPT-2, wrong for every model whose config has another layer_norm_epsilon.",
         lesson="A setting has to reach every place that it is for.",
         source="a common slip",
     ),

@@ -109,8 +109,7 @@ _LAYERNORM = [
         "ops.reference",
         (("1 / np.sqrt(var + eps)", "1 / np.sqrt(var + 1e-5)"),),
         ("layernorm", "out"),
-        see="Right for GPT-2, wrong for every model whose config has another "
-        "layer_norm_epsilon.",
+        see="Right for GPT-2, wrong for every model whose config has another layer_norm_epsilon.",
         lesson="An argument that is accepted and ignored is worse than none.",
         source="a common slip",
     ),
@@ -348,8 +347,7 @@ _GELU = [
         (("np.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))", "np.tanh(0.851 * x)"),),
         ("gelu", "out"),
         see="Off by up to 0.02 a layer; the text is a little worse.",
-        lesson="x sigmoid(1.702 x) is the other approximation of the same paper "
-        "(`quick_gelu`).",
+        lesson="x sigmoid(1.702 x) is the other approximation of the same paper (`quick_gelu`).",
         source="ports of OpenAI's CLIP, which uses it",
     ),
     Bug(
