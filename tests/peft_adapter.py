@@ -25,6 +25,8 @@ from minprefix.gpt2 import Config
 
 Array = np.ndarray
 Tensor = torch.Tensor
+# between peft and transformers, at every model that is made
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
 
 def _one_thread(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -205,9 +207,7 @@ class Tuned:
         if self.lengths[which] == 0:
             return self.hf(given, **options)
         self._peft.active_adapter = f"prefix_{which}"  # set_adapter would freeze the other ones
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self._peft(given, **options)
+        return self._peft(given, **options)
 
     def summed_loss(
         self, batch: ModelProblem | MicroBatch, watch: "Watch | None" = None
