@@ -535,7 +535,7 @@ def test_a_report_names_tensor_case_size_place_cause_bug_and_a_way_to_see_it():
     assert "2.646 = sqrt(hs): is 1/sqrt(hs) missing?" in said
     assert re.search(r"worst: \[\d, \d, \d\] is -?[\d.]+, not -?[\d.]+;", said)
     assert "wrong, too, in attention/usual" in said
-    assert re.search(r"mine: \d+ of 23 checks failed$", said)
+    assert re.search(r"mine: \d+ of \d+ checks failed$", said)
 
 
 def test_the_printed_reproducer_runs_and_shows_both_tensors(tmp_path, monkeypatch):
@@ -614,7 +614,7 @@ def test_an_endless_loop_a_crash_and_an_exit_are_graded_and_the_rest_goes_on(che
     assert "gelu_backward did not return within 1 s: an endless loop?" in said
     assert "linear ended the process with signal 11" in said
     assert "embed ended the process with exit status 3" in said
-    assert re.search(r"attention +23 of 23 graded +passed", said)
+    assert re.search(r"attention +(\d+) of +\1 graded +passed", said)
 
 
 def test_what_an_implementation_prints_does_not_stand_in_the_report(tmp_path, monkeypatch, capfd):

@@ -253,8 +253,8 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         ),
         "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
         "one-hot": (
-            "queries of size 3000: a maximum taken over all rows leaves 0/0 in most of them",
-            {"sizes": {"spread": 3000.0}},
+            "queries of size 1000: a maximum taken over all rows leaves 0/0 in most of them",
+            {"sizes": {"spread": 1000.0}},
         ),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": (
