@@ -68,7 +68,7 @@ def test_only_these_cases_are_granted_more_than_the_target():
         ("layernorm", "one-column"),
         ("attention", "large-scores"),
         ("attention", "large-negative-scores"),
-        ("attention", "one-hot"),
+        ("attention", "uneven-scores"),
         ("cross_entropy", "large-logits"),
         ("cross_entropy", "spread-logits"),
     }

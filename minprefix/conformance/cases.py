@@ -137,14 +137,18 @@ def _attention(
     head_size: int = 7,
     common: float = 0.0,
     spread: float = 1.0,
+    uneven: bool = False,
 ) -> dict[str, Any]:
-    """`common`: about how much is added to every score; `spread`: of the queries."""
+    """`common`: about how much is added to every score, or with `uneven` to those of every second
+    query; `spread`: of the queries."""
     N, shape = sum(lengths), (heads, head_size)
     q, k, v, dz = (rng.normal(0, 1, (N, *shape)) for _ in range(4))
     prefix_k, prefix_v = ([rng.normal(0, 1, (heads, P, head_size)) for P in slots] for _ in "kv")
     q *= spread
     if common:  # the last coordinate of every query times that of every key
         q[..., -1] = abs(common) ** 0.5
+        if uneven:
+            q[::2, :, -1] = 0
         k[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
         for a in prefix_k:
             a[..., -1] = common / abs(common) ** 0.5 * head_size**0.5

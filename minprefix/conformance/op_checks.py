@@ -252,9 +252,10 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             {"sizes": {"common": -1e4}},
         ),
         "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
-        "one-hot": (
-            "queries of size 1000: a maximum taken over all rows leaves 0/0 in most of them",
-            {"sizes": {"spread": 1000.0}},
+        "uneven-scores": (
+            "scores of one query around 1e4, of the next around 0: a maximum taken over all rows "
+            "leaves 0/0",
+            {"sizes": {"common": 1e4, "uneven": True}},
         ),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": (
