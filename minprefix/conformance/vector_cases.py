@@ -79,10 +79,10 @@ NOTES = {
     "position_offsets": "of each prefix the position of the first token; in training P",
     "reduction": "the loss is the mean over all targets of the batch, or their sum",
     "training": "step.S.part.M.* are the micro-batches of step S; its loss is the mean over the "
-    "targets of all parts; gradients are clipped to the global norm `clip` over all prefixes (null: "
-    "not), after they are recorded; AdamW (Loshchilov & Hutter, 2019) with rate "
-    "lr * (s + 1) / warmup at step s of 0, 1, ... of the warmup, then in a straight line to 0 at "
-    "`steps`",
+    "targets of all parts; the recorded gradients are then clipped to the global norm `clip` over "
+    "all prefixes (null: not); AdamW (Loshchilov & Hutter, 2019), with the rate "
+    "lr * (s + 1) / warmup at step s of 0, 1, ..., warmup - 1, and then "
+    "lr * (steps - s) / (steps - warmup)",
     "mlp": "kv = reshape(tanh(embedding weight_1 + bias_1) weight_2 + bias_2), row-major over "
     "(P, L, 2, NH, hs)",
 }

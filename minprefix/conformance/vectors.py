@@ -216,8 +216,11 @@ def check(folder: Path, only: Sequence[str] = (), with_zoo: bool = True) -> list
 
 
 def _meant(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f": is {close[0]} meant?" if close else f": expected {', '.join(list(names)[:8])}, ..."
+    lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), lower, 1)
+    if close:
+        return f": is {lower[close[0]]} meant?"
+    return f": expected {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "")
 
 
 def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
@@ -250,6 +253,12 @@ def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
                 raise InputError(
                     f"{path}: {where} does not say what {name} is: it is damaged, {again}"
                 )
+        sizes, tolerance = entry["dimensions"].values(), entry["tolerance"]
+        if not 0 < tolerance < 1 or not all(isinstance(n, int) for n in sizes):
+            raise InputError(
+                f"{path}: {where} has tolerance {tolerance!r} and dimensions "
+                f"{entry['dimensions']!r}: expected numbers; it is damaged, {again}"
+            )
         if entry["level"] not in LEVELS:
             raise InputError(f"{path}: {where} is of level {entry['level']!r}: expected {LEVELS}")
         found[entry["id"]] = entry
@@ -340,7 +349,8 @@ def _grade(folder: Path, entry: Mapping[str, Any], with_zoo: bool) -> Result:
 
 
 def _summed_up(names: Sequence[str], most: int = 6) -> str:
-    """`blocks.0.attn.pattern[1]` and its like in other blocks and sequences as one."""
+    """`blocks.0.attn.pattern[1]` and its like in other blocks and sequences as one; caches last."""
+    names = sorted(names, key=lambda name: name.startswith("cache."))
     kinds = list(dict.fromkeys(re.sub(r"\.\d+\b", ".*", re.sub(r"\d+\]", "]", n)) for n in names))
     more = len(kinds) - most
     return ", ".join(kinds[:most]) + (f" and {more} more" if more > 0 else "")

@@ -53,6 +53,7 @@ static char *slurp(const char *path, size_t *size) { /* the whole file, and a 0 
 typedef struct {
     char *header; /* JSON, without blanks, as the safetensors library writes it */
     char *numbers;
+    size_t size; /* of the numbers, in bytes */
     const char *path;
 } File;
 
@@ -69,7 +70,7 @@ static File open_tensors(const char *path) {
     if (size < 8) die("%s is truncated", path);
     memcpy(&length, bytes, 8);
     if (length > size - 8) die("%s is truncated", path);
-    File f = {room(length + 1, 1), bytes + 8 + length, path};
+    File f = {room(length + 1, 1), bytes + 8 + length, size - 8 - length, path};
     memcpy(f.header, bytes + 8, length);
     return f;
 }
@@ -81,19 +82,20 @@ static const char *find(const char *text, const char *word) { /* what stands aft
 
 static Tensor read_tensor(const File *f, const char *name) {
     char key[128], type[8];
-    unsigned long long start;
+    unsigned long long start, end;
     Tensor t = {.count = 1};
     snprintf(key, sizeof key, "\"%s\":{", name);
     const char *entry = find(f->header, key);
     if (!entry) die("%s lacks %s", f->path, name);
     sscanf(find(entry, "\"dtype\":\""), "%7[A-Z0-9]", type);
-    sscanf(find(entry, "\"data_offsets\":["), "%llu", &start);
+    sscanf(find(entry, "\"data_offsets\":["), "%llu,%llu", &start, &end);
+    if (end > f->size) die("%s is truncated", f->path);
     const char *digits = find(entry, "\"shape\":[");
     while (*digits != ']' && t.rank < MAX_RANK) {
-        char *end;
-        t.shape[t.rank] = strtoull(digits, &end, 10);
+        char *rest;
+        t.shape[t.rank] = strtoull(digits, &rest, 10);
         t.count *= t.shape[t.rank++];
-        digits = *end == ',' ? end + 1 : end;
+        digits = *rest == ',' ? rest + 1 : rest;
     }
     t.single = !strcmp(type, "F32");
     t.at = room(t.count, sizeof(double));
