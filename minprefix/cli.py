@@ -498,7 +498,10 @@ def _vectors_options(p: argparse.ArgumentParser) -> None:
                 "--all", action="store_true", help="explain every failure, not the first three"
             )
             part.add_argument(
-                "--json", type=Path, metavar="FILE", help="write everything, for programs"
+                "--json",
+                type=Path,
+                metavar="FILE",
+                help="write everything, for programs; - prints it",
             )
 
 

@@ -434,7 +434,7 @@ def test_outputs_with_a_bug_of_the_zoo_are_recognised(folder):
         ("dq", lambda a: a.astype("f4"), None, "dq"),
         ("dq", lambda a: a > 0, "dtype", "dq is BOOL, expected one of F64, F32"),
         ("dQ", lambda a: np.zeros(3), "missing", "dQ is no tensor of attention/usual: is dq meant"),
-        ("dprefix_v[1]", lambda a: None, "missing", "dprefix_v[1] is missing in"),
+        ("dprefix_v[1]", lambda a: None, "missing", "safetensors lacks dprefix_v[1]: expected one"),
     ],
 )
 def test_a_bad_output_is_a_failure_that_names_the_tensor(folder, tensor, change, kind, sentence):

@@ -212,7 +212,12 @@ def check(folder: Path, only: Sequence[str] = (), with_zoo: bool = True) -> list
             f"{outputs} holds no outputs{which}: write, say, {folder / example} with your "
             "program, then check again"
         )
-    return [_grade(folder, entry, with_zoo) for entry in entries.values()]
+    results, keeper = [], suite.Zookeeper()
+    for entry in entries.values():
+        check_ = _check_of(entry)
+        results.append(_grade(folder, entry, check_, with_zoo and keeper.wanted(check_)))
+        keeper.saw(results[-1])
+    return results
 
 
 def _meant(name: str, names: Sequence[str]) -> str:
@@ -302,29 +307,49 @@ def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
     return tensors
 
 
-def _grade(folder: Path, entry: Mapping[str, Any], with_zoo: bool) -> Result:
-    vectors = _read_vectors(folder, entry)
-    check_, grade = _check_of(entry), Grade()
+def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool) -> Result:
+    vectors, grade = _read_vectors(folder, entry), Grade()
     path = folder / entry["outputs"]
     if not path.exists():
         grade.not_implemented.append(entry["op"])
         return check_.result(grade)
-    expected = {name: vectors[f"expected.{name}"] for name in entry["expected"]}
     try:
         found = _read_outputs(path, entry, grade)
     except (SafetensorError, OSError, ValueError) as error:
         said = f"{path} cannot be read as safetensors ({error}): was it written to its end?"
         grade.findings.append(Finding(entry["op"], "", "unreadable", said))
-        return check_.result(grade)
+    else:
+        _compare(folder, entry, found, vectors, grade)
+    for finding in grade.findings:
+        finding.reproducer = finding.reproducer or (
+            f"from safetensors.numpy import load_file\nprint(*load_file({str(path)!r}))"
+        )
+    result = check_.result(grade)
+    if with_zoo and result.status == "failed" and grade.found:
+        result.zoo = zoo.alike(check_, grade)
+    return result
+
+
+def _compare(
+    folder: Path,
+    entry: Mapping[str, Any],
+    found: Mapping[str, Array],
+    vectors: Mapping[str, Array],
+    grade: Grade,
+) -> None:
+    """Every tensor that was written, with the one that is expected."""
+    expected = {name: vectors[f"expected.{name}"] for name in entry["expected"]}
     offsets = vectors.get("input.offsets")
     given, left_out = {name.split("[")[0] for name in found}, list[str]()
     for name, about in entry["expected"].items():
         want = expected[name]
+        if name in grade.errors:  # of a type that cannot be compared
+            continue
         if name not in found:
-            if "[" in name and name.split("[")[0] in given and name not in grade.errors:
-                said = f"{name} is missing in {path}: expected one for each sequence"
+            if "[" in name and name.split("[")[0] in given:
+                said = f"{folder / entry['outputs']} lacks {name}: expected one for each sequence"
                 grade.findings.append(Finding(about["function"], name, "missing", said))
-            elif name not in grade.errors:
+            else:
                 left_out.append(name)
             continue
         grade.compare(
@@ -342,10 +367,6 @@ def _grade(folder: Path, entry: Mapping[str, Any], with_zoo: bool) -> Result:
         )
     if left_out:
         grade.not_implemented.append(f"{_summed_up(left_out)} of {entry['op']}")
-    result = check_.result(grade)
-    if with_zoo and result.status == "failed" and grade.found:
-        result.zoo = zoo.alike(check_, grade)
-    return result
 
 
 def _summed_up(names: Sequence[str], most: int = 6) -> str:
@@ -431,8 +452,11 @@ def write_command(args: argparse.Namespace) -> int:
 
 def check_command(args: argparse.Namespace) -> int:
     """-> 0 if everything that was written passed, 1 if not or if nothing could be graded."""
-    results = check(args.folder, args.only or ())
-    print(report.text(results, str(args.folder), args.all))
+    results, name = check(args.folder, args.only or ()), str(args.folder)
+    if args.json == Path("-"):
+        print(json.dumps(report.as_json(results, name), indent=2))
+        return 0 if report.passed(results) else 1
+    print(report.text(results, name, args.all))
     if args.json is not None:
-        files.write_json(args.json, report.as_json(results, str(args.folder)))
+        files.write_json(args.json, report.as_json(results, name))
     return 0 if report.passed(results) else 1

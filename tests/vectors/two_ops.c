@@ -81,16 +81,17 @@ static const char *find(const char *text, const char *word) { /* what stands aft
 }
 
 static Tensor read_tensor(const File *f, const char *name) {
-    char key[128], type[8];
-    unsigned long long start, end;
+    char key[128], type[8] = "";
+    unsigned long long start = 0, end = 0;
     Tensor t = {.count = 1};
     snprintf(key, sizeof key, "\"%s\":{", name);
     const char *entry = find(f->header, key);
     if (!entry) die("%s lacks %s", f->path, name);
-    sscanf(find(entry, "\"dtype\":\""), "%7[A-Z0-9]", type);
-    sscanf(find(entry, "\"data_offsets\":["), "%llu,%llu", &start, &end);
-    if (end > f->size) die("%s is truncated", f->path);
-    const char *digits = find(entry, "\"shape\":[");
+    const char *dtype = find(entry, "\"dtype\":\""), *digits = find(entry, "\"shape\":[");
+    const char *offsets = find(entry, "\"data_offsets\":[");
+    if (!dtype || !digits || !offsets) die("%s does not say what %s is", f->path, name);
+    sscanf(dtype, "%7[A-Z0-9]", type);
+    sscanf(offsets, "%llu,%llu", &start, &end);
     while (*digits != ']' && t.rank < MAX_RANK) {
         char *rest;
         t.shape[t.rank] = strtoull(digits, &rest, 10);
@@ -98,6 +99,8 @@ static Tensor read_tensor(const File *f, const char *name) {
         digits = *rest == ',' ? rest + 1 : rest;
     }
     t.single = !strcmp(type, "F32");
+    if (end > f->size || end < start || end - start != t.count * (t.single ? 4 : 8))
+        die("%s is truncated", f->path);
     t.at = room(t.count, sizeof(double));
     for (size_t i = 0; i < t.count; i++) {
         const char *from = f->numbers + start + i * (t.single ? 4 : 8);
