@@ -445,7 +445,7 @@ def test_a_bad_output_is_a_failure_that_names_the_tensor(folder, tensor, change,
     assert sentence in found.sentence
 
 
-def test_half_precision_where_single_is_asked_is_a_failure(folder):
+def test_double_precision_where_single_is_asked_is_a_failure(folder):
     answer(folder, "gelu/float32", out=lambda a: a.astype("f8"))
     found = finding(folder, "gelu/float32")
     assert found.kind == "dtype"

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -440,7 +441,16 @@ def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
 
 
 def write_command(args: argparse.Namespace) -> int:
-    ids = write(args.folder, args.only or ())
+    live = sys.stderr.isatty()
+
+    def caught(check_: Check) -> list[str]:  # every bug of the zoo runs through every case
+        if live:
+            print(f"\r\033[K{check_.id}", end="", file=sys.stderr, flush=True)
+        return caught_by(check_)
+
+    ids = write(args.folder, args.only or (), caught)
+    if live:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
     size = sum(path.stat().st_size for path in (args.folder / "cases").iterdir())
     print(
         f"{len(ids)} cases, {size / 1e6:.1f} MB, written to {args.folder}: {INDEX} says what they "
