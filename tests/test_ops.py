@@ -1,6 +1,7 @@
 """Each operation of the contract, for both implementations, against unlike oracles."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -105,6 +106,7 @@ def test_gelu_is_the_tanh_form_and_agrees_with_autograd(ops):
     out, cache = ops.gelu(x.copy())
     assert relative_error(out, want.detach().numpy()) < 1e-14
     assert relative_error(ops.gelu_backward(dout.copy(), cache), tx.grad.numpy()) < 1e-14
+    assert math.sqrt(2 / math.pi) == reference.SQRT_2_OVER_PI
     erf = torch.nn.functional.gelu(tx).detach().numpy()
     assert relative_error(out, erf) > 1e-5  # the other GELU is told apart
 
