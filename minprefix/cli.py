@@ -460,6 +460,51 @@ def _say(name: str, value: Any, indent: int = 0) -> None:
         )
 
 
+# ---- vectors ----------------------------------------------------------------------------------
+
+
+def _vectors_write(args: argparse.Namespace) -> int:
+    from minprefix.conformance.vectors import write_command
+
+    return write_command(args)
+
+
+def _vectors_check(args: argparse.Namespace) -> int:
+    from minprefix.conformance.vectors import check_command
+
+    return check_command(args)
+
+
+def _vectors_options(p: argparse.ArgumentParser) -> None:
+    """`vectors` has commands of its own."""
+    parts = p.add_subparsers(required=True, metavar="write|check")
+    for name, run, what in (
+        ("write", _vectors_write, "write the cases of the suite into an empty folder"),
+        ("check", _vectors_check, "grade the outputs that a program wrote beside the cases"),
+    ):
+        part = parts.add_parser(
+            name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False
+        )
+        part.set_defaults(run=run)
+        part.add_argument("folder", type=Path, metavar="DIR")
+        part.add_argument(
+            "--only",
+            action="append",
+            metavar="WORD",
+            help="an op, a level, or a case's id or a part of it; may be given again",
+        )
+        if name == "check":
+            part.add_argument(
+                "--all", action="store_true", help="explain every failure, not the first three"
+            )
+            part.add_argument(
+                "--json",
+                type=Path,
+                metavar="FILE",
+                help="write everything, for programs; - prints it",
+            )
+
+
 # ---- the options ------------------------------------------------------------------------------
 
 
@@ -716,6 +761,15 @@ def _parser() -> argparse.ArgumentParser:
         "minprefix inspect runs/demo",
     )
     p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+
+    p = command(
+        "vectors",
+        None,
+        "the reference suite as files, for programs in other languages",
+        "minprefix vectors write v, let your program read v/cases and write v/outputs, then: "
+        "minprefix vectors check v",
+    )
+    _vectors_options(p)
     return parser
 
 

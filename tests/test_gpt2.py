@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, loss, loss_and_grad
 from minprefix import loss_and_weight_grads as weight_grads
@@ -291,6 +292,48 @@ def test_a_frozen_backward_makes_no_weight_gradient_and_stops_at_block_0s_attent
     assert not [c for c in counting.calls if c.endswith("_params")]
     # ln_f, and two in each block but the lowest, which needs ln_2 alone
     assert counting.calls.count("layernorm_backward") == 1 + 2 * config.n_layer - 1
+
+
+def test_a_forward_keeps_the_inputs_of_linear_layers_only_for_the_gradients_of_weights(
+    config, model
+):
+    from minprefix.gpt2 import forward
+    from minprefix.model import prepare
+    from minprefix.ops import reference
+
+    arguments = prepare(model, Batch.pack([[1, 2, 3]]), random_prefix(config, 2, 0))
+    inputs = ("ln_1_out", "z", "ln_2_out", "gelu_out")
+
+    def kept(**need):
+        _, cache = forward(model.weights, config, *arguments, reference, **need)
+        return [getattr(block, name) for block in cache.blocks for name in inputs]
+
+    assert all(a is None for a in kept())
+    assert all(a is None for a in kept(need="prefix"))
+    assert all(a.shape == (3, 32 if i % 4 < 3 else 128) for i, a in enumerate(kept(need="all")))
+
+
+def test_an_implementation_that_forgets_a_sequences_gradient_is_refused(config, model):
+    from minprefix.ops import reference
+
+    class Forgetful:
+        def __getattr__(self, name):
+            return getattr(reference, name)
+
+        def attention_backward(self, dz, cache):
+            grads = reference.attention_backward(dz, cache)
+            return grads._replace(dprefix_v=grads.dprefix_v[:-1])
+
+    prefix = random_prefix(config, 2, 0)
+    with pytest.raises(ValueError, match="shorter"):
+        loss_and_grad(model, prefix, Batch.pack([[1, 2, 3], [4, 5]]), ops=Forgetful())
+
+
+def test_what_a_config_leaves_open_is_as_in_transformers():
+    ours, theirs = Config(1, 1, 1, 1, 1), GPT2Config()
+    for name in ("n_inner", "layer_norm_epsilon", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.bos_token_id, ours.eos_token_id) == (None, None)
 
 
 # ---- what people see ----

@@ -45,6 +45,18 @@ def test_one_seed_decides_the_draws(config, start):
     assert len(np.unique(rows, axis=0)) == len(rows)
 
 
+@pytest.mark.parametrize("start", [Prefix.normal, Prefix.uniform, Prefix.mlp, MLPPrefix.random])
+def test_the_seed_is_0_and_the_numbers_are_float32_where_nothing_is_said(config, start):
+    kv = start(config, 2).kv
+    assert kv.dtype == np.float32
+    assert np.array_equal(kv, start(config, 2, seed=0).kv)
+
+
+def test_draws_without_spread_are_zeros(config):
+    assert not Prefix.normal(config, 2, std=0).kv.any()
+    assert not Prefix.uniform(config, 2, bound=0).kv.any()
+
+
 @pytest.mark.parametrize("start", [Prefix.normal, Prefix.uniform, Prefix.zero, Prefix.mlp])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_start_has_the_shape_and_the_type_that_were_asked_for(config, start, dtype):
@@ -206,6 +218,14 @@ def test_a_zero_last_layer_leaves_no_gradient_below_it(config, model):
     assert all(grad.any() for grad in fresh.backward(dkv).values())
 
 
+@pytest.mark.parametrize("start", [Prefix.mlp, MLPPrefix.random])
+def test_the_mlp_is_512_wide_by_default_and_works_with_one_unit(config, start):
+    assert start(config, 2).parameters["weight_1"].shape == (32, 512)
+    one = start(config, 2, hidden=1, dtype="float64")
+    assert one.kv.shape == (3, 2, 4, 2, 8)
+    assert one.backward(np.ones(one.kv.shape))["weight_1"].shape == (32, 1)
+
+
 @pytest.mark.parametrize("where", [{}, {"layers": [0, 2]}, {"position_offset": 1}], ids=str)
 @pytest.mark.parametrize("start", [Prefix.normal, Prefix.mlp])
 def test_folding_keeps_the_keys_the_values_and_the_place(config, model, start, where):
@@ -236,6 +256,22 @@ def test_a_mask_scales_the_gradient_as_it_scales_the_keys_and_values(config, mod
         loss(model, BATCH, Prefix((prefix.kv + s * 1e-5 * d) * mask, [0, 2], 1)) for s in (1, -1)
     ]
     assert (ends[0] - ends[1]) / 2e-5 == pytest.approx((d * dkv * mask).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("start", [Prefix.normal, Prefix.mlp])
+def test_a_mask_leaves_a_prefix_of_all_layers_one_of_all_layers(config, start):
+    prefix = start(config, 2)
+    masked = prefix.masked(np.ones(prefix.kv.shape))
+    assert (masked.layers, masked.subset, masked.position_offset) == ((0, 1, 2), False, 2)
+
+
+def test_fitting_takes_one_number_and_takes_none(model):
+    smallest = Config(n_layer=1, n_head=1, n_embd=1, vocab_size=5, n_positions=5)
+    prefix = Prefix.mlp(smallest, 1, hidden=2, dtype="float64")
+    onto = prefix.kv + np.array([1.0, 2.0]).reshape(1, 2, 1, 1, 1)
+    assert prefix.fit(onto, steps=1) == [pytest.approx(2.5)]
+    empty = Prefix.mlp(smallest, 0, hidden=2, dtype="float64")
+    assert empty.fit(empty.kv) == []
 
 
 def test_fitting_lowers_the_error_and_says_what_it_was(config, model):
@@ -308,6 +344,14 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_so_that_the_mean_stays():
     # no axis shares a draw
     assert all((mask.std(axis=i) > 0).any() for i in range(4))
     assert (dropout_mask((3, 4), 0.0, np.random.default_rng(0)) == 1).all()
+
+
+def test_dropout_keeps_a_draw_that_equals_the_rate():
+    class Draws:
+        def random(self, shape):
+            return np.arange(4).reshape(shape) / 4  # of [0, 1): a share of 1/4 lies below 1/4
+
+    assert np.array_equal(dropout_mask((2, 2), 0.25, Draws()) * 0.75, [[0, 1], [1, 1]])
 
 
 # ---- laws ----
@@ -386,7 +430,7 @@ def test_a_prefix_of_no_slots_works_everywhere(config, model):
     ],
 )
 def test_a_bad_length_layer_or_position_is_a_sentence(config, start, length, where, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=f"^{sentence}$"):
         start(config, length, **where)
 
 
@@ -413,10 +457,38 @@ def test_a_bad_length_layer_or_position_is_a_sentence(config, start, length, whe
             lambda m: Prefix.mlp(m.config, 2, onto=Prefix.zero(m.config, 3)),
             r"cannot fit a prefix of shape \(3, 2, 4, 2, 8\) to one of \(3, 2, 4, 3, 8\)",
         ),
-        (lambda m: Prefix.text(m, []), "the text of a text prefix is empty"),
-        (lambda m: Prefix.text(m, "summarize"), "model 'random' has no tokenizer"),
-        (lambda m: Prefix.text(m, [50]), "token id 50 of sequence 0 lies outside the vocabulary"),
-        (lambda m: Prefix.text(m, [1] * 65), "sequence 0 has 65 tokens, model 'random' has room"),
+        (
+            lambda m: Prefix(np.zeros((3, 3, 4, 1, 8))),
+            r"prefix has shape \(3, 3, 4, 1, 8\): expected \(layers, 2, heads, P, head size\)",
+        ),
+        (
+            lambda m: Prefix(np.zeros((3, 2, 4, 1, 8), int)),
+            "prefix has int64 numbers: expected floating-point ones",
+        ),
+        (lambda m: Prefix.normal(m.config, 2, std=-0.1), "std is -0.1: expected 0 or more, finite"),
+        (
+            lambda m: Prefix.normal(m.config, 2, std=np.inf),
+            "std is inf: expected 0 or more, finite",
+        ),
+        (
+            lambda m: Prefix.normal(m.config, 2, std=np.nan),
+            "std is nan: expected 0 or more, finite",
+        ),
+        (
+            lambda m: Prefix.uniform(m.config, 2, bound=-0.1),
+            "bound is -0.1: expected 0 or more, finite",
+        ),
+        (
+            lambda m: Prefix.uniform(m.config, 2, bound=np.inf),
+            "bound is inf: expected 0 or more, finite",
+        ),
+        (
+            lambda m: Prefix.text(m, []),
+            "the text of a text prefix is empty: give at least one token",
+        ),
+        (lambda m: Prefix.text(m, "summarize"), "model 'random' has no tokenizer.*"),
+        (lambda m: Prefix.text(m, [50]), "token id 50 of sequence 0 lies outside the vocabulary.*"),
+        (lambda m: Prefix.text(m, [1] * 65), "sequence 0 has 65 tokens, model 'random' has room.*"),
         (
             lambda m: Prefix.text(m, [1, 2], layers=[7]),
             "layer 7 does not exist: the model has layers 0 to 2",
@@ -433,16 +505,22 @@ def test_a_bad_length_layer_or_position_is_a_sentence(config, start, length, whe
         ),
         (
             lambda m: Prefix(np.zeros((1, 2, 4, 1, 8)), layers=[3]).check(m.config, "base"),
-            "prefix has keys for layers 3, model 'base' has 3 layers",
+            "prefix has keys for layers 3, model 'base' has 3 layers: this prefix was trained on "
+            "another base",
         ),
         (
             lambda m: Prefix.mlp(Config(2, 4, 32, 50, 64), 2).check(m.config, "base"),
-            "prefix has keys for layers 0,1, model 'base' has 3 layers",
+            "prefix has keys for layers 0,1, model 'base' has 3 layers: this prefix was trained on "
+            "another base",
+        ),
+        (
+            lambda m: Prefix(np.zeros((3, 2, 4, 1, 8)), position_offset=64).check(m.config, "base"),
+            "position_offset is 64, model 'base' has positions 0 to 63: none is left for a token",
         ),
     ],
 )
 def test_a_bad_prefix_is_a_sentence(model, call, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=f"^{sentence}$"):
         call(model)
 
 
@@ -451,6 +529,18 @@ def test_a_prefix_of_the_models_shape_passes_the_check(config, model, layers):
     prefix = Prefix.normal(config, 2, layers=layers, dtype="float64")
     prefix.check(config, "base")
     assert np.isfinite(model.logits(BATCH, prefix)).all()
+
+
+def test_a_prefix_in_no_layer_fits_a_model_of_one_layer():
+    single = Config(n_layer=1, n_head=4, n_embd=32, vocab_size=50, n_positions=64)
+    Prefix.normal(single, 2, layers=[]).check(single, "base")
+
+
+def test_keys_for_other_layers_than_were_named_are_not_passed_over(config):
+    prefix = Prefix.zero(config, 2)
+    prefix.parameters["kv"] = prefix.kv[:2]
+    with pytest.raises(ValueError, match="shorter"):
+        prefix.by_layer(3, np.zeros((4, 0, 8)))
 
 
 def test_the_longest_prefix_leaves_one_position(config, model):
@@ -462,7 +552,7 @@ def test_the_longest_prefix_leaves_one_position(config, model):
 
 @pytest.mark.parametrize("start", [Prefix.normal, Prefix.uniform, Prefix.mlp])
 def test_a_negative_seed_is_a_sentence(config, start):
-    with pytest.raises(InputError, match="seed is -1: expected 0 or more"):
+    with pytest.raises(InputError, match=r"^seed is -1: expected 0 or more$"):
         start(config, 2, seed=-1)
 
 
@@ -483,3 +573,19 @@ def test_a_prefix_says_what_it_is_and_how_much_of_it_is_trained(config):
         "MLPPrefix(3 slots in layers 0-2 x 4 heads of size 8, tokens from position 3, "
         f"{trained} parameters, float32, cpu)"
     )
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([0, 1, 2], "0-2"),
+        ([1, 2, 3, 4], "1-4"),
+        ([0, 1], "0,1"),
+        ([0, 2, 3], "0,2,3"),
+        ([3], "3"),
+        ([], "none"),
+    ],
+)
+def test_a_prefix_names_its_layers_in_the_shortest_way(layers, said):
+    deep = Config(n_layer=6, n_head=4, n_embd=32, vocab_size=50, n_positions=64)
+    assert f"slots in layers {said} x 4 heads" in repr(Prefix.zero(deep, 3, layers=layers))
