@@ -184,7 +184,7 @@ def _directions(n: int) -> np.ndarray:
 
 
 @cache
-def _fingerprints() -> dict[str, dict[str, list[Any]]]:
+def fingerprints() -> dict[str, dict[str, list[Any]]]:
     if not FINGERPRINTS.is_file():
         return {}
     found: dict[str, dict[str, list[Any]]] = json.loads(FINGERPRINTS.read_text(encoding="utf-8"))
@@ -208,7 +208,7 @@ def alike(
     """The bugs that give the very numbers which `seen` holds, in this check. One that changes
     nothing here is not among them. `prints`: in the place of those in `FINGERPRINTS`."""
     got, found = wrong_tensors(seen), list[str]()
-    for name, (tensor, print_) in (prints or _fingerprints()).get(check.id, {}).items():
+    for name, (tensor, print_) in (prints or fingerprints()).get(check.id, {}).items():
         if tensor not in got or not _may_be(got[tensor], print_):
             continue
         if (check.id, name) not in _SEEN:
