@@ -28,12 +28,12 @@ from minprefix.conformance import (
     training_case,
 )
 from minprefix.conformance import contract as suite_contract
-from minprefix.conformance.cases import LAYOUTS, MAKERS
+from minprefix.conformance.cases import CASES, LAYOUTS, MAKERS, case_of
 from minprefix.conformance.check import Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
-from minprefix.conformance.model_checks import MODEL_CASES, TRAINING_CASES, expected_model
-from minprefix.conformance.op_checks import CASES, GRADIENTS, case_of, grade_case
+from minprefix.conformance.op_checks import GRADIENTS, grade_case
+from minprefix.conformance.problems import MODEL_CASES, TRAINING_CASES, expected_model
 from minprefix.conformance.report import as_json, passed, text
 from minprefix.errors import InputError
 from minprefix.ops import contract, numpy_ops, reference

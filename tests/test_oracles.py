@@ -9,7 +9,7 @@ import inspect
 import numpy as np
 import pytest
 
-from minprefix.conformance import cases, model_checks, op_checks
+from minprefix.conformance import cases, problems
 from minprefix.ops import reference
 from tests.oracles import __main__ as command
 from tests.oracles import agreement, table
@@ -59,9 +59,9 @@ def test_a_row_that_the_table_lacks_is_noticed():
 def test_only_these_cases_are_granted_more_than_the_target():
     ill = {
         (op, name)
-        for op, named in op_checks.CASES.items()
+        for op, named in cases.CASES.items()
         for name in named
-        if agreement.condition(op_checks.case_of(op, name)) > ILL
+        if agreement.condition(cases.case_of(op, name)) > ILL
     }
     assert ill == {
         ("layernorm", "far-from-zero"),
@@ -139,16 +139,16 @@ def test_a_wrong_reference_is_found_and_the_tensor_named(
     monkeypatch.setattr(cases, "_EXPECTED", {})
     name = agreement.LIGHT["ops"][op][0]
     found: dict[str, set[str]] = {}
-    for score in agreement.op_scores(name, op_checks.case_of(op, name)):
+    for score in agreement.op_scores(name, cases.case_of(op, name)):
         if score.missed:
             found.setdefault(score.row[1], set()).add(score.oracle)
     assert found == (missed if isinstance(missed, dict) else {t: {"PyTorch"} for t in missed})
 
 
 def off_by(monkeypatch, name, case, tensor, factor):
-    wrong = dict(getattr(model_checks, name)(case))
+    wrong = dict(getattr(problems, name)(case))
     wrong[tensor] = wrong[tensor] * factor
-    monkeypatch.setattr(model_checks, name, lambda case: wrong)
+    monkeypatch.setattr(problems, name, lambda case: wrong)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_wrong_step_of_training_is_found(monkeypatch):
 
 
 def test_a_tensor_that_the_suite_does_not_expect_is_missed(monkeypatch):
-    less = dict(model_checks.expected_decoding("own-prefixes"))
+    less = dict(problems.expected_decoding("own-prefixes"))
     del less["logits"]
-    monkeypatch.setattr(model_checks, "expected_decoding", lambda case: less)
+    monkeypatch.setattr(problems, "expected_decoding", lambda case: less)
     assert all(np.isinf(s.error) and s.missed for s in agreement.decoding_scores("own-prefixes"))

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from minprefix import ops
 from minprefix.cli import main
-from minprefix.conformance import vector_cases, vectors, zoo
+from minprefix.conformance import problems, vector_cases, vectors, zoo
 from minprefix.conformance.cases import flatten
 from minprefix.conformance.contract import (
     ARGUMENTS,
@@ -25,7 +25,7 @@ from minprefix.conformance.contract import (
     TrainingProblem,
 )
 from minprefix.conformance.house import House
-from minprefix.conformance.model_checks import TRAINING_CASES
+from minprefix.conformance.problems import TRAINING_CASES
 from minprefix.conformance.suite import all_checks
 from minprefix.errors import InputError
 from minprefix.gpt2 import Config, block_backward, block_forward
@@ -254,7 +254,7 @@ def test_training_is_graded_as_strictly_as_by_the_suite():
     planted = zoo.plant(zoo.all_bugs()["scores-unscaled"])
     for name in TRAINING_CASES:
         found = all_checks()[f"training/{name}"].collect(planted).findings
-        assert {f.tolerance for f in found} == {vector_cases.TRAINING_TOLERANCE}
+        assert {f.tolerance for f in found} == {problems.TOLERANCE["training"]}
 
 
 def test_a_case_names_the_bugs_that_it_catches_and_no_others(tmp_path):

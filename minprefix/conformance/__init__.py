@@ -4,22 +4,23 @@ and where.
     minprefix check my_ops.py
     MINPREFIX_IMPL=my_ops pytest --pyargs minprefix.conformance
 
-`contract` says what is graded, `cases` and `model_checks` with which inputs, `diagnosis` how a
-difference is put into words, `zoo` and `bugs` what proves that the suite itself has power.
+`contract` says what is graded; `cases` and `problems` with which inputs; `op_checks`, `by_hand`,
+`laws` and `model_checks` how; `diagnosis` puts a difference into words; `zoo` and `bugs` prove that
+the suite itself has power; `vectors` are the same cases as files.
 """
 
 from minprefix.conformance.cases import Case, flatten
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
-from minprefix.conformance.model_checks import (
+from minprefix.conformance.model_checks import whole
+from minprefix.conformance.op_checks import tensors
+from minprefix.conformance.problems import (
     model_case,
     model_problem,
     training_case,
     training_problem,
-    whole,
 )
-from minprefix.conformance.op_checks import tensors
 from minprefix.conformance.suite import all_checks, grade, run, select
 
 __all__ = [

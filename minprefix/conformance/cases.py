@@ -189,6 +189,128 @@ MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+# ---- the table of cases -------------------------------------------------------------------------
+
+#: op -> name -> why, and what the case is
+CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "embed": {
+        "usual": ("the sum of two rows, and where their gradients go", {}),
+        "repeated-tokens": (
+            "the gradient of a token that occurs often is the sum over all its places",
+            {"sizes": {"N": 9, "V": 2, "n_positions": 3}},
+        ),
+        "one-token": ("N = 1", {"sizes": {"N": 1}}),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "strided": ("weights that do not lie in one piece", {"layout": "strided"}),
+    },
+    "layernorm": {
+        "usual": ("mean, variance, gain and bias, and all three ways back", {}),
+        "far-from-zero": (
+            "a variance computed as E[x^2] - E[x]^2 has lost its digits here",
+            {"sizes": {"centre": 1e4}},
+        ),
+        "tiny-variance": (
+            "eps stands inside the root, and decides where the variance is small",
+            {"sizes": {"spread": 1e-4, "centre": 0.3}},
+        ),
+        "large-eps": ("eps is the argument, not 1e-5", {"sizes": {"eps": 0.1}}),
+        "one-row": ("N = 1: nothing is normalised over the rows", {"sizes": {"N": 1}}),
+        "one-column": ("C = 1: the variance is 0", {"sizes": {"C": 1}}),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "strided": ("x that does not lie in one piece", {"layout": "strided"}),
+    },
+    "linear": {
+        "usual": ("x W + b, and its two halves of a backward", {}),
+        "square": (
+            "in = out: a transposed weight has the right shape",
+            {"sizes": {"n_in": 5, "n_out": 5}},
+        ),
+        "no-bias": ("bias is None, as in the head", {"sizes": {"bias": False}}),
+        "one-row": ("N = 1, as in decoding", {"sizes": {"N": 1}}),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "fortran": ("a transposed view of a weight, as the tied head is", {"layout": "fortran"}),
+    },
+    "gelu": {
+        "usual": ("the tanh form and its derivative", {}),
+        "near-zero": (
+            "the erf form and the tanh form are closest here",
+            {"sizes": {"spread": 0.1}},
+        ),
+        "far-out": ("nothing overflows, the tails are 0 and x", {"sizes": {"spread": 1e3}}),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "strided": ("x that does not lie in one piece", {"layout": "strided"}),
+    },
+    "attention": {
+        "one-sequence": (
+            "one sequence with a prefix",
+            {"sizes": {"lengths": (5,), "slots": (3,)}},
+        ),
+        "usual": ("two sequences with a prefix each", {}),
+        "no-prefix": ("P = 0 is plain attention", {"sizes": {"slots": (0, 0)}}),
+        "one-token": (
+            "T = 1: it sees the prefix and itself",
+            {"sizes": {"lengths": (1, 1, 1)} | {"slots": (3, 1, 0)}},
+        ),
+        "one-head": ("NH = 1", {"sizes": {"heads": 1}}),
+        "square": (
+            "T = P = hs: nothing has a shape of its own",
+            {"sizes": {"lengths": (4, 4), "slots": (4, 4), "head_size": 4, "heads": 4}},
+        ),
+        "unequal-lengths": (
+            "sequences end where offsets say",
+            {"sizes": {"lengths": (1, 6, 3), "slots": (2, 2, 2)}},
+        ),
+        "unequal-prefixes": (
+            "each sequence sees its own prefix, of its own length",
+            {"sizes": {"lengths": (4, 2, 3), "slots": (5, 0, 1)}},
+        ),
+        "long-prefix": (
+            "a prefix longer than the text",
+            {"sizes": {"lengths": (2, 3), "slots": (17, 17)}},
+        ),
+        "large-scores": (
+            "scores around 1e4: exp overflows unless the largest is taken off",
+            {"sizes": {"common": 1e4}},
+        ),
+        "large-negative-scores": (
+            "scores around -1e4: a mask of -1e4 hides nothing here",
+            {"sizes": {"common": -1e4}},
+        ),
+        "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
+        "uneven-scores": (
+            "scores of one query around 1e4, of the next around 0: a maximum taken over all rows "
+            "leaves 0/0",
+            {"sizes": {"common": 1e4, "uneven": True}},
+        ),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "strided": (
+            "q, k and v are views of one array, as the model gives them",
+            {"layout": "strided"},
+        ),
+    },
+    "cross_entropy": {
+        "usual": ("a weighted sum of -log softmax, and its gradient", {}),
+        "mean": ("weights 1/M: the mean", {"sizes": {"weights": "mean"}}),
+        "one-target": ("M = 1", {"sizes": {"M": 1}}),
+        "large-logits": (
+            "logits around 1e4: exp overflows unless the largest is taken off",
+            {"sizes": {"common": 1e4}},
+        ),
+        "spread-logits": (
+            "logits of size 1e4: a probability that underflows keeps a finite loss",
+            {"sizes": {"spread": 1e4}},
+        ),
+        "float32": ("single precision stays single", {"dtype": "float32"}),
+        "strided": ("logits that do not lie in one piece", {"layout": "strided"}),
+    },
+}
+
+
+def case_of(op: str, name: str) -> Case:
+    """The case `name` of the table."""
+    return Case(op, **CASES[op][name][1])
+
+
 # ---- from inputs to tensors ---------------------------------------------------------------------
 
 

@@ -1,14 +1,9 @@
-"""The checks of the levels above the ops: a whole model, decoding, training.
+"""The checks of the levels above the ops: a whole model, decoding, training, on the problems of
+`problems`."""
 
-What is right is computed by this project's own model over the reference ops in float64; that it is
-right is shown by four other ways to compute it (see the oracle table).
-"""
-
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -18,152 +13,28 @@ from minprefix.conformance.contract import (
     FUNCTIONS,
     OPTIONAL,
     TENSORS,
-    MicroBatch,
     ModelProblem,
-    TrainingProblem,
     model_tensors,
     training_tensors,
 )
 from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.gpt2 import Config
+from minprefix.conformance.problems import (
+    MODEL_CASES,
+    TOLERANCE,
+    TRAINING_CASES,
+    expected_decoding,
+    expected_model,
+    expected_training,
+    model_case,
+    model_problem,
+    training_case,
+)
 from minprefix.ops import reference
 from minprefix.ops.contract import Array, AttentionGrads
 
-#: allowed error of a tensor, relative to its largest value: rounding after a whole model
-TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 MODEL_DRAWS = 12
-
-SMALL = Config(n_layer=3, n_head=2, n_embd=10, vocab_size=13, n_positions=24)
-
-
-def weights_of(config: Config, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
-    """Every weight random and large enough for every part of the arithmetic to matter."""
-    return {name: a.astype(dtype) for name, a in _drawn_weights(config, seed).items()}
-
-
-@cache
-def _drawn_weights(config: Config, seed: int) -> dict[str, Array]:
-    weights = {}
-    for name, shape in config.shapes().items():
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
-        weights[name] = centre + rng.normal(0, 0.3, shape)
-    return weights
-
-
-def model_problem(
-    lengths: tuple[int, ...] = (5, 3, 4),
-    loss_from: tuple[int, ...] = (2, 1, 3),
-    prefix_of: tuple[int, ...] = (0, 0, 0),
-    slots: tuple[int, ...] = (4,),
-    position_offsets: tuple[int, ...] | None = None,
-    reduction: str = "mean",
-    need: Literal["prefix", "all"] = "prefix",
-    config: Mapping[str, Any] | None = None,
-    dtype: str = "float64",
-    seed: int = 0,
-) -> ModelProblem:
-    """A problem from its sizes; `config`: what differs from `SMALL`."""
-    cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng([7, seed])
-    return ModelProblem(
-        config=cfg,
-        weights=weights_of(cfg, seed, dtype),
-        sequences=[[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
-        loss_from=list(loss_from),
-        prefix_of=list(prefix_of),
-        prefixes=[
-            rng.normal(0, 0.7, (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)).astype(dtype)
-            for P in slots
-        ],
-        position_offsets=list(slots if position_offsets is None else position_offsets),
-        reduction=reduction,
-        need=need,
-    )
-
-
-#: name -> why, and what the problem is
-MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "one-sequence": (
-        "one sequence, one prefix, every intermediate",
-        {"lengths": (5,), "loss_from": (2,), "prefix_of": (0,)},
-    ),
-    "shared-prefix": ("a prefix that three sequences share: its gradient is the sum", {}),
-    "sum": ("the sum over the targets, not their mean", {"reduction": "sum"}),
-    "equal-prefixes": (
-        "two prefixes of one length: nothing but a number tells them apart",
-        {"prefix_of": (1, 0, 1), "slots": (3, 3)},
-    ),
-    "own-prefixes": (
-        "each sequence sees its own prefix, of its own length",
-        {"prefix_of": (1, 0, 1), "slots": (2, 5)},
-    ),
-    "unused-prefix": (
-        "a prefix that no sequence sees has a gradient of 0",
-        {"prefix_of": (0, 0, 2), "slots": (2, 3, 4)},
-    ),
-    "no-prefix": (
-        "P = 0 is plain GPT-2, with all gradients of weights",
-        {"slots": (0,), "need": "all"},
-    ),
-    "offset-0": ("real tokens from position 0: the other rule", {"position_offsets": (0,)}),
-    "one-token-targets": (
-        "sequences of one token predict nothing",
-        {"lengths": (1, 4, 1), "loss_from": (1, 3, 1)},
-    ),
-    "weights": ("the gradient of every weight, prefix and all", {"need": "all"}),
-    "separate-head": (
-        "a head of its own, a hidden width of its own, another eps",
-        {
-            "need": "all",
-            "config": {
-                "tie_word_embeddings": False,
-                "n_inner": 14,
-                "layer_norm_epsilon": 1e-2,
-                "n_head": 1,
-            },
-        },
-    ),
-    "float32": ("single precision", {"dtype": "float32"}),
-}
-
-
-def model_case(name: str) -> ModelProblem:
-    """The problem `name` of the table."""
-    return model_problem(**MODEL_CASES[name][1])
-
-
-def _wide(problem: Any, fields: tuple[str, ...]) -> Any:
-    """The same problem in float64."""
-
-    def wide(a: Any) -> Any:
-        if isinstance(a, list):
-            return [wide(each) for each in a]
-        if isinstance(a, dict):
-            return {name: wide(each) for name, each in a.items()}
-        return a.astype(np.float64)
-
-    return replace(problem, **{name: wide(getattr(problem, name)) for name in fields})
-
-
-@cache
-def expected_model(name: str) -> Mapping[str, Array]:
-    problem = _wide(model_case(name), ("weights", "prefixes"))
-    return House(reference).run_model(problem)
-
-
-@cache
-def expected_decoding(name: str) -> Mapping[str, Array]:
-    """The logits of every token, from whole sequences: no cache is involved."""
-    problem = _wide(model_case(name), ("weights", "prefixes"))
-    every = replace(problem, loss_from=[1] * len(problem.sequences))
-    rows = []
-    for ids, which in zip(every.sequences, every.prefix_of, strict=True):
-        # the loss of a sequence with one token more has a row of logits for each token of this one
-        one = replace(every, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
-        rows.append(House(reference).run_model(one)["logits"])
-    return {"logits": np.concatenate(rows)}
 
 
 def _dimensions(problem: ModelProblem) -> dict[str, float]:
@@ -539,87 +410,6 @@ def _law_checks() -> Iterator[Check]:
 # ---- training -----------------------------------------------------------------------------------
 
 
-def training_problem(
-    kinds: tuple[str, ...] = ("flat",),
-    n_steps: int = 1,
-    micro_batches: int = 1,
-    **settings: Any,
-) -> TrainingProblem:
-    """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths."""
-    cfg, rng = SMALL, np.random.default_rng(11)
-    parameters: list[dict[str, Array]] = []
-    for j, kind in enumerate(kinds):
-        P, out, hidden = 3 + j, 2 * cfg.n_layer * cfg.n_embd, 6
-        if kind == "flat":
-            shape = (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)
-            parameters.append({"kv": rng.normal(0, 0.7, shape)})
-            continue
-        parameters.append(
-            {
-                "embedding": rng.normal(0, 1, (P, cfg.n_embd)),
-                "weight_1": rng.normal(0, 0.4, (cfg.n_embd, hidden)),
-                "bias_1": rng.normal(0, 0.4, hidden),
-                "weight_2": rng.normal(0, 0.4, (hidden, out)),
-                "bias_2": rng.normal(0, 0.4, out),
-            }
-        )
-    steps = []
-    for _ in range(n_steps):
-        step = []
-        for m in range(micro_batches):
-            lengths = [4, 6] if m == 0 else [3]
-            step.append(
-                MicroBatch(
-                    [[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
-                    [1, 4] if m == 0 else [2],
-                    [(b + m) % len(kinds) for b in range(len(lengths))],
-                )
-            )
-        steps.append(step)
-    return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
-
-
-#: name -> why, and what the problem is. The limits of `clip` lie between the norms of a run's
-#: gradients, so that some steps are clipped and some are not
-TRAINING_CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "one-step": ("one step of AdamW on a flat prefix", {"lr": 0.05, "weight_decay": 0.1}),
-    "ten-steps": (
-        "ten steps: both moments, their bias corrections, the schedule, decay, clipping",
-        {"n_steps": 10, "lr": 0.05, "weight_decay": 0.1, "warmup": 3, "clip": 0.14},
-    ),
-    "unclipped": (
-        "a gradient below the limit is left alone",
-        {"n_steps": 2, "lr": 0.05, "clip": 1e6},
-    ),
-    "large-eps": (
-        "eps stands outside the root, after the bias correction",
-        {"n_steps": 3, "lr": 0.05, "eps": 0.1},
-    ),
-    "mlp": (
-        "ten steps on a prefix through an MLP",
-        {"kinds": ("mlp",), "n_steps": 10, "lr": 0.01, "weight_decay": 0.1, "clip": 0.6},
-    ),
-    "micro-batches": (
-        "a step in two unequal parts is the mean over all their targets",
-        {"n_steps": 3, "micro_batches": 2, "lr": 0.05},
-    ),
-    "two-prefixes": (
-        "a flat prefix and an MLP in one batch, one norm over both",
-        {"kinds": ("flat", "mlp"), "n_steps": 3, "micro_batches": 2, "lr": 0.05, "clip": 0.2},
-    ),
-}
-
-
-def training_case(name: str) -> TrainingProblem:
-    """The problem `name` of the table."""
-    return training_problem(**TRAINING_CASES[name][1])
-
-
-@cache
-def expected_training(name: str) -> Mapping[str, Array]:
-    return House(reference).run_training(training_case(name))
-
-
 def _training_checks() -> Iterator[Check]:
     for case, (why, _) in TRAINING_CASES.items():
 
@@ -632,7 +422,7 @@ def _training_checks() -> Iterator[Check]:
                 training_tensors(problem),
                 expected_training(case),
                 lambda n: ".gradient." not in n,
-                1e-8,  # Adam divides by the root of a small second moment
+                TOLERANCE["training"],
                 {"micro-batches": 2, "B": 2},
                 grade,
                 _reproduce(implementation, "run_training", f"training_case({case!r})"),

@@ -4,18 +4,34 @@ import time
 from collections.abc import Sequence
 from functools import cache
 
+from minprefix.conformance.by_hand import by_hand_checks
 from minprefix.conformance.check import Check, Grade, Result
-from minprefix.conformance.contract import LEVELS
+from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.laws import law_checks
 from minprefix.conformance.model_checks import model_checks, training_checks
-from minprefix.conformance.op_checks import op_checks
+from minprefix.conformance.op_checks import (
+    case_checks,
+    derivative_checks,
+    drawn_checks,
+    two_calls_checks,
+)
 from minprefix.errors import InputError
 
 
 @cache
 def all_checks() -> dict[str, Check]:
     """id -> check: ops, then the model, then training; within an op, what says most comes first."""
-    return {check.id: check for check in [*op_checks(), *model_checks(), *training_checks()]}
+    ops = [
+        *case_checks(),
+        *by_hand_checks(),
+        *two_calls_checks(),
+        *derivative_checks(),
+        *law_checks(),
+        *drawn_checks(),
+    ]
+    ops.sort(key=lambda check: list(FUNCTIONS).index(check.op))
+    return {check.id: check for check in [*ops, *model_checks(), *training_checks()]}
 
 
 def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:

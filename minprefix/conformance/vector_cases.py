@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance import suite
+from minprefix.conformance.cases import CASES, case_of
 from minprefix.conformance.cases import axes as axes_of
 from minprefix.conformance.check import Check, Grade
 from minprefix.conformance.contract import (
@@ -22,7 +23,8 @@ from minprefix.conformance.contract import (
     training_tensors,
 )
 from minprefix.conformance.implementation import Broken, Implementation
-from minprefix.conformance.model_checks import (
+from minprefix.conformance.op_checks import TOLERANCE as OP_TOLERANCE
+from minprefix.conformance.problems import (
     MODEL_CASES,
     SMALL,
     TRAINING_CASES,
@@ -33,16 +35,11 @@ from minprefix.conformance.model_checks import (
     training_case,
     weights_of,
 )
-from minprefix.conformance.model_checks import TOLERANCE as MODEL_TOLERANCE
-from minprefix.conformance.op_checks import CASES, case_of
-from minprefix.conformance.op_checks import TOLERANCE as OP_TOLERANCE
+from minprefix.conformance.problems import TOLERANCE as MODEL_TOLERANCE
 from minprefix.conformance.record import Recorder
 from minprefix.gpt2 import block_backward, block_forward
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
-
-#: as `training_checks` grades
-TRAINING_TOLERANCE = 1e-8
 
 SYMBOLS = {
     "N": "tokens of all sequences, one after the other: sequence b is offsets[b] to offsets[b+1]-1",
@@ -256,7 +253,7 @@ def _training_case(name: str) -> VectorCase:
     }
     check = suite.all_checks()[f"training/{name}"]
     sizes = {"micro-batches": 2, "B": 2}
-    return VectorCase(check, TRAINING_TOLERANCE, settings, sizes, inputs, expected)
+    return VectorCase(check, MODEL_TOLERANCE["training"], settings, sizes, inputs, expected)
 
 
 # ---- a block alone: the suite itself has no check of it ------------------------------------------
@@ -331,7 +328,11 @@ def _block_expected(name: str) -> dict[str, Array]:
 
 def block_check(name: str) -> Check:
     def run(implementation: Implementation, grade: Grade) -> None:
-        code = _block_code(implementation)
+        of = implementation.functions  # a bug of the zoo may have a block of its own
+        code = (
+            getattr(of, "block_forward", block_forward),
+            getattr(of, "block_backward", block_backward),
+        )
         want, B = _block_expected(name), len(BLOCKS[name][1])
         try:
             found = _run_block(_block_inputs(name), implementation.functions, *code)
@@ -343,16 +344,6 @@ def block_check(name: str) -> Check:
                 grade.compare("block", n, found[n], want[n], MODEL_TOLERANCE["float64"], axes)
 
     return Check(f"block/{name}", "model", "block", BLOCKS[name][0], run)
-
-
-def _block_code(implementation: Implementation) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`block_forward` and `block_backward` as a bug of the zoo has them, else the sound ones: from
-    its model's `run_model` to the module that the model is made of."""
-    run: Any = getattr(implementation.functions, "run_model", None)
-    if run is None:
-        return block_forward, block_backward
-    gpt2 = run.__func__.__globals__["loss_backward"].__globals__["backward"].__globals__
-    return gpt2["block_forward"], gpt2["block_backward"]
 
 
 def _block_case(name: str) -> VectorCase:

@@ -97,14 +97,16 @@ def plant(bug: Bug) -> Implementation:
     if bug.module == "ops.reference":
         return Implementation(reference, bug.name, in_a_hurry=True)
     house = planted[MODULES[-1]].House(reference)
-    return Implementation(_Both(reference, house), bug.name, in_a_hurry=True)
+    gpt2 = planted.get("minprefix.gpt2", sys.modules["minprefix.gpt2"])
+    return Implementation(_Whole(reference, gpt2, house), bug.name, in_a_hurry=True)
 
 
-class _Both:
-    """Sound ops, and a model and training that have a bug."""
+class _Whole:
+    """Sound ops, and a block, a model and training of which one has a bug."""
 
-    def __init__(self, ops: types.ModuleType, house: object) -> None:
+    def __init__(self, ops: types.ModuleType, gpt2: types.ModuleType, house: object) -> None:
         self._ops, self._house = ops, house
+        self.block_forward, self.block_backward = gpt2.block_forward, gpt2.block_backward
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._house if name.startswith("run_") else self._ops, name)

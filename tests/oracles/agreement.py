@@ -11,8 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from minprefix.conformance import model_checks as checks
-from minprefix.conformance import op_checks
+from minprefix.conformance import cases, op_checks, problems, suite
 from minprefix.conformance.cases import Case
 from minprefix.conformance.contract import (
     FUNCTIONS,
@@ -79,13 +78,13 @@ def rows() -> list[tuple[str, str]]:
     found = [
         (op, name) for op, functions in FUNCTIONS.items() for f in functions for name in TENSORS[f]
     ]
-    for name in checks.MODEL_CASES:
-        p = checks.model_case(name)
+    for name in problems.MODEL_CASES:
+        p = problems.model_case(name)
         asked = model_tensors(p.config, len(p.prefixes), len(p.sequences), p.need)
         found += [("model", generic(tensor)) for tensor in asked]
     found.append(("decoding", "logits"))
-    for name in checks.TRAINING_CASES:
-        asked = training_tensors(checks.training_case(name))
+    for name in problems.TRAINING_CASES:
+        asked = training_tensors(problems.training_case(name))
         found += [("training", generic(tensor)) for tensor in asked]
     return list(dict.fromkeys(found))
 
@@ -190,8 +189,8 @@ def _error(found: Mapping[str, Array], expected: Mapping[str, Array], tensor: st
 
 
 def model_scores(name: str) -> Iterator[Score]:
-    problem = checks._wide(checks.model_case(name), ("weights", "prefixes"))
-    expected = checks.expected_model(name)
+    problem = problems.widened(problems.model_case(name), ("weights", "prefixes"))
+    expected = problems.expected_model(name)
     asked = model_tensors(
         problem.config, len(problem.prefixes), len(problem.sequences), problem.need
     )
@@ -207,8 +206,8 @@ def model_scores(name: str) -> Iterator[Score]:
 
 
 def decoding_scores(name: str) -> Iterator[Score]:
-    problem = checks._wide(checks.model_case(name), ("weights", "prefixes"))
-    expected = checks.expected_decoding(name)
+    problem = problems.widened(problems.model_case(name), ("weights", "prefixes"))
+    expected = problems.expected_decoding(name)
     for oracle, found in (
         ("PyTorch", by_torch.decoding(problem)),
         ("transformers", by_torch.transformers_decoding(problem)),
@@ -217,7 +216,7 @@ def decoding_scores(name: str) -> Iterator[Score]:
 
 
 def training_scores(name: str) -> Iterator[Score]:
-    problem, expected = checks.training_case(name), checks.expected_training(name)
+    problem, expected = problems.training_case(name), problems.expected_training(name)
     for oracle, found in (
         ("PyTorch", by_torch.training(problem)),
         ("transformers", by_torch.transformers_training(problem)),
@@ -233,7 +232,7 @@ def training_scores(name: str) -> Iterator[Score]:
 # ---- all cases ----------------------------------------------------------------------------------
 
 DECODING_CASES = [
-    check.id.split("/")[1] for check in checks.model_checks() if check.op == "decoding"
+    check.id.split("/")[1] for check in suite.all_checks().values() if check.op == "decoding"
 ]
 DRAWS = 25
 
@@ -250,7 +249,7 @@ def drawn(op: str) -> list[Case]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(sizes=op_checks._sizes[op], seed=st.integers(0, 2**16))
+    @given(sizes=op_checks.DRAWN_SIZES[op], seed=st.integers(0, 2**16))
     def draw(sizes: dict[str, Any], seed: int) -> None:
         found.append(Case(op, sizes, seed))
 
@@ -259,8 +258,8 @@ def drawn(op: str) -> list[Case]:
 
 
 def _op_cases() -> Iterator[tuple[str, Case]]:
-    for op, named in op_checks.CASES.items():
-        yield from ((name, op_checks.case_of(op, name)) for name in named)
+    for op, named in cases.CASES.items():
+        yield from ((name, cases.case_of(op, name)) for name in named)
         yield from ((f"two calls, seed {seed}", Case(op, seed=seed)) for seed in (1, 2))
         yield from (("drawn", case) for case in drawn(op))
 
@@ -285,7 +284,7 @@ def light() -> Iterator[Score]:
     with _one_thread():
         for op, names in LIGHT["ops"].items():
             for name in names:
-                yield from op_scores(name, op_checks.case_of(op, name))
+                yield from op_scores(name, cases.case_of(op, name))
         yield from _whole(LIGHT["model"], LIGHT["decoding"], LIGHT["training"])
 
 
@@ -293,7 +292,7 @@ def full() -> Iterator[Score]:
     with _one_thread():
         for name, case in _op_cases():
             yield from op_scores(name, case)
-        yield from _whole(checks.MODEL_CASES, DECODING_CASES, checks.TRAINING_CASES)
+        yield from _whole(problems.MODEL_CASES, DECODING_CASES, problems.TRAINING_CASES)
 
 
 def _whole(
