@@ -7,7 +7,7 @@ from typing import Any
 
 from minprefix import __version__
 from minprefix.conformance.check import Finding, Result
-from minprefix.conformance.contract import LEVELS
+from minprefix.conformance.contract import FUNCTIONS, LEVELS
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
@@ -83,7 +83,7 @@ def text(results: Sequence[Result], name: str, everything: bool = False) -> str:
 def _summary(results: Sequence[Result], name: str) -> str:
     failed = sum(r.status == "failed" for r in results)
     graded = sum(r.status != "not implemented" for r in results)
-    missing = _not_implemented(results)
+    missing = _by_op(_not_implemented(results))
     said = f"{name}: "
     if failed:
         said += f"{failed} of {graded} checks failed"
@@ -98,6 +98,17 @@ def _summary(results: Sequence[Result], name: str) -> str:
 
 def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
+
+
+def _by_op(functions: Sequence[str]) -> list[str]:
+    """Where all functions of an op are missing, the op in their place."""
+    names = list(functions)
+    for op, needed in FUNCTIONS.items():
+        if set(needed) <= set(names):
+            at = names.index(needed[0])
+            names[at : at + 1] = [f"all of {op}"]
+            names = [n for n in names if n not in needed]
+    return names
 
 
 def _table(results: Sequence[Result]) -> list[str]:

@@ -160,11 +160,14 @@ def condition(case: Case) -> float:
             bounds.append(float(np.abs(scores).max()) / keys.shape[2] ** 0.5)
         return max(bounds)
     if case.op == "cross_entropy":
-        return float(np.abs(i["logits"]).max())
+        largest = float(np.abs(case.expected()["dlogits"]).max())
+        one_less = float(i["weights"].max()) / largest  # what a probability near 1 loses to the 1
+        return max(float(np.abs(i["logits"]).max()), one_less)
     if case.op == "layernorm":
         x, dxhat = np.float64(i["x"]), np.float64(i["dout"] * i["gain"])
         deviation = np.sqrt(x.var(axis=1, keepdims=True) + i["eps"])
-        forward = float((np.abs(x) / deviation).max())
+        spread = float(x.std(axis=1).max())
+        forward = float(np.abs(x).max()) / spread if spread else 1.0
         largest = float(np.abs(case.expected()["dx"]).max())
         return max(forward, float(np.abs(dxhat / deviation).max()) / largest if largest else 0.0)
     return 1.0
