@@ -13,7 +13,6 @@ from minprefix.conformance.cases import Case, flatten
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
-from minprefix.conformance.model_checks import whole
 from minprefix.conformance.op_checks import tensors
 from minprefix.conformance.problems import (
     model_case,
@@ -22,6 +21,7 @@ from minprefix.conformance.problems import (
     training_problem,
 )
 from minprefix.conformance.suite import all_checks, grade, run, select
+from minprefix.conformance.whole import whole
 
 __all__ = [
     "Case",

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.contract import (
-    FUNCTIONS,
     OPTIONAL,
-    TENSORS,
     ModelProblem,
     model_tensors,
     training_tensors,
@@ -20,6 +18,7 @@ from minprefix.conformance.contract import (
 from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.conformance.model_laws import law_checks
 from minprefix.conformance.problems import (
     MODEL_CASES,
     TOLERANCE,
@@ -31,8 +30,9 @@ from minprefix.conformance.problems import (
     model_problem,
     training_case,
 )
+from minprefix.conformance.whole import whole
 from minprefix.ops import reference
-from minprefix.ops.contract import Array, AttentionGrads
+from minprefix.ops.contract import Array
 
 MODEL_DRAWS = 12
 
@@ -44,52 +44,6 @@ def _dimensions(problem: ModelProblem) -> dict[str, float]:
     P = problem.prefixes[0].shape[3]
     sizes = {"hs": c.head_size, "M": M, "B": B, "N": N, "P": P, "L": c.n_layer}
     return {letter: n for letter, n in sizes.items() if n > 1}
-
-
-def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]:
-    """The implementation's own function, or the house's over its ops. Raises NotOffered when
-    neither is to be had."""
-    if implementation.has(function):
-        return lambda problem: implementation.call(function, problem)
-    needed = [f for fs in FUNCTIONS.values() for f in fs]
-    missing = [f for f in needed if f not in OPTIONAL and not implementation.has(f)]
-    if missing:
-        raise NotOffered(f"{function} (or all ops: {', '.join(missing)} missing)")
-    house = House(_Guarded(implementation))
-    return lambda problem: getattr(house, function)(problem)
-
-
-class _Guarded:
-    """The ops of an implementation, called with care: NumPy arrays in, NumPy arrays out, caches as
-    they are."""
-
-    def __init__(self, implementation: Implementation) -> None:
-        self._implementation = implementation
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        foreign = self._implementation.has("asarray")
-        tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
-
-        def call(*arguments: Any) -> Any:
-            own = [self._implementation.own(a) for a in arguments] if foreign else arguments
-            result = self._implementation.call(name, *own)
-            parts = [result] if len(tops) == 1 else result
-            if not isinstance(parts, tuple | list) or len(parts) != len(tops):
-                raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
-            back = [self._back(t, a) for t, a in zip(tops, parts, strict=True)]
-            if name == "attention_backward":
-                return AttentionGrads(*back)
-            return back[0] if len(back) == 1 else tuple(back)
-
-        setattr(self, name, call)  # found at once the next time
-        return call
-
-    def _back(self, name: str, a: Any) -> Any:
-        if name == "cache":
-            return a
-        if isinstance(a, tuple | list):
-            return [self._implementation.asnumpy(each, name) for each in a]
-        return self._implementation.asnumpy(a, name)
 
 
 def _grade_tensors(
@@ -296,117 +250,6 @@ def _decoding_checks() -> Iterator[Check]:
         yield Check(f"decoding/{case}", "model", "decoding", why, run)
 
 
-def _law(grade: Grade, tensor: str, law: str, off: Array, scale: float) -> None:
-    error = float(np.abs(off).max(initial=0.0)) / max(scale, 1e-300)
-    grade.errors[f"{tensor}: {law}"] = error
-    if not error <= TOLERANCE["float64"]:
-        sentence = f"{tensor} breaks a law: {law}, and it is off by {error:.2g}"
-        grade.findings.append(Finding("run_model", tensor, "law", sentence, error))
-
-
-def _numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
-    return {n: np.array(implementation.asnumpy(a, n), dtype=np.float64) for n, a in found.items()}
-
-
-def _law_checks() -> Iterator[Check]:
-    def batch(implementation: Implementation, grade: Grade) -> None:
-        problem = replace(model_case("own-prefixes"), reduction="sum")
-        run = whole(implementation, "run_model")
-        together = _numbers(run(problem), implementation)
-        total: dict[str, Array] = {}
-        for b in range(len(problem.sequences)):
-            one = replace(
-                problem,
-                sequences=[problem.sequences[b]],
-                loss_from=[problem.loss_from[b]],
-                prefix_of=[problem.prefix_of[b]],
-            )
-            single = _numbers(run(one), implementation)
-            for name in together:
-                if name == "loss" or name.startswith("prefix."):
-                    total[name] = total.get(name, np.zeros(())) + single[name]
-        law = "a batch (summed) is the sum of its sequences"
-        for name, a in total.items():
-            _law(grade, name, law, together[name] - a, float(np.abs(a).max()))
-
-    def permutation(implementation: Implementation, grade: Grade) -> None:
-        problem, order = model_case("shared-prefix"), np.array([2, 0, 3, 1])
-        moved = replace(problem, prefixes=[kv[:, :, :, order] for kv in problem.prefixes])
-        run = whole(implementation, "run_model")
-        a, b = (_numbers(run(p), implementation) for p in (problem, moved))
-        law = "permuting the slots permutes their gradients and changes nothing else"
-        _law(grade, "loss", law, a["loss"] - b["loss"], float(np.abs(a["loss"])))
-        for name in ("prefix.0.dk", "prefix.0.dv"):
-            off = b[name] - a[name][:, :, order]
-            _law(grade, name, law, off, float(np.abs(a[name]).max()))
-
-    def derivative(implementation: Implementation, grade: Grade) -> None:
-        problem, rng = model_case("own-prefixes"), np.random.default_rng(5)
-        layers = range(problem.config.n_layer)
-        if implementation.in_a_hurry:  # the gradient of the lowest has come through all others
-            layers = layers[:1]
-        run = whole(implementation, "run_model")
-        found = _numbers(run(problem), implementation)
-        for j, kv in enumerate(problem.prefixes):
-            for which, name in enumerate((f"prefix.{j}.dk", f"prefix.{j}.dv")):
-                for layer in layers:
-                    direction = np.zeros_like(kv)
-                    direction[layer, which] = rng.normal(0, 1, kv.shape[2:])
-                    losses = []
-                    for sign in (1, -1):
-                        prefixes = list(problem.prefixes)
-                        prefixes[j] = kv + sign * 1e-5 * direction
-                        moved = run(replace(problem, prefixes=prefixes))
-                        losses.append(
-                            float(_numbers({"loss": moved["loss"]}, implementation)["loss"])
-                        )
-                    numeric = (losses[0] - losses[1]) / 2e-5
-                    analytic = float((found[name][layer] * direction[layer, which]).sum())
-                    error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), 1e-300)
-                    grade.errors[f"{name} of layer {layer} along a direction"] = error
-                    if not error < 1e-5:
-                        grade.findings.append(
-                            Finding(
-                                "run_model",
-                                name,
-                                "derivative",
-                                f"{name} of layer {layer} says that the loss changes by "
-                                f"{analytic:.6g} along a random direction, and it changes by "
-                                f"{numeric:.6g}",
-                                error,
-                                1e-5,
-                            )
-                        )
-
-    def again(implementation: Implementation, grade: Grade) -> None:
-        problem, other = model_case("own-prefixes"), model_case("shared-prefix")
-        before = [kv.copy() for kv in problem.prefixes]
-        weights = {name: a.copy() for name, a in problem.weights.items()}
-        run = whole(implementation, "run_model")
-        first = _numbers(run(problem), implementation)
-        run(other)
-        second = _numbers(run(problem), implementation)
-        law = "the same problem gives the same answer again"
-        for name in first:
-            if name in second and first[name].shape == second[name].shape:
-                scale = float(np.abs(first[name]).max(initial=0.0)) or 1.0
-                _law(grade, name, law, first[name] - second[name], scale)
-        for j, (a, b) in enumerate(zip(before, problem.prefixes, strict=True)):
-            kept = "the prefix is kept as it was given"
-            _law(grade, f"prefix.{j}", kept, a - b, float(np.abs(a).max()))
-        for name, a in weights.items():
-            kept = "a frozen weight is kept as it was given"
-            _law(grade, name, kept, a - problem.weights[name], float(np.abs(a).max()))
-
-    for name, why, run in (
-        ("law-batch", "law 8: the gradient of a batch is the sum of its sequences'", batch),
-        ("law-permutation", "law 5: permuting the slots permutes their gradients", permutation),
-        ("derivative", "the prefix gradient is the derivative of this very loss", derivative),
-        ("again", "nothing is left over from a call, and nothing it was given is changed", again),
-    ):
-        yield Check(f"model/{name}", "model", "model", why, run)
-
-
 # ---- training -----------------------------------------------------------------------------------
 
 
@@ -433,7 +276,7 @@ def _training_checks() -> Iterator[Check]:
 
 def model_checks() -> list[Check]:
     """Cases first, because they say most."""
-    return [*_model_checks(), *_decoding_checks(), *_law_checks(), *_drawn_checks()]
+    return [*_model_checks(), *_decoding_checks(), *law_checks(), *_drawn_checks()]
 
 
 def training_checks() -> list[Check]:

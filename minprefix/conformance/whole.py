@@ -1,0 +1,55 @@
+"""A model and training to grade: the implementation's own, or this project's over its ops."""
+
+from collections.abc import Callable
+from typing import Any
+
+from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS
+from minprefix.conformance.house import House
+from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.ops.contract import AttentionGrads
+
+
+def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]:
+    """The implementation's own function, or the house's over its ops. Raises NotOffered when
+    neither is to be had."""
+    if implementation.has(function):
+        return lambda problem: implementation.call(function, problem)
+    needed = [f for fs in FUNCTIONS.values() for f in fs]
+    missing = [f for f in needed if f not in OPTIONAL and not implementation.has(f)]
+    if missing:
+        raise NotOffered(f"{function} (or all ops: {', '.join(missing)} missing)")
+    house = House(_Guarded(implementation))
+    return lambda problem: getattr(house, function)(problem)
+
+
+class _Guarded:
+    """The ops of an implementation, called with care: NumPy arrays in, NumPy arrays out, caches as
+    they are."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        self._implementation = implementation
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        foreign = self._implementation.has("asarray")
+        tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
+
+        def call(*arguments: Any) -> Any:
+            own = [self._implementation.own(a) for a in arguments] if foreign else arguments
+            result = self._implementation.call(name, *own)
+            parts = [result] if len(tops) == 1 else result
+            if not isinstance(parts, tuple | list) or len(parts) != len(tops):
+                raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
+            back = [self._back(t, a) for t, a in zip(tops, parts, strict=True)]
+            if name == "attention_backward":
+                return AttentionGrads(*back)
+            return back[0] if len(back) == 1 else tuple(back)
+
+        setattr(self, name, call)  # found at once the next time
+        return call
+
+    def _back(self, name: str, a: Any) -> Any:
+        if name == "cache":
+            return a
+        if isinstance(a, tuple | list):
+            return [self._implementation.asnumpy(each, name) for each in a]
+        return self._implementation.asnumpy(a, name)
