@@ -66,6 +66,7 @@ def test_only_these_cases_are_granted_more_than_the_target():
     assert ill == {
         ("layernorm", "far-from-zero"),
         ("layernorm", "tiny-variance"),
+        ("attention", "large-last-key"),
         ("attention", "large-scores"),
         ("attention", "large-negative-scores"),
         ("attention", "uneven-scores"),

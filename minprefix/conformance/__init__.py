@@ -9,7 +9,7 @@ and where.
 the suite itself has power; `vectors` are the same cases as files.
 """
 
-from minprefix.conformance.cases import Case, flatten
+from minprefix.conformance.cases import Case, flatten, reference_cache
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "model_case",
     "model_problem",
+    "reference_cache",
     "run",
     "select",
     "tensors",

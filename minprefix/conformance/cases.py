@@ -89,7 +89,7 @@ def _embed(
     rng: np.random.Generator, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13
 ) -> dict[str, Any]:
     return {
-        "tokens": rng.integers(0, V, N),  # some occur twice as soon as N > 1 or so
+        "tokens": rng.integers(0, V, N),
         "positions": rng.integers(0, n_positions, N),
         "wte": rng.normal(0, 1, (V, C)),
         "wpe": rng.normal(0, 1, (n_positions, C)),
@@ -139,14 +139,16 @@ def _attention(
     head_size: int = 7,
     common: float = 0.0,
     spread: float = 1.0,
+    last: float = 1.0,
     uneven: bool = False,
 ) -> dict[str, Any]:
     """`common`: about how much is added to every score, or with `uneven` to those of every second
-    query; `spread`: of the queries."""
+    query; `spread`: of the queries; `last`: times the key of each sequence's last token."""
     N, shape = sum(lengths), (heads, head_size)
     q, k, v, dz = (rng.normal(0, 1, (N, *shape)) for _ in range(4))
     prefix_k, prefix_v = ([rng.normal(0, 1, (heads, P, head_size)) for P in slots] for _ in "kv")
     q *= spread
+    k[np.cumsum(lengths) - 1] *= last
     if common:  # the last coordinate of every query times that of every key
         q[..., -1] = abs(common) ** 0.5
         if uneven:
@@ -277,6 +279,10 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "large-negative-scores": (
             "scores around -1e4: a mask of -1e4 hides nothing here",
             {"sizes": {"common": -1e4}},
+        ),
+        "large-last-key": (
+            "a last key of size 1e5: a mask that adds -1e4 lets the tokens before see it",
+            {"sizes": {"last": 1e5}},
         ),
         "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
         "uneven-scores": (

@@ -1,6 +1,6 @@
 """What a check is and what it finds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,13 +167,3 @@ class Check:
 
     def grade(self, implementation: Implementation) -> Result:
         return self.result(self.collect(implementation))
-
-
-def selected(checks: Iterable[Check], only: Sequence[str], levels: Sequence[str]) -> list[Check]:
-    """Those of the levels whose op, id or part of the id is one of `only` (empty: all)."""
-    return [
-        c
-        for c in checks
-        if (not levels or c.level in levels)
-        and (not only or any(word in (c.op, c.level) or word in c.id for word in only))
-    ]

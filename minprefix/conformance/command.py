@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from minprefix.conformance.implementation import write_stubs
 from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
 from minprefix.conformance.suite import select
 from minprefix.errors import InputError
+
+A_DAY = 86400  # seconds
 
 
 def check(args: argparse.Namespace) -> int:
@@ -33,7 +36,8 @@ def check(args: argparse.Namespace) -> int:
         if args.implementation is not None:
             raise InputError("--new writes a file of stubs: leave out the implementation to check")
         write_stubs(args.new)
-        print(f"written to {args.new}: fill in what you have, then: minprefix check {args.new}")
+        again = f"minprefix check {shlex.quote(str(args.new))}"
+        print(f"written to {args.new}: fill in what you have, then: {again}")
         return 0
     if args.implementation is None:
         raise InputError(
@@ -41,8 +45,10 @@ def check(args: argparse.Namespace) -> int:
             "stubs to start from)"
         )
     limit = TIME_LIMIT if args.time_limit is None else args.time_limit
-    if not limit > 0:
-        raise InputError(f"--time-limit is {limit}: expected seconds above 0")
+    if not 0 < limit <= A_DAY:
+        raise InputError(f"--time-limit is {limit}: expected seconds above 0, at most {A_DAY}")
+    if args.json is not None and args.json.is_dir():
+        raise InputError(f"--json {args.json} is a folder: give a file to write")
     name, live = args.implementation, sys.stderr.isatty()
 
     def tick(result: Result) -> None:

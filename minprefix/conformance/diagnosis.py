@@ -119,6 +119,8 @@ def _multiple(got: Array, want: Array, dimensions: Mapping[str, float], close: f
     if want.size == 1:  # one number is a multiple of any other: only a known one says something
         name = _name_of(c, dimensions)
         return f"is {c:.4g} times the right one{name}" if name else None
+    if abs(c - 1) <= 10 * close:
+        return None
     if abs(c + 1) < close:
         return "has the wrong sign"
     return f"is {c:.4g} times the right one everywhere{_name_of(c, dimensions)}"

@@ -70,13 +70,18 @@ class Implementation:
         if type(a) is np.ndarray and a.dtype.kind in "fciub":
             return a
         own = getattr(self.functions, "asnumpy", None)
+        if isinstance(a, list | tuple):
+            raise Broken("not an array", f"{what} is a {type(a).__name__}, expected an array")
         try:
             already = isinstance(a, np.ndarray | np.generic | float | int)
             array = np.asarray(own(a) if callable(own) and not already else a)
         except Exception as error:
-            raise Broken("not an array", f"{what} is no array: {_said(error)}") from error
+            said = f"{what} is no array: {_said(error)}"
+            raise Broken("not an array", said) from error
         if array.dtype.kind not in "fciub":
-            raise Broken("not an array", f"{what} is a {type(a).__name__}, expected an array")
+            of = f" of {array.dtype}" if isinstance(a, np.ndarray) else ""
+            said = f"{what} is a {type(a).__name__}{of}, expected an array of numbers"
+            raise Broken("not an array", said)
         return array
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -92,8 +97,10 @@ class Implementation:
             return f(*arguments)
         except NotImplementedError as error:
             raise NotOffered(f"{function}: {error}" if str(error) else function) from error
-        except (Exception, SystemExit) as error:
-            raise Broken("exception", f"{function} raised {_said(error)}", function) from error
+        except BaseException as error:  # KeyboardInterrupt, too: whoever raises it, it is graded
+            code = getattr(f, "__code__", None)
+            said = f"{function} raised {_said(error, getattr(code, 'co_filename', None))}"
+            raise Broken("exception", said, function) from error
 
     def _check_signature(self, function: str, f: Callable[..., Any], n: int) -> None:
         wanted = ARGUMENTS.get(function, ("problem",))
@@ -111,21 +118,21 @@ class Implementation:
         if not fits or reordered:
             raise Broken(
                 "signature",
-                f"{function} takes ({', '.join(names)}), the contract calls it with "
+                f"{function} takes {signature}, the contract calls it with "
                 f"({', '.join(wanted)}), in this order",
                 function,
             )
 
 
-def _said(error: BaseException) -> str:
-    """The exception and the line that raised it."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")
-    ]
-    if isinstance(error, SyntaxError):
-        frames = []  # it names its line itself
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+def _said(error: BaseException, file: str | None = None) -> str:
+    """The exception, and the last line of `file` that it came through."""
+    kind = type(error).__name__
+    try:
+        text = f"{kind}: {error}" if str(error) else kind
+    except Exception:  # an exception that cannot say what it is
+        text = kind
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""
     return text.replace("\n", " ")[:300] + where
 
 
@@ -143,7 +150,10 @@ def load(spec: str | Implementation | object) -> Implementation:
     if spec in _ops.BACKENDS:
         return Implementation(_ops.BACKENDS[spec], spec)
     module_name, _, attribute = spec.partition(":")
-    is_file = module_name.endswith(".py") or "/" in module_name or Path(module_name).is_file()
+    if not module_name:
+        raise InputError(f"{spec!r} names nothing to check: give a file or a module")
+    is_file = Path(module_name).suffix in (".py", ".txt") or "/" in module_name
+    is_file = is_file or Path(module_name).is_file()
     functions: object = _from_file(module_name) if is_file else _from_module(module_name)
     for part in attribute.split(".") if attribute else ():
         if not hasattr(functions, part):
@@ -170,24 +180,27 @@ def _from_file(name: str) -> types.ModuleType:
     if found is None or found.loader is None:
         raise InputError(f"{name} is not a Python file: expected one that ends in .py")
     module = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(path.parent))  # its neighbours can be imported, as when it is run
+    sys.path.append(str(path.parent))  # its neighbours can be imported, but hide nobody else
     sys.modules[own_name] = module  # as `import` does: pickle and dataclasses look it up
     loader = found.loader
-    _guarded(lambda: loader.exec_module(module), name)
+    _guarded(lambda: loader.exec_module(module), name, str(path))
     return module
 
 
 def _from_module(name: str) -> types.ModuleType:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # the console script leaves out the folder that one stands in
+        sys.path.append("")  # the console script leaves out the folder that one stands in
     return _guarded(lambda: importlib.import_module(name), name)
 
 
-def _guarded(run: Callable[[], Any], name: str) -> Any:
+def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
     try:
         return run()
     except (Exception, SystemExit) as error:
-        raise InputError(f"{name} cannot be imported: {_said(error)}") from error
+        said = f"{name} cannot be imported: {_said(error, file)}"
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            said += "; give it as a module of its package: package.ops"
+        raise InputError(said) from error
 
 
 def write_stubs(path: Path) -> None:

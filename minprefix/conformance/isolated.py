@@ -4,6 +4,8 @@ does, an endless loop, a crash, an exit, it is a graded failure and the next che
 import multiprocessing
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -31,7 +33,9 @@ class Worker:
         self._context = multiprocessing.get_context("spawn")  # a fork would share a GPU's state
         self._process: SpawnProcess | None = None
         self._connection: Connection
-        self._calling: Synchronized[int] = self._context.Value("i", -1)
+        self._calling: Synchronized[int] = self._context.Value("i", -1)  # which function runs
+        self._since: Synchronized[float] = self._context.Value("d", 0.0)  # and since when
+        self._scratch = tempfile.TemporaryDirectory()  # hypothesis keeps things in a folder
         self._keeper = Zookeeper()
         self._given_up: dict[str, str] = {}  # op -> the sentence about what it did
         self._crashes: dict[str, int] = {}  # op -> how often it ended the process
@@ -41,6 +45,7 @@ class Worker:
 
     def __exit__(self, *exc: object) -> None:
         self._end()
+        self._scratch.cleanup()
 
     def offered(self) -> list[str]:
         """The contract's functions that the implementation has. Raises InputError when it cannot
@@ -51,9 +56,20 @@ class Worker:
 
     def _start(self) -> list[str]:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, self.spec, self._calling)
+        arguments = (theirs, self.spec, self._calling, self._since)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        # safe path: a `types.py` in the folder that one stands in must not pass for Python's own
+        new = {"PYTHONSAFEPATH": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self._scratch.name}
+        old = {name: os.environ.get(name) for name in new}
+        os.environ.update(new)
+        try:
+            self._process.start()
+        finally:
+            for name, value in old.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
         theirs.close()
         self._connection = ours
         try:
@@ -83,8 +99,7 @@ class Worker:
                 result: Result = self._connection.recv()
                 self._keeper.saw(result)
                 return result
-            function = self._function() or check.id
-            said = f"{function} did not return within {self.time_limit:g} s: an endless loop?"
+            said = self._how_it_hung(check)
             self._given_up[check.op] = said
             kind = "time"
         except EOFError:
@@ -98,6 +113,12 @@ class Worker:
 
     def _function(self) -> str:
         return _NAMES[self._calling.value] if self._calling.value >= 0 else ""
+
+    def _how_it_hung(self, check: Check) -> str:
+        function, limit = self._function(), self.time_limit
+        if function and time.monotonic() - self._since.value > limit / 2:
+            return f"{function} did not return within {limit:g} s: an endless loop?"
+        return f"{check.id} took over {limit:g} s in all: --time-limit allows it more"
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -147,16 +168,18 @@ def run_isolated(
 class _Told(Implementation):
     """Says which function is running, for the sentence about one that never returns."""
 
-    def __init__(self, functions: object, name: str, calling: Any) -> None:
+    def __init__(self, functions: object, name: str, calling: Any, since: Any) -> None:
         super().__init__(functions, name)
-        self._calling = calling
+        self._calling, self._since = calling, since
 
     def call(self, function: str, *arguments: Any) -> Any:
-        self._calling.value = _NAMES.index(function)
-        return super().call(function, *arguments)
+        self._since.value, self._calling.value = time.monotonic(), _NAMES.index(function)
+        result = super().call(function, *arguments)
+        self._calling.value = -1
+        return result
 
 
-def _serve(connection: Connection, spec: str, calling: Any) -> None:
+def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
     sys.stdout.flush()
     os.dup2(2, 1)  # what an implementation prints must not stand in a report
     try:
@@ -164,7 +187,7 @@ def _serve(connection: Connection, spec: str, calling: Any) -> None:
     except InputError as error:
         connection.send(("refused", str(error)))
         return
-    implementation = _Told(loaded.functions, loaded.name, calling)
+    implementation = _Told(loaded.functions, loaded.name, calling, since)
     connection.send(("ready", implementation.offered()))
     while True:
         try:

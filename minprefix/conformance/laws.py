@@ -1,5 +1,5 @@
 """The laws of `minprefix.ops.contract` as checks of an op. They need no oracle, and cannot see a
-missing scale or a flipped sign."""
+missing scale or a flipped sign: a failure is sure, a pass says little."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ def _law(grade: Grade, function: str, tensor: str, law: str, off: Array, scale: 
                 function,
                 tensor,
                 "law",
-                f"{tensor} breaks a law: {law}, and it is off by {error:.2g} of its largest value "
-                "(laws need no oracle, and cannot see a missing scale or a flipped sign)",
+                f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g} of the "
+                "largest value",
                 error,
                 1e-10,
             )

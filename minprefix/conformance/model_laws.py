@@ -18,7 +18,7 @@ def _law(grade: Grade, tensor: str, law: str, off: Array, scale: float) -> None:
     error = float(np.abs(off).max(initial=0.0)) / max(scale, 1e-300)
     grade.errors[f"{tensor}: {law}"] = error
     if not error <= TOLERANCE["float64"]:
-        sentence = f"{tensor} breaks a law: {law}, and it is off by {error:.2g}"
+        sentence = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g}"
         grade.findings.append(Finding("run_model", tensor, "law", sentence, error))
 
 

@@ -30,6 +30,10 @@ from minprefix.ops.contract import Array
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
 
+#: what a cache holds of the model's own: kept even where the cache is consumed
+PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
+
+
 # ---- a case -------------------------------------------------------------------------------------
 
 
@@ -38,19 +42,29 @@ def tensors(
 ) -> dict[str, Array]:
     """All that the implementation gives for a case, by name: each function called once, in the
     model's order. With a `grade`, whatever goes wrong is noted there and the rest goes on."""
-    i, found = case.inputs(), dict[str, Array]()
-    cache, have_cache = None, False
+    found: dict[str, Array] = {}
+    forward, cache, have_cache = FUNCTIONS[case.op][0], None, False
+    of_forward: dict[str, Any] = {}  # the arguments that the forward was given
     for function in FUNCTIONS[case.op]:
         takes_cache = "cache" in ARGUMENTS[function]
         try:
             if takes_cache and not have_cache:  # the forward is missing: lend it the reference's
                 lent = reference_cache(case.op, case.inputs())
                 cache, have_cache = type(lent)(*map(implementation.own, lent)), True
-            fresh = case.inputs()  # what an earlier function consumed is no input any more
-            own = implementation.arguments(fresh) | {"cache": cache}
+            # fresh ones: what an earlier function consumed is no input any more
+            own = implementation.arguments(case.inputs()) | {"cache": cache}
+            if function == forward:
+                of_forward = own
+            held = {} if not takes_cache else _fields(implementation, cache)
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
-                _check_kept(implementation, case, function, own, i, grade)
+                kept = {a: own[a] for a in ARGUMENTS[function] if a != "cache"}
+                kept = {a: v for a, v in kept.items() if a not in consumed(function)}
+                if takes_cache:  # the model's own arrays stay its own, whatever a cache may lose
+                    kept |= {a: of_forward[a] for a in PARAMETERS if a in of_forward}
+                _check_kept(implementation, case, function, kept, grade)
+                if takes_cache and "cache" not in consumed(function):
+                    _check_cache(implementation, case, function, held, cache, grade)
             found |= numbers(implementation, function, result)
             if any(name.startswith("cache") for name in TENSORS[function]):
                 cache, have_cache = result[1], True
@@ -62,7 +76,7 @@ def tensors(
             if grade is None:
                 raise
             grade.broken(function, error, reproducer(implementation, case, function))
-            if takes_cache or function == FUNCTIONS[case.op][0]:
+            if takes_cache or function == forward:
                 break  # what follows needs what this did not give
     return found
 
@@ -71,37 +85,62 @@ def _check_kept(
     implementation: Implementation,
     case: Case,
     function: str,
-    own: dict[str, Any],
-    before: dict[str, Any],
+    kept: dict[str, Any],
     grade: Grade,
 ) -> None:
-    for name in ARGUMENTS[function]:
-        if name == "cache" or name in consumed(function) or before[name] is None:
-            continue
-        was, now = before[name], own[name]
+    """`kept`: arguments that were to be left alone, by name."""
+    before = case.inputs()
+    for name, now in kept.items():
+        was = before[name]
         pairs = zip(was, now, strict=True) if isinstance(was, list) else [(was, now)]
         for j, (a, b) in enumerate(pairs):
-            if isinstance(a, np.ndarray):
-                same = np.array_equal(a, implementation.asnumpy(b, name), equal_nan=True)
-                if not same:
-                    which = f"{name}[{j}]" if isinstance(was, list) else name
-                    grade.findings.append(
-                        Finding(
-                            function,
-                            which,
-                            "modified",
-                            f"{function} wrote into its argument {which}, which the contract says "
-                            "is kept: work on a copy",
-                            reproducer=reproducer(implementation, case, function),
-                        )
-                    )
+            which = f"{name}[{j}]" if isinstance(was, list) else name
+            if isinstance(a, np.ndarray) and not _equal(a, implementation.asnumpy(b, name)):
+                _modified(implementation, case, function, which, grade)
+
+
+def _check_cache(
+    implementation: Implementation,
+    case: Case,
+    function: str,
+    before: dict[str, Array],
+    cache: Any,
+    grade: Grade,
+) -> None:
+    after = _fields(implementation, cache)
+    for name, a in before.items():
+        if name not in after or not _equal(a, after[name]):
+            _modified(implementation, case, function, f"cache.{name}", grade)
+
+
+def _fields(implementation: Implementation, cache: Any) -> dict[str, Array]:
+    """Copies of the arrays of a named tuple or a dictionary, by name."""
+    fields = cache._asdict() if hasattr(cache, "_asdict") else cache
+    found = {}
+    for name, a in fields.items() if isinstance(fields, dict) else ():
+        try:
+            found[str(name)] = np.array(implementation.asnumpy(a, str(name)))
+        except Broken:  # no array: its own business
+            continue
+    return found
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+
+
+def _modified(
+    implementation: Implementation, case: Case, function: str, which: str, grade: Grade
+) -> None:
+    said = f"{function} wrote into {which}, which the contract says is kept: work on a copy"
+    reproduce = reproducer(implementation, case, function)
+    grade.findings.append(Finding(function, which, "modified", said, reproducer=reproduce))
 
 
 def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
-    want, i = case.expected(), case.inputs()
+    want, given_ = case.expected(), case.inputs().get("offsets")
     found = tensors(implementation, case, grade)
-    given_ = i.get("offsets")
     offsets = None if given_ is None else [int(o) for o in given_]
     for function in FUNCTIONS[case.op]:
         of_function = [n for n in want if _owner(case.op, n) == function]
@@ -110,15 +149,7 @@ def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None
             if name not in found:
                 stem = name.split("[")[0]
                 if any(g.split("[")[0] == stem for g in got) or (got and "cache." not in name):
-                    grade.findings.append(
-                        Finding(
-                            function,
-                            name,
-                            "missing",
-                            f"{name} is missing: expected one for each sequence",
-                            reproducer=reproducer(implementation, case, function),
-                        )
-                    )
+                    _miscounted(implementation, case, function, name, "missing", grade)
                 continue
             grade.compare(
                 function,
@@ -133,6 +164,17 @@ def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None
                 case.dtype if want[name].dtype.kind == "f" else None,
                 reproducer(implementation, case, function, name),
             )
+        for name in got:
+            if name not in want:
+                _miscounted(implementation, case, function, name, "one too many", grade)
+
+
+def _miscounted(
+    implementation: Implementation, case: Case, function: str, name: str, how: str, grade: Grade
+) -> None:
+    said = f"{name} is {how}: expected one for each sequence"
+    reproduce = reproducer(implementation, case, function)
+    grade.findings.append(Finding(function, name, "missing", said, reproducer=reproduce))
 
 
 def _owner(op: str, tensor: str) -> str:
@@ -158,8 +200,12 @@ def reproducer(implementation: Implementation, case: Case, function: str, tensor
         f"impl, case = load({implementation.name!r}), {case!r}",
         "i = impl.arguments(case.inputs())",
     ]
-    if "cache" in ARGUMENTS[function]:
-        lines.append(f"_, cache = {call(FUNCTIONS[case.op][0])}")
+    forward = FUNCTIONS[case.op][0]
+    if "cache" in ARGUMENTS[function] and implementation.has(forward):
+        lines.append(f"_, cache = {call(forward)}")
+    elif "cache" in ARGUMENTS[function]:
+        lines[0] += ", reference_cache"
+        lines.append(f"cache = reference_cache({case.op!r}, case.inputs())")
     lines.append(f"result = {call(function)}")
     if tensor:
         lines.append(f'print(flatten("{function}", result)["{tensor}"])')
@@ -187,53 +233,57 @@ def case_checks() -> Iterator[Check]:
 def two_calls_checks() -> Iterator[Check]:
     """The model calls an op in every layer before it calls the first backward."""
     for op in FUNCTIONS:
-        if "cache" not in ARGUMENTS[FUNCTIONS[op][-1]]:
-            continue
 
         def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            first, second = Case(op, seed=1), Case(op, seed=2)
-            forward, *backwards = FUNCTIONS[op]
-            a, b = (implementation.arguments(c.inputs()) for c in (first, second))
-            result_a = implementation.call(forward, *(a[n] for n in ARGUMENTS[forward]))
-            result_b = implementation.call(forward, *(b[n] for n in ARGUMENTS[forward]))
-            for case, inputs, result, which in (
-                (second, b, result_b, "second"),
-                (first, a, result_a, "first"),
-            ):
-                found = numbers(implementation, forward, result)
-                values = {n: a for n, a in found.items() if not n.startswith("cache.")}
-                function_of = dict.fromkeys(values, forward)
-                for function in backwards:
-                    try:
-                        given_ = inputs | {"cache": result[1]}
-                        back = implementation.call(
-                            function, *(given_[n] for n in ARGUMENTS[function])
+            cases = {"second": Case(op, seed=2), "first": Case(op, seed=1)}
+            inputs = {w: implementation.arguments(c.inputs()) for w, c in cases.items()}
+            for function in FUNCTIONS[op]:
+                try:
+                    raw = _in_turn(implementation, op, function, inputs)
+                except NotOffered as error:
+                    grade.not_implemented.append(str(error))
+                    continue
+                for which, result in raw.items():
+                    want = cases[which].expected()
+                    for name, value in numbers(implementation, function, result).items():
+                        if name.startswith("cache.") or name not in want:
+                            continue
+                        grade.compare(
+                            function,
+                            name,
+                            value,
+                            want[name],
+                            TOLERANCE["float64"],
+                            axes(function, name),
+                            cases[which].dimensions(),
+                            where=f" of the {which} of two calls",
                         )
-                    except NotOffered as error:
-                        grade.not_implemented.append(str(error))
-                        continue
-                    values |= numbers(implementation, function, back)
-                    function_of |= {name: function for name in values if name not in function_of}
-                want = case.expected()
-                for name, value in values.items():
-                    grade.compare(
-                        function_of[name],
-                        name,
-                        value,
-                        want[name],
-                        TOLERANCE["float64"],
-                        axes(function_of[name], name),
-                        case.dimensions(),
-                        where=f" of the {which} of two calls",
-                    )
 
         yield Check(
             f"{op}/two-calls",
             "ops",
             op,
-            "two forwards, then their backwards: nothing is shared between calls",
+            "each function twice in a row: nothing is shared between calls",
             run,
         )
+
+
+def _in_turn(
+    implementation: Implementation, op: str, function: str, inputs: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The function on each of the inputs, which keep the cache that it gives: the forwards first
+    to last, the rest last to first, as the model does."""
+    raw = {}
+    order = list(inputs)[::-1] if function == op else list(inputs)
+    for which in order:
+        own = inputs[which]
+        if "cache" in ARGUMENTS[function] and "cache" not in own:
+            raise NotOffered(op)
+        raw[which] = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
+        if any(name.startswith("cache") for name in TENSORS[function]):
+            flatten(function, raw[which])  # raises if there is no cache
+            own["cache"] = raw[which][1]
+    return raw
 
 
 # ---- derivatives --------------------------------------------------------------------------------

@@ -92,12 +92,17 @@ def _summary(results: Sequence[Result], name: str) -> str:
     else:
         said += "nothing to grade, no function is implemented yet"
     if missing and graded:
-        said += f"\nnot implemented, and not graded: {'; '.join(missing)}"
+        listed = f"not implemented, and not graded: {'; '.join(missing)}"
+        said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
     return said
 
 
 def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
+
+
+#: kinds of findings that follow from others of the same op
+FOLLOWS = ("not computed", "derivative")
 
 
 def _by_op(functions: Sequence[str]) -> list[str]:
@@ -138,11 +143,14 @@ def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]
     """One entry for each function and tensor that is wrong, where it was seen first, and in which
     other checks it is wrong."""
     found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
-    broken = {r.op for r in results for f in r.findings if f.kind != "not computed"}
+    broken = {r.op for r in results for f in r.findings if f.kind not in FOLLOWS}
+    forwards = {f.function for r in results for f in r.findings if f.kind not in FOLLOWS}
     for result in results:
         for finding in result.findings:
             if finding.kind == "not computed" and result.op in broken:
                 continue  # it follows from what is said of the op elsewhere
+            if finding.kind == "derivative" and result.op in forwards:
+                continue  # the derivative of a wrong forward: the backward may be right
             key = (result.level, finding.function, finding.tensor.split("[")[0])
             if key not in found:
                 found[key] = (result, finding, [])
@@ -166,9 +174,9 @@ def _in_full(
     if finding.worst:
         entries = (f"{index} is {got:.6g}, not {want:.6g}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
-    for name in result.zoo[:2]:
+    for name in result.zoo[:2] if finding is result.findings[0] else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
-        lines += _wrapped(f"the zoo's {name} gives these very numbers{lesson}")
+        lines += _wrapped(f"the zoo's {name} gives this very {finding.tensor}{lesson}")
         told.add(name)
     if others:
         lines += _wrapped(f"wrong, too, in {_some(others, 2 * WIDTH)}")

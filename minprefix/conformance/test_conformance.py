@@ -35,4 +35,5 @@ def test_conformance(check: str, worker: Worker) -> None:
     if result.status == "not implemented":
         pytest.skip(f"not implemented: {', '.join(result.not_implemented)}")
     if result.status == "failed":
-        pytest.fail(text([result], worker.spec), pytrace=False)
+        said = f"{result.findings[0].sentence}\n\n{text([result], worker.spec)}"
+        pytest.fail(said, pytrace=False)

@@ -242,7 +242,7 @@ def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
     index = files.read_json(path, "the index of the vectors")
     if index.get("format") != FORMAT:
         raise InputError(f"{path} has format {index.get('format')!r}, expected {FORMAT!r}: {again}")
-    if index.get("version") != VERSION:
+    if index.get("version") != VERSION or isinstance(index.get("version"), bool):
         raise InputError(
             f"{path} has version {index.get('version')!r}, this minprefix reads {VERSION}: {again}"
         )

@@ -1,12 +1,13 @@
 """A model and training to grade: the implementation's own, or this project's over its ops."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.ops.contract import AttentionGrads
+from minprefix.ops.contract import Array, AttentionGrads
 
 
 def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]:
@@ -34,12 +35,15 @@ class _Guarded:
         tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
 
         def call(*arguments: Any) -> Any:
+            arguments = tuple(a.own if isinstance(a, _Readable) else a for a in arguments)
             own = [self._implementation.own(a) for a in arguments] if foreign else arguments
             result = self._implementation.call(name, *own)
             parts = [result] if len(tops) == 1 else result
             if not isinstance(parts, tuple | list) or len(parts) != len(tops):
                 raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
             back = [self._back(t, a) for t, a in zip(tops, parts, strict=True)]
+            if name == "attention":
+                back[1] = self._readable(back[1])
             if name == "attention_backward":
                 return AttentionGrads(*back)
             return back[0] if len(back) == 1 else tuple(back)
@@ -47,9 +51,32 @@ class _Guarded:
         setattr(self, name, call)  # found at once the next time
         return call
 
+    def _readable(self, cache: Any) -> Any:
+        """The model reads q, k and v of attention's cache."""
+        if not all(hasattr(cache, name) for name in "qkv"):
+            said = "the cache of attention has no fields q, k and v: the model reads them"
+            raise Broken("missing", said, "attention")
+        if not self._implementation.has("asarray"):
+            return cache
+        q, k, v = (self._implementation.asnumpy(getattr(cache, n), f"cache.{n}") for n in "qkv")
+        pattern = getattr(cache, "pattern", None) or ()
+        patterns = [self._implementation.asnumpy(a, "cache.pattern") for a in pattern]
+        return _Readable(cache, q, k, v, patterns)
+
     def _back(self, name: str, a: Any) -> Any:
         if name == "cache":
             return a
         if isinstance(a, tuple | list):
             return [self._implementation.asnumpy(each, name) for each in a]
         return self._implementation.asnumpy(a, name)
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """A cache of attention in the implementation's own arrays, and what others read of it."""
+
+    own: Any
+    q: Array
+    k: Array
+    v: Array
+    pattern: list[Array]

@@ -19,9 +19,10 @@ no closures.
 
 Kept or consumed
     An argument is kept (the implementation must leave its bytes alone) unless `CONSUMED` lists it.
-    A consumed argument may be overwritten, and the model never looks at it again. A cache may be
-    consumed by the last backward that takes it, so the `*_backward_params` of an op is called
-    before its `*_backward`.
+    A consumed argument may be overwritten, and the model never looks at it again. Only the last
+    backward that takes a cache may consume it, so the `*_backward_params` of an op is called before
+    its `*_backward`. What a cache holds of the model's own (gain, prefix_k, prefix_v, offsets,
+    targets, weights) is kept even then.
 
 Laws
     They hold to rounding for every implementation and need no oracle. They cannot see a missing

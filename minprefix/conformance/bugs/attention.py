@@ -125,6 +125,17 @@ _MASK = [
         source="early GPT-2 code with a `masked_bias` of -1e4, made for float16",
     ),
     Bug(
+        "mask-adds-minus-1e4",
+        "maths",
+        "ops.reference",
+        ((_MASKED, "pattern = softmax(scores - 1e4 * ~visible(T, P))"),),
+        ("attention", "z"),
+        see="Right until one score is 1e4 above the others of its query: then the future shows "
+        "through.",
+        lesson="What is added must be larger than any difference of scores: only -inf always is.",
+        source="attention masks that are added to the scores, made for float16",
+    ),
+    Bug(
         "mask-of-zero",
         "maths",
         "ops.reference",
