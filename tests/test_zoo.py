@@ -149,7 +149,7 @@ def test_the_committed_fingerprints_are_those_of_this_code(rows: list[matrix.Row
         assert (tensor, same) == (was, True), f"{key}: {number} against {before}: {AGAIN}"
 
 
-def test_the_picture_shows_every_bug_and_every_check(rows: list[matrix.Row], tmp_path: Path):
+def test_a_bug_more_is_a_row_more_of_the_picture(rows: list[matrix.Row], tmp_path: Path):
     matrix.picture(rows[:3], tmp_path / "few.png")
     matrix.picture(rows[:4], tmp_path / "more.png")
     few, more = (imread(tmp_path / f"{name}.png") for name in ("few", "more"))
