@@ -1,14 +1,11 @@
 """`minprefix check`: the suite at the command line."""
 
 import argparse
-import json
 import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
-from minprefix import files
 from minprefix.conformance import report
 from minprefix.conformance.check import Check, Result
 from minprefix.conformance.contract import LEVELS
@@ -57,13 +54,7 @@ def check(args: argparse.Namespace) -> int:
     results = run_isolated(name, checks, limit, on_result=tick if live else None)
     if live:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    if args.json == Path("-"):
-        print(json.dumps(report.as_json(results, name), indent=2))
-        return 0 if report.passed(results) else 1
-    print(report.text(results, name, args.all))
-    if args.json is not None:
-        files.write_json(args.json, report.as_json(results, name))
-    return 0 if report.passed(results) else 1
+    return report.show(results, name, args.all, args.json)
 
 
 def listing(checks: Sequence[Check]) -> str:

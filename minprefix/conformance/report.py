@@ -1,11 +1,13 @@
 """Results as text for people, and as JSON for graders."""
 
+import json
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from minprefix import __version__
+from minprefix import __version__, files
 from minprefix.conformance.check import Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 
@@ -17,6 +19,18 @@ def passed(results: Sequence[Result]) -> bool:
     """Something was graded, and nothing failed."""
     statuses = [r.status for r in results]
     return "failed" not in statuses and "passed" in statuses
+
+
+def show(results: Sequence[Result], name: str, everything: bool, json_file: Path | None) -> int:
+    """Print the text, and write the JSON where it is asked for; with `-` print it in the place of
+    the text. -> the exit status: 0 passed, 1 not."""
+    if json_file == Path("-"):
+        print(json.dumps(as_json(results, name), indent=2))
+    else:
+        print(text(results, name, everything))
+        if json_file is not None:
+            files.write_json(json_file, as_json(results, name))
+    return 0 if passed(results) else 1
 
 
 def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ are those of `usual`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -374,14 +374,14 @@ def all_cases() -> dict[str, Callable[[], VectorCase]]:
     for op, named in CASES.items():
         for name in named:
             if case_of(op, name).layout == "contiguous":
-                made[f"{op}/{name}"] = lambda op=op, name=name: _op_case(op, name)  # type: ignore[misc]
+                made[f"{op}/{name}"] = partial(_op_case, op, name)
     for name in BLOCKS:
-        made[f"block/{name}"] = lambda name=name: _block_case(name)  # type: ignore[misc]
+        made[f"block/{name}"] = partial(_block_case, name)
     for name in MODEL_CASES:
-        made[f"model/{name}"] = lambda name=name: _model_case(name)  # type: ignore[misc]
+        made[f"model/{name}"] = partial(_model_case, name)
     for check in suite.all_checks().values():
         if check.op == "decoding":
-            made[check.id] = lambda check=check: _decoding_case(check)  # type: ignore[misc]
+            made[check.id] = partial(_decoding_case, check)
     for name in TRAINING_CASES:
-        made[f"training/{name}"] = lambda name=name: _training_case(name)  # type: ignore[misc]
+        made[f"training/{name}"] = partial(_training_case, name)
     return made

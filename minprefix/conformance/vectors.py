@@ -466,11 +466,5 @@ def write_command(args: argparse.Namespace) -> int:
 
 def check_command(args: argparse.Namespace) -> int:
     """-> 0 if everything that was written passed, 1 if not or if nothing could be graded."""
-    results, name = check(args.folder, args.only or ()), str(args.folder)
-    if args.json == Path("-"):
-        print(json.dumps(report.as_json(results, name), indent=2))
-        return 0 if report.passed(results) else 1
-    print(report.text(results, name, args.all))
-    if args.json is not None:
-        files.write_json(args.json, report.as_json(results, name))
-    return 0 if report.passed(results) else 1
+    results = check(args.folder, args.only or ())
+    return report.show(results, str(args.folder), args.all, args.json)
