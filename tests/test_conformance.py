@@ -255,6 +255,11 @@ def test_wrong_rows_are_named_by_their_sequence():
     assert "N = 1..2 of 0..3 (sequence 1 of 0..2)" in hints[0]
 
 
+def test_mere_rounding_is_not_given_a_meaning():
+    got = WANT * (1 + 1e-9 * np.random.default_rng(0).normal(size=WANT.shape))
+    assert diagnose(got, WANT, "N NH hs", DIMENSIONS, {}, 1e-10) == []
+
+
 def test_noise_is_not_given_a_meaning():
     got = WANT + np.random.default_rng(2).normal(size=WANT.shape)
     assert diagnose(got, WANT, "N NH hs", DIMENSIONS, {}, 1e-10) == []
@@ -583,6 +588,94 @@ def test_a_loss_by_log_sum_exp_passes():
     assert [(r.check, r.findings) for r in results if r.status != "passed"] == []
 
 
+def flash_attention(q, k, v, prefix_k, prefix_v, offsets):
+    """Keeps the log-sum-exp of the scores in the place of the pattern."""
+    z, lse = np.empty(q.shape, q.dtype), []
+    for b, (scores, values, rows) in enumerate(_scores(q, k, v, prefix_k, prefix_v, offsets)):
+        largest = scores.max(axis=-1, keepdims=True)
+        lse.append(largest + np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True)))
+        z[rows] = (np.exp(scores - lse[b]) @ values).swapaxes(0, 1)
+    return z, {
+        "q": q, "k": k, "v": v, "pk": prefix_k, "pv": prefix_v, "at": offsets, "z": z, "lse": lse
+    }  # fmt: skip
+
+
+def flash_attention_backward(dz, cache):
+    q, k, v, prefix_k, prefix_v, offsets = (cache[n] for n in ("q", "k", "v", "pk", "pv", "at"))
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    dprefix_k, dprefix_v = [], []
+    parts = _scores(q, k, v, prefix_k, prefix_v, offsets)
+    for b, (scores, values, rows) in enumerate(parts):
+        P, scale = prefix_k[b].shape[1], q.shape[2] ** -0.5
+        pattern = np.exp(scores - cache["lse"][b])
+        dz_b, z_b = (a[rows].swapaxes(0, 1) for a in (dz, cache["z"]))
+        D = (dz_b * z_b).sum(axis=-1, keepdims=True)
+        dscores = pattern * (dz_b @ values.swapaxes(1, 2) - D) * scale
+        keys = np.concatenate([prefix_k[b], k[rows].swapaxes(0, 1)], axis=1)
+        dkeys = dscores.swapaxes(1, 2) @ q[rows].swapaxes(0, 1)
+        dvalues = pattern.swapaxes(1, 2) @ dz_b
+        dq[rows] = (dscores @ keys).swapaxes(0, 1)
+        dk[rows], dv[rows] = (a[:, P:].swapaxes(0, 1) for a in (dkeys, dvalues))
+        dprefix_k.append(dkeys[:, :P])
+        dprefix_v.append(dvalues[:, :P])
+    return dq, dk, dv, dprefix_k, dprefix_v
+
+
+def _scores(q, k, v, prefix_k, prefix_v, offsets):
+    for b in range(len(offsets) - 1):
+        rows = slice(offsets[b], offsets[b + 1])
+        T, P = rows.stop - rows.start, prefix_k[b].shape[1]
+        keys = np.concatenate([prefix_k[b], k[rows].swapaxes(0, 1)], axis=1)
+        values = np.concatenate([prefix_v[b], v[rows].swapaxes(0, 1)], axis=1)
+        scores = q[rows].swapaxes(0, 1) @ keys.swapaxes(1, 2) * q.shape[2] ** -0.5
+        hidden = np.triu(np.full((T, P + T), -np.inf), P + 1)
+        yield (scores + hidden).astype(q.dtype), values, rows
+
+
+def test_a_flash_attention_with_a_cache_of_its_own_passes_every_check_of_every_level():
+    mine = implementation(attention=flash_attention, attention_backward=flash_attention_backward)
+    results = run(mine, [c for c in all_checks().values() if c.op not in ("embed", "linear")])
+    assert [(r.check, r.findings[0].sentence) for r in results if r.findings] == []
+
+
+def test_what_the_contract_lets_be_consumed_may_be_spoilt():
+    def spoiling(name):
+        def call(*arguments):
+            result = getattr(reference, name)(*arguments)
+            named = dict(zip(suite_contract.ARGUMENTS[name], arguments, strict=True))
+            for consumed in contract.CONSUMED.get(name, ()):
+                if consumed != "cache":
+                    named[consumed][...] = np.nan
+            if name == "attention_backward":
+                for a in (named["cache"].q, named["cache"].k, named["cache"].v):
+                    a[...] = np.nan
+            return result
+
+        call.__signature__ = inspect.signature(getattr(reference, name))
+        return call
+
+    names = [n for n in contract.CONSUMED if n not in ("gelu", "cross_entropy")]  # their caches
+    results = run(implementation(**{name: spoiling(name) for name in names}))
+    assert [(r.check, r.findings[0].sentence) for r in results if r.findings] == []
+
+
+def test_caches_on_a_stack_and_results_in_lists_pass():
+    kept = []
+
+    def gelu(x):
+        out, cache = reference.gelu(x)
+        kept.append(cache)
+        return [out, None]
+
+    def gelu_backward(dout, cache):
+        return reference.gelu_backward(dout, kept.pop())
+
+    mine = implementation(gelu=gelu, gelu_backward=gelu_backward)
+    results = run(mine, select(["gelu/usual", "gelu/by-hand", "model/shared-prefix"]))
+    assert [(r.check, r.findings, r.not_implemented) for r in results if r.findings] == []
+    assert "dx" in results[1].errors
+
+
 @pytest.mark.parametrize("with_its_own_backward", [True, False])
 def test_a_gelu_of_another_form_is_recognised(with_its_own_backward):
     def gelu(x):
@@ -642,8 +735,31 @@ def test_writing_into_what_a_cache_keeps_is_a_failure(check, function, spoil, sa
         return result
 
     spoiling.__signature__ = inspect.signature(getattr(reference, function))
-    sentences = [f.sentence for f in graded(check, **{function: spoiling}).findings]
-    assert any(s.startswith(said) for s in sentences), sentences
+    found = graded(check, **{function: spoiling}).findings
+    assert [f.sentence.partition(", which")[0] for f in found if f.kind == "modified"] == [said]
+
+
+def test_a_forward_that_spoils_a_parameter_is_the_only_one_accused():
+    def layernorm(x, gain, bias, eps):
+        out, cache = reference.layernorm(x, gain.copy(), bias, eps)
+        gain *= 1.5
+        return out, cache._replace(gain=gain / 1.5)
+
+    found = graded("layernorm/usual", layernorm=layernorm).findings
+    assert [f.sentence.partition(", which")[0] for f in found] == ["layernorm wrote into gain"]
+
+
+def test_the_zoo_speaks_of_the_tensor_that_it_knows():
+    def layernorm(x, gain, bias, eps):
+        var = x.var(axis=-1, keepdims=True) * x.shape[1] / max(1, x.shape[1] - 1)
+        rstd = 1 / np.sqrt(var + eps)
+        xhat = (x - x.mean(axis=-1, keepdims=True)) * rstd
+        bias += 1e-3
+        return xhat * gain + bias - 1e-3, contract.LayernormCache(xhat, rstd, gain)
+
+    said = text(run(implementation(layernorm=layernorm), select(["layernorm"]), zoo=True), "mine")
+    assert "1. layernorm, bias in layernorm/usual" in said
+    assert "the zoo's unbiased-variance gives this very out:" in said
 
 
 @pytest.mark.parametrize("function", ["linear", "linear_backward"])
@@ -911,6 +1027,10 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         (["numpy", "--time-limit", "inf"], "--time-limit is inf: expected seconds above 0"),
         (["numpy", "--json", "/"], "--json / is a folder: give a file to write"),
         ([""], "'' names nothing to check"),
+        (["."], ". is a folder: give a file or a module in it"),
+        (["reference:nothing"], "reference has no 'nothing'"),
+        (["numpy", "--only", ""], "--only '' names no check"),
+        (["--new", "my_ops"], "--new my_ops is no name of a Python file"),
         ([], "nothing to check: give a file"),
         (["numpy", "--new", "x.py"], "leave out the implementation"),
     ],

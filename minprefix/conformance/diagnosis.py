@@ -42,7 +42,7 @@ def worst_entries(got: Array, want: Array, n: int = 3) -> list[tuple[list[int], 
     with np.errstate(all="ignore"):
         delta = np.abs(got.astype(np.float64) - want).ravel()
     delta = np.where(np.isfinite(delta), delta, np.inf)
-    order = np.argsort(-delta, kind="stable")[:n]
+    order = [i for i in np.argsort(-delta, kind="stable")[:n] if delta[i] > 0]
     found = []
     for i in order:
         index = np.unravel_index(i, want.shape)
@@ -72,6 +72,8 @@ def diagnose(
         return []
     if not np.isfinite(got).all():
         return _about_not_finite(got, names)
+    if relative_error(got, want) <= close:
+        return []  # rounding has no meaning
     if not got.any():
         return ["is 0 everywhere"]
     if want.size > 1 and not want.any():
@@ -209,7 +211,9 @@ def _multiple_in_slices(got: Array, want: Array, names: Sequence[str], close: fl
         if n < 2 or b.shape[1] < 2 or not all(row.any() for row in b):
             continue
         c = (a * b).sum(axis=1) / (b * b).sum(axis=1)  # (n,)
-        if not np.isfinite(c).all() or np.abs(a - c[:, None] * b).max() > close * np.abs(b).max():
+        if not np.isfinite(c).all() or np.abs(c - 1).max() <= 10 * close:
+            return None
+        if np.abs(a - c[:, None] * b).max() > close * np.abs(b).max():
             continue
         listed = ", ".join(f"{each:.4g}" for each in c[:6]) + (", ..." if n > 6 else "")
         return f"is a multiple of the right one in each slice along {names[axis]}: {listed}"

@@ -147,14 +147,18 @@ def load(spec: str | Implementation | object) -> Implementation:
         return spec
     if not isinstance(spec, str):
         return Implementation(spec, getattr(spec, "__name__", type(spec).__name__))
-    if spec in _ops.BACKENDS:
-        return Implementation(_ops.BACKENDS[spec], spec)
     module_name, _, attribute = spec.partition(":")
     if not module_name:
         raise InputError(f"{spec!r} names nothing to check: give a file or a module")
+    if Path(module_name).is_dir() and not module_name.isidentifier():
+        raise InputError(f"{module_name} is a folder: give a file or a module in it")
     is_file = Path(module_name).suffix in (".py", ".txt") or "/" in module_name
     is_file = is_file or Path(module_name).is_file()
-    functions: object = _from_file(module_name) if is_file else _from_module(module_name)
+    functions: object
+    if module_name in _ops.BACKENDS:
+        functions = _ops.BACKENDS[module_name]
+    else:
+        functions = _from_file(module_name) if is_file else _from_module(module_name)
     for part in attribute.split(".") if attribute else ():
         if not hasattr(functions, part):
             raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
@@ -208,6 +212,8 @@ def write_stubs(path: Path) -> None:
     InputError if the file exists."""
     from minprefix.conformance.stubs import text
 
+    if path.suffix != ".py":
+        raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
     path.write_text(text(path.name), encoding="utf-8")

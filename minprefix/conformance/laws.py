@@ -114,7 +114,7 @@ def _law_prompt(implementation: Implementation, grade: Grade) -> None:
     whole = Case("attention", {"lengths": (7,), "slots": (2,)}, seed=4).inputs()
     tail = dict(whole)
     for name in ("q", "k", "v", "dz"):
-        tail[name] = whole[name][3:]
+        tail[name] = whole[name][3:].copy()  # the other run may consume its cache, q and all
     whole["dz"] = np.concatenate([np.zeros_like(whole["dz"][:3]), whole["dz"][3:]])
     for name, tokens in (("prefix_k", "k"), ("prefix_v", "v")):
         head = whole[tokens][:3].swapaxes(0, 1)

@@ -25,11 +25,6 @@ from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array
 
-#: allowed error of a tensor, relative to its largest value. float64: rounding, with room for other
-#: orders of summation; float32: what single precision leaves of sums over a few dozen terms
-TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
-
-
 #: what a cache holds of the model's own: kept even where the cache is consumed
 PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
 
@@ -56,14 +51,17 @@ def tensors(
             if function == forward:
                 of_forward = own
             held = {} if not takes_cache else _fields(implementation, cache)
+            lasting = {a: of_forward[a] for a in PARAMETERS if takes_cache and a in of_forward}
+            was = {a: _copies(implementation, v, a) for a, v in lasting.items()}
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
                 kept = {a: own[a] for a in ARGUMENTS[function] if a != "cache"}
                 kept = {a: v for a, v in kept.items() if a not in consumed(function)}
-                if takes_cache:  # the model's own arrays stay its own, whatever a cache may lose
-                    kept |= {a: of_forward[a] for a in PARAMETERS if a in of_forward}
-                _check_kept(implementation, case, function, kept, grade)
+                # the model's own arrays stay its own, whatever a cache may lose
+                _check_kept(implementation, case, function, kept, case.inputs(), grade)
+                _check_kept(implementation, case, function, lasting, was, grade)
                 if takes_cache and "cache" not in consumed(function):
+                    held = {name: a for name, a in held.items() if name not in lasting}
                     _check_cache(implementation, case, function, held, cache, grade)
             found |= numbers(implementation, function, result)
             if any(name.startswith("cache") for name in TENSORS[function]):
@@ -86,10 +84,10 @@ def _check_kept(
     case: Case,
     function: str,
     kept: dict[str, Any],
+    before: dict[str, Any],
     grade: Grade,
 ) -> None:
-    """`kept`: arguments that were to be left alone, by name."""
-    before = case.inputs()
+    """`kept`: arguments that were to be left alone, by name; `before`: what they were."""
     for name, now in kept.items():
         was = before[name]
         pairs = zip(was, now, strict=True) if isinstance(was, list) else [(was, now)]
@@ -97,6 +95,12 @@ def _check_kept(
             which = f"{name}[{j}]" if isinstance(was, list) else name
             if isinstance(a, np.ndarray) and not _equal(a, implementation.asnumpy(b, name)):
                 _modified(implementation, case, function, which, grade)
+
+
+def _copies(implementation: Implementation, a: Any, name: str) -> Any:
+    if isinstance(a, list):
+        return [_copies(implementation, each, name) for each in a]
+    return np.array(implementation.asnumpy(a, name))
 
 
 def _check_cache(
@@ -156,17 +160,22 @@ def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None
                 name,
                 found[name],
                 want[name],
-                TOLERANCE[case.dtype],
+                case.tolerance(),
                 axes(function, name),
                 case.dimensions(),
                 {n: a for n, a in want.items() if not n.startswith("cache.")},
                 offsets,
-                case.dtype if want[name].dtype.kind == "f" else None,
+                case.dtype if _has_dtype(want[name]) else None,
                 reproducer(implementation, case, function, name),
             )
         for name in got:
             if name not in want:
                 _miscounted(implementation, case, function, name, "one too many", grade)
+
+
+def _has_dtype(a: Array) -> bool:
+    """A loss may be a Python number, and whole numbers of any width will do."""
+    return a.dtype.kind == "f" and a.ndim > 0
 
 
 def _miscounted(
@@ -253,7 +262,7 @@ def two_calls_checks() -> Iterator[Check]:
                             name,
                             value,
                             want[name],
-                            TOLERANCE["float64"],
+                            cases[which].tolerance(),
                             axes(function, name),
                             cases[which].dimensions(),
                             where=f" of the {which} of two calls",

@@ -31,7 +31,9 @@ class Recorder:
         self._head_size = head_size
         self._names = {id(a): name.removesuffix(".weight") for name, a in weights.items()}
         self._weights = weights  # kept alive: an id means something only as long as its object
-        self._of_cache: dict[int, tuple[str, Any]] = {}  # id -> name, and the cache to keep it
+        # (op, id) -> the names that it stands for, and the cache to keep it: implementations that
+        # keep a stack of their own give the same cache, None say, every time
+        self._of_cache: dict[tuple[str, int], tuple[list[str], Any]] = {}
         self._block = "blocks.0"
 
     def __getattr__(self, name: str) -> Any:  # the halves for weights: nothing to record
@@ -39,6 +41,14 @@ class Recorder:
 
     def _keep(self, name: str, a: Any) -> None:
         self.tensors[name] = np.array(a)
+
+    def _remember(self, op: str, name: str, cache: Any) -> None:
+        self._of_cache.setdefault((op, id(cache)), ([], cache))[0].append(name)
+
+    def _recall(self, op: str, cache: Any, unknown: str) -> str:
+        """The last name that it was remembered by: a backward goes the other way."""
+        names, _ = self._of_cache.get((op, id(cache)), ([unknown], None))
+        return names.pop() if len(names) > 1 else names[0]
 
     def _name(self, a: Array) -> str:
         """`h.3.mlp.c_fc` as `blocks.3.mlp.c_fc`; a weight that is none of the model's own is the
@@ -62,11 +72,11 @@ class Recorder:
         self._keep(f"{self._block}.{into}" if into else f"{name}.in", x)
         out, cache = self.ops.layernorm(x, gain, bias, eps)
         self._keep(f"{name}.out", out)
-        self._of_cache[id(cache)] = (name, cache)
+        self._remember("layernorm", name, cache)
         return out, cache
 
     def layernorm_backward(self, dout: Array, cache: Any) -> Array:
-        name, _ = self._of_cache.get(id(cache), ("layernorm", None))
+        name = self._recall("layernorm", cache, "layernorm")
         self._keep(f"{name}.dout", dout)
         dx = self.ops.layernorm_backward(dout, cache)
         if name == "ln_f":
@@ -98,11 +108,11 @@ class Recorder:
     def gelu(self, x: Array) -> tuple[Array, Any]:
         out, cache = self.ops.gelu(x)
         self._keep(f"{self._block}.mlp.post", out)
-        self._of_cache[id(cache)] = (self._block, cache)
+        self._remember("gelu", self._block, cache)
         return out, cache
 
     def gelu_backward(self, dout: Array, cache: Any) -> Array:
-        block, _ = self._of_cache.get(id(cache), (self._block, None))
+        block = self._recall("gelu", cache, self._block)
         dx = self.ops.gelu_backward(dout, cache)
         self._keep(f"{block}.mlp.dpre", dx)
         return dx
@@ -123,11 +133,11 @@ class Recorder:
         self._keep(f"{block}.attn.z", z)
         for b, pattern in enumerate(getattr(cache, "pattern", None) or ()):
             self._keep(f"{block}.attn.pattern[{b}]", pattern)
-        self._of_cache[id(cache)] = (block, cache)
+        self._remember("attention", block, cache)
         return z, cache
 
     def attention_backward(self, dz: Array, cache: Any) -> Any:
-        block, _ = self._of_cache.get(id(cache), (self._block, None))
+        block = self._recall("attention", cache, self._block)
         grads = self.ops.attention_backward(dz, cache)
         for name in ("dq", "dk", "dv"):
             self._keep(f"{block}.attn.{name}", getattr(grads, name))

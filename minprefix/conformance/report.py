@@ -115,6 +115,9 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
 
 
+#: kinds of findings of a tensor that was compared
+COMPARED = ("value", "shape", "dtype", "not finite")
+
 #: kinds of findings that follow from others of the same op
 FOLLOWS = ("not computed", "derivative")
 
@@ -186,9 +189,11 @@ def _in_full(
     lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
     if finding.worst:
-        entries = (f"{index} is {got:.6g}, not {want:.6g}" for index, got, want in finding.worst)
+        entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
-    for name in result.zoo[:2] if finding is result.findings[0] else ():
+    # the zoo compares the first wrong tensor; what is said before it may be of another
+    compared = next((f for f in result.findings if f.kind in COMPARED), None)
+    for name in result.zoo[:2] if finding is compared else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
         lines += _wrapped(f"the zoo's {name} gives this very {finding.tensor}{lesson}")
         told.add(name)
@@ -198,6 +203,13 @@ def _in_full(
         lines.append("   to see it, in Python:")
         lines += [f"       {row}" for row in finding.reproducer.splitlines()]
     return lines
+
+
+def _unlike(got: float, want: float) -> str:
+    """Both in as many digits as it takes to see a difference."""
+    short = f"{got:.6g}", f"{want:.6g}"
+    a, b = short if short[0] != short[1] else (f"{got:.17g}", f"{want:.17g}")
+    return f"{a}, not {b}"
 
 
 def _some(names: Sequence[str], width: int) -> str:

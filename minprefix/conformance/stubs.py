@@ -13,7 +13,8 @@ _HEAD = '''"""An implementation of the contract of minprefix: fill in what you h
 A function that raises NotImplementedError is reported as not implemented; the rest is graded.
 Symbols: N tokens in the batch, B sequences, T length of one sequence, P prefix length, NH heads,
 hs head size, C = NH*hs, V vocabulary, M targets. The caches are named tuples: make your own if you
-need other fields, but attention's must have q, k and v, which the model reads.
+need other fields, but attention's must have q, k and v, which the model reads; a field that is
+called as in the contract is graded as what the contract says it is.
 
 For arrays that are not NumPy's, define asarray(a), which takes a NumPy array to your own kind, and
 asnumpy(a), which takes a result back.

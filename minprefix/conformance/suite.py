@@ -42,7 +42,7 @@ def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:
             raise InputError(f"level {level!r}: expected one of {', '.join(LEVELS)}")
     everything = list(all_checks().values())
     for word in only:
-        if not any(_named(check, word) for check in everything):
+        if not word or not any(_named(check, word) for check in everything):
             ops = ", ".join(dict.fromkeys(check.op for check in everything))
             raise InputError(f"--only {word!r} names no check: expected one of {ops}, or an id")
     return [

@@ -23,10 +23,10 @@ from minprefix.conformance.contract import (
     training_tensors,
 )
 from minprefix.conformance.implementation import Broken, Implementation
-from minprefix.conformance.op_checks import TOLERANCE as OP_TOLERANCE
 from minprefix.conformance.problems import (
     MODEL_CASES,
     SMALL,
+    TOLERANCE,
     TRAINING_CASES,
     expected_decoding,
     expected_model,
@@ -35,7 +35,6 @@ from minprefix.conformance.problems import (
     training_case,
     weights_of,
 )
-from minprefix.conformance.problems import TOLERANCE as MODEL_TOLERANCE
 from minprefix.conformance.record import Recorder
 from minprefix.gpt2 import block_backward, block_forward
 from minprefix.ops import reference
@@ -150,7 +149,7 @@ def _op_case(op: str, name: str) -> VectorCase:
         if _gives(function, tensor)
     }
     sizes = {letter: int(size) for letter, size in case.dimensions().items()}
-    return VectorCase(check, OP_TOLERANCE[case.dtype], settings, sizes, inputs, expected)
+    return VectorCase(check, case.tolerance(), settings, sizes, inputs, expected)
 
 
 def _gives(function: str, tensor: str) -> bool:
@@ -209,7 +208,7 @@ def _whole_case(
         "L": p.config.n_layer,
     }
     settings = {"config": asdict(p.config), "reduction": p.reduction, "need": p.need}
-    return VectorCase(check, MODEL_TOLERANCE[dtype], settings, _dimensions(sizes), inputs, expected)
+    return VectorCase(check, TOLERANCE[dtype], settings, _dimensions(sizes), inputs, expected)
 
 
 def _model_case(name: str) -> VectorCase:
@@ -253,7 +252,7 @@ def _training_case(name: str) -> VectorCase:
     }
     check = suite.all_checks()[f"training/{name}"]
     sizes = {"micro-batches": 2, "B": 2}
-    return VectorCase(check, MODEL_TOLERANCE["training"], settings, sizes, inputs, expected)
+    return VectorCase(check, TOLERANCE["training"], settings, sizes, inputs, expected)
 
 
 # ---- a block alone: the suite itself has no check of it ------------------------------------------
@@ -341,7 +340,7 @@ def block_check(name: str) -> Check:
             raise Broken("exception", said) from error
         for n, axes in _block_axes(B).items():
             if n in found:
-                grade.compare("block", n, found[n], want[n], MODEL_TOLERANCE["float64"], axes)
+                grade.compare("block", n, found[n], want[n], TOLERANCE["float64"], axes)
 
     return Check(f"block/{name}", "model", "block", BLOCKS[name][0], run)
 
@@ -360,7 +359,7 @@ def _block_case(name: str) -> VectorCase:
     settings = {"n_head": SMALL.n_head, "layer_norm_epsilon": SMALL.layer_norm_epsilon}
     return VectorCase(
         block_check(name),
-        MODEL_TOLERANCE["float64"],
+        TOLERANCE["float64"],
         settings,
         _dimensions(sizes),
         inputs,

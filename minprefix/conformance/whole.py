@@ -53,14 +53,14 @@ class _Guarded:
 
     def _readable(self, cache: Any) -> Any:
         """The model reads q, k and v of attention's cache."""
-        if not all(hasattr(cache, name) for name in "qkv"):
+        fields = cache if isinstance(cache, dict) else {n: getattr(cache, n, None) for n in _READ}
+        if any(fields.get(name) is None for name in "qkv"):
             said = "the cache of attention has no fields q, k and v: the model reads them"
             raise Broken("missing", said, "attention")
-        if not self._implementation.has("asarray"):
-            return cache
-        q, k, v = (self._implementation.asnumpy(getattr(cache, n), f"cache.{n}") for n in "qkv")
-        pattern = getattr(cache, "pattern", None) or ()
-        patterns = [self._implementation.asnumpy(a, "cache.pattern") for a in pattern]
+        q, k, v = (self._implementation.asnumpy(fields[n], f"cache.{n}") for n in "qkv")
+        pattern = fields.get("pattern")
+        of_each = pattern if isinstance(pattern, tuple | list) else ()
+        patterns = [self._implementation.asnumpy(a, "cache.pattern") for a in of_each]
         return _Readable(cache, q, k, v, patterns)
 
     def _back(self, name: str, a: Any) -> Any:
@@ -71,9 +71,13 @@ class _Guarded:
         return self._implementation.asnumpy(a, name)
 
 
+#: what others than the implementation read of a cache of attention
+_READ = ("q", "k", "v", "pattern")
+
+
 @dataclass(frozen=True)
 class _Readable:
-    """A cache of attention in the implementation's own arrays, and what others read of it."""
+    """A cache of attention in the implementation's own form, and what others read of it."""
 
     own: Any
     q: Array
