@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS, results
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.ops import reference
 from minprefix.ops.contract import CONSUMED, Array
@@ -18,7 +18,6 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "fortran": np.asfortranarray,
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
 }
-
 
 #: allowed error of a tensor, relative to its largest value. float64: rounding, with room for other
 #: orders of summation; float32: what single precision leaves of sums over a few dozen terms
@@ -337,7 +336,7 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
     """What a function gave, by the names of TENSORS. A field that the cache lacks is left out.
     Raises Broken if there are too few or too many results."""
     names = TENSORS[function]
-    tops = list(dict.fromkeys(name.split(".")[0].removesuffix("[]") for name in names))
+    tops = results(function)
     if len(tops) == 1:
         parts = [result]
     elif isinstance(result, tuple | list) and len(result) == len(tops):
@@ -390,6 +389,17 @@ def axes(function: str, tensor: str) -> str:
     """The axes of a tensor by its name, `dprefix_k[1]` as `dprefix_k[]`."""
     stem = tensor.split("[")[0]
     return TENSORS[function][f"{stem}[]" if "[" in tensor else stem]
+
+
+def owner(op: str, tensor: str) -> str:
+    """The function that gives a tensor."""
+    for function in FUNCTIONS[op]:
+        try:
+            axes(function, tensor)
+        except KeyError:
+            continue
+        return function
+    raise KeyError(tensor)
 
 
 def consumed(function: str) -> tuple[str, ...]:

@@ -79,6 +79,13 @@ TENSORS: dict[str, dict[str, str]] = {
     "cross_entropy_backward": {"dlogits": "M V"},
 }
 
+
+def results(function: str) -> list[str]:
+    """What a function returns, in order: a cache is one thing, and so is a list."""
+    names = (name.split(".")[0].removesuffix("[]") for name in TENSORS[function])
+    return list(dict.fromkeys(names))
+
+
 #: what a frozen model never calls: not offered is no failure
 OPTIONAL = ("embed_backward_params", "layernorm_backward_params", "linear_backward_params")
 

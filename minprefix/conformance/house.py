@@ -23,11 +23,7 @@ class House:
         self.ops = ops
 
     def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
-        model = GPT2(problem.config, dict(problem.weights), name="the suite's")
-        prefixes = [
-            Prefix(kv.copy(), position_offset=offset)
-            for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
-        ]
+        model, prefixes = _model(problem), _prefixes(problem)
         batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
         recorder = Recorder(self.ops, model.weights, problem.config.head_size)
         loss, dkvs, dweights = loss_backward(
@@ -39,11 +35,7 @@ class House:
         return found | {f"d{name}": a for name, a in dweights.items()}
 
     def run_decoding(self, problem: ModelProblem) -> Mapping[str, Array]:
-        model = GPT2(problem.config, dict(problem.weights), name="the suite's")
-        prefixes = [
-            Prefix(kv.copy(), position_offset=offset)
-            for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
-        ]
+        model, prefixes = _model(problem), _prefixes(problem)
         # all texts together, so that one that ends leaves the others in their places
         texts_ids = problem.sequences
         first = Batch.pack([ids[:1] for ids in texts_ids], prefix=problem.prefix_of)
@@ -62,7 +54,7 @@ class House:
 
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
         p = problem
-        model = GPT2(p.config, dict(p.weights), name="the suite's")
+        model = _model(p)
         prefixes = [_start(parameters, p.config.n_head) for parameters in p.parameters]
         adam = AdamW(p.beta1, p.beta2, p.eps, p.weight_decay)
         found: dict[str, Array] = {}
@@ -95,6 +87,17 @@ class House:
             for i, (prefix, dkv) in enumerate(zip(prefixes, dkvs, strict=True))
             for name, a in prefix.backward(dkv).items()
         }
+
+
+def _model(problem: ModelProblem | TrainingProblem) -> GPT2:
+    return GPT2(problem.config, dict(problem.weights), name="the suite's")
+
+
+def _prefixes(problem: ModelProblem) -> list[Prefix]:
+    return [
+        Prefix(kv.copy(), position_offset=offset)
+        for kv, offset in zip(problem.prefixes, problem.position_offsets, strict=True)
+    ]
 
 
 def _start(parameters: Mapping[str, Array], n_head: int) -> Prefix:

@@ -174,9 +174,10 @@ class _Told(Implementation):
 
     def call(self, function: str, *arguments: Any) -> Any:
         self._since.value, self._calling.value = time.monotonic(), _NAMES.index(function)
-        result = super().call(function, *arguments)
-        self._calling.value = -1
-        return result
+        try:
+            return super().call(function, *arguments)
+        finally:
+            self._calling.value = -1
 
 
 def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:

@@ -148,6 +148,8 @@ def _law_batch(implementation: Implementation, grade: Grade) -> None:
                 _law(grade, function, name, law, got - want, scale)
 
 
+# law 6, P = 0 is plain GPT-2, stands in the cases `no-prefix`: there is no call without a prefix to
+# compare with
 LAWS: dict[str, tuple[str, str, Callable[[Implementation, Grade], None]]] = {
     "law-keys": ("attention", "law 1: the sum of dk over prefix and tokens is 0", _law_keys),
     "law-values": ("attention", "law 2: the sum of dv is the sum of dz", _law_values),

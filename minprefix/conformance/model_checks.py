@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.contract import (
     OPTIONAL,
-    ModelProblem,
     model_tensors,
     training_tensors,
 )
@@ -23,6 +21,7 @@ from minprefix.conformance.problems import (
     MODEL_CASES,
     TOLERANCE,
     TRAINING_CASES,
+    dimensions,
     expected_decoding,
     expected_model,
     expected_training,
@@ -37,15 +36,6 @@ from minprefix.ops.contract import Array
 MODEL_DRAWS = 12
 
 
-def _dimensions(problem: ModelProblem) -> dict[str, float]:
-    c, B = problem.config, len(problem.sequences)
-    M = sum(len(s) - f for s, f in zip(problem.sequences, problem.loss_from, strict=True))
-    N = sum(len(s) for s in problem.sequences)
-    P = problem.prefixes[0].shape[3]
-    sizes = {"hs": c.head_size, "M": M, "B": B, "N": N, "P": P, "L": c.n_layer}
-    return {letter: n for letter, n in sizes.items() if n > 1}
-
-
 def _grade_tensors(
     implementation: Implementation,
     function: str,
@@ -54,7 +44,7 @@ def _grade_tensors(
     want: Mapping[str, Array],
     asked: Callable[[str], bool],
     tolerance: float,
-    dimensions: Mapping[str, float],
+    sizes: Mapping[str, float],
     grade: Grade,
     reproduce: str,
 ) -> None:
@@ -77,7 +67,8 @@ def _grade_tensors(
     for name in sorted(set(found) - set(axes)):
         said = f"{name} is no tensor of {function}: the names are those of its contract"
         grade.findings.append(Finding(function, name, "missing", said, reproducer=reproduce))
-    given_ = np.concatenate([[0], np.cumsum([len(s) for s in getattr(problem, "sequences", [])])])
+    lengths = [len(ids) for ids in getattr(problem, "sequences", ())]
+    offsets = [sum(lengths[:b]) for b in range(len(lengths) + 1)]
     kin: dict[str, dict[str, Array]] = {}  # what a tensor may be swapped with: one of its like
     for name in axes:
         if name in want:
@@ -108,9 +99,9 @@ def _grade_tensors(
             want[name],
             tolerance,
             letters,
-            dimensions,
+            sizes,
             kin[name.split(".")[0]],
-            [int(o) for o in given_],
+            offsets,
             None,
             f'{reproduce}\nprint(found["{name}"])',
         )
@@ -128,16 +119,14 @@ def _model_checks() -> Iterator[Check]:
 
         def run(implementation: Implementation, grade: Grade, case: str = case) -> None:
             problem = model_case(case)
-            need = problem.need
             offers_weights = implementation.has("run_model") or all(
                 map(implementation.has, OPTIONAL)
             )
-            if need == "all" and not offers_weights:
+            if problem.need == "all" and not offers_weights:
                 grade.not_implemented.append("the gradients of the weights")
                 problem = replace(problem, need="prefix")
-                need = "prefix"
             axes = model_tensors(
-                problem.config, len(problem.prefixes), len(problem.sequences), need
+                problem.config, len(problem.prefixes), len(problem.sequences), problem.need
             )
             _grade_tensors(
                 implementation,
@@ -147,7 +136,7 @@ def _model_checks() -> Iterator[Check]:
                 expected_model(case),
                 _asked,
                 TOLERANCE["float32" if case == "float32" else "float64"],
-                _dimensions(problem),
+                dimensions(problem),
                 grade,
                 _reproduce(implementation, "run_model", f"model_case({case!r})"),
             )
@@ -198,7 +187,7 @@ def _drawn_checks() -> Iterator[Check]:
                 _DRAWN[key],
                 _asked,
                 TOLERANCE["float64"],
-                _dimensions(problem),
+                dimensions(problem),
                 into,
                 _reproduce(implementation, "run_model", f"model_problem(**{sizes!r})"),
             )
@@ -242,7 +231,7 @@ def _decoding_checks() -> Iterator[Check]:
                 expected_decoding(case),
                 lambda n: True,
                 TOLERANCE["float64"],
-                _dimensions(problem),
+                dimensions(problem),
                 grade,
                 _reproduce(implementation, "run_decoding", f"model_case({case!r})"),
             )

@@ -17,6 +17,7 @@ from minprefix.conformance.cases import (
     consumed,
     flatten,
     numbers,
+    owner,
     reference_cache,
 )
 from minprefix.conformance.check import Check, Finding, Grade
@@ -143,12 +144,12 @@ def _modified(
 
 def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
-    want, given_ = case.expected(), case.inputs().get("offsets")
+    want, boundaries = case.expected(), case.inputs().get("offsets")
     found = tensors(implementation, case, grade)
-    offsets = None if given_ is None else [int(o) for o in given_]
+    offsets = None if boundaries is None else [int(o) for o in boundaries]
     for function in FUNCTIONS[case.op]:
-        of_function = [n for n in want if _owner(case.op, n) == function]
-        got = [n for n in found if _owner(case.op, n) == function]
+        of_function = [n for n in want if owner(case.op, n) == function]
+        got = [n for n in found if owner(case.op, n) == function]
         for name in of_function:
             if name not in found:
                 stem = name.split("[")[0]
@@ -184,17 +185,6 @@ def _miscounted(
     said = f"{name} is {how}: expected one for each sequence"
     reproduce = reproducer(implementation, case, function)
     grade.findings.append(Finding(function, name, "missing", said, reproducer=reproduce))
-
-
-def _owner(op: str, tensor: str) -> str:
-    """The function that gives a tensor."""
-    for function in FUNCTIONS[op]:
-        try:
-            axes(function, tensor)
-        except KeyError:
-            continue
-        return function
-    raise KeyError(tensor)
 
 
 def reproducer(implementation: Implementation, case: Case, function: str, tensor: str = "") -> str:

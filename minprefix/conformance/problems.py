@@ -137,6 +137,16 @@ def widened(problem: Any, fields: tuple[str, ...]) -> Any:
     return replace(problem, **{name: wide(getattr(problem, name)) for name in fields})
 
 
+def dimensions(problem: ModelProblem) -> dict[str, int]:
+    """The sizes of a problem by their letters, for the diagnosis."""
+    c, B = problem.config, len(problem.sequences)
+    M = sum(len(s) - f for s, f in zip(problem.sequences, problem.loss_from, strict=True))
+    N = sum(len(s) for s in problem.sequences)
+    P = problem.prefixes[0].shape[3]
+    sizes = {"hs": c.head_size, "M": M, "B": B, "N": N, "P": P, "L": c.n_layer}
+    return {letter: n for letter, n in sizes.items() if n > 1}
+
+
 @cache
 def expected_model(name: str) -> Mapping[str, Array]:
     problem = widened(model_case(name), ("weights", "prefixes"))

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance import suite
-from minprefix.conformance.cases import CASES, case_of
+from minprefix.conformance.cases import CASES, case_of, owner
 from minprefix.conformance.cases import axes as axes_of
 from minprefix.conformance.check import Check, Grade
 from minprefix.conformance.contract import (
-    FUNCTIONS,
     ModelProblem,
     TrainingProblem,
     model_tensors,
@@ -28,6 +27,7 @@ from minprefix.conformance.problems import (
     SMALL,
     TOLERANCE,
     TRAINING_CASES,
+    dimensions,
     expected_decoding,
     expected_model,
     expected_training,
@@ -143,29 +143,15 @@ def _op_case(op: str, name: str) -> VectorCase:
         else:
             settings[argument] = a  # eps; bias where it is None
     expected = {
-        tensor: Tensor(_as(a, case.dtype), axes_of(function, tensor), function)
-        for function in FUNCTIONS[op]
+        tensor: Tensor(_as(a, case.dtype), axes_of(owner(op, tensor), tensor), owner(op, tensor))
         for tensor, a in case.expected().items()
-        if _gives(function, tensor)
     }
     sizes = {letter: int(size) for letter, size in case.dimensions().items()}
     return VectorCase(check, case.tolerance(), settings, sizes, inputs, expected)
 
 
-def _gives(function: str, tensor: str) -> bool:
-    try:
-        axes_of(function, tensor)
-    except KeyError:
-        return False
-    return True
-
-
 def _as(a: Array, dtype: str) -> Array:
     return a.astype(dtype) if a.dtype.kind == "f" else a
-
-
-def _dimensions(sizes: Mapping[str, int]) -> dict[str, int]:
-    return {letter: n for letter, n in sizes.items() if n > 1}
 
 
 def _offsets(sequences: Sequence[Sequence[int]]) -> Array:
@@ -199,16 +185,8 @@ def _whole_case(
     inputs |= {f"prefixes[{j}]": Tensor(kv, "L 2 NH P hs") for j, kv in enumerate(p.prefixes)}
     inputs |= _weights(p.weights)
     expected = {n: Tensor(_as(found[n], dtype), letters, function) for n, letters in axes.items()}
-    sizes = {
-        "hs": p.config.head_size,
-        "M": sum(len(s) - f for s, f in zip(p.sequences, p.loss_from, strict=True)),
-        "B": len(p.sequences),
-        "N": sum(len(s) for s in p.sequences),
-        "P": p.prefixes[0].shape[3],
-        "L": p.config.n_layer,
-    }
     settings = {"config": asdict(p.config), "reduction": p.reduction, "need": p.need}
-    return VectorCase(check, TOLERANCE[dtype], settings, _dimensions(sizes), inputs, expected)
+    return VectorCase(check, TOLERANCE[dtype], settings, dimensions(p), inputs, expected)
 
 
 def _model_case(name: str) -> VectorCase:
@@ -361,7 +339,7 @@ def _block_case(name: str) -> VectorCase:
         block_check(name),
         TOLERANCE["float64"],
         settings,
-        _dimensions(sizes),
+        {letter: n for letter, n in sizes.items() if n > 1},
         inputs,
         expected,
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS
+from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, results
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array, AttentionGrads
@@ -32,7 +32,7 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         foreign = self._implementation.has("asarray")
-        tops = list(dict.fromkeys(n.split(".")[0].removesuffix("[]") for n in TENSORS[name]))
+        tops = results(name)
 
         def call(*arguments: Any) -> Any:
             arguments = tuple(a.own if isinstance(a, _Readable) else a for a in arguments)
