@@ -1,6 +1,15 @@
 """Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to be read, stepped through and
 trusted."""
 
+import os
+import sys
+
+# After a product OpenBLAS's threads spin for 2^26 cycles, some 20 ms, before they sleep: in the way
+# of the threads that go on, and for nothing when none do. 2^14 are some microseconds. OpenBLAS
+# reads this once, when NumPy loads it.
+if "numpy" not in sys.modules:
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
+
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.generate import generate

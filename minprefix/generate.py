@@ -184,7 +184,7 @@ class Texts:
                     f"{max_new_tokens} new tokens it needs more than the model's {cfg.n_positions} "
                     "positions; shorten it or lower max_new_tokens"
                 )
-        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops)
+        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=last)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
         capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
         shape = (len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size)
@@ -194,7 +194,7 @@ class Texts:
                 texts.kv[b, i, 0, :, : k.shape[1]] = k
                 texts.kv[b, i, 1, :, : v.shape[1]] = v
         texts._append(cache, offsets)
-        return texts, head(x[last], model.weights, cfg, ops)[0]
+        return texts, head(x, model.weights, cfg, ops)
 
     def feed(self, tokens: np.ndarray) -> np.ndarray:
         """One more token for each text, tokens (S,) -> (S, V) logits of the one after it."""
@@ -204,7 +204,7 @@ class Texts:
         x, cache = forward(w, cfg, tokens, self.position, offsets, past, self.ops)  # (S, C)
         self._append(cache, offsets)
         self.position = self.position + 1
-        return head(x, w, cfg, self.ops)[0]
+        return head(x, w, cfg, self.ops)
 
     def take(self, rows: Sequence[int]) -> "Texts":
         """These texts only, in this order; a text may be taken twice (each then has its own

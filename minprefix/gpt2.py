@@ -13,14 +13,13 @@ checkpoint (`h.0.attn.c_attn.weight`), so there is no translation to read. Symbo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from minprefix.ops.contract import (
     Array,
     AttentionCache,
-    CrossEntropyCache,
     GeluCache,
     LayernormCache,
     Ops,
@@ -85,16 +84,18 @@ class Config:
 
 class BlockCache(NamedTuple):
     """What the backward of a block needs. The four inputs of linear layers are None unless
-    need="all": only the gradients of weights look at them."""
+    need="all": only the gradients of weights look at them. n is M where the block was asked for M
+    rows, else N."""
 
     ln_1: LayernormCache
     attention: AttentionCache
+    rows: Array | None  # (M,)
     ln_2: LayernormCache
     gelu: GeluCache
     ln_1_out: Array | None  # (N, C)
-    z: Array | None  # (N, C)
-    ln_2_out: Array | None  # (N, C)
-    gelu_out: Array | None  # (N, F)
+    z: Array | None  # (n, C)
+    ln_2_out: Array | None  # (n, C)
+    gelu_out: Array | None  # (n, F)
 
 
 def _block(w: Weights, i: int) -> dict[str, Array]:
@@ -104,10 +105,16 @@ def _block(w: Weights, i: int) -> dict[str, Array]:
 
 
 def block_forward(
-    x: Array, w: Weights, past: Sequence[KeysValues], offsets: Array, cfg: Config, ops: Ops
+    x: Array,
+    w: Weights,
+    past: Sequence[KeysValues],
+    offsets: Array,
+    cfg: Config,
+    ops: Ops,
+    rows: Array | None = None,
 ) -> tuple[Array, BlockCache]:
     """x: resid_pre (N, C); past: for each sequence the keys and values it sees first -> resid_post
-    (N, C)."""
+    (n, C): of the rows (M,), where nobody looks at the others, or of all N."""
     N, C, NH, eps = len(x), cfg.n_embd, cfg.n_head, cfg.layer_norm_epsilon
     a, ln_1 = ops.layernorm(x, w["ln_1.weight"], w["ln_1.bias"], eps)  # (N, C)
     qkv = ops.linear(a, w["attn.c_attn.weight"], w["attn.c_attn.bias"])  # (N, 3C)
@@ -115,16 +122,18 @@ def block_forward(
     prefix_k, prefix_v = [kv[0] for kv in past], [kv[1] for kv in past]
     z, attention = ops.attention(q, k, v, prefix_k, prefix_v, offsets)  # (N, NH, hs)
     z = z.reshape(N, C)
-    x = x + ops.linear(z, w["attn.c_proj.weight"], w["attn.c_proj.bias"])  # (N, C)  resid_mid
-    m, ln_2 = ops.layernorm(x, w["ln_2.weight"], w["ln_2.bias"], eps)  # (N, C)
-    h = ops.linear(m, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"])  # (N, F)
-    g, gelu = ops.gelu(h)  # (N, F)
-    x = x + ops.linear(g, w["mlp.c_proj.weight"], w["mlp.c_proj.bias"])  # (N, C)  resid_post
-    return x, BlockCache(ln_1, attention, ln_2, gelu, a, z, m, g)
+    if rows is not None:  # the other tokens have given their keys and values: nothing else is used
+        x, z = x[rows], z[rows]  # (n, C)
+    x = x + ops.linear(z, w["attn.c_proj.weight"], w["attn.c_proj.bias"])  # (n, C)  resid_mid
+    m, ln_2 = ops.layernorm(x, w["ln_2.weight"], w["ln_2.bias"], eps)  # (n, C)
+    h = ops.linear(m, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"])  # (n, F)
+    g, gelu = ops.gelu(h)  # (n, F)
+    x = x + ops.linear(g, w["mlp.c_proj.weight"], w["mlp.c_proj.bias"])  # (n, C)  resid_post
+    return x, BlockCache(ln_1, attention, rows, ln_2, gelu, a, z, m, g)
 
 
 class BlockGrads(NamedTuple):
-    dx: Array | None  # (N, C)  None below block 0 of a frozen model: nothing there wants it
+    dx: Array | None  # (N, C)  None where nobody wants it: below it lie only frozen weights
     dpast: list[KeysValues]  # for each sequence dprefix_k, dprefix_v (NH, P, hs)
     dweights: dict[str, Array]  # short names; empty unless need="all"
 
@@ -132,9 +141,9 @@ class BlockGrads(NamedTuple):
 def block_backward(
     dx: Array, w: Weights, cache: BlockCache, ops: Ops, need: str, need_dx: bool
 ) -> BlockGrads:
-    """dx: the gradient of resid_post (N, C) -> that of resid_pre, of the past, and of the
+    """dx: the gradient of resid_post (n, C) -> that of resid_pre, of the past, and of the
     weights."""
-    N, C = dx.shape
+    N, NH, hs = cache.attention.q.shape
     dw: dict[str, Array] = {}
 
     def linear_params(name: str, dout: Array, x: Array | None) -> None:
@@ -148,26 +157,34 @@ def block_backward(
 
     # x = x + linear(g): the gradient goes both ways, around the MLP and through it
     linear_params("mlp.c_proj", dx, cache.gelu_out)
-    dg = ops.linear_backward(dx, w["mlp.c_proj.weight"])  # (N, F)
-    dh = ops.gelu_backward(dg, cache.gelu)  # (N, F)
+    dg = ops.linear_backward(dx, w["mlp.c_proj.weight"])  # (n, F)
+    dh = ops.gelu_backward(dg, cache.gelu)  # (n, F)
     linear_params("mlp.c_fc", dh, cache.ln_2_out)
-    dm = ops.linear_backward(dh, w["mlp.c_fc.weight"])  # (N, C)
+    dm = ops.linear_backward(dh, w["mlp.c_fc.weight"])  # (n, C)
     layernorm_params("ln_2", dm, cache.ln_2)
-    dx = dx + ops.layernorm_backward(dm, cache.ln_2)  # (N, C)  of resid_mid
+    dx = dx + ops.layernorm_backward(dm, cache.ln_2)  # (n, C)  of resid_mid
     # x = x + linear(z): around the attention and through it
     linear_params("attn.c_proj", dx, cache.z)
-    dz = ops.linear_backward(dx, w["attn.c_proj.weight"])  # (N, C)
-    NH = cache.attention.q.shape[1]
-    grads = ops.attention_backward(dz.reshape(N, NH, C // NH), cache.attention)
+    dz = ops.linear_backward(dx, w["attn.c_proj.weight"])  # (n, C)
+    if cache.rows is not None:  # the loss does not see what the others would have become
+        dx, dz = _at(cache.rows, dx, N), _at(cache.rows, dz, N)  # (N, C)
+    grads = ops.attention_backward(dz.reshape(N, NH, hs), cache.attention)
     dpast = list(zip(grads.dprefix_k, grads.dprefix_v, strict=True))
     if not need_dx:
         return BlockGrads(None, dpast, dw)
-    dqkv = np.stack([grads.dq, grads.dk, grads.dv], axis=1).reshape(N, 3 * C)  # (N, 3C)
+    dqkv = np.stack([grads.dq, grads.dk, grads.dv], axis=1).reshape(N, 3 * NH * hs)  # (N, 3C)
     linear_params("attn.c_attn", dqkv, cache.ln_1_out)
     da = ops.linear_backward(dqkv, w["attn.c_attn.weight"])  # (N, C)
     layernorm_params("ln_1", da, cache.ln_1)
     dx = dx + ops.layernorm_backward(da, cache.ln_1)  # (N, C)  of resid_pre
     return BlockGrads(dx, dpast, dw)
+
+
+def _at(rows: Array, a: Array, N: int) -> Array:
+    """a (M, C) in its rows of N, the others 0."""
+    out = np.zeros((N, a.shape[1]), a.dtype)  # (N, C)
+    out[rows] = a
+    return out
 
 
 # ---- the stack of blocks ----------------------------------------------------------------------
@@ -188,9 +205,10 @@ def forward(
     past: Sequence[Sequence[KeysValues]],
     ops: Ops,
     need: Literal["prefix", "all"] = "prefix",
+    rows: Array | None = None,
 ) -> tuple[Array, Cache]:
-    """tokens, positions (N,), offsets (B+1,), past[layer][sequence] -> the last residual stream (N,
-    C).
+    """tokens, positions (N,), offsets (B+1,), past[layer][sequence] -> the last residual stream (n,
+    C), of all tokens or of `rows` (M,).
 
     The past is what a sequence sees before its tokens: a trained prefix, or while decoding the
     prefix and every earlier token. It is the same thing to attention, and there is no other code
@@ -199,7 +217,8 @@ def forward(
     x = ops.embed(tokens, positions, w["wte.weight"], w["wpe.weight"])  # (N, C)
     blocks = []
     for i in range(cfg.n_layer):
-        x, cache = block_forward(x, _block(w, i), past[i], offsets, cfg, ops)
+        wanted = rows if i == cfg.n_layer - 1 else None
+        x, cache = block_forward(x, _block(w, i), past[i], offsets, cfg, ops, wanted)
         if need == "prefix":
             cache = cache._replace(ln_1_out=None, z=None, ln_2_out=None, gelu_out=None)
         blocks.append(cache)
@@ -207,17 +226,24 @@ def forward(
 
 
 def backward(
-    dx: Array, w: Weights, cfg: Config, cache: Cache, ops: Ops, need: Literal["prefix", "all"]
+    dx: Array,
+    w: Weights,
+    cfg: Config,
+    cache: Cache,
+    ops: Ops,
+    need: Literal["prefix", "all"],
+    lowest: int = 0,
 ) -> tuple[list[list[KeysValues]], dict[str, Array]]:
-    """dx: the gradient of the last residual stream (N, C) -> dpast[layer][sequence], and with
-    need="all" the gradient of every weight of the stack. A frozen model stops at block 0's
-    attention: below it lies no prefix."""
+    """dx: the gradient of the last residual stream (n, C), as `forward` gave it ->
+    dpast[layer][sequence], and with need="all" the gradient of every weight of the stack. A frozen
+    model stops at the attention of `lowest`, the lowest layer with a prefix: below it dpast is
+    empty."""
     dpast: list[list[KeysValues]] = []
     dw: dict[str, Array] = {}
-    for i in reversed(range(cfg.n_layer)):
-        grads = block_backward(
-            dx, _block(w, i), cache.blocks[i], ops, need, need_dx=i > 0 or need == "all"
-        )
+    stop = 0 if need == "all" else lowest
+    for i in reversed(range(stop, cfg.n_layer)):
+        need_dx = i > stop or need == "all"
+        grads = block_backward(dx, _block(w, i), cache.blocks[i], ops, need, need_dx)
         dpast.insert(0, grads.dpast)
         dw |= {f"h.{i}.{name}": a for name, a in grads.dweights.items()}
         if grads.dx is not None:
@@ -226,16 +252,20 @@ def backward(
         dw["wte.weight"], dw["wpe.weight"] = ops.embed_backward_params(
             dx, cache.tokens, cache.positions, w["wte.weight"], w["wpe.weight"]
         )
-    return dpast, dw
+    return [[]] * stop + dpast, dw
 
 
 # ---- the head and the loss --------------------------------------------------------------------
 
 
+#: logits exist for so many rows at a time: 50 MB of them with GPT-2's vocabulary
+HEAD_ROWS = 256
+
+
 class HeadCache(NamedTuple):
     ln_f: LayernormCache
-    ln_f_out: Array  # (M, C)
-    cross_entropy: CrossEntropyCache
+    dy: Array  # (M, C)  the gradient of ln_f's output
+    dhead: Array | None  # (C, V)  the gradient of the head's weight, with need="all"
 
 
 def head_weight(w: Weights) -> Array:
@@ -243,19 +273,48 @@ def head_weight(w: Weights) -> Array:
     return w.get("lm_head.weight", w["wte.weight"])
 
 
-def head(x: Array, w: Weights, cfg: Config, ops: Ops) -> tuple[Array, LayernormCache, Array]:
-    """x: rows of the last residual stream (M, C) -> logits (M, V), and what the backward needs."""
-    y, ln_f = ops.layernorm(x, w["ln_f.weight"], w["ln_f.bias"], cfg.layer_norm_epsilon)  # (M, C)
-    return ops.linear(y, head_weight(w).T, None), ln_f, y  # (M, V)
+def _last_norm(x: Array, w: Weights, cfg: Config, ops: Ops) -> tuple[Array, LayernormCache]:
+    return ops.layernorm(x, w["ln_f.weight"], w["ln_f.bias"], cfg.layer_norm_epsilon)
+
+
+def head(x: Array, w: Weights, cfg: Config, ops: Ops) -> Array:
+    """x: rows of the last residual stream (M, C) -> logits (M, V)."""
+    y, _ = _last_norm(x, w, cfg, ops)  # (M, C)
+    return ops.linear(y, head_weight(w).T, None)  # (M, V)
 
 
 def head_loss(
-    x: Array, targets: Array, weights: Array, w: Weights, cfg: Config, ops: Ops
-) -> tuple[np.generic, HeadCache]:
-    """x (M, C): the rows that predict something, targets and weights (M,) -> loss, cache."""
-    logits, ln_f, y = head(x, w, cfg, ops)  # (M, V)
-    loss, cross_entropy = ops.cross_entropy(logits, targets, weights)
-    return loss, HeadCache(ln_f, y, cross_entropy)
+    x: Array,
+    targets: Array,
+    weights: Array,
+    w: Weights,
+    cfg: Config,
+    ops: Ops,
+    need: Literal["nothing", "prefix", "all"] = "nothing",
+) -> tuple[np.generic, HeadCache | None]:
+    """x (M, C): the rows that predict something, targets and weights (M,) -> loss, cache.
+
+    The loss is where the backward begins: nothing has to come back before the gradient of the
+    logits can be formed. So it is formed at once, m rows at a time, and (M, V) numbers never
+    exist. With need="nothing" it is not formed, and there is no cache.
+    """
+    y, ln_f = _last_norm(x, w, cfg, ops)  # (M, C)
+    weight = head_weight(w).T  # (C, V)
+    loss: Any = 0.0
+    dys, dhead = [], None
+    for start in range(0, len(y), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        logits = ops.linear(y[rows], weight, None)  # (m, V)
+        part, cross_entropy = ops.cross_entropy(logits, targets[rows], weights[rows])
+        loss = loss + part
+        if need == "nothing":
+            continue
+        dlogits = ops.cross_entropy_backward(cross_entropy)  # (m, V)
+        dys.append(ops.linear_backward(dlogits, weight))  # (m, C)
+        if need == "all":
+            dweight, _ = ops.linear_backward_params(dlogits, y[rows])  # (C, V)
+            dhead = dweight if dhead is None else dhead + dweight
+    return loss, HeadCache(ln_f, np.concatenate(dys), dhead) if dys else None
 
 
 def head_loss_backward(
@@ -263,10 +322,8 @@ def head_loss_backward(
 ) -> tuple[Array, dict[str, Array]]:
     """-> dx (M, C), and with need="all" the gradients of ln_f and of the head."""
     dw: dict[str, Array] = {}
-    dlogits = ops.cross_entropy_backward(cache.cross_entropy)  # (M, V)
-    dy = ops.linear_backward(dlogits, head_weight(w).T)  # (M, C)
     if need == "all":
-        dhead, _ = ops.linear_backward_params(dlogits, cache.ln_f_out)  # (C, V)
-        dw["lm_head.weight" if "lm_head.weight" in w else "wte.weight"] = dhead.T
-        dw["ln_f.weight"], dw["ln_f.bias"] = ops.layernorm_backward_params(dy, cache.ln_f)
-    return ops.layernorm_backward(dy, cache.ln_f), dw
+        assert cache.dhead is not None
+        dw["lm_head.weight" if "lm_head.weight" in w else "wte.weight"] = cache.dhead.T
+        dw["ln_f.weight"], dw["ln_f.bias"] = ops.layernorm_backward_params(cache.dy, cache.ln_f)
+    return ops.layernorm_backward(cache.dy, cache.ln_f), dw

@@ -127,7 +127,7 @@ class GPT2:
         implementation = _ops.get(ops)
         stream = prepare(self, batch, prefix)
         x, _ = forward(self.weights, self.config, *stream, implementation)
-        return head(x, self.weights, self.config, implementation)[0]
+        return head(x, self.weights, self.config, implementation)
 
     def keys_values(self, tokens: Sequence[int], ops: str | Ops = "numpy") -> Array:
         """The keys and values that this text leaves in every layer: (L, 2, NH, T, hs). As a prefix
@@ -269,7 +269,7 @@ def loss(
     ops: str | Ops = "numpy",
 ) -> float:
     """The loss alone."""
-    return _forward_loss(model, prefix, batch, reduction, _ops.get(ops), "prefix")[0].item()
+    return _forward_loss(model, prefix, batch, reduction, _ops.get(ops), "nothing")[0].item()
 
 
 def _loss_weights(batch: Batch, reduction: str) -> Array:
@@ -290,15 +290,15 @@ def _forward_loss(
     batch: Batch,
     reduction: str,
     ops: Ops,
-    need: Literal["prefix", "all"],
-) -> tuple[np.generic, Array, Cache, HeadCache]:
+    need: Literal["nothing", "prefix", "all"],
+) -> tuple[np.generic, Cache, HeadCache | None]:
     w, cfg = model.weights, model.config
     stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
-    x, cache = forward(w, cfg, *stream, ops, need)  # (N, C)
+    # only rows that predict a target pay for the top of the model and for logits
+    x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", batch.rows)
     weights = weights.astype(x.real.dtype)
-    # only rows that predict a target pay for logits
-    value, head_cache = head_loss(x[batch.rows], batch.targets, weights, w, cfg, ops)
-    return value, x, cache, head_cache
+    value, head_cache = head_loss(x, batch.targets, weights, w, cfg, ops, need)
+    return value, cache, head_cache
 
 
 def loss_backward(
@@ -311,18 +311,15 @@ def loss_backward(
 ) -> tuple[float, list[Array], dict[str, Array]]:
     """The loss, its gradient for the kv of each prefix, and with need="all" for every weight."""
     w, cfg, implementation = model.weights, model.config, _ops.get(ops)
-    value, x, cache, head_cache = _forward_loss(
-        model, prefix, batch, reduction, implementation, need
-    )
-    drows, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
-    dx = np.zeros_like(x)  # (N, C)  a row that predicts nothing has no gradient
-    dx[batch.rows] = drows
-    dpast, dw = backward(dx, w, cfg, cache, implementation, need)
+    prefixes = _as_list(prefix)
+    value, cache, head_cache = _forward_loss(model, prefix, batch, reduction, implementation, need)
+    assert head_cache is not None
+    dx, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
+    lowest = min((i for p in prefixes for i in p.layers), default=cfg.n_layer)
+    dpast, dw = backward(dx, w, cfg, cache, implementation, need, lowest)
     for name, a in dw_head.items():  # a tied head and the embedding are one array: both add to it
         dw[name] = dw[name] + a if name in dw else a
-    dkvs = [
-        _sum_over_sequences(p, i, batch, dpast, x.dtype) for i, p in enumerate(_as_list(prefix))
-    ]
+    dkvs = [_sum_over_sequences(p, i, batch, dpast, dx.dtype) for i, p in enumerate(prefixes)]
     return value.item(), dkvs, dw
 
 

@@ -110,7 +110,7 @@ def test_every_tensor_of_an_op_has_a_name_of_its_own():
 )
 def test_a_case_compares_every_tensor_exactly_once(op, name):
     case, collected = case_of(op, name), Grade()
-    grade_case(load("numpy"), case, collected)
+    grade_case(load("reference"), case, collected)
     B = len(case.sizes.get("lengths", (5, 3)))
     wanted = []
     for function in suite_contract.FUNCTIONS[op]:
@@ -135,8 +135,10 @@ def test_the_projects_own_model_gives_every_named_intermediate_and_no_other(name
     )
     assert set(expected_model(name)) == set(names)
     found = House(numpy_ops).run_model(problem)
+    assert set(names) - set(found) == {n for n in names if "pattern" in n}  # it keeps none
     for tensor, axes in names.items():
-        assert np.ndim(found[tensor]) == len(axes.split()), tensor
+        if tensor in found:
+            assert np.ndim(found[tensor]) == len(axes.split()), tensor
 
 
 def test_the_projects_own_training_gives_every_named_tensor_and_no_other():

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
-from minprefix import GPT2, Batch, Config, InputError, Prefix, loss, loss_and_grad
+from minprefix import GPT2, Batch, Config, InputError, Prefix, gpt2, loss, loss_and_grad
 from minprefix import loss_and_weight_grads as weight_grads
+from minprefix.ops import numpy_ops, reference
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
 BACKENDS = pytest.mark.parametrize("ops", ["reference", "numpy"])
@@ -311,6 +312,96 @@ def test_a_forward_keeps_the_inputs_of_linear_layers_only_for_the_gradients_of_w
     assert all(a is None for a in kept())
     assert all(a is None for a in kept(need="prefix"))
     assert all(a.shape == (3, 32 if i % 4 < 3 else 128) for i, a in enumerate(kept(need="all")))
+
+
+class Counting:
+    """The reference, and how many rows each call of an op was given."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            first = arguments[0]
+            self.rows.setdefault(name, []).append(
+                len(first) if isinstance(first, np.ndarray) else 0
+            )
+            return getattr(reference, name)(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("ops", [reference, numpy_ops], ids=["reference", "numpy"])
+@pytest.mark.parametrize("need", ["nothing", "prefix", "all"])
+def test_logits_some_rows_at_a_time_give_the_same_loss_and_gradients(
+    monkeypatch, config, model, ops, need
+):
+    batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]])
+
+    def run():
+        if need == "nothing":
+            return {"loss": np.array(loss(model, batch, ops=ops))}
+        if need == "all":
+            value, grads = weight_grads(model, batch, ops=ops)
+            return grads | {"loss": np.array(value)}
+        value, dkv = loss_and_grad(model, random_prefix(config, 3, 0), batch, ops=ops)
+        return {"loss": np.array(value), "dkv": dkv}
+
+    at_once = run()
+    counting = Counting()
+    monkeypatch.setattr(gpt2, "HEAD_ROWS", 4)  # of 6: two parts of unequal size
+    for name, a in run().items():
+        assert relative_error(a, at_once[name]) < 1e-13, name
+    loss(model, batch, ops=counting)
+    assert counting.rows["cross_entropy"] == [4, 2]
+    assert "cross_entropy_backward" not in counting.rows  # the loss alone makes no gradient
+
+
+def test_the_top_of_the_stack_is_worked_out_only_where_it_predicts(config, model):
+    batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]], loss_from=[4, 2])  # 8 tokens, 2 targets
+    counting = Counting()
+    loss_and_grad(model, random_prefix(config, 3, 0), batch, ops=counting)
+    assert counting.rows["gelu"] == [8, 8, 2]
+    assert counting.rows["gelu_backward"] == [2, 8, 8]
+    assert counting.rows["attention"] == [8, 8, 8]  # every token gives its key and value
+    assert counting.rows["attention_backward"] == [8, 8, 8]
+
+
+def test_a_backward_stops_at_the_lowest_layer_with_a_prefix(config, model):
+    batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]], prefix=[0, 1])
+    everywhere = random_prefix(config, 3, 0)
+    for subset, calls in (((1, 2), 2), ((2,), 1), ((), 0)):
+        some = Prefix(everywhere.kv[list(subset)], layers=subset)
+        counting = Counting()
+        found = loss_and_grad(model, [some, some], batch, ops=counting)[1]
+        assert len(counting.rows.get("attention_backward", [])) == calls
+        assert len(counting.rows.get("gelu_backward", [])) == calls
+        # all layers visited: a prefix of the other sequence may reach further down
+        lower = Prefix(everywhere.kv, position_offset=3)
+        both = loss_and_grad(model, [some, lower], batch)[1][0]
+        only = loss_and_grad(model, [some, lower], batch, ops="reference")[1][0]
+        assert both.shape == found[0].shape == some.kv.shape
+        if both.size:
+            assert relative_error(both, only) < 1e-12
+            near = finite(model, some, batch)
+            assert relative_error(np.where(near, found[0], 0), near) < 1e-6
+
+
+def finite(model, prefix, batch):
+    """Central differences of the loss for the first of two equal prefixes, the second left
+    alone."""
+    dkv, eps = np.zeros_like(prefix.kv), 1e-5
+    other = Prefix(prefix.kv.copy(), layers=prefix.layers)
+    for i in np.ndindex(*prefix.kv.shape):
+        if i[3] > 0 or i[4] > 1:  # some of them
+            continue
+        values = []
+        for sign in (1, -1):
+            kv = prefix.kv.copy()
+            kv[i] += sign * eps
+            values.append(loss(model, batch, [Prefix(kv, layers=prefix.layers), other]))
+        dkv[i] = (values[0] - values[1]) / (2 * eps)
+    return dkv
 
 
 def test_an_implementation_that_forgets_a_sequences_gradient_is_refused(config, model):

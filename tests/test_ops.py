@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minprefix import ops as ops_package
-from minprefix.ops import contract, numpy_ops, reference
+from minprefix.ops import contract, numpy_ops, reference, threads
 from tests.conftest import relative_error
 
 BOTH = pytest.mark.parametrize("ops", [reference, numpy_ops], ids=["reference", "numpy"])
@@ -409,3 +409,60 @@ def test_permuting_prefix_slots_leaves_z_and_permutes_the_gradient(ops):
     assert relative_error(z2, z) < 1e-14
     assert relative_error(grads2.dprefix_k[0], grads.dprefix_k[0][:, order]) < 1e-13
     assert relative_error(grads2.dprefix_v[0], grads.dprefix_v[0][:, order]) < 1e-13
+
+
+# ---- blocks and threads ----
+
+
+@pytest.fixture(params=[1, 2, 3])
+def small_blocks(request, monkeypatch):
+    """Work in many blocks, on so many threads."""
+    before = threads.count()
+    monkeypatch.setattr(threads, "CACHE_BYTES", 4096)
+    monkeypatch.setattr(numpy_ops, "QUERIES", 16)
+    threads.limit(request.param)
+    yield
+    threads.limit(before)
+
+
+def test_attention_in_parts_is_the_same(small_blocks):
+    given = streams([50, 1, 16, 17], [3, 0, 1, 7], NH=3)
+    parts = numpy_ops._parts(given[0], given[3], given[5])
+    assert len(parts) > 4  # the heads of one sequence are not all together
+    dz = np.random.default_rng(1).normal(size=given[0].shape)
+    z, cache = numpy_ops.attention(*given)
+    want_z, want_cache = reference.attention(*given)
+    assert relative_error(z, want_z) < 1e-13
+    for name, a in numpy_ops.attention_backward(dz, cache)._asdict().items():
+        want = getattr(reference.attention_backward(dz, want_cache), name)
+        for got_b, want_b in zip(a, want, strict=True):
+            assert relative_error(got_b, want_b) < 1e-13, name
+
+
+def test_work_on_rows_in_blocks_is_the_same(small_blocks):
+    r = np.random.default_rng(0)
+    x, dout, gain, bias = r.normal(size=(4, 60, 60))
+    gain, bias = gain[0], bias[0]
+    targets, weights = r.integers(0, 60, 60), r.random(60)
+    for ops in (numpy_ops, reference):
+        ln_out, ln = ops.layernorm(x, gain, bias, 1e-5)
+        gelu_out, gelu = ops.gelu(x.copy())
+        loss, ce = ops.cross_entropy(x.copy(), targets, weights)
+        found = [
+            *(ln_out, ops.layernorm_backward(dout.copy(), ln)),
+            *(gelu_out, ops.gelu_backward(dout.copy(), gelu)),
+            *(loss, ops.cross_entropy_backward(ce)),
+        ]
+        if ops is numpy_ops:
+            assert len(threads.row_blocks(60, x[:1].nbytes)) > 5
+            fast = found
+    for a, b in zip(fast, found, strict=True):
+        assert relative_error(a, b) < 1e-13
+
+
+def test_attention_keeps_no_pattern():
+    given = streams([200], [4], NH=2)
+    _, cache = numpy_ops.attention(*given)
+    own = {id(a) for a in given[:3]}
+    kept = sum(a.nbytes for a in cache if isinstance(a, np.ndarray) and id(a) not in own)
+    assert kept < 200 * 200 * 8  # not even that of one head

@@ -2,11 +2,12 @@
 ops: `run_model`, `run_decoding` and `run_training` of `minprefix.conformance.contract`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from minprefix.batch import Batch
-from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
+from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.conformance.record import Recorder
 from minprefix.generate import Texts
 from minprefix.model import GPT2, loss_backward
@@ -27,9 +28,14 @@ class House:
         batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
         recorder = Recorder(self.ops, model.weights, problem.config.head_size)
         loss, dkvs, dweights = loss_backward(
-            model, prefixes, batch, problem.reduction, recorder, problem.need
+            model, prefixes, _every_row(batch), problem.reduction, recorder, problem.need
         )
-        found = recorder.tensors | {"loss": np.array(loss)}
+        axes = model_tensors(problem.config, len(prefixes), len(batch), problem.need)
+        found = {
+            name: a[batch.rows] if axes.get(name, "").startswith("M") else a
+            for name, a in recorder.tensors.items()
+        }
+        found["loss"] = np.array(loss)
         for j, dkv in enumerate(dkvs):
             found |= {f"prefix.{j}.dk": dkv[:, 0], f"prefix.{j}.dv": dkv[:, 1]}
         return found | {f"d{name}": a for name, a in dweights.items()}
@@ -87,6 +93,15 @@ class House:
             for i, (prefix, dkv) in enumerate(zip(prefixes, dkvs, strict=True))
             for name, a in prefix.backward(dkv).items()
         }
+
+
+def _every_row(batch: Batch) -> Batch:
+    """The same loss, with a row for every token: the model works out the top of the stack only
+    where it must, and the suite's tensors have all N rows. What is not predicted weighs 0."""
+    N = len(batch.tokens)
+    targets, weights = np.zeros(N, np.int64), np.zeros(N)
+    targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights
+    return replace(batch, rows=np.arange(N), targets=targets, weights=weights)
 
 
 def _model(problem: ModelProblem | TrainingProblem) -> GPT2:

@@ -48,6 +48,10 @@ import numpy as np
 Array = np.ndarray
 
 
+# What a forward keeps for its backward is the implementation's own affair. These are the
+# reference's; another may keep others, only attention's must have q, k and v: the model reads them.
+
+
 class LayernormCache(NamedTuple):
     xhat: Array  # (N, C)  the normalised input
     rstd: Array  # (N, 1)  1 / sqrt(variance + eps)

@@ -1,20 +1,22 @@
-"""The contract, fast: the formulas of `reference`, in place and without joining prefix and tokens.
+"""The contract, fast: the formulas of `reference`, in place and block by block, on every core.
 
-Read `reference` first. Where a line differs from it, it saves a pass over memory; the answers are
-the same to rounding. Floating-point arrays only: for complex ones there is `reference`.
+Read `reference` first. Matrix products are the BLAS's and cannot be made faster; what lies between
+them waits for memory. So it runs over blocks of rows that stay in a core's own cache (`threads`),
+and what a backward can make again is not kept. The answers are the same to rounding.
+Floating-point arrays only: for complex ones there is `reference`.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from minprefix.ops.contract import (
     Array,
-    AttentionCache,
     AttentionGrads,
     CrossEntropyCache,
-    GeluCache,
     LayernormCache,
 )
 from minprefix.ops.reference import (
@@ -25,6 +27,7 @@ from minprefix.ops.reference import (
     linear_backward,
     linear_backward_params,
 )
+from minprefix.ops.threads import each, row_blocks
 
 __all__ = [
     "attention",
@@ -45,27 +48,39 @@ __all__ = [
 
 
 def layernorm(x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, LayernormCache]:
-    xhat = x - x.mean(axis=-1, keepdims=True)  # (N, C)
-    rstd = np.einsum("nc,nc->n", xhat, xhat)[:, None]  # (N, 1)
-    rstd /= x.shape[-1]
-    rstd += eps
-    np.sqrt(rstd, out=rstd)
-    np.reciprocal(rstd, out=rstd)
-    xhat *= rstd
-    out = xhat * gain
-    out += bias
+    N, C = x.shape
+    xhat, out = np.empty_like(x), np.empty_like(x)  # (N, C), (N, C)
+    rstd = np.empty((N, 1), x.dtype)  # (N, 1)
+
+    def block(rows: slice) -> None:
+        h, r, o = xhat[rows], rstd[rows], out[rows]
+        np.subtract(x[rows], x[rows].mean(axis=-1, keepdims=True), out=h)
+        np.einsum("nc,nc->n", h, h, out=r[:, 0])
+        r /= C
+        r += eps
+        np.sqrt(r, out=r)
+        np.reciprocal(r, out=r)
+        h *= r
+        np.multiply(h, gain, out=o)
+        o += bias
+
+    each(block, row_blocks(N, C * x.itemsize))
     return out, LayernormCache(xhat, rstd, gain)
 
 
 def layernorm_backward(dout: Array, cache: LayernormCache) -> Array:
-    xhat, rstd, gain = cache
-    C = xhat.shape[-1]
-    dx = np.multiply(dout, gain, out=dout)  # (N, C)  dxhat, in the place of dout
-    mean_dxhat_xhat = np.einsum("nc,nc->n", dx, xhat)[:, None] / C  # (N, 1)
-    dx -= dx.mean(axis=-1, keepdims=True)
-    dx -= xhat * mean_dxhat_xhat
-    dx *= rstd
-    return dx
+    N, C = dout.shape
+
+    def block(rows: slice) -> None:
+        xhat, dx = cache.xhat[rows], dout[rows]  # dx in the place of dout, dxhat before that
+        dx *= cache.gain
+        mean_dxhat_xhat = np.einsum("nc,nc->n", dx, xhat)[:, None] / C
+        dx -= dx.mean(axis=-1, keepdims=True)
+        dx -= xhat * mean_dxhat_xhat
+        dx *= cache.rstd[rows]
+
+    each(block, row_blocks(N, C * dout.itemsize))
+    return dout
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -75,32 +90,41 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return out
 
 
+class GeluCache(NamedTuple):
+    slope: Array  # (N, F)  d out / d x, in the place of x
+
+
 def gelu(x: Array) -> tuple[Array, GeluCache]:
-    tanh = x * x  # (N, F)
-    tanh *= 0.044715
-    tanh += 1
-    tanh *= x
-    tanh *= SQRT_2_OVER_PI
-    np.tanh(tanh, out=tanh)
-    out = tanh + 1
-    out *= x
-    out *= 0.5
-    return out, GeluCache(x, tanh)
+    """The slope is taken at once, while x and its tanh are in a core's cache: the backward is then
+    one product, and one array is kept for it instead of two."""
+    N, F = x.shape
+    out = np.empty_like(x)  # (N, F)
+
+    def block(rows: slice) -> None:
+        x_b = x[rows]
+        square = x_b * x_b
+        h = square * (0.044715 * SQRT_2_OVER_PI)  # becomes (1 + tanh u) / 2
+        h += SQRT_2_OVER_PI
+        h *= x_b
+        np.tanh(h, out=h)
+        h *= 0.5
+        h += 0.5
+        np.multiply(x_b, h, out=out[rows])
+        # slope = h + x dh/dx, and dh/dx = 2 h (1 - h) du/dx: slope = h (1 + (1 - h) 2 x du/dx)
+        slope = square
+        slope *= 6 * 0.044715 * SQRT_2_OVER_PI
+        slope += 2 * SQRT_2_OVER_PI
+        slope *= x_b
+        slope *= 1 - h
+        slope += 1
+        np.multiply(slope, h, out=x_b)
+
+    each(block, row_blocks(N, F * x.itemsize))
+    return out, GeluCache(x)
 
 
 def gelu_backward(dout: Array, cache: GeluCache) -> Array:
-    x, tanh = cache
-    du_dx = x * x  # (N, F)
-    du_dx *= 3 * 0.044715 * SQRT_2_OVER_PI
-    du_dx += SQRT_2_OVER_PI
-    slope = tanh * tanh  # (N, F)
-    np.subtract(1, slope, out=slope)
-    slope *= du_dx
-    slope *= x
-    slope += tanh
-    slope += 1
-    slope *= 0.5
-    dout *= slope
+    dout *= cache.slope
     return dout
 
 
@@ -112,11 +136,67 @@ def _refuse_complex(dtype: np.dtype) -> None:
 
 @lru_cache(maxsize=64)
 def _hidden(T: int, dtype: np.dtype) -> Array:
-    """(T, T): -inf where a token lies in a query's future, else 0. A prefix slot is never
-    hidden."""
+    """(T, T): -inf where a token lies in a query's future, else 0."""
     mask = np.triu(np.full((T, T), -np.inf, dtype), 1)
     mask.flags.writeable = False  # it is shared by every call
     return mask
+
+
+class AttentionCache(NamedTuple):
+    """The pattern is not kept: (NH, T, P+T) for every sequence and layer is what fills a memory.
+    The backward makes it again from `log_total`, as in Dao et al., 2022 (FlashAttention)."""
+
+    q: Array  # (N, NH, hs)
+    k: Array  # (N, NH, hs)
+    v: Array  # (N, NH, hs)
+    prefix_k: Sequence[Array]  # B arrays (NH, P, hs)
+    prefix_v: Sequence[Array]  # B arrays (NH, P, hs)
+    offsets: Array  # (B+1,)
+    log_total: Array  # (NH, N)  log of the sum of exp(scores) over the keys that a query sees
+
+
+#: queries that are worked on together; those of a block see no key behind its last token
+QUERIES = 128
+
+
+class _Part(NamedTuple):
+    """Some heads (nh of them) of one sequence: what one thread works on."""
+
+    b: int
+    heads: slice
+    rows: slice  # of the stream
+
+    def of(self, a: Array) -> Array:
+        """(N, NH, hs) -> (nh, T, hs), a view."""
+        return a[self.rows, self.heads].swapaxes(0, 1)
+
+    def queries(self, q: Array) -> Array:
+        """(nh, T, hs), with the 1/sqrt(hs) of the scores already in them."""
+        return self.of(q) * q.shape[2] ** -0.5
+
+    def joined(self, prefix: Sequence[Array], a: Array) -> Array:
+        """(nh, P+T, hs): the prefix and the tokens."""
+        return np.concatenate([prefix[self.b][self.heads], self.of(a)], axis=1)
+
+
+def _parts(q: Array, prefix_k: Sequence[Array], offsets: Array) -> list[_Part]:
+    """As many heads together as keep a block of scores in a core's cache."""
+    NH, parts = q.shape[1], []
+    for b, (start, end) in enumerate(pairwise(offsets.tolist())):
+        T = end - start
+        head_bytes = min(T, QUERIES) * (prefix_k[b].shape[1] + T) * q.itemsize
+        rows = slice(start, end)
+        parts += [_Part(b, heads, rows) for heads in row_blocks(NH, head_bytes)]
+    return parts
+
+
+def _scores(q: Array, keys: Array, queries: slice) -> Array:
+    """(nh, queries, keys up to the last of them): hidden ones are -inf."""
+    P, n = keys.shape[1] - q.shape[1], queries.stop - queries.start
+    scores = q[:, queries] @ keys[:, : P + queries.stop].swapaxes(1, 2)
+    if n > 1:
+        scores[:, :, P + queries.start :] += _hidden(n, scores.dtype)
+    return scores
 
 
 def attention(
@@ -130,74 +210,89 @@ def attention(
     N, NH, hs = q.shape
     dtype = np.result_type(q, *prefix_k)
     _refuse_complex(dtype)
-    z = np.empty((N, NH, hs), dtype)
-    patterns = []
-    for b in range(len(offsets) - 1):
-        rows = slice(offsets[b], offsets[b + 1])
-        q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
-        T, P = q_b.shape[1], prefix_k[b].shape[1]
-        pattern = np.empty((NH, T, P + T), dtype)  # the scores first, then what becomes of them
-        np.matmul(q_b, prefix_k[b].swapaxes(1, 2), out=pattern[:, :, :P])
-        np.matmul(q_b, k_b.swapaxes(1, 2), out=pattern[:, :, P:])
-        pattern *= hs**-0.5
-        if T > 1:
-            pattern[:, :, P:] += _hidden(T, dtype)
-        pattern -= pattern.max(axis=-1, keepdims=True)
-        np.exp(pattern, out=pattern)
-        pattern /= pattern.sum(axis=-1, keepdims=True)
-        z_b = pattern[:, :, P:] @ v_b  # (NH, T, hs)
-        if P:
-            z_b += pattern[:, :, :P] @ prefix_v[b]
-        z[rows] = z_b.swapaxes(0, 1)
-        patterns.append(pattern)
-    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
+    z = np.empty((N, NH, hs), dtype)  # (N, NH, hs)
+    log_total = np.empty((NH, N), dtype)  # (NH, N)
+
+    def part(p: _Part) -> None:
+        q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
+        P, z_b, log_total_b = keys.shape[1] - q_b.shape[1], p.of(z), log_total[p.heads, p.rows]
+        for queries in _query_blocks(q_b.shape[1]):
+            e = _scores(q_b, keys, queries)  # the scores first, then what becomes of them
+            largest = e.max(axis=-1, keepdims=True)
+            e -= largest
+            np.exp(e, out=e)
+            total = e.sum(axis=-1, keepdims=True)
+            np.matmul(e, values[:, : P + queries.stop], out=z_b[:, queries])
+            z_b[:, queries] /= total  # (nh, queries, hs): fewer numbers than the pattern has
+            log_total_b[:, queries] = (largest + np.log(total))[:, :, 0]
+
+    each(part, _parts(q, prefix_k, offsets))
+    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, log_total)
 
 
 def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
-    q, k, v, prefix_k, prefix_v, offsets, patterns = cache
-    dq, dk, dv = (np.empty(q.shape, dz.dtype) for _ in range(3))  # (N, NH, hs) each
-    dprefix_k, dprefix_v = [], []
-    for b, pattern in enumerate(patterns):
-        rows = slice(offsets[b], offsets[b + 1])
-        q_b, k_b, v_b, dz_b = (a[rows].swapaxes(0, 1) for a in (q, k, v, dz))  # (NH, T, hs) each
-        P, hs = prefix_k[b].shape[1], q_b.shape[2]
-        # z = pattern @ values
-        dvalues = pattern.swapaxes(1, 2) @ dz_b  # (NH, P+T, hs)
-        dscores = np.empty_like(pattern)  # (NH, T, P+T)  dpattern first, then what becomes of it
-        np.matmul(dz_b, prefix_v[b].swapaxes(1, 2), out=dscores[:, :, :P])
-        np.matmul(dz_b, v_b.swapaxes(1, 2), out=dscores[:, :, P:])
-        # pattern = softmax(scores), scores = q @ keys^T / sqrt(hs)
-        dscores -= np.einsum("hts,hts->ht", dscores, pattern)[:, :, None]
-        dscores *= pattern
-        dscores *= hs**-0.5
-        dq_b = dscores[:, :, P:] @ k_b  # (NH, T, hs)
-        if P:
-            dq_b += dscores[:, :, :P] @ prefix_k[b]
-        dkeys = dscores.swapaxes(1, 2) @ q_b  # (NH, P+T, hs)
-        dprefix_k.append(dkeys[:, :P])
-        dprefix_v.append(dvalues[:, :P])
-        dq[rows] = dq_b.swapaxes(0, 1)
-        dk[rows] = dkeys[:, P:].swapaxes(0, 1)
-        dv[rows] = dvalues[:, P:].swapaxes(0, 1)
+    q, k, v, prefix_k, prefix_v, offsets, log_total = cache
+    N, NH, hs = q.shape
+    dq, dk, dv = np.empty((3, N, NH, hs), dz.dtype)  # (N, NH, hs) each
+    dprefix_k = [np.empty(a.shape, dz.dtype) for a in prefix_k]
+    dprefix_v = [np.empty(a.shape, dz.dtype) for a in prefix_v]
+
+    def part(p: _Part) -> None:
+        q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
+        P, dz_b, dq_b = keys.shape[1] - q_b.shape[1], p.of(dz), p.of(dq)
+        log_total_b = log_total[p.heads, p.rows, None]
+        dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)
+        for queries in _query_blocks(q_b.shape[1]):
+            seen = slice(P + queries.stop)
+            pattern = _scores(q_b, keys, queries)
+            pattern -= log_total_b[:, queries]
+            np.exp(pattern, out=pattern)
+            # z = pattern @ values
+            dvalues[:, seen] += pattern.swapaxes(1, 2) @ dz_b[:, queries]
+            dscores = dz_b[:, queries] @ values[:, seen].swapaxes(1, 2)  # dpattern first
+            # pattern = softmax(scores), scores = q @ keys^T / sqrt(hs)
+            dscores -= np.einsum("hts,hts->ht", dscores, pattern)[:, :, None]
+            dscores *= pattern
+            np.matmul(dscores, keys[:, seen], out=dq_b[:, queries])
+            dkeys[:, seen] += dscores.swapaxes(1, 2) @ q_b[:, queries]
+        dq_b *= hs**-0.5
+        p.of(dk)[...], p.of(dv)[...] = dkeys[:, P:], dvalues[:, P:]
+        dprefix_k[p.b][p.heads], dprefix_v[p.b][p.heads] = dkeys[:, :P], dvalues[:, :P]
+
+    each(part, _parts(q, prefix_k, offsets))
     return AttentionGrads(dq, dk, dv, dprefix_k, dprefix_v)
+
+
+def _query_blocks(T: int) -> list[slice]:
+    return [slice(start, min(start + QUERIES, T)) for start in range(0, T, QUERIES)]
 
 
 def cross_entropy(
     logits: Array, targets: Array, weights: Array
 ) -> tuple[np.generic, CrossEntropyCache]:
     _refuse_complex(logits.dtype)
-    rows = np.arange(len(targets))
-    logits -= logits.max(axis=-1, keepdims=True)  # (M, V)
-    nll = -logits[rows, targets]  # (M,)
-    probs = np.exp(logits, out=logits)  # (M, V)  in the place of the logits
-    total = probs.sum(axis=-1, keepdims=True)  # (M, 1)
-    nll += np.log(total[:, 0])
-    probs /= total
-    return (weights * nll).sum(), CrossEntropyCache(probs, targets, weights)
+    M = len(logits)
+    nll = np.empty(M, logits.dtype)  # (M,)
+
+    def block(rows: slice) -> None:
+        probs, n = logits[rows], len(logits[rows])  # in the place of the logits
+        probs -= probs.max(axis=-1, keepdims=True)
+        nll[rows] = -probs[np.arange(n), targets[rows]]
+        np.exp(probs, out=probs)
+        total = probs.sum(axis=-1, keepdims=True)
+        nll[rows] += np.log(total[:, 0])
+        probs /= total
+
+    each(block, row_blocks(M, logits[:1].nbytes))
+    return (weights * nll).sum(), CrossEntropyCache(logits, targets, weights)
 
 
 def cross_entropy_backward(cache: CrossEntropyCache) -> Array:
     dlogits, targets, weights = cache  # (M, V)  in the place of the probabilities
     dlogits[np.arange(len(targets)), targets] -= 1
-    dlogits *= weights[:, None]
+
+    def block(rows: slice) -> None:
+        dlogits[rows] *= weights[rows, None]
+
+    each(block, row_blocks(len(dlogits), dlogits[:1].nbytes))
     return dlogits
