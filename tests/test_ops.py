@@ -439,6 +439,18 @@ def test_attention_in_parts_is_the_same(small_blocks):
             assert relative_error(got_b, want_b) < 1e-13, name
 
 
+def test_attention_of_single_tokens_is_the_same():
+    given = streams([1, 1, 1], [3, 0, 7], NH=3)
+    z, cache = numpy_ops.attention(*given)
+    want_z, want_cache = reference.attention(*given)
+    assert relative_error(z, want_z) < 1e-13
+    dz = np.random.default_rng(1).normal(size=z.shape)
+    found = numpy_ops.attention_backward(dz, cache)
+    for got, want in zip(found, reference.attention_backward(dz, want_cache), strict=True):
+        for got_b, want_b in zip(got, want, strict=True):
+            assert relative_error(got_b, want_b) < 1e-13
+
+
 def test_work_on_rows_in_blocks_is_the_same(small_blocks):
     r = np.random.default_rng(0)
     x, dout, gain, bias = r.normal(size=(4, 60, 60))

@@ -144,7 +144,7 @@ def _hidden(T: int, dtype: np.dtype) -> Array:
 
 class AttentionCache(NamedTuple):
     """The pattern is not kept: (NH, T, P+T) for every sequence and layer is what fills a memory.
-    The backward makes it again from `log_total`, as in Dao et al., 2022 (FlashAttention)."""
+    The backward makes it again, as in Dao et al., 2022 (FlashAttention)."""
 
     q: Array  # (N, NH, hs)
     k: Array  # (N, NH, hs)
@@ -152,7 +152,6 @@ class AttentionCache(NamedTuple):
     prefix_k: Sequence[Array]  # B arrays (NH, P, hs)
     prefix_v: Sequence[Array]  # B arrays (NH, P, hs)
     offsets: Array  # (B+1,)
-    log_total: Array  # (NH, N)  log of the sum of exp(scores) over the keys that a query sees
 
 
 #: queries that are worked on together; those of a block see no key behind its last token
@@ -190,13 +189,15 @@ def _parts(q: Array, prefix_k: Sequence[Array], offsets: Array) -> list[_Part]:
     return parts
 
 
-def _scores(q: Array, keys: Array, queries: slice) -> Array:
-    """(nh, queries, keys up to the last of them): hidden ones are -inf."""
+def _exp_scores(q: Array, keys: Array, queries: slice) -> tuple[Array, Array]:
+    """e (nh, queries, keys up to the last of them), and its row sums: pattern = e / total."""
     P, n = keys.shape[1] - q.shape[1], queries.stop - queries.start
-    scores = q[:, queries] @ keys[:, : P + queries.stop].swapaxes(1, 2)
+    e = q[:, queries] @ keys[:, : P + queries.stop].swapaxes(1, 2)  # the scores first
     if n > 1:
-        scores[:, :, P + queries.start :] += _hidden(n, scores.dtype)
-    return scores
+        e[:, :, P + queries.start :] += _hidden(n, e.dtype)
+    e -= e.max(axis=-1, keepdims=True)
+    np.exp(e, out=e)
+    return e, e.sum(axis=-1, keepdims=True)
 
 
 def attention(
@@ -210,28 +211,51 @@ def attention(
     N, NH, hs = q.shape
     dtype = np.result_type(q, *prefix_k)
     _refuse_complex(dtype)
+    if len(prefix_k) == N:
+        z = _attention_of_single_tokens(q, k, v, prefix_k, prefix_v, dtype)
+        return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
     z = np.empty((N, NH, hs), dtype)  # (N, NH, hs)
-    log_total = np.empty((NH, N), dtype)  # (NH, N)
 
     def part(p: _Part) -> None:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
-        P, z_b, log_total_b = keys.shape[1] - q_b.shape[1], p.of(z), log_total[p.heads, p.rows]
+        P, z_b = keys.shape[1] - q_b.shape[1], p.of(z)
         for queries in _query_blocks(q_b.shape[1]):
-            e = _scores(q_b, keys, queries)  # the scores first, then what becomes of them
-            largest = e.max(axis=-1, keepdims=True)
-            e -= largest
-            np.exp(e, out=e)
-            total = e.sum(axis=-1, keepdims=True)
+            e, total = _exp_scores(q_b, keys, queries)
             np.matmul(e, values[:, : P + queries.stop], out=z_b[:, queries])
-            z_b[:, queries] /= total  # (nh, queries, hs): fewer numbers than the pattern has
-            log_total_b[:, queries] = (largest + np.log(total))[:, :, 0]
+            z_b[:, queries] /= total  # z has fewer numbers than the pattern
 
     each(part, _parts(q, prefix_k, offsets))
-    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, log_total)
+    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
+
+
+def _attention_of_single_tokens(
+    q: Array,
+    k: Array,
+    v: Array,
+    prefix_k: Sequence[Array],
+    prefix_v: Sequence[Array],
+    dtype: np.dtype,
+) -> Array:
+    """One token in each sequence, as in decoding -> z (N, NH, hs). What came before it is long and
+    is not copied; nothing is hidden, and all sequences go through one softmax."""
+    N, NH, hs = q.shape
+    q = q * hs**-0.5
+    W = max(a.shape[1] for a in prefix_k)
+    e = np.full((N, NH, W + 1), -np.inf, dtype)  # the token's own key stands last
+    for b, keys in enumerate(prefix_k):
+        np.matmul(keys, q[b, :, :, None], out=e[b, :, : keys.shape[1], None])
+    e[:, :, W] = np.einsum("nhd,nhd->nh", q, k)
+    e -= e.max(axis=-1, keepdims=True)
+    np.exp(e, out=e)
+    z = e[:, :, W:] * v
+    for b, values in enumerate(prefix_v):
+        z[b] += (e[b, :, None, : values.shape[1]] @ values)[:, 0]
+    z /= e.sum(axis=-1, keepdims=True)
+    return z
 
 
 def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
-    q, k, v, prefix_k, prefix_v, offsets, log_total = cache
+    q, k, v, prefix_k, prefix_v, offsets = cache
     N, NH, hs = q.shape
     dq, dk, dv = np.empty((3, N, NH, hs), dz.dtype)  # (N, NH, hs) each
     dprefix_k = [np.empty(a.shape, dz.dtype) for a in prefix_k]
@@ -240,19 +264,17 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
     def part(p: _Part) -> None:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
         P, dz_b, dq_b = keys.shape[1] - q_b.shape[1], p.of(dz), p.of(dq)
-        log_total_b = log_total[p.heads, p.rows, None]
         dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)
         for queries in _query_blocks(q_b.shape[1]):
             seen = slice(P + queries.stop)
-            pattern = _scores(q_b, keys, queries)
-            pattern -= log_total_b[:, queries]
-            np.exp(pattern, out=pattern)
-            # z = pattern @ values
-            dvalues[:, seen] += pattern.swapaxes(1, 2) @ dz_b[:, queries]
-            dscores = dz_b[:, queries] @ values[:, seen].swapaxes(1, 2)  # dpattern first
+            e, total = _exp_scores(q_b, keys, queries)
+            # z = e @ values / total: to divide dz divides all that comes of it
+            du = dz_b[:, queries] / total
+            dvalues[:, seen] += e.swapaxes(1, 2) @ du
+            dscores = du @ values[:, seen].swapaxes(1, 2)  # dpattern / total first
             # pattern = softmax(scores), scores = q @ keys^T / sqrt(hs)
-            dscores -= np.einsum("hts,hts->ht", dscores, pattern)[:, :, None]
-            dscores *= pattern
+            dscores -= np.einsum("hts,hts->ht", dscores, e)[:, :, None] / total
+            dscores *= e
             np.matmul(dscores, keys[:, seen], out=dq_b[:, queries])
             dkeys[:, seen] += dscores.swapaxes(1, 2) @ q_b[:, queries]
         dq_b *= hs**-0.5
