@@ -159,7 +159,10 @@ class Texts:
 
     model: GPT2
     ops: Ops
-    kv: np.ndarray  # (S, L, 2, NH, capacity, hs)
+    kv: np.ndarray  # (room, L, 2, NH, capacity, hs): each text lies in one of the first axis
+    prompt_in: np.ndarray  # (room,): whose prompt lies there, -1 for none
+    prompt_end: int  # how many slots prefix and prompt fill, at least; then each text has its own
+    at: np.ndarray  # (S,): where in kv each text lies
     seen: np.ndarray  # (S, L): how many slots are filled; a layer without prefix has P fewer
     position: np.ndarray  # (S,): of the next token
 
@@ -187,12 +190,14 @@ class Texts:
         x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=last)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
         capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
-        shape = (len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size)
-        texts = cls(model, ops, np.zeros(shape, x.dtype), filled, positions[last] + 1)
+        prompt_end = int((filled.min(axis=1) + batch.lengths).min())
+        kv = np.zeros((len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size), x.dtype)
+        own = np.arange(len(batch))
+        texts = cls(model, ops, kv, own, prompt_end, own, filled, positions[last] + 1)
         for i, layer in enumerate(past):
             for b, (k, v) in enumerate(layer):
-                texts.kv[b, i, 0, :, : k.shape[1]] = k
-                texts.kv[b, i, 1, :, : v.shape[1]] = v
+                kv[b, i, 0, :, : k.shape[1]] = k
+                kv[b, i, 1, :, : v.shape[1]] = v
         texts._append(cache, offsets)
         return texts, head(x, model.weights, cfg, ops)
 
@@ -207,38 +212,52 @@ class Texts:
         return head(x, w, cfg, self.ops)
 
     def take(self, rows: Sequence[int]) -> "Texts":
-        """These texts only, in this order; a text may be taken twice (each then has its own
-        cache)."""
-        if list(rows) == list(range(len(self.kv))):
-            return self
-        return replace(self, kv=self.kv[rows], seen=self.seen[rows], position=self.position[rows])
+        """These texts only, in this order; a text may be taken twice (each then has its own cache).
+        The room of the others is used again: take from a `Texts` once, then let go of it.
+
+        Whoever is taken first stays where it is. The next ones move to where a text of the same
+        prompt was, if they can: there only what came after the prompt has to be copied.
+        """
+        kv, prompt_in, at = self.kv, self.prompt_in.copy(), self.at[list(rows)]
+        again = [j for j, row in enumerate(rows) if row in rows[:j]]
+        free = [a for a in range(len(kv)) if a not in set(at)]
+        missing = len(again) - len(free)
+        if missing > 0:
+            free += range(len(kv), len(kv) + missing)
+            kv = np.concatenate([kv, np.zeros((missing, *kv.shape[1:]), kv.dtype)])
+            prompt_in = np.concatenate([prompt_in, np.full(missing, -1)])
+        for j in again:
+            source, end = at[j], self.seen[rows[j]].max()
+            there = [a for a in free if prompt_in[a] == prompt_in[source]]
+            target, start = (there[0], self.prompt_end) if there else (free[0], 0)
+            free.remove(target)
+            kv[target, ..., start:end, :] = kv[source, ..., start:end, :]
+            prompt_in[target], at[j] = prompt_in[source], target
+        seen = self.seen[rows]
+        return replace(
+            self, kv=kv, prompt_in=prompt_in, at=at, seen=seen, position=self.position[rows]
+        )
 
     def _past(self, s: int, i: int) -> KeysValues:
-        k, v = self.kv[s, i, :, :, : self.seen[s, i]]
+        k, v = self.kv[self.at[s], i, :, :, : self.seen[s, i]]
         return k, v
 
     def _append(self, cache: Cache, offsets: np.ndarray) -> None:
+        lengths = np.diff(offsets)
+        text = np.repeat(np.arange(len(lengths)), lengths)  # (N,) whose token it is
+        new = np.arange(len(text)) - offsets[text]  # (N,) which of its new ones
         for i, block in enumerate(cache.blocks):
-            for s in range(len(offsets) - 1):
-                rows = slice(offsets[s], offsets[s + 1])
-                start = self.seen[s, i]
-                end = start + offsets[s + 1] - offsets[s]
-                self.kv[s, i, 0, :, start:end] = block.attention.k[rows].swapaxes(0, 1)
-                self.kv[s, i, 1, :, start:end] = block.attention.v[rows].swapaxes(0, 1)
-        self.seen = self.seen + np.diff(offsets)[:, None]
+            slot = self.seen[text, i] + new
+            self.kv[self.at[text], i, 0, :, slot] = block.attention.k
+            self.kv[self.at[text], i, 1, :, slot] = block.attention.v
+        self.seen = self.seen + lengths[:, None]
 
 
-def _log_probabilities(
-    logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int
-) -> np.ndarray:
-    """(S, V) in float64, with -inf for what may not be chosen as new token number n_new (from
-    0)."""
-    scores = logits.astype(np.float64)
-    scores[:, list(decoding.forbidden)] = -np.inf
+def _rule_out(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int) -> None:
+    """-inf, in place, for what may not be chosen as new token number n_new (from 0)."""
+    logits[:, list(decoding.forbidden)] = -np.inf
     if end is not None and n_new < decoding.min_new_tokens:
-        scores[:, end] = -np.inf
-    scores -= scores.max(axis=1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        logits[:, end] = -np.inf
 
 
 def _one_by_one(
@@ -249,12 +268,12 @@ def _one_by_one(
     rngs = [np.random.default_rng([decoding.seed, first + s]) for s in range(len(logits))]
     alive = list(range(len(logits)))
     for n_new in range(decoding.max_new_tokens):
-        scores = _log_probabilities(logits, decoding, end, n_new)
+        _rule_out(logits, decoding, end, n_new)
         if decoding.temperature is None:
-            chosen = scores.argmax(axis=1)
+            chosen = logits.argmax(axis=1)
         else:
             chosen = np.array(
-                [_sample(row, decoding, rngs[s]) for row, s in zip(scores, alive, strict=True)]
+                [_sample(row, decoding, rngs[s]) for row, s in zip(logits, alive, strict=True)]
             )
         stay = [j for j in range(len(alive)) if end is None or chosen[j] != end]
         for j in stay:
@@ -267,13 +286,14 @@ def _one_by_one(
     return new
 
 
-def _sample(scores: np.ndarray, decoding: Decoding, rng: np.random.Generator) -> int:
-    """One token from log-probabilities (V,). top_p is taken after temperature and top_k (Holtzman
-    et al., 2020: the smallest set whose probability reaches top_p)."""
+def _sample(logits: np.ndarray, decoding: Decoding, rng: np.random.Generator) -> int:
+    """One token from logits (V,). top_p is taken after temperature and top_k (Holtzman et al.,
+    2020: the smallest set whose probability reaches top_p)."""
     assert decoding.temperature is not None
-    order = np.argsort(-scores, kind="stable")[: decoding.top_k]
+    order = _likeliest(logits, decoding.top_k or len(logits))
+    scores = logits[order].astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest go to -inf
-        p = np.exp((scores[order] - scores[order[0]]) / decoding.temperature)
+        p = np.exp((scores - scores[0]) / decoding.temperature)
     p /= p.sum()
     if decoding.top_p is not None:
         keep = np.searchsorted(np.cumsum(p), decoding.top_p) + 1
@@ -292,37 +312,55 @@ def _beam_search(
     total = np.zeros(S)  # sum of log-probabilities of each live text
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(S)]
     for n_new in range(decoding.max_new_tokens):
-        scores = total[:, None] + _log_probabilities(logits, decoding, end, n_new)  # (live, V)
-        parents: list[int] = []
-        chosen: list[int] = []
+        _rule_out(logits, decoding, end, n_new)
+        found: list[list[tuple[float, int, int]]] = [[] for _ in range(S)]  # score, row, token
+        for row, s in enumerate(owner):
+            tokens = _likeliest(logits[row], decoding.beams - len(finished[s]))
+            scores = total[row] + (logits[row, tokens] - _log_sum_exp(logits[row]))
+            found[s] += zip(scores.tolist(), [row] * len(tokens), tokens.tolist(), strict=True)
+        best: list[tuple[float, int, int]] = []
         for s in range(S):
-            rows = [j for j in range(len(owner)) if owner[j] == s]
-            if not rows:
-                continue
-            for j, token in _best(scores[rows], decoding.beams - len(finished[s])):
-                row = rows[j]
+            # highest first; of equal ones the first text, then the lowest token
+            found[s].sort(key=lambda f: (-f[0], f[1], f[2]))
+            for score, row, token in found[s][: decoding.beams - len(finished[s])]:
                 if token == end:
-                    norm = scores[row, token] / (n_new + 1) ** decoding.length_norm
+                    norm = score / (n_new + 1) ** decoding.length_norm
                     finished[s].append((norm, ids[row]))
                 else:
-                    parents.append(row)
-                    chosen.append(token)
-        total = scores[parents, chosen]
-        owner = [owner[j] for j in parents]
-        ids = [[*ids[j], token] for j, token in zip(parents, chosen, strict=True)]
+                    best.append((score, row, token))
+        total = np.array([score for score, _, _ in best])
+        owner = [owner[row] for _, row, _ in best]
+        ids = [[*ids[row], token] for _, row, token in best]
         if not ids or n_new + 1 == decoding.max_new_tokens:
             break
-        texts = texts.take(parents)
-        logits = texts.feed(np.array(chosen))
+        texts = texts.take([row for _, row, _ in best])
+        logits = texts.feed(np.array([token for _, _, token in best]))
     for s, text, score in zip(owner, ids, total, strict=True):
         finished[s].append((score / max(1, len(text)) ** decoding.length_norm, text))
     return [max(f, key=lambda pair: pair[0])[1] for f in finished]
 
 
-def _best(scores: np.ndarray, n: int) -> list[tuple[int, int]]:
-    """(row, token) of the n highest entries that may be chosen, highest first."""
-    flat = scores.ravel()
-    n = min(n, int(np.isfinite(flat).sum()))
-    top = np.sort(np.argpartition(-flat, n - 1)[:n]) if n else np.empty(0, np.int64)
-    top = top[np.argsort(-flat[top], kind="stable")]
-    return [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in top]
+def _log_sum_exp(logits: np.ndarray) -> float:
+    """log(sum(exp(logits))), logits (V,)."""
+    top = logits.max()
+    return float(top) + math.log(np.exp(logits - top).sum(dtype=np.float64))
+
+
+#: into how many groups `_likeliest` deals the vocabulary
+GROUPS = 512
+
+
+def _likeliest(logits: np.ndarray, n: int) -> np.ndarray:
+    """The n tokens of highest logit (V,) that are not ruled out, highest first; of equal ones the
+    lowest first.
+
+    Sorting a vocabulary for five tokens is waste. Deal it into groups: at least n tokens reach the
+    n-th highest of the groups' maxima, so only those that do need to be sorted.
+    """
+    least = np.finfo(logits.dtype).min
+    if n <= GROUPS <= len(logits):
+        whole = len(logits) // GROUPS * GROUPS
+        maxima = logits[:whole].reshape(-1, GROUPS).max(axis=0)
+        least = max(least, np.partition(maxima, -n)[-n])
+    tokens = np.flatnonzero(logits >= least)
+    return tokens[np.argsort(-logits[tokens], kind="stable")[:n]]
