@@ -160,8 +160,8 @@ class Texts:
     model: GPT2
     ops: Ops
     kv: np.ndarray  # (room, L, 2, NH, capacity, hs): each text lies in one of the first axis
-    prompt_in: np.ndarray  # (room,): whose prompt lies there, -1 for none
-    prompt_end: int  # how many slots prefix and prompt fill, at least; then each text has its own
+    prompt_in: np.ndarray  # (room,): which prompt lies there, -1 for none
+    prompt_end: np.ndarray  # (prompts,): how many slots it fills with its prefix, in every layer
     at: np.ndarray  # (S,): where in kv each text lies
     seen: np.ndarray  # (S, L): how many slots are filled; a layer without prefix has P fewer
     position: np.ndarray  # (S,): of the next token
@@ -190,7 +190,7 @@ class Texts:
         x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=last)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
         capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
-        prompt_end = int((filled.min(axis=1) + batch.lengths).min())
+        prompt_end = filled.min(axis=1) + batch.lengths
         kv = np.zeros((len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size), x.dtype)
         own = np.arange(len(batch))
         texts = cls(model, ops, kv, own, prompt_end, own, filled, positions[last] + 1)
@@ -215,27 +215,33 @@ class Texts:
         """These texts only, in this order; a text may be taken twice (each then has its own cache).
         The room of the others is used again: take from a `Texts` once, then let go of it.
 
-        Whoever is taken first stays where it is. The next ones move to where a text of the same
-        prompt was, if they can: there only what came after the prompt has to be copied.
+        Whoever is taken first stays where it is. The next ones go where a text of the same prompt
+        was, if one left: there only what came after the prompt has to be copied.
         """
         kv, prompt_in, at = self.kv, self.prompt_in.copy(), self.at[list(rows)]
         again = [j for j, row in enumerate(rows) if row in rows[:j]]
-        free = [a for a in range(len(kv)) if a not in set(at)]
-        missing = len(again) - len(free)
-        if missing > 0:
-            free += range(len(kv), len(kv) + missing)
-            kv = np.concatenate([kv, np.zeros((missing, *kv.shape[1:]), kv.dtype)])
-            prompt_in = np.concatenate([prompt_in, np.full(missing, -1)])
+        free = sorted(set(range(len(kv))) - set(at.tolist()))
+        if len(again) > len(free):
+            room = len(kv) + len(again) - len(free)
+            free += range(len(kv), room)
+            kv = np.zeros((room, *kv.shape[1:]), kv.dtype)
+            kv[: len(self.kv)] = self.kv
+            prompt_in = np.pad(prompt_in, (0, room - len(prompt_in)), constant_values=-1)
         for j in again:
-            source, end = at[j], self.seen[rows[j]].max()
-            there = [a for a in free if prompt_in[a] == prompt_in[source]]
-            target, start = (there[0], self.prompt_end) if there else (free[0], 0)
-            free.remove(target)
-            kv[target, ..., start:end, :] = kv[source, ..., start:end, :]
-            prompt_in[target], at[j] = prompt_in[source], target
-        seen = self.seen[rows]
+            source, prompt = at[j], prompt_in[at[j]]
+            to = next((a for a in free if prompt_in[a] == prompt), free[0])
+            new = self.prompt_end[prompt] if prompt_in[to] == prompt else 0
+            end = self.seen[rows[j]].max()
+            kv[to, ..., new:end, :] = kv[source, ..., new:end, :]
+            free.remove(to)
+            prompt_in[to], at[j] = prompt, to
         return replace(
-            self, kv=kv, prompt_in=prompt_in, at=at, seen=seen, position=self.position[rows]
+            self,
+            kv=kv,
+            prompt_in=prompt_in,
+            at=at,
+            seen=self.seen[rows],
+            position=self.position[rows],
         )
 
     def _past(self, s: int, i: int) -> KeysValues:
@@ -253,11 +259,14 @@ class Texts:
         self.seen = self.seen + lengths[:, None]
 
 
-def _rule_out(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int) -> None:
-    """-inf, in place, for what may not be chosen as new token number n_new (from 0)."""
+def _allowed(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int) -> np.ndarray:
+    """(S, V): the logits themselves, real, made -inf where a token may not be chosen as new token
+    number n_new (from 0)."""
+    logits = logits.real  # complex ones are for derivatives; their imaginary part is 0
     logits[:, list(decoding.forbidden)] = -np.inf
     if end is not None and n_new < decoding.min_new_tokens:
         logits[:, end] = -np.inf
+    return logits
 
 
 def _one_by_one(
@@ -268,7 +277,7 @@ def _one_by_one(
     rngs = [np.random.default_rng([decoding.seed, first + s]) for s in range(len(logits))]
     alive = list(range(len(logits)))
     for n_new in range(decoding.max_new_tokens):
-        _rule_out(logits, decoding, end, n_new)
+        logits = _allowed(logits, decoding, end, n_new)
         if decoding.temperature is None:
             chosen = logits.argmax(axis=1)
         else:
@@ -312,7 +321,7 @@ def _beam_search(
     total = np.zeros(S)  # sum of log-probabilities of each live text
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(S)]
     for n_new in range(decoding.max_new_tokens):
-        _rule_out(logits, decoding, end, n_new)
+        logits = _allowed(logits, decoding, end, n_new)
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(S)]  # score, row, token
         for row, s in enumerate(owner):
             tokens = _likeliest(logits[row], decoding.beams - len(finished[s]))

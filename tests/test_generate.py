@@ -10,12 +10,17 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, generate
-from minprefix.generate import Decoding, generate_ids
+from minprefix.generate import GROUPS, Decoding, Texts, generate_ids
 from tests.conftest import random_model, to_hf
 
 decoding_module = importlib.import_module("minprefix.generate")  # the package's `generate` hides it
 BACKENDS = pytest.mark.parametrize("ops", ["reference", "numpy"])
 PROMPTS = [[5, 2, 9, 4], [7], [1, 1, 1, 30, 2, 8, 41], [12, 3], [44, 44, 44, 44, 44]]
+WAYS = pytest.mark.parametrize(
+    "way",
+    [{}, {"temperature": 1.0}, {"beams": 3, "length_norm": 0.0}],
+    ids=["greedy", "sampling", "beam"],
+)
 
 
 def next_logits(model, ids, prefix=None, ops="numpy"):
@@ -103,13 +108,13 @@ def test_each_prompt_sees_its_own_prefix_of_its_own_length(model, config, ops):
 
 def test_the_cached_logits_are_the_uncached_ones_at_every_step(model, config, monkeypatch):
     seen = []
-    original = decoding_module._log_probabilities
+    original = decoding_module._allowed
 
     def spy(logits, *rest):
         seen.append(logits.copy())
         return original(logits, *rest)
 
-    monkeypatch.setattr(decoding_module, "_log_probabilities", spy)
+    monkeypatch.setattr(decoding_module, "_allowed", spy)
     model, prefix = without_end(model), prefixes(config)["a layer subset"]
     new = generate_ids(model, PROMPTS, prefix, decoding=Decoding(9))
     assert len(seen) == 9
@@ -117,6 +122,29 @@ def test_the_cached_logits_are_the_uncached_ones_at_every_step(model, config, mo
         for s, prompt in enumerate(PROMPTS):
             want = next_logits(model, prompt + new[s][:step], prefix)
             assert np.abs(logits[s] - want).max() < 1e-12 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_texts_taken_in_any_order_any_number_of_times_see_what_they_said(model, config, seed):
+    rng = np.random.default_rng(seed)
+    given = list(prefixes(config).values())[1:]
+    which = rng.integers(len(given), size=4).tolist()
+    said = [list(p) for p in PROMPTS[:4]]
+    n = 12
+    texts, _ = Texts.start(
+        model, Batch.pack(said, prefix=which), given, n, decoding_module._ops.get("numpy")
+    )
+    for size in (4, 7, 3, 6, 6, 1, 5, 9, 9, 2):
+        rows = rng.integers(len(said), size=size).tolist()
+        tokens = rng.integers(config.vocab_size, size=size)
+        texts = texts.take(rows)
+        logits = texts.feed(tokens)
+        said = [[*said[row], int(t)] for row, t in zip(rows, tokens, strict=True)]
+        which = [which[row] for row in rows]
+        for s, ids in enumerate(said):
+            want = next_logits(model, ids, given[which[s]])
+            assert np.abs(logits[s] - want).max() < 1e-12 * np.abs(want).max()
+    assert len(texts.kv) == 9  # as many as there ever were at once: room is used again
 
 
 def test_the_end_token_ends_a_text_and_is_left_off(model):
@@ -152,6 +180,14 @@ def test_decoding_changes_neither_the_weights_nor_the_prefix(model, config):
         first = generate_ids(model, PROMPTS, prefix, decoding=settings)
         # nor does anything of the first call linger: the second says the same
         assert generate_ids(model, PROMPTS, prefix, decoding=settings) == first
+
+
+@WAYS
+def test_a_complex_model_says_what_the_real_one_does(model, way):
+    weights = {name: a.astype("complex128") for name, a in model.weights.items()}
+    widened, d = GPT2(model.config, weights, name="complex"), Decoding(8, **way)
+    want = generate_ids(model, PROMPTS, decoding=d, ops="reference")
+    assert generate_ids(widened, PROMPTS, decoding=d, ops="reference") == want
 
 
 # ---- transformers and PEFT ----
@@ -342,6 +378,29 @@ def test_a_wider_beam_finds_no_worse_a_text_than_greedy_by_total_log_probability
     assert max(gains) > 0.01
 
 
+def test_of_texts_that_score_the_same_the_one_with_the_lowest_token_is_found(config):
+    for seed in range(4):
+        model = without_end(random_model(replace(config, vocab_size=2 * GROUPS), seed))
+        wte = model.weights["wte.weight"]
+        wte[GROUPS:] = wte[:GROUPS]  # every token has a twin that does the same
+        for beams in (1, 2, 3, 4):
+            rows = generate_ids(model, PROMPTS, decoding=Decoding(6, beams=beams))
+            assert max(map(max, rows)) < GROUPS
+
+
+@pytest.mark.parametrize("size", [1, 7, GROUPS - 1, GROUPS, GROUPS + 1, 5 * GROUPS + 123])
+@pytest.mark.parametrize("distinct", [2, 30, 10**6])
+def test_the_likeliest_tokens_are_the_first_of_a_stable_sort(size, distinct):
+    rng = np.random.default_rng(size)
+    for dtype in (np.float32, np.float64):
+        logits = rng.integers(distinct, size=size).astype(dtype) - distinct // 2
+        logits[rng.random(size) < 0.2] = -np.inf
+        allowed = np.isfinite(logits).sum()
+        order = np.argsort(-logits, kind="stable")[:allowed]
+        for n in (1, 2, 5, 60, GROUPS - 1, GROUPS, GROUPS + 1, size):
+            assert decoding_module._likeliest(logits, n).tolist() == order[:n].tolist()
+
+
 # ---- sampling ----
 
 
@@ -460,12 +519,6 @@ def test_sampling_from_one_token_alone_is_greedy(model, settings):
 
 
 # ---- limits ----
-
-WAYS = pytest.mark.parametrize(
-    "way",
-    [{}, {"temperature": 1.0}, {"beams": 3, "length_norm": 0.0}],
-    ids=["greedy", "sampling", "beam"],
-)
 
 
 @pytest.fixture
