@@ -8,15 +8,17 @@ unpickled.
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from minprefix import files
 from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 #: the model that ships: beside the package in a wheel, beside the package's folder in a clone
 _HERE = Path(__file__).parent
@@ -318,7 +320,7 @@ def save_model(model: GPT2, directory: str | Path) -> None:
 # ---- tokenizer --------------------------------------------------------------------------------
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
+def read_tokenizer(folder: Path) -> "Tokenizer | None":
     """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither."""
     whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.exists() and vocab.exists() != merges.exists():
@@ -326,18 +328,20 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         raise InputError(
             f"{str(folder)!r} has {there.name} but no {missing.name}: the tokenizer needs both"
         )
+    if not whole.exists() and not vocab.exists():
+        return None
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
+
     try:
         if whole.exists():
             tokenizer = Tokenizer.from_file(str(whole))
             tokenizer.no_truncation()  # a stored limit would drop text without a word
             tokenizer.no_padding()
             return tokenizer
-        if vocab.exists() and merges.exists():
-            tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))._tokenizer
-            tokenizer.add_special_tokens(["<|endoftext|>"])
-            return tokenizer
+        tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))._tokenizer
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+        return tokenizer
     except Exception as error:  # the library raises bare Exception
         raise InputError(
             f"the tokenizer in {str(folder)!r} cannot be read ({error}): fetch its files again"
         ) from error
-    return None

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
+        if getattr(args, "threads", None) is not None:
+            from minprefix.ops import threads
+
+            threads.limit(args.threads)
         return args.run(args)
     except InputError as error:
         print(f"minprefix: error: {error}", file=sys.stderr)
@@ -520,6 +524,26 @@ def _unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
+def _at_least_one(text: str) -> int:
+    try:
+        n = int(text)
+    except ValueError:
+        n = 0
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
+    return n
+
+
+def _threads_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--threads",
+        type=_at_least_one,
+        metavar="N",
+        help="compute with N threads (default: the machine's choice); another number may change "
+        "the last bits of a result",
+    )
+
+
 def _model_options(p: argparse.ArgumentParser, default: str | None = "tiny") -> None:
     p.add_argument(
         "--model",
@@ -602,6 +626,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, metavar="X", help="default 1e-2")
     p.add_argument("--seed", type=int, help="default 0")
     _backend_option(p, None)
+    _threads_option(p)
     _run_options(p)
 
     p = command(
@@ -669,6 +694,7 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--save-every", type=int, metavar="N", help="steps (default 50)")
     g.add_argument("--seed", type=int, help="decides the run (default 0)")
     _backend_option(g, None)  # type: ignore[arg-type]  # a group adds arguments as a parser does
+    _threads_option(g)  # type: ignore[arg-type]
     _run_options(p)
 
     p = command(
@@ -691,6 +717,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     _decoding_options(p)
     _backend_option(p)
+    _threads_option(p)
 
     p = command(
         "evaluate",
@@ -715,6 +742,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _decoding_options(p)
     _backend_option(p)
+    _threads_option(p)
 
     p = command(
         "check",
@@ -751,6 +779,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help="for each check (default 20)"
     )
+    _threads_option(p)
     p.add_argument("--list", action="store_true", help="show the checks, and run none")
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
 

@@ -13,6 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 from minprefix import GPT2, Config, Prefix
 from minprefix.cli import main
 from minprefix.data.world import table_to_text
+from minprefix.ops import threads
 from tests.conftest import random_model
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
@@ -77,6 +78,15 @@ def train(model_dir, data, out, *more):
     return ["train", "--model", model_dir, "--data", data, "--out", out, *steps, *more]
 
 
+@pytest.fixture
+def two_threads():
+    """As if the machine had chosen two; after the test it has its own choice again."""
+    before = threads.count()
+    threads.limit(2)
+    yield
+    threads.limit(before)
+
+
 # ---- what works ----
 
 
@@ -127,6 +137,45 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
         ok(*train(model_dir, data, tmp_path / name, "--seed", seed, "--dropout", 0.1))
     a, b, c = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "abc")
     assert a == b != c
+
+
+def test_every_command_that_computes_takes_threads(
+    ok, model_dir, data, tmp_path, two_threads, monkeypatch
+):
+    out, e = tmp_path / "run", tmp_path / "e"
+    for argv in (
+        train(model_dir, data, out),
+        ["generate", "--model", model_dir, "--prompt", "food"],
+        ["evaluate", "--model", model_dir, "--data", data, "--out", e],
+        ["demo", "--out", tmp_path / "demo", "--steps", "1"],
+    ):
+        monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: {"exact_match": 1.0})
+        threads.limit(2)
+        ok(*argv, "--threads", "1")
+        assert threads.count() == 1, argv
+
+
+def test_check_runs_the_implementation_on_as_many_threads(ok, tmp_path, two_threads):
+    told, mine = tmp_path / "told", tmp_path / "mine.py"
+    mine.write_text(
+        "from minprefix.ops.reference import gelu\n"
+        "from minprefix.ops import threads\n"
+        f"open({str(told)!r}, 'w').write(str(threads.count()))\n"
+    )
+    for n in ("1", "2"):
+        ok("check", mine, "--only", "gelu/usual", "--threads", n)
+        assert told.read_text() == n
+
+
+def test_a_run_does_not_depend_on_the_threads_option_and_may_go_on_with_another(
+    ok, model_dir, data, tmp_path, two_threads
+):
+    for name, more in (("a", []), ("b", ["--threads", "1"])):
+        ok(*train(model_dir, data, tmp_path / name, *more))
+    a, b = (json.loads((tmp_path / n / "minprefix.json").read_text()) for n in "ab")
+    assert a["training"]["options"] == b["training"]["options"]
+    assert "threads" not in json.dumps(b)
+    ok("train", "--out", tmp_path / "b", "--resume", "--threads", "2")
 
 
 def test_generate_without_a_prefix_continues_the_prompt_as_it_is(ok, model_dir):
@@ -180,6 +229,43 @@ def test_unknown_options_and_commands_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "check"])
+@pytest.mark.parametrize("n", ["0", "-2", "two", "1.5"])
+def test_threads_below_one_are_a_sentence(command, n, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--threads", n])
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"argument --threads: {n!r}: expected a whole number, at least 1")
+
+
+def loaded_by(code):
+    """Which modules a fresh interpreter has after this."""
+    code = f"{code}\nimport sys\nprint(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(said.stdout.split())
+
+
+def test_importing_the_package_and_building_the_parser_wait_for_nothing_heavy():
+    slow = {
+        "matplotlib", "tokenizers", "huggingface_hub", "safetensors", "tqdm", "hypothesis",
+        "sacrebleu", "threadpoolctl", "multiprocessing", "torch", "minprefix.conformance",
+        "minprefix.train", "minprefix.checkpoint", "minprefix.artifact", "minprefix.evaluate",
+        "minprefix.demo", "minprefix.data",
+    }  # fmt: skip
+    for code in ("import minprefix", "from minprefix import cli; cli._parser()"):
+        assert not slow & loaded_by(code)
+    assert "safetensors" in loaded_by("import minprefix.checkpoint")
+
+
+def test_a_model_without_a_tokenizer_does_not_wait_for_the_library(model_dir, tmp_path):
+    bare = shutil.copytree(model_dir, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    load = "from minprefix import GPT2; GPT2.load({!r})"
+    assert "tokenizers" not in loaded_by(load.format(str(bare)))
+    assert "tokenizers" in loaded_by(load.format(str(model_dir)))
 
 
 def test_it_runs_as_a_process_with_status_2_and_no_traceback(tmp_path):
