@@ -142,6 +142,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 def test_every_command_that_computes_takes_threads(
     ok, model_dir, data, tmp_path, two_threads, monkeypatch
 ):
+    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: {"exact_match": 1.0})
     out, e = tmp_path / "run", tmp_path / "e"
     for argv in (
         train(model_dir, data, out),
@@ -149,7 +150,6 @@ def test_every_command_that_computes_takes_threads(
         ["evaluate", "--model", model_dir, "--data", data, "--out", e],
         ["demo", "--out", tmp_path / "demo", "--steps", "1"],
     ):
-        monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: {"exact_match": 1.0})
         threads.limit(2)
         ok(*argv, "--threads", "1")
         assert threads.count() == 1, argv
