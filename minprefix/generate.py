@@ -295,7 +295,7 @@ def _one_by_one(
     return new
 
 
-def _sample(logits: np.ndarray, decoding: Decoding, rng: np.random.Generator) -> int:
+def _sample(logits: np.ndarray, decoding: Decoding, rng: "np.random.Generator") -> int:
     """One token from logits (V,). top_p is taken after temperature and top_k (Holtzman et al.,
     2020: the smallest set whose probability reaches top_p)."""
     assert decoding.temperature is not None
