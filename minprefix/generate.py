@@ -325,7 +325,7 @@ def _beam_search(
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(S)]  # score, row, token
         for row, s in enumerate(owner):
             tokens = _likeliest(logits[row], decoding.beams - len(finished[s]))
-            scores = total[row] + (logits[row, tokens] - _log_sum_exp(logits[row]))
+            scores = total[row] + _log_probabilities(logits[row], tokens)
             found[s] += zip(scores.tolist(), [row] * len(tokens), tokens.tolist(), strict=True)
         best: list[tuple[float, int, int]] = []
         for s in range(S):
@@ -349,10 +349,11 @@ def _beam_search(
     return [max(f, key=lambda pair: pair[0])[1] for f in finished]
 
 
-def _log_sum_exp(logits: np.ndarray) -> float:
-    """log(sum(exp(logits))), logits (V,)."""
+def _log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Of these tokens (n,) only, in float64: log softmax of logits (V,)."""
     top = logits.max()
-    return float(top) + math.log(np.exp(logits - top).sum(dtype=np.float64))
+    total = np.exp(logits - top).sum(dtype=np.float64)
+    return logits[tokens].astype(np.float64) - top - np.log(total)
 
 
 #: into how many groups `_likeliest` deals the vocabulary

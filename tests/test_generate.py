@@ -401,6 +401,16 @@ def test_the_likeliest_tokens_are_the_first_of_a_stable_sort(size, distinct):
             assert decoding_module._likeliest(logits, n).tolist() == order[:n].tolist()
 
 
+def test_log_probabilities_are_float64_where_the_logits_are_float32():
+    logits = np.random.default_rng(0).normal(0, 3, 50_000).astype(np.float32)
+    logits[7] = -np.inf
+    tokens = np.arange(0, 50_000, 11)
+    got = decoding_module._log_probabilities(logits, tokens)
+    want = log_softmax(logits.astype(np.float64))[tokens]
+    assert np.abs(want).min() > 4  # a float32 would be off by up to 2e-7
+    assert np.abs(got - want).max() < 5e-8
+
+
 # ---- sampling ----
 
 
