@@ -335,12 +335,12 @@ def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> n
     return np.ascontiguousarray(kv.transpose(1, 2, 3, 0, 4))
 
 
-def dropout_mask(shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> np.ndarray:
+def dropout_mask(shape: tuple[int, ...], rate: float, rng: "np.random.Generator") -> np.ndarray:
     """0 with probability `rate`, else 1 / (1 - rate): multiplied onto kv while training."""
     return (rng.random(shape) >= rate) / (1 - rate)
 
 
-def _rng(seed: int) -> np.random.Generator:
+def _rng(seed: int) -> "np.random.Generator":
     if seed < 0:
         raise InputError(f"seed is {seed}: expected 0 or more")
     return np.random.default_rng(seed)

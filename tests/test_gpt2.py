@@ -500,6 +500,12 @@ def test_bad_input_to_the_model_is_a_sentence(model, call, sentence):
         call(model)
 
 
+def test_weights_whose_sum_overflows_are_no_damage(config):
+    model = random_model(config, dtype="float32")
+    model.weights["wpe.weight"][:2] = 3e38  # of float32's 3.4e38
+    model.check_finite()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_in_weights_is_found_at_the_first_use_and_named(model, bad):
     model.weights["h.1.mlp.c_fc.weight"][3, 5] = bad
