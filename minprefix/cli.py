@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprefix import __version__
+from minprefix.bench.options import add_options as bench_options
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -799,6 +800,14 @@ def _parser() -> argparse.ArgumentParser:
         "minprefix vectors check v",
     )
     _vectors_options(p)
+
+    p = command(
+        "bench",
+        None,
+        "measure this project and its peers on the same work, in alternating fresh processes",
+        "minprefix bench all --json bench.json, and its page: minprefix bench report bench.json",
+    )
+    bench_options(p)
     return parser
 
 

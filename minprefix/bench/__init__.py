@@ -1,0 +1,14 @@
+"""`minprefix bench`: this project and its peers on the same work, in alternating fresh processes.
+
+work      what is done: shapes, batches, prompts, sizes, and the jobs that a command consists of
+ours      how this project does a job
+peers     how PyTorch does it: PEFT, and our own algorithm by hand
+worker    the process that does one job
+run       one process after the other; what they answered becomes the record
+machine   what it ran on; the memory of a process
+summary   from the record to medians, ratios, fits and verdicts; the table of targets
+report    tables for a terminal and for BENCHMARKS.md
+pictures  the same as pictures
+command   the command: the plan, the progress
+options   what it takes on the command line
+"""

@@ -1,0 +1,68 @@
+"""The options of `minprefix bench`. Light, because every command's parser passes here."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from minprefix.bench.command import bench
+
+    return bench(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from minprefix.bench.command import bench_report
+
+    return bench_report(args)
+
+
+WHAT = {
+    "train": "a training step against PyTorch, by batch",
+    "decode": "greedy and beam search against transformers' generate",
+    "memory": "peak memory of training, and whether it grows from step to step",
+    "start": "import, --help, opening a checkpoint, the first token",
+    "growth": "time and memory against T, P, B and layers",
+    "all": "all of them: about 25 minutes on two cores",
+}
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """`bench` has commands of its own."""
+    parts = p.add_subparsers(required=True, metavar="|".join([*WHAT, "report"]))
+    for name, what in WHAT.items():
+        _measuring_options(_part(parts, name, what, _bench))
+    part = _part(parts, "report", "make BENCHMARKS.md and its pictures of a record", _report)
+    part.add_argument("record", type=Path, metavar="FILE", help="what --json wrote")
+    part.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("BENCHMARKS.md"),
+        help="default BENCHMARKS.md; pictures go to a folder benchmarks beside it",
+    )  # fmt: skip
+
+
+def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
+    part: argparse.ArgumentParser = parts.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False
+    )
+    part.set_defaults(run=run, what=name)
+    return part
+
+
+def _measuring_options(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    add("--json", type=Path, metavar="FILE", help="write everything, each sample with it")
+    add("--report", type=Path, metavar="FILE", help="write the page and its pictures, too")
+    add("--threads", type=int, metavar="N", help="for everyone (default: the machine's cores)")
+    add("--rounds", type=int, metavar="N", default=3, help="default 3; slow works take fewer")
+    add(
+        "--shape", choices=("124m", "tiny"), default="124m",
+        help="of the model (default 124m, GPT-2's; tiny tries the bench itself)",
+    )  # fmt: skip
+    add("--work", action="append", metavar="NAME", help="of train: e2e-10, e2e-32, rectangle, long")
+    add("--with-dropout", action="store_true", help="of train: PEFT with GPT-2's dropout, too")
+    add("--no-peers", action="store_true", help="this project alone")
+    add(
+        "--data", type=Path, metavar="DIR",
+        help="holds e2e/trainset.csv and gpt2-bpe/; default: the environment's "
+        "MINPREFIX_BENCH_DATA, or shared/data beside the clone, else a stored histogram",
+    )  # fmt: skip

@@ -1,0 +1,227 @@
+"""How this project does a job. Each function runs in a process of its own, takes the job's
+arguments and returns what was measured, as JSON can hold it; times in seconds, memory in bytes."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minprefix import ops
+from minprefix.batch import Batch
+from minprefix.bench import machine
+from minprefix.generate import Decoding, generate_ids
+from minprefix.gpt2 import Config
+from minprefix.model import GPT2, digest, loss_and_grad
+from minprefix.ops.contract import Array
+from minprefix.optim import AdamW
+from minprefix.prefix import Prefix
+
+LR = 1e-3
+Answer = dict[str, Any]
+
+
+def token_ids(lengths: Sequence[Sequence[int]], vocab_size: int) -> list[np.ndarray]:
+    """Random ids, the same for everyone."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, vocab_size, source + target) for source, target in lengths]
+
+
+def timed_steps(
+    on: Callable[[Sequence[Sequence[int]]], Callable[[], float]], arguments: Answer
+) -> Answer:
+    """`on`: makes a step, which returns its loss, for sequences of these lengths. One step warms
+    up; the others are timed."""
+    before = {"resident": machine.resident_bytes(), "peak_before": machine.peak_bytes()}
+    losses, peaks, times = [on(arguments["warm_up"])()], [machine.peak_bytes()], []
+    step = on(arguments["lengths"])
+    for _ in range(arguments["steps"]):
+        start = time.perf_counter()
+        losses.append(step())
+        times.append(time.perf_counter() - start)
+        peaks.append(machine.peak_bytes())
+    return {**before, "times": times, "losses": losses, "peaks": peaks, "peak": peaks[-1]}
+
+
+def train(arguments: Answer) -> Answer:
+    model, prefix = _model_and_prefix(arguments)
+    adam = AdamW()
+
+    def on(lengths: Sequence[Sequence[int]]) -> Callable[[], float]:
+        batch = _batch(lengths, model)
+
+        def step() -> float:
+            loss, dkv = loss_and_grad(model, prefix, batch)
+            assert isinstance(dkv, np.ndarray)
+            adam.step(prefix.parameters, {"kv": dkv}, LR)
+            return loss
+
+        return step
+
+    return {**timed_steps(on, arguments), "sha256": digest(prefix.parameters)}
+
+
+def _model_and_prefix(arguments: Answer) -> tuple[GPT2, Prefix]:
+    config = Config(**arguments["config"])
+    return GPT2.random(config), Prefix.normal(config, arguments["prefix"])
+
+
+def _batch(lengths: Sequence[Sequence[int]], model: GPT2) -> Batch:
+    ids = token_ids(lengths, model.config.vocab_size)
+    return Batch.pack(ids, loss_from=[source for source, _ in lengths])
+
+
+# ---- the share of matrix products -------------------------------------------------------------
+
+
+class Recorder:
+    """The operations, and a note of every matrix product that they are asked for."""
+
+    def __init__(self, inner: ops.Ops) -> None:
+        self._inner = inner
+        self.linear_products: list[tuple[int, Array]] = []  # rows, and the weight they meet
+        #: rows of queries, keys, NH and hs of each sequence; and whether it is the backward
+        self.attention_products: list[tuple[int, int, int, int, bool]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def linear(self, x: Array, weight: Array, *rest: Any) -> Any:
+        self.linear_products.append((len(x), weight))
+        return self._inner.linear(x, weight, *rest)
+
+    def linear_backward(self, dout: Array, weight: Array) -> Array:
+        self.linear_products.append((len(dout), weight.T))
+        return self._inner.linear_backward(dout, weight)
+
+    def attention(self, q: Array, k: Array, v: Array, prefix_k: Any, *rest: Any) -> Any:
+        offsets = rest[-1]
+        for T, keys in zip(np.diff(offsets), prefix_k, strict=True):
+            size = (int(T), int(T) + keys.shape[1], *q.shape[1:])
+            self.attention_products += [(*size, False), (*size, True)]
+        return self._inner.attention(q, k, v, prefix_k, *rest)
+
+
+def products(arguments: Answer) -> Answer:
+    """A step's time, and the time of its matrix products alone, by turns.
+
+    Linear layers: every call of `linear` and `linear_backward`, with the same weights, as one
+    np.matmul into memory that is already there. Attention: for each sequence and layer two products
+    of (T, hs) queries with (P+T) keys and values forward and four backward, as batched np.matmul;
+    counted in full, though a query sees no later key.
+    """
+    model, prefix = _model_and_prefix(arguments)
+    batch = _batch(arguments["lengths"], model)
+    recorder = Recorder(ops.get("numpy"))
+    loss_and_grad(model, prefix, batch, ops=recorder)  # it warms up, too
+    answer: Answer = {"steps": [], "linear": [], "attention": []}
+    for _ in range(arguments["steps"]):
+        answer["steps"].append(_seconds(lambda: loss_and_grad(model, prefix, batch)))
+        answer["linear"].append(_linear_alone(recorder))
+        answer["attention"].append(_attention_alone(recorder))
+    answer["flop"] = 2 * sum(n * weight.size for n, weight in recorder.linear_products)
+    answer["products"] = len(recorder.linear_products)
+    return answer
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _linear_alone(recorder: Recorder) -> float:
+    sizes = [(n, *weight.shape) for n, weight in recorder.linear_products]
+    dtype = recorder.linear_products[0][1].dtype
+    x = np.full(max(n * rows for n, rows, _ in sizes), 0.01, dtype)
+    out = np.ones(max(n * columns for n, _, columns in sizes), dtype)
+
+    def run() -> None:
+        for n, weight in recorder.linear_products:
+            rows, columns = weight.shape
+            into = out[: n * columns].reshape(n, columns)
+            np.matmul(x[: n * rows].reshape(n, rows), weight, out=into)
+
+    return _seconds(run)
+
+
+def _attention_alone(recorder: Recorder) -> float:
+    total = 0.0
+    for T, keys, NH, hs, backward in recorder.attention_products:
+        q, k = np.full((NH, T, hs), 0.01, np.float32), np.full((NH, keys, hs), 0.01, np.float32)
+        pattern = np.full((NH, T, keys), 0.01, np.float32)
+        z, dk = np.empty_like(q), np.empty_like(k)
+
+        def run(
+            q: Array = q, k: Array = k, z: Array = z, dk: Array = dk, pattern: Array = pattern
+        ) -> None:
+            np.matmul(q, k.swapaxes(1, 2), out=pattern)  # scores; backward: dpattern
+            np.matmul(pattern, k, out=z)  # z; backward: dq
+
+        def run_backward(q: Array = q, dk: Array = dk, pattern: Array = pattern) -> None:
+            np.matmul(pattern.swapaxes(1, 2), q, out=dk)  # dvalues
+            np.matmul(pattern.swapaxes(1, 2), q, out=dk)  # dkeys
+
+        total += _seconds(run)
+        if backward:
+            total += _seconds(run_backward)
+    return total
+
+
+# ---- decoding ---------------------------------------------------------------------------------
+
+
+def decode(arguments: Answer) -> Answer:
+    model, prefix = _model_and_prefix(arguments)
+
+    def write(prompts: np.ndarray, beams: int, n: int) -> None:
+        decoding = Decoding(max_new_tokens=n, min_new_tokens=n, beams=beams)
+        written = generate_ids(model, list(prompts), prefix, decoding=decoding)
+        assert all(len(ids) == n for ids in written)
+
+    return timed_decoding(write, arguments)
+
+
+def timed_decoding(write: Callable[[np.ndarray, int, int], None], arguments: Answer) -> Answer:
+    """`write`: prompts (S, T), beams, and how many new tokens. -> for each case the times to the
+    first token and to `new` more."""
+    vocab_size, new = arguments["config"]["vocab_size"], arguments["new"]
+    cases = {}
+    for name, prompts, beams, repetitions in arguments["cases"]:
+        shape = (prompts, arguments["prompt"])
+        ids = np.random.default_rng(0).integers(0, vocab_size, shape)
+        write(ids, beams, 3)  # warms up
+        first, whole = [], []
+        for _ in range(repetitions):
+            first.append(_seconds(lambda: write(ids, beams, 1)))  # noqa: B023  called at once
+            whole.append(_seconds(lambda: write(ids, beams, new + 1)))  # noqa: B023
+        cases[name] = {"first": first, "whole": whole}
+    return {"cases": cases, "peak": machine.peak_bytes()}
+
+
+def bandwidth(arguments: Answer) -> Answer:
+    """Bytes a second at which float32 numbers, as many as the weights, are read: the best of ten
+    dot products of them with themselves."""
+    a = np.ones(arguments["bytes"] // 4, np.float32)
+    times = [_seconds(lambda: np.dot(a, a)) for _ in range(10)]
+    return {"bytes": a.nbytes, "times": times, "bytes_per_second": a.nbytes / min(times)}
+
+
+# ---- start ------------------------------------------------------------------------------------
+
+
+def save(arguments: Answer) -> Answer:
+    model = GPT2.random(Config(**arguments["config"]))
+    model.save(arguments["folder"])
+    return {"bytes": sum(a.nbytes for a in model.weights.values())}
+
+
+def first_token(arguments: Answer) -> Answer:
+    """Open a checkpoint, and the first token after a prompt: what `generate` waits for."""
+    start = time.perf_counter()
+    model = GPT2.load(arguments["folder"])
+    opened = time.perf_counter() - start
+    prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, arguments["prompt"])
+    once = Decoding(max_new_tokens=1)
+    written = _seconds(lambda: generate_ids(model, list(prompt[None]), decoding=once))
+    return {"open": opened, "first_token": written}

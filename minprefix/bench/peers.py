@@ -1,0 +1,190 @@
+"""How PyTorch does a job: with PEFT as its documentation has it, and our own algorithm written out
+by hand, so that one sees how much is algorithm and how much is library.
+
+Everyone has the same weights, the same prefix and the same token ids. Imported in the peers' own
+processes only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from minprefix.bench.ours import LR, Answer, timed_decoding, timed_steps, token_ids
+from minprefix.gpt2 import Config
+from minprefix.model import GPT2
+from minprefix.prefix import Prefix, flatten
+
+Step = Callable[[], float]
+
+
+def train(arguments: Answer, who: str) -> Answer:
+    if who == "torch":
+        return timed_steps(ByHand(arguments).on, arguments)
+    return timed_steps(Peft(arguments, dropout=0.1 if who == "peft-dropout" else 0.0).on, arguments)
+
+
+# ---- PEFT -------------------------------------------------------------------------------------
+
+
+class Peft:
+    """GPT2LMHeadModel with PEFT's prefix tuning: a padded batch, a mask, `labels=`."""
+
+    def __init__(self, arguments: Answer, dropout: float = 0.0) -> None:
+        # here, so that the other peer needs PyTorch alone and has nothing else in its memory
+        from peft import PrefixTuningConfig, get_peft_model
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = Config(**arguments["config"])
+        self.vocab_size = config.vocab_size
+        hf = GPT2LMHeadModel(
+            GPT2Config(
+                n_layer=config.n_layer,
+                n_head=config.n_head,
+                n_embd=config.n_embd,
+                vocab_size=config.vocab_size,
+                n_positions=config.n_positions,
+                layer_norm_epsilon=config.layer_norm_epsilon,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=0,
+                attn_pdrop=dropout,
+                embd_pdrop=dropout,
+                resid_pdrop=dropout,
+            )
+        )
+        state, weights = hf.state_dict(), GPT2.random(config).weights
+        for name in list(weights):
+            state[f"transformer.{name}"].copy_(torch.from_numpy(weights.pop(name)))
+        P = arguments["prefix"]
+        self.model: Any = get_peft_model(
+            hf, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+        )
+        rows = flatten(Prefix.normal(config, P).kv)  # (P, L*2*C)
+        (embedding,) = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            embedding.copy_(torch.from_numpy(rows))
+
+    def on(self, lengths: Sequence[Sequence[int]]) -> Step:
+        """A step on a right-padded batch; source and padding are no labels."""
+        self.model.train()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
+        sequences = token_ids(lengths, self.vocab_size)
+        B, T = len(sequences), max(len(ids) for ids in sequences)
+        input_ids = torch.zeros(B, T, dtype=torch.long)
+        mask = torch.zeros(B, T, dtype=torch.long)
+        labels = torch.full((B, T), -100)
+        for b, (ids, (source, _)) in enumerate(zip(sequences, lengths, strict=True)):
+            input_ids[b, : len(ids)] = torch.from_numpy(ids)
+            mask[b, : len(ids)] = 1
+            labels[b, source : len(ids)] = input_ids[b, source : len(ids)]
+
+        def step() -> float:
+            loss = self.model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+
+def decode(arguments: Answer, who: str) -> Answer:
+    """transformers' `generate` through PEFT."""
+    model = Peft(arguments).model.eval()
+    model.base_model.generation_config.eos_token_id = None  # nothing ends before its time
+
+    def write(prompts: np.ndarray, beams: int, n: int) -> None:
+        ids = torch.from_numpy(prompts)
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            num_beams=beams,
+            do_sample=False,
+        )
+        assert written.shape == (len(prompts), prompts.shape[1] + n)
+
+    return timed_decoding(write, arguments)
+
+
+# ---- our algorithm, by hand -------------------------------------------------------------------
+
+
+class ByHand:
+    """What this package leaves out, left out in PyTorch too: no padding, logits of targets only,
+    the top layer's MLP only at those rows, no gradient of a weight. autograd does the rest."""
+
+    def __init__(self, arguments: Answer) -> None:
+        self.config = Config(**arguments["config"])
+        weights = GPT2.random(self.config).weights
+        self.w: dict[str, torch.Tensor] = {}
+        for name in list(weights):
+            a = torch.from_numpy(weights.pop(name))
+            # F.linear wants (out, in), and is fastest with it laid out so
+            is_linear = name.startswith("h.") and a.dim() == 2
+            self.w[name] = a.T.contiguous() if is_linear else a
+        kv = Prefix.normal(self.config, arguments["prefix"]).kv
+        self.kv = torch.nn.Parameter(torch.from_numpy(kv))
+
+    def on(self, lengths: Sequence[Sequence[int]]) -> Step:
+        optimizer = torch.optim.AdamW([self.kv], lr=LR, weight_decay=0.0)
+        P, NH = self.kv.shape[3], self.config.n_head
+        ids = token_ids(lengths, self.config.vocab_size)
+        Ts = [len(s) for s in ids]
+        ends = np.cumsum(Ts)
+        tokens = torch.from_numpy(np.concatenate(ids))
+        positions = torch.cat([torch.arange(P, P + T) for T in Ts])
+        rows = torch.cat(
+            [
+                torch.arange(end - target - 1, end - 1)
+                for end, (_, target) in zip(ends, lengths, strict=True)
+            ]
+        )  # row i predicts token i + 1
+        targets = tokens[rows + 1]
+        masks = [torch.ones(T, P + T, dtype=torch.bool).tril(P) for T in Ts]
+        slices = [slice(end - T, end) for end, T in zip(ends, Ts, strict=True)]
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int) -> torch.Tensor:
+            """q, k, v: (N, NH, hs) -> (N, C)."""
+            zs = []
+            for rows_b, mask in zip(slices, masks, strict=True):
+                q_b, k_b, v_b = (a[rows_b].transpose(0, 1) for a in (q, k, v))  # (NH, T, hs)
+                keys, values = (torch.cat([self.kv[i, j], a], 1) for j, a in ((0, k_b), (1, v_b)))
+                z_b = F.scaled_dot_product_attention(q_b, keys, values, attn_mask=mask)
+                zs.append(z_b.transpose(0, 1))
+            return torch.cat(zs).flatten(1)
+
+        def forward() -> torch.Tensor:
+            x = self.w["wte.weight"][tokens] + self.w["wpe.weight"][positions]
+            for i in range(self.config.n_layer):
+                qkv = self._linear(self._norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
+                q, k, v = qkv.view(len(x), 3, NH, -1).unbind(1)
+                z = attend(q, k, v, i)
+                if i == self.config.n_layer - 1:
+                    x, z = x[rows], z[rows]
+                x = x + self._linear(z, f"h.{i}.attn.c_proj")
+                h = self._linear(self._norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+                x = x + self._linear(F.gelu(h, approximate="tanh"), f"h.{i}.mlp.c_proj")
+            logits = F.linear(self._norm(x, "ln_f"), self.w["wte.weight"])
+            return F.cross_entropy(logits, targets)
+
+        def step() -> float:
+            loss = forward()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        gain, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
+        return F.layer_norm(x, (x.shape[-1],), gain, bias, self.config.layer_norm_epsilon)
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])

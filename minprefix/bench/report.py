@@ -1,0 +1,376 @@
+"""Tables of a record: as text for a terminal, as Markdown for BENCHMARKS.md."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minprefix import files
+from minprefix.bench.summary import (
+    EXPLAINED,
+    NOISY,
+    TARGETS,
+    Figure,
+    Record,
+    Results,
+    figures,
+    product_shares,
+    ratio,
+)
+from minprefix.bench.work import (
+    DECODE,
+    GROWTH,
+    GROWTH_CONFIG,
+    NEW,
+    PREFIX,
+    PROMPT,
+    STARTS,
+    TITLES,
+    TRAIN,
+)
+from minprefix.errors import InputError
+
+SCHEMA = 1
+NONE = "-"
+
+
+@dataclass
+class Table:
+    title: str
+    header: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        shown = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.title, *(f"  {line}" for line in shown), *self.notes])
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        shown = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([f"## {self.title}", "", *shown, "", *self.notes])
+
+
+def read(path: Path) -> Record:
+    """A record from `--json`. Raises InputError for a file that is none."""
+    record = files.read_json(path, "the record of a bench")
+    if record.get("schema") != SCHEMA or not isinstance(record.get("runs"), list):
+        raise InputError(
+            f"{path} is no record of schema {SCHEMA}: give a file that `minprefix bench --json` "
+            "wrote"
+        )
+    return record
+
+
+# ---- numbers as text --------------------------------------------------------------------------
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def mega(value: float) -> str:
+    return f"{value / 1e6:.0f} MB"
+
+
+def spread(figure: Figure | None) -> str:
+    """A ratio, with the rounds' lowest and highest; a mark where they lie too far apart."""
+    if figure is None:
+        return NONE
+    text = f"{figure.value:.2f}"
+    if figure.rounds > 1:
+        text += f" ({figure.low:.2f} to {figure.high:.2f})"
+    return text + (" too noisy" if figure.noisy else "")
+
+
+def _median_of(values: dict[int, float], show: Any) -> str:
+    return show(median(values.values())) if values else NONE
+
+
+# ---- the tables -------------------------------------------------------------------------------
+
+
+def tables(record: Record) -> list[Table]:
+    results = Results(record)
+    made = [
+        _targets(record),
+        _train(results),
+        _products(results),
+        _decode(results),
+        _memory(results),
+        _start(results),
+        _growth(results),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _targets(record: Record) -> Table:
+    found = figures(record)
+    table = Table("Targets", ["what", "wanted", "measured", "verdict"])
+    for target in TARGETS:
+        # they are meant for GPT-2's shape
+        if target.section not in record["sections"] or record["shape"] != "124m":
+            continue
+        figure = found.get(target.figure)
+        name = target.figure
+        if name in EXPLAINED:
+            name += f" ({EXPLAINED[name]})"
+        wanted, measured = f"{target.bound} {target.value:g}", NONE
+        if target.unit == "%":
+            wanted = f"{target.bound} {target.value:.0%}"
+        elif target.unit:
+            wanted += f" {target.unit}"
+        if figure is not None:
+            measured = f"{figure.value:.0%}" if target.unit == "%" else f"{figure.value:.3g}"
+            measured += " s" if target.unit == "s" else ""
+        table.rows.append([name, wanted, measured, target.verdict(figure)])
+    return table
+
+
+def _train(results: Results) -> Table:
+    header = ["work", "who", "a step", "minprefix's time to it", "peak memory", "memory to it"]
+    table = Table("A training step", header)
+    whos = ["ours", *results.peers("train")]
+    for work in TRAIN:
+        losses = []
+        for who in whos:
+            steps, peaks = results.step_seconds(work, who), results.peak(work, who)
+            if not steps:
+                continue
+            # dropout makes another function of it
+            if who != "peft-dropout":
+                losses += [a["losses"][0] for a in results.answers("train", work, who).values()]
+            ours = who == "ours"
+            time = ratio(results.step_seconds(work, "ours"), steps)
+            memory = ratio(results.peak(work, "ours"), peaks)
+            table.rows.append(
+                [
+                    work,
+                    TITLES[who],
+                    _median_of(steps, seconds),
+                    NONE if ours else spread(time),
+                    _median_of(peaks, mega),
+                    NONE if ours else spread(memory),
+                ]
+            )
+        if losses and max(losses) - min(losses) > 1e-3 * max(losses):
+            table.notes.append(
+                f"{work}: the first losses are {min(losses):.5f} to {max(losses):.5f}: they did "
+                "not do the same work, and no ratio of theirs means anything."
+            )
+    notes = [f"- {work.name}: {work.what}." for work in TRAIN.values()]
+    table.notes += [
+        *notes,
+        "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
+        "weights, prefix and token ids. PEFT's model has its dropout at 0, so that all compute the "
+        "same function; at the documented 0.1 it is slower.",
+        "- After one step that warms up (for long: one of a short sequence), the median of the "
+        "timed steps of a process, and of all rounds; a ratio is that of one round, with the "
+        f"lowest and the highest of them. Where these lie further apart than {NOISY} to 1 the "
+        "comparison is called too noisy.",
+    ]
+    return table
+
+
+def _products(results: Results) -> Table:
+    header = ["work", "a step", "linear layers", "of the step", "with attention's", "GFLOP/s"]
+    table = Table("The share of matrix products", header)
+    for work in TRAIN:
+        shares = product_shares(results, work)
+        for answer in results.answers("products", work).values():
+            linear = median(answer["linear"])
+            table.rows.append(
+                [
+                    work,
+                    seconds(median(answer["steps"])),
+                    seconds(linear),
+                    f"{shares['share of linear products'].value:.0%}",
+                    f"{shares['share of matrix products'].value:.0%}",
+                    f"{answer['flop'] / linear / 1e9:.0f}",
+                ]
+            )
+    table.notes = [
+        "- Linear layers: every product that a step asks of them, head and backward with it, again "
+        "as one `np.matmul` each with the same weights, into memory that is already there.",
+        "- Attention's: for each sequence and layer two products of T queries with P+T keys "
+        "forward and four backward, as batched `np.matmul`, counted in full; where the model does "
+        "less than that (a query sees no later key) or does it on several threads, they are an "
+        "upper bound.",
+    ]
+    return table
+
+
+def _decode(results: Results) -> Table:
+    header = ["case", "who", "a token", "minprefix's time to it", "first token", "all"]
+    table = Table("Decoding", header)
+    for case in DECODE:
+        ours = results.decoding(case, "ours")[0]
+        for who in ("ours", *results.peers("decode")):
+            token, first, whole = results.decoding(case, who)
+            if not token:
+                continue
+            compared = NONE if who == "ours" else spread(ratio(ours, token))
+            title = TITLES[who] if who == "ours" else "transformers' generate, through PEFT"
+            shown = [_median_of(values, seconds) for values in (first, whole)]
+            each = _median_of(token, lambda value: f"{value * 1000:.1f} ms")
+            table.rows.append([case, title, each, compared, *shown])
+    rates = [a["bytes_per_second"] for a in results.answers("decode", "bandwidth").values()]
+    table.notes = [
+        f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time for all less that to "
+        f"the first, over {NEW}; with several prompts or beams, of all of them at once.",
+    ]
+    if rates and table.rows:
+        n_bytes = next(a["bytes"] for a in results.answers("decode", "bandwidth").values())
+        table.notes.append(
+            f"- Reading: {median(rates) / 1e9:.1f} GB/s, the best of ten dot products of "
+            f"{mega(n_bytes)} of float32 numbers, as much as all weights, with themselves: "
+            f"{n_bytes / median(rates) * 1000:.1f} ms for all weights once."
+        )
+    return table
+
+
+def _memory(results: Results) -> Table:
+    table = Table("Memory", ["work", "who", "peak", "minprefix's to it"])
+    for work in ("e2e-32", "long"):
+        for who in ("ours", *results.peers("train", "memory")):
+            peaks = results.peak(work, who)
+            if peaks:
+                to = ratio(results.peak(work, "ours"), peaks)
+                shown = NONE if who == "ours" else spread(to)
+                table.rows.append([work, TITLES[who], _median_of(peaks, mega), shown])
+    for answer in results.answers("memory", "flatness").values():
+        peaks = answer["peaks"]
+        table.notes.append(
+            f"- e2e-10 with minprefix: {mega(peaks[1])} after step 2, {mega(peaks[-1])} after step "
+            f"{len(peaks)}."
+        )
+    table.notes.append(
+        "- The high-water mark of the process that trains, with Python and all libraries in it."
+    )
+    return table
+
+
+def _start(results: Results) -> Table:
+    table = Table("Start", ["what", "median", "lowest", "highest", "less Python's own"])
+
+    def row(name: str, values: Sequence[float], bare: float | None = None) -> None:
+        if values:
+            shown = [seconds(v) for v in (median(values), min(values), max(values))]
+            beyond = NONE if bare is None else seconds(median(values) - bare)
+            table.rows.append([name, *shown, beyond])
+
+    pass_times = results.process_seconds("python -c pass")
+    bare = median(pass_times) if pass_times else None
+    for name in STARTS:
+        row(name, results.process_seconds(name), None if name == "python -c pass" else bare)
+    peer = "import torch, transformers, peft"
+    row(peer, results.process_seconds(peer), bare)
+    answers = list(results.answers("start", "checkpoint").values())
+    row("open a checkpoint (GPT2.load)", [a["open"] for a in answers])
+    row("first token, from load on", [a["open"] + a["first_token"] for a in answers])
+    for answer in results.answers("start", "write the checkpoint").values():
+        table.notes.append(
+            f"- The checkpoint holds {mega(answer['bytes'])} and lies in the system's cache of "
+            f"files; the prompt of the first token has {PROMPT} tokens."
+        )
+    return table
+
+
+def _growth(results: Results) -> Table:
+    header = ["in", "values", "at", "exponent of time", "exponent of memory"]
+    table = Table("Growth", header)
+    found = figures(results.record)
+    for symbol in GROWTH:
+        values, _, _ = results.growth(symbol)
+        if not values:
+            continue
+        fits = [found.get(f"growth: {what} in {symbol}") for what in ("time", "memory")]
+        rest = ", ".join(f"{s} = {n}" for s, n in results.growth_fixed(symbol).items())
+        exponents = [NONE if f is None else f"{f.value:.2f}" for f in fits]
+        table.rows.append([symbol, ", ".join(map(str, values)), rest, *exponents])
+    c, deep = GROWTH_CONFIG, results.growth_fixed("L").get("T")
+    table.notes = [
+        f"- A training step of {c.n_embd} wide, {c.n_head} heads, V = {c.vocab_size}. Memory "
+        "is the high-water mark above what the process held before its first step.",
+    ]
+    for name, sentence in (
+        ("growth: time that slots add", "- The time that further slots add grows with exponent"),
+        ("growth: memory a layer in patterns", f"- At T = {deep} a layer adds, in sizes of a stored "
+         "(NH, T, P+T) pattern of its attention:"),
+    ):  # fmt: skip
+        if name in found:
+            table.notes.append(f"{sentence} {found[name].value:.2f}.")
+    return table
+
+
+# ---- text and Markdown ------------------------------------------------------------------------
+
+
+def machine_lines(record: Record) -> list[str]:
+    m = record["machine"]
+    memory = "" if m["memory_bytes"] is None else f", {m['memory_bytes'] / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {number or 'absent'}" for name, number in m["packages"].items())
+    return [
+        f"{m['cpu']}, {m['cores']} cores{memory}; {m['os']}",
+        f"Python {m['python']}, BLAS {m['blas']}; {versions}",
+        f"minprefix {record['minprefix']}, {record['threads']} threads, shape {record['shape']}, "
+        f"P = {PREFIX}, {record['date']}",
+    ]
+
+
+def remarks(record: Record) -> list[str]:
+    """What the reader must know before the numbers: who is missing, what failed, whether it
+    ended."""
+    said = [f"{TITLES[who]} was not measured: {why}." for who, why in record["skipped"].items()]
+    for run in Results(record).failed:
+        where = f"{run['section']} {run['work']}, {run['who']}, round {run['round']}"
+        said.append(f"{where} failed: {run['error'][0]}.")
+    if not record["finished"]:
+        said.append("The run was stopped before its end.")
+    if record["shape"] != "124m":
+        said.append("This shape tries the bench itself: it has no targets.")
+    return said
+
+
+def text(record: Record) -> str:
+    parts = ["\n".join([*machine_lines(record), *remarks(record)])]
+    return "\n\n".join([*parts, *(table.text() for table in tables(record))])
+
+
+def markdown(record: Record, pictures: dict[str, str], by_hand: str) -> str:
+    """`pictures`: table title -> the picture's path beside the page; `by_hand`: what a person
+    wrote, included as it is."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `minprefix bench report` from the record of `{record['command']}`.",
+        "",
+        *(f"- {line}" for line in [*machine_lines(record), *remarks(record)]),
+        f"- Lengths of the E2E batches: {record['lengths']}. Each figure is the work of fresh "
+        "processes that took turns, with the same number of threads.",
+        "",
+    ]
+    for table in tables(record):
+        lines += [table.markdown(), ""]
+        if table.title in pictures:
+            lines += [f"![{table.title}]({pictures[table.title]})", ""]
+    return "\n".join(lines) + by_hand
+
+
+def write(record: Record, page: Path) -> list[Path]:
+    """The page and its pictures, in a folder `benchmarks` beside it. -> what was written."""
+    from minprefix.bench.pictures import draw
+
+    folder = page.parent / "benchmarks"
+    drawn = draw(record, folder)
+    paths = {title: f"{folder.name}/{path.name}" for title, path in drawn.items()}
+    by_hand = folder / "optimisations.md"
+    said = files.read_text(by_hand, "what paid") if by_hand.exists() else ""
+    files.write_text(page, markdown(record, paths, said))
+    return [page, *drawn.values()]
