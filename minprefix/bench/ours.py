@@ -221,7 +221,8 @@ def first_token(arguments: Answer) -> Answer:
     start = time.perf_counter()
     model = GPT2.load(arguments["folder"])
     opened = time.perf_counter() - start
-    prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, arguments["prompt"])
+    shape = (1, arguments["prompt"])
+    prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
     once = Decoding(max_new_tokens=1)
-    written = _seconds(lambda: generate_ids(model, list(prompt[None]), decoding=once))
+    written = _seconds(lambda: generate_ids(model, list(prompt), decoding=once))
     return {"open": opened, "first_token": written}

@@ -299,13 +299,18 @@ def _growth(results: Results) -> Table:
         f"- A training step of {c.n_embd} wide, {c.n_head} heads, V = {c.vocab_size}. Memory "
         "is the high-water mark above what the process held before its first step.",
     ]
-    for name, sentence in (
-        ("growth: time that slots add", "- The time that further slots add grows with exponent"),
-        ("growth: memory a layer in patterns", f"- At T = {deep} a layer adds, in sizes of a stored "
-         "(NH, T, P+T) pattern of its attention:"),
-    ):  # fmt: skip
-        if name in found:
-            table.notes.append(f"{sentence} {found[name].value:.2f}.")
+    slots = found.get("growth: time that slots add")
+    if slots is not None:
+        table.notes.append(
+            f"- The time that further slots add grows with exponent {slots.value:.2f}; attention's "
+            "own is 1."
+        )
+    patterns = found.get("growth: memory a layer in patterns")
+    if patterns is not None:
+        table.notes.append(
+            f"- At T = {deep} a layer adds {patterns.value:.2f} times what a stored (NH, T, P+T) "
+            "pattern of its attention would take."
+        )
     return table
 
 

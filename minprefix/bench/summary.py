@@ -242,7 +242,7 @@ class Target:
         over = figure.value / self.value - 1
         if self.bound == "at least":
             over = 1 - figure.value / self.value
-        said = f"missed by {math.ceil(over * 1000) / 10:g}%" if over > 0 else "met"
+        said = f"missed by {math.ceil(round(over * 1000, 6)) / 10:g}%" if over > 0 else "met"
         if self.unit != "s" and figure.noisy:
             said += f", but too noisy to say (rounds from {figure.low:.2f} to {figure.high:.2f})"
         return said
