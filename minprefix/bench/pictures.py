@@ -24,6 +24,7 @@ def draw(record: Record, folder: Path) -> dict[str, Path]:
         figure, axes = _figure(9.5, 3.6, 1, 2)
         _bars(axes[0], train, "seconds a step")
         _bars(axes[1], peaks, "peak memory, GB")
+        _legend(figure, axes[0])
         drawn["A training step"] = _save(figure, folder / "train.png")
     decode: Bars = {}
     for case in DECODE:
@@ -35,6 +36,7 @@ def draw(record: Record, folder: Path) -> dict[str, Path]:
     if decode:
         figure, axes = _figure(6.5, 3.6, 1, 1)
         _bars(axes, decode, "milliseconds a token")
+        _legend(figure, axes)
         drawn["Decoding"] = _save(figure, folder / "decode.png")
     if any(results.growth(symbol)[0] for symbol in GROWTH):
         drawn["Growth"] = _growth(results, folder / "growth.png")
@@ -52,21 +54,28 @@ def _training_bars(results: Results, values: Any, unit: float) -> Bars:
 
 
 def _bars(axes: Any, bars: Bars, label: str) -> None:
-    """On a log scale, so that a ratio is the same length everywhere."""
+    """Bars as parts of PEFT's (of our own where it is absent), from 0; what was measured stands
+    above them."""
     whos = [who for who in WHO if any(who in group for group in bars.values())]
-    width = 0.8 / len(whos)
+    base = "peft" if all("peft" in group for group in bars.values()) else "ours"
+    width = 0.84 / len(whos)
     for j, who in enumerate(whos):
-        at = [i for i, group in enumerate(bars.values()) if who in group]
-        heights = [group[who] for group in bars.values() if who in group]
-        x = [i + (j - (len(whos) - 1) / 2) * width for i in at]
-        shown = axes.bar(x, heights, width, color=COLOURS[who], label=TITLES[who])
-        axes.bar_label(shown, fmt=lambda v: f"{v:.3g}", fontsize=7, padding=1)
-    axes.set_yscale("log")
-    axes.margins(y=0.15)
+        shown = [(i, g[who], g[who] / g[base]) for i, g in enumerate(bars.values()) if who in g]
+        x = [i + (j - (len(whos) - 1) / 2) * width for i, _, _ in shown]
+        drawn = axes.bar(x, [part for _, _, part in shown], width, color=COLOURS[who])
+        drawn.set_label(TITLES[who])
+        axes.bar_label(drawn, [f"{value:.3g}" for _, value, _ in shown], fontsize=7, padding=1)
     axes.set_xticks(range(len(bars)), list(bars))
-    axes.set_ylabel(label)
+    axes.set_ylabel(f"part of {TITLES[base]}'s")
+    axes.set_title(label, fontsize=10)
+    axes.margins(y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """Below the picture, where no bar is."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False, fontsize=8)  # fmt: skip
 
 
 def _growth(results: Results, path: Path) -> Path:
@@ -94,8 +103,13 @@ def _growth(results: Results, path: Path) -> Path:
 def _line(
     axes: Any, x: Sequence[float], y: Sequence[float], style: str, colour: str, label: str
 ) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     axes.plot(x, y, style, color=colour, markersize=4)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylabel(label, color=colour)
     axes.tick_params(axis="y", which="both", labelcolor=colour, labelsize=8)
     axes.spines["top"].set_visible(False)
