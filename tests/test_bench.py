@@ -225,7 +225,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     noted = tmp_path / "pid"
     child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = (
-        "import os, sys; from minprefix.bench.run import launch; "
+        "import os, signal, sys; from minprefix.bench.run import launch; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & has it ignored
         f"launch([sys.executable, '-c', {child!r}], dict(os.environ))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
