@@ -17,7 +17,7 @@ from minprefix import ops
 from minprefix.bench import command, machine, ours, report, run, summary, work
 from minprefix.bench.summary import Figure, Target
 from minprefix.bench.work import Job
-from minprefix.cli import main
+from minprefix.cli import _parser, main
 
 TINY = asdict(work.SHAPES["tiny"])
 LENGTHS = [(3, 9), (12, 5), (7, 1)]
@@ -397,7 +397,6 @@ def test_nonsense_is_answered_before_anything_runs(tmp_path, refused, monkeypatc
     assert "--work e2e-11 does not exist: expected one of e2e-10, " in refused(
         "train", "--work", "e2e-11"
     )
-    assert "--work chooses what `train` does" in refused("decode", "--work", "long")
     assert "is a folder: give a file" in refused("start", "--json", tmp_path)
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert "cannot write" in refused("start", "--json", tmp_path / "file" / "bench.json")
@@ -415,6 +414,13 @@ def test_an_unknown_command_of_bench_is_refused(capsys):
         main(["bench", "nonsense"])
     assert stopped.value.code == 2
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_every_recorded_command_can_be_given_again():
+    for what in (*command.SECTIONS, "all"):
+        args = _parser().parse_args(["bench", what, "--shape", "tiny", "--threads", "3"])
+        again = command._command(args, 3).split()
+        assert vars(_parser().parse_args(again[1:])) == vars(args)
 
 
 def test_the_plan_says_how_long_it_takes():

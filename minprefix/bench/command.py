@@ -32,13 +32,12 @@ def bench(args: argparse.Namespace) -> int:
         raise InputError(
             f"--work {unknown[0]} does not exist: expected one of {', '.join(work.TRAIN)}"
         )
-    if args.work and "train" not in sections:
-        raise InputError(f"--work chooses what `train` does: {args.what} has no such choice")
     for path in (args.json, args.report):
         if path is not None:
             _check_writable(path)
-    data = work.find_data(args.data)
-    peers, skipped = _peers(args.with_dropout and "train" in sections, args.no_peers)
+    lengths_matter = "train" in sections or "memory" in sections
+    data = work.find_data(args.data) if lengths_matter else None
+    peers, skipped = _peers(args.with_dropout, args.no_peers)
     jobs = plan(args, sections, data, peers)
     record: Record = {
         "schema": report.SCHEMA,
@@ -124,7 +123,8 @@ def _check_writable(path: Path) -> None:
 
 def _command(args: argparse.Namespace, threads: int) -> str:
     """What gives this run again, without the paths of this machine."""
-    parts = ["minprefix bench", args.what, f"--threads {threads}", f"--rounds {args.rounds}"]
+    parts = ["minprefix bench", args.what, f"--threads {threads}"]
+    parts += [] if args.what == "memory" else [f"--rounds {args.rounds}"]
     parts += [] if args.shape == "124m" else [f"--shape {args.shape}"]
     parts += [f"--work {name}" for name in args.work or ()]
     parts += ["--with-dropout"] if args.with_dropout else []

@@ -31,7 +31,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     """`bench` has commands of its own."""
     parts = p.add_subparsers(required=True, metavar="|".join([*WHAT, "report"]))
     for name, what in WHAT.items():
-        _measuring_options(_part(parts, name, what, _bench))
+        _measuring_options(_part(parts, name, what, _bench), name)
     part = _part(parts, "report", "make BENCHMARKS.md and its pictures of a record", _report)
     part.add_argument("record", type=Path, metavar="FILE", help="what --json wrote")
     part.add_argument(
@@ -48,21 +48,28 @@ def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser
     return part
 
 
-def _measuring_options(part: argparse.ArgumentParser) -> None:
+def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
+    """Each command takes what it heeds."""
+    part.set_defaults(work=None, with_dropout=False, no_peers=False, data=None, rounds=3)
     add = part.add_argument
     add("--json", type=Path, metavar="FILE", help="write everything, each sample with it")
     add("--report", type=Path, metavar="FILE", help="write the page and its pictures, too")
     add("--threads", type=int, metavar="N", help="for everyone (default: the machine's cores)")
-    add("--rounds", type=int, metavar="N", default=3, help="default 3; slow works take fewer")
     add(
         "--shape", choices=("124m", "tiny"), default="124m",
         help="of the model (default 124m, GPT-2's; tiny tries the bench itself)",
     )  # fmt: skip
-    add("--work", action="append", metavar="NAME", help="of train: e2e-10, e2e-32, rectangle, long")
-    add("--with-dropout", action="store_true", help="of train: PEFT with GPT-2's dropout, too")
-    add("--no-peers", action="store_true", help="this project alone")
-    add(
-        "--data", type=Path, metavar="DIR",
-        help="holds e2e/trainset.csv and gpt2-bpe/; default: the environment's "
-        "MINPREFIX_BENCH_DATA, or shared/data beside the clone, else a stored histogram",
-    )  # fmt: skip
+    if name != "memory":
+        add("--rounds", type=int, metavar="N", help="default 3; slow works take fewer")
+    if name != "growth":
+        add("--no-peers", action="store_true", help="this project alone")
+    if name in ("train", "all"):
+        works = "of train: e2e-10, e2e-32, rectangle, long"
+        add("--work", action="append", metavar="NAME", help=f"{works}; may be given again")
+        add("--with-dropout", action="store_true", help="PEFT with GPT-2's dropout trains, too")
+    if name in ("train", "memory", "all"):
+        add(
+            "--data", type=Path, metavar="DIR",
+            help="holds e2e/trainset.csv and gpt2-bpe/; default: the environment's "
+            "MINPREFIX_BENCH_DATA, or shared/data beside the clone, else a stored histogram",
+        )  # fmt: skip
