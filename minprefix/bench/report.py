@@ -1,5 +1,6 @@
 """Tables of a record: as text for a terminal, as Markdown for BENCHMARKS.md."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,8 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([self.title, *(f"  {line}" for line in shown), *self.notes])
+        notes = [textwrap.fill(note, 100, subsequent_indent="  ") for note in self.notes]
+        return "\n".join([self.title, *(f"  {line}" for line in shown), *notes])
 
     def markdown(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
