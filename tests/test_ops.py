@@ -439,7 +439,8 @@ def test_attention_in_parts_is_the_same(small_blocks):
             assert relative_error(got_b, want_b) < 1e-13, name
 
 
-def test_attention_of_single_tokens_is_the_same():
+def test_attention_of_single_tokens_is_the_same(monkeypatch):
+    monkeypatch.setattr(numpy_ops, "TOGETHER", 2)  # of three
     given = streams([1, 1, 1], [3, 0, 7], NH=3)
     z, cache = numpy_ops.attention(*given)
     want_z, want_cache = reference.attention(*given)
@@ -470,6 +471,23 @@ def test_work_on_rows_in_blocks_is_the_same(small_blocks):
             fast = found
     for a, b in zip(fast, found, strict=True):
         assert relative_error(a, b) < 1e-13
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_product_of_few_rows_is_the_same(small_blocks, monkeypatch, n):
+    r = np.random.default_rng(0)
+    x, weight, bias = r.normal(size=(n, 12)), r.normal(size=(1001, 12)).T, r.normal(size=1001)
+    monkeypatch.setattr(numpy_ops, "SMALL_PRODUCT", 3000)
+    taken = []
+    few_rows = numpy_ops._few_rows
+    monkeypatch.setattr(numpy_ops, "_few_rows", lambda *a: taken.append(a) or few_rows(*a))
+    assert relative_error(numpy_ops.linear(x, weight, bias), x @ weight + bias) < 1e-14
+    assert relative_error(numpy_ops.linear(x, weight, None), x @ weight) < 1e-14
+    assert len(taken) == 2
+    numpy_ops.linear(x, np.ascontiguousarray(weight), None)
+    numpy_ops.linear(x[:1], weight, None)
+    numpy_ops.linear(np.repeat(x, 50, axis=0), weight, None)
+    assert len(taken) == 2  # of other weights the columns lie apart, and many rows pay for packing
 
 
 def test_attention_keeps_no_pattern():

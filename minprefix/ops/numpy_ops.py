@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def layernorm(x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, LayernormCache]:
     N, C = x.shape
     xhat, out = np.empty_like(x), np.empty_like(x)  # (N, C), (N, C)
@@ -84,9 +88,36 @@ def layernorm_backward(dout: Array, cache: LayernormCache) -> Array:
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    out = x @ weight  # (N, out)
+    columns = min(128, SMALL_PRODUCT // max(1, x.size) // 16 * 16)
+    if len(x) > 1 and 32 <= columns < weight.shape[1] // 8 and weight.T.flags.c_contiguous:
+        out = _few_rows(x, weight, columns)
+    else:
+        out = x @ weight  # (N, out)
     if bias is not None:
         out += bias
+    return out
+
+
+#: M N K up to which OpenBLAS multiplies without packing its matrices first (measured on AVX-512)
+SMALL_PRODUCT = 8 * 10**5
+
+
+def _few_rows(x: Array, weight: Array, columns: int) -> Array:
+    """x @ weight where x has few rows and the columns of the weight lie in one piece, as those of
+    the head do. The BLAS would pack the weight before it multiplies, which takes longer than to
+    read it: as many products that are too small for that are a weight read once."""
+    (N, C), V = x.shape, weight.shape[1]
+    n, dtype = V // columns, np.result_type(x, weight)
+    out = np.empty((N, V), dtype)
+    whole = slice(n * columns)
+    weights = weight.T[whole].reshape(n, columns, C).swapaxes(1, 2)
+    outs = out[:, whole].reshape(N, n, columns).swapaxes(0, 1)
+
+    def part(some: slice) -> None:
+        np.matmul(x, weights[some], out=outs[some])
+
+    each(part, _slices(n, 64))
+    out[:, n * columns :] = x @ weight[:, n * columns :]
     return out
 
 
@@ -211,15 +242,15 @@ def attention(
     N, NH, hs = q.shape
     dtype = np.result_type(q, *prefix_k)
     _refuse_complex(dtype)
-    if len(prefix_k) == N:
-        z = _attention_of_single_tokens(q, k, v, prefix_k, prefix_v, dtype)
-        return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
     z = np.empty((N, NH, hs), dtype)  # (N, NH, hs)
+    if len(prefix_k) == N:
+        _attention_of_single_tokens(q, k, v, prefix_k, prefix_v, z)
+        return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
 
     def part(p: _Part) -> None:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
         P, z_b = keys.shape[1] - q_b.shape[1], p.of(z)
-        for queries in _query_blocks(q_b.shape[1]):
+        for queries in _slices(q_b.shape[1], QUERIES):
             e, total = _exp_scores(q_b, keys, queries)
             np.matmul(e, values[:, : P + queries.stop], out=z_b[:, queries])
             z_b[:, queries] /= total  # z has fewer numbers than the pattern
@@ -228,30 +259,32 @@ def attention(
     return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
 
 
+#: sequences that go through one softmax
+TOGETHER = 20
+
+
 def _attention_of_single_tokens(
-    q: Array,
-    k: Array,
-    v: Array,
-    prefix_k: Sequence[Array],
-    prefix_v: Sequence[Array],
-    dtype: np.dtype,
-) -> Array:
-    """One token in each sequence, as in decoding -> z (N, NH, hs). What came before it is long and
-    is not copied; nothing is hidden, and all sequences go through one softmax."""
-    N, NH, hs = q.shape
-    q = q * hs**-0.5
-    W = max(a.shape[1] for a in prefix_k)
-    e = np.full((N, NH, W + 1), -np.inf, dtype)  # the token's own key stands last
-    for b, keys in enumerate(prefix_k):
-        np.matmul(keys, q[b, :, :, None], out=e[b, :, : keys.shape[1], None])
-    e[:, :, W] = np.einsum("nhd,nhd->nh", q, k)
-    e -= e.max(axis=-1, keepdims=True)
-    np.exp(e, out=e)
-    z = e[:, :, W:] * v
-    for b, values in enumerate(prefix_v):
-        z[b] += (e[b, :, None, : values.shape[1]] @ values)[:, 0]
-    z /= e.sum(axis=-1, keepdims=True)
-    return z
+    q: Array, k: Array, v: Array, prefix_k: Sequence[Array], prefix_v: Sequence[Array], z: Array
+) -> None:
+    """One token in each sequence, as in decoding; writes z. What came before it is long and is not
+    copied; nothing is hidden, and many sequences go through one softmax."""
+    q = q * q.shape[2] ** -0.5
+
+    def part(some: slice) -> None:
+        keys, values, q_s, z_s = prefix_k[some], prefix_v[some], q[some], z[some]
+        W = max(a.shape[1] for a in keys)
+        e = np.full((*q_s.shape[:2], W + 1), -np.inf, z.dtype)  # the token's own key stands last
+        for b, a in enumerate(keys):
+            np.matmul(a, q_s[b, :, :, None], out=e[b, :, : a.shape[1], None])
+        e[:, :, W] = np.einsum("nhd,nhd->nh", q_s, k[some])
+        e -= e.max(axis=-1, keepdims=True)
+        np.exp(e, out=e)
+        np.multiply(e[:, :, W:], v[some], out=z_s)
+        for b, a in enumerate(values):
+            z_s[b] += (e[b, :, None, : a.shape[1]] @ a)[:, 0]
+        z_s /= e.sum(axis=-1, keepdims=True)
+
+    each(part, _slices(len(q), TOGETHER))
 
 
 def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
@@ -265,7 +298,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
         P, dz_b, dq_b = keys.shape[1] - q_b.shape[1], p.of(dz), p.of(dq)
         dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)
-        for queries in _query_blocks(q_b.shape[1]):
+        for queries in _slices(q_b.shape[1], QUERIES):
             seen = slice(P + queries.stop)
             e, total = _exp_scores(q_b, keys, queries)
             # z = e @ values / total: to divide dz divides all that comes of it
@@ -283,10 +316,6 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
 
     each(part, _parts(q, prefix_k, offsets))
     return AttentionGrads(dq, dk, dv, dprefix_k, dprefix_v)
-
-
-def _query_blocks(T: int) -> list[slice]:
-    return [slice(start, min(start + QUERIES, T)) for start in range(0, T, QUERIES)]
 
 
 def cross_entropy(
