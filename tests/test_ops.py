@@ -427,7 +427,7 @@ def small_blocks(request, monkeypatch):
 
 def test_attention_in_parts_is_the_same(small_blocks):
     given = streams([50, 1, 16, 17], [3, 0, 1, 7], NH=3)
-    parts = numpy_ops._parts(given[0], given[3], given[5])
+    parts = numpy_ops.parts(given[0], given[3], given[5])
     assert len(parts) > 4  # the heads of one sequence are not all together
     dz = np.random.default_rng(1).normal(size=given[0].shape)
     z, cache = numpy_ops.attention(*given)

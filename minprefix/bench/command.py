@@ -23,7 +23,7 @@ A_LOT = 4096  # threads, and rounds: more is a slip of the hand
 def bench(args: argparse.Namespace) -> int:
     """-> 0 if every process gave an answer, 1 if not. Raises InputError for what cannot be run."""
     sections = SECTIONS if args.what == "all" else (args.what,)
-    threads = machine.cores() if args.threads is None else args.threads
+    threads = machine.cores() if args.pinned is None else args.pinned
     for option, value in (("--threads", threads), ("--rounds", args.rounds)):
         if not 1 <= value <= A_LOT:
             raise InputError(f"{option} is {value}: expected 1 to {A_LOT}")

@@ -54,7 +54,13 @@ def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
     add = part.add_argument
     add("--json", type=Path, metavar="FILE", help="write everything, each sample with it")
     add("--report", type=Path, metavar="FILE", help="write the page and its pictures, too")
-    add("--threads", type=int, metavar="N", help="for everyone (default: the machine's cores)")
+    add(
+        "--threads",
+        dest="pinned",
+        type=int,
+        metavar="N",
+        help="for everyone (default: the machine's cores)",
+    )
     add(
         "--shape", choices=("124m", "tiny"), default="124m",
         help="of the model (default 124m, GPT-2's; tiny tries the bench itself)",

@@ -13,6 +13,7 @@ from minprefix.bench import machine
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2, digest, loss_and_grad
+from minprefix.ops import numpy_ops, threads
 from minprefix.ops.contract import Array
 from minprefix.optim import AdamW
 from minprefix.prefix import Prefix
@@ -80,8 +81,8 @@ class Recorder:
     def __init__(self, inner: ops.Ops) -> None:
         self._inner = inner
         self.linear_products: list[tuple[int, Array]] = []  # rows, and the weight they meet
-        #: rows of queries, keys, NH and hs of each sequence; and whether it is the backward
-        self.attention_products: list[tuple[int, int, int, int, bool]] = []
+        #: of each call q, the prefixes' keys and the offsets
+        self.attention_products: list[tuple[Array, Sequence[Array], Array]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -95,10 +96,7 @@ class Recorder:
         return self._inner.linear_backward(dout, weight)
 
     def attention(self, q: Array, k: Array, v: Array, prefix_k: Any, *rest: Any) -> Any:
-        offsets = rest[-1]
-        for T, keys in zip(np.diff(offsets), prefix_k, strict=True):
-            size = (int(T), int(T) + keys.shape[1], *q.shape[1:])
-            self.attention_products += [(*size, False), (*size, True)]
+        self.attention_products.append((q, prefix_k, rest[-1]))
         return self._inner.attention(q, k, v, prefix_k, *rest)
 
 
@@ -106,9 +104,8 @@ def products(arguments: Answer) -> Answer:
     """A step's time, and the time of its matrix products alone, by turns.
 
     Linear layers: every call of `linear` and `linear_backward`, with the same weights, as one
-    np.matmul into memory that is already there. Attention: for each sequence and layer two products
-    of (T, hs) queries with (P+T) keys and values forward and four backward, as batched np.matmul;
-    counted in full, though a query sees no later key.
+    np.matmul into memory that is already there. Attention: the products of `numpy_ops`, in its
+    parts and on its threads; two forward, five backward, where the scores are made again.
     """
     model, prefix = _model_and_prefix(arguments)
     batch = _batch(arguments["lengths"], model)
@@ -146,25 +143,24 @@ def _linear_alone(recorder: Recorder) -> float:
 
 
 def _attention_alone(recorder: Recorder) -> float:
+    def part(p: numpy_ops.Part) -> None:
+        T, nh, hs = p.rows.stop - p.rows.start, p.heads.stop - p.heads.start, q.shape[2]
+        n_keys = prefix_k[p.b].shape[1] + T
+        queries, keys = np.ones((nh, T, hs), q.dtype), np.ones((nh, n_keys, hs), q.dtype)
+        for some in numpy_ops.query_blocks(T):
+            seen = keys[:, : n_keys - T + some.stop]
+            scores = queries[:, some] @ seen.swapaxes(1, 2)
+            scores @ seen  # z
+            queries[:, some] @ seen.swapaxes(1, 2)  # the scores again
+            scores.swapaxes(1, 2) @ queries[:, some]  # dvalues
+            queries[:, some] @ seen.swapaxes(1, 2)  # dpattern
+            scores @ seen  # dq
+            scores.swapaxes(1, 2) @ queries[:, some]  # dkeys
+
     total = 0.0
-    for T, keys, NH, hs, backward in recorder.attention_products:
-        q, k = np.full((NH, T, hs), 0.01, np.float32), np.full((NH, keys, hs), 0.01, np.float32)
-        pattern = np.full((NH, T, keys), 0.01, np.float32)
-        z, dk = np.ones_like(q), np.ones_like(k)  # memory that is already there
-
-        def run(
-            q: Array = q, k: Array = k, z: Array = z, dk: Array = dk, pattern: Array = pattern
-        ) -> None:
-            np.matmul(q, k.swapaxes(1, 2), out=pattern)  # scores; backward: dpattern
-            np.matmul(pattern, k, out=z)  # z; backward: dq
-
-        def run_backward(q: Array = q, dk: Array = dk, pattern: Array = pattern) -> None:
-            np.matmul(pattern.swapaxes(1, 2), q, out=dk)  # dvalues
-            np.matmul(pattern.swapaxes(1, 2), q, out=dk)  # dkeys
-
-        total += _seconds(run)
-        if backward:
-            total += _seconds(run_backward)
+    for q, prefix_k, offsets in recorder.attention_products:
+        parts = numpy_ops.parts(q, prefix_k, offsets)
+        total += _seconds(lambda: threads.each(part, parts))  # noqa: B023  called at once
     return total
 
 

@@ -200,10 +200,8 @@ def _products(results: Results) -> Table:
     table.notes = [
         "- Linear layers: every product that a step asks of them, head and backward with it, again "
         "as one `np.matmul` each with the same weights, into memory that is already there.",
-        "- Attention's: for each sequence and layer two products of T queries with P+T keys "
-        "forward and four backward, as batched `np.matmul`, counted in full; where the model does "
-        "less than that (a query sees no later key) or does it on several threads, they are an "
-        "upper bound.",
+        "- Attention's: the products of the model's own attention, in the same parts and on the "
+        "same threads; two forward and five backward, where the scores are made again.",
     ]
     return table
 

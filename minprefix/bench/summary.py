@@ -279,7 +279,7 @@ TARGETS = (
 
 #: what a figure's name does not say
 EXPLAINED = {
-    **{f"train {work}: share of matrix products": "attention's counted in full" for work in TRAIN},
+    **{f"train {work}: share of matrix products": "attention's with them" for work in TRAIN},
     "decode: share of the bandwidth": f"one prompt of {PROMPT} tokens, greedy",
     "growth: time that slots add": "exponent in the slots added to the fewest: attention's is 1",
     "growth: memory a layer in patterns": "at T = 1000, in stored (NH, T, P+T) patterns",

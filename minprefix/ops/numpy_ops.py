@@ -189,7 +189,7 @@ class AttentionCache(NamedTuple):
 QUERIES = 128
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Some heads (nh of them) of one sequence: what one thread works on."""
 
     b: int
@@ -209,15 +209,19 @@ class _Part(NamedTuple):
         return np.concatenate([prefix[self.b][self.heads], self.of(a)], axis=1)
 
 
-def _parts(q: Array, prefix_k: Sequence[Array], offsets: Array) -> list[_Part]:
+def parts(q: Array, prefix_k: Sequence[Array], offsets: Array) -> list[Part]:
     """As many heads together as keep a block of scores in a core's cache."""
-    NH, parts = q.shape[1], []
+    NH, found = q.shape[1], []
     for b, (start, end) in enumerate(pairwise(offsets.tolist())):
         T = end - start
         head_bytes = min(T, QUERIES) * (prefix_k[b].shape[1] + T) * q.itemsize
         rows = slice(start, end)
-        parts += [_Part(b, heads, rows) for heads in row_blocks(NH, head_bytes)]
-    return parts
+        found += [Part(b, heads, rows) for heads in row_blocks(NH, head_bytes)]
+    return found
+
+
+def query_blocks(T: int) -> list[slice]:
+    return _slices(T, QUERIES)
 
 
 def _exp_scores(q: Array, keys: Array, queries: slice) -> tuple[Array, Array]:
@@ -247,15 +251,15 @@ def attention(
         _attention_of_single_tokens(q, k, v, prefix_k, prefix_v, z)
         return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
 
-    def part(p: _Part) -> None:
+    def part(p: Part) -> None:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
         P, z_b = keys.shape[1] - q_b.shape[1], p.of(z)
-        for queries in _slices(q_b.shape[1], QUERIES):
+        for queries in query_blocks(q_b.shape[1]):
             e, total = _exp_scores(q_b, keys, queries)
             np.matmul(e, values[:, : P + queries.stop], out=z_b[:, queries])
             z_b[:, queries] /= total  # z has fewer numbers than the pattern
 
-    each(part, _parts(q, prefix_k, offsets))
+    each(part, parts(q, prefix_k, offsets))
     return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
 
 
@@ -294,11 +298,11 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
     dprefix_k = [np.empty(a.shape, dz.dtype) for a in prefix_k]
     dprefix_v = [np.empty(a.shape, dz.dtype) for a in prefix_v]
 
-    def part(p: _Part) -> None:
+    def part(p: Part) -> None:
         q_b, keys, values = p.queries(q), p.joined(prefix_k, k), p.joined(prefix_v, v)
         P, dz_b, dq_b = keys.shape[1] - q_b.shape[1], p.of(dz), p.of(dq)
         dkeys, dvalues = np.zeros_like(keys), np.zeros_like(values)
-        for queries in _slices(q_b.shape[1], QUERIES):
+        for queries in query_blocks(q_b.shape[1]):
             seen = slice(P + queries.stop)
             e, total = _exp_scores(q_b, keys, queries)
             # z = e @ values / total: to divide dz divides all that comes of it
@@ -314,7 +318,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
         p.of(dk)[...], p.of(dv)[...] = dkeys[:, P:], dvalues[:, P:]
         dprefix_k[p.b][p.heads], dprefix_v[p.b][p.heads] = dkeys[:, :P], dvalues[:, :P]
 
-    each(part, _parts(q, prefix_k, offsets))
+    each(part, parts(q, prefix_k, offsets))
     return AttentionGrads(dq, dk, dv, dprefix_k, dprefix_v)
 
 
