@@ -367,6 +367,23 @@ def test_the_top_of_the_stack_is_worked_out_only_where_it_predicts(config, model
     assert counting.rows["attention_backward"] == [8, 8, 8]
 
 
+def test_a_float32_backward_is_float32_all_the_way(config):
+    seen = []
+
+    class Watching:
+        def __getattr__(self, name):
+            def call(*arguments):
+                seen.extend(a.dtype for a in arguments if isinstance(a, np.ndarray))
+                return getattr(numpy_ops, name)(*arguments)
+
+            return call
+
+    batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]], loss_from=[4, 2])
+    prefix = random_prefix(config, 3, 0, dtype="float32")
+    loss_and_grad(random_model(config, dtype="float32"), prefix, batch, ops=Watching())
+    assert {d for d in seen if d.kind == "f"} == {np.dtype("float32")}
+
+
 def test_a_backward_stops_at_the_lowest_layer_with_a_prefix(config, model):
     batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]], prefix=[0, 1])
     everywhere = random_prefix(config, 3, 0)

@@ -473,6 +473,49 @@ def test_work_on_rows_in_blocks_is_the_same(small_blocks):
         assert relative_error(a, b) < 1e-13
 
 
+@pytest.mark.parametrize("lengths", [[1, 1], [5, 3]], ids=["single tokens", "sequences"])
+def test_attention_survives_scores_of_every_size(lengths):
+    """One head's scores are near 1e4 and another's near -1e4: exp of neither exists, nor of one
+    beside the largest of the other."""
+    q, k, v, prefix_k, prefix_v, offsets = streams(lengths, [3, 2], NH=2)
+    q, k = np.abs(q) + 1, np.abs(k) + 1
+    prefix_k = [np.abs(a) + 1 for a in prefix_k]
+    q[:, 0] *= 3000
+    q[:, 1] *= -3000
+    given = (q, k, v, prefix_k, prefix_v, offsets)
+    z, cache = numpy_ops.attention(*given)
+    want_z, want_cache = reference.attention(*given)
+    assert relative_error(z, want_z) < 1e-9
+    dz = np.random.default_rng(1).normal(size=z.shape)
+    found = numpy_ops.attention_backward(dz, cache)
+    assert relative_error(found.dv, reference.attention_backward(dz, want_cache).dv) < 1e-9
+
+
+def test_parts_hold_as_many_heads_as_fit_and_every_head_once(monkeypatch):
+    q, _, _, prefix_k, _, offsets = streams([200, 3], [10, 0], NH=5)
+    head = 128 * (10 + 200) * 8  # of the first sequence: a block of queries, all keys, in bytes
+    monkeypatch.setattr(threads, "CACHE_BYTES", 2 * head)
+    assert numpy_ops.parts(q, prefix_k, offsets) == [
+        (0, slice(0, 2), slice(0, 200)),
+        (0, slice(2, 4), slice(0, 200)),
+        (0, slice(4, 5), slice(0, 200)),
+        (1, slice(0, 5), slice(200, 203)),
+    ]
+
+
+def test_float32_stays_float32_inside(monkeypatch):
+    r = np.random.default_rng(0)
+    x, weight = r.normal(size=(2, 12)), r.normal(size=(1001, 12)).T
+    monkeypatch.setattr(numpy_ops, "SMALL_PRODUCT", 3000)
+    for a in (np.float32, np.float64):
+        for b in (np.float32, np.float64):
+            found = numpy_ops._few_rows(x.astype(a), weight.astype(b), 48)
+            assert found.dtype == np.result_type(a, b)
+    logits = r.normal(size=(3, 5)).astype(np.float32)
+    loss, _ = numpy_ops.cross_entropy(logits, np.array([0, 1, 2]), np.ones(3, np.float32))
+    assert loss.dtype == np.float32
+
+
 @pytest.mark.parametrize("n", [2, 5])
 def test_a_product_of_few_rows_is_the_same(small_blocks, monkeypatch, n):
     r = np.random.default_rng(0)
