@@ -18,6 +18,7 @@ from minprefix.bench import command, machine, ours, report, run, summary, work
 from minprefix.bench.summary import Figure, Target
 from minprefix.bench.work import Job
 from minprefix.cli import _parser, main
+from minprefix.ops.threads import VARIABLES
 
 TINY = asdict(work.SHAPES["tiny"])
 LENGTHS = [(3, 9), (12, 5), (7, 1)]
@@ -203,7 +204,7 @@ def test_a_process_that_fails_is_shown_and_the_next_one_goes_on(tmp_path):
 
 
 def test_every_process_has_the_same_number_of_threads(tmp_path):
-    code = f"import os; assert {{os.environ[v] for v in {run.THREAD_VARIABLES}}} == {{'3'}}"
+    code = f"import os; assert {{os.environ[v] for v in {VARIABLES}}} == {{'3'}}"
     records = []
     run.run_all(
         [job(task="command", arguments={"argv": ["-c", code]})], 3, tmp_path, records.append

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +55,53 @@ def test_an_error_in_any_item_is_raised_and_the_number_comes_back(bad):
     with pytest.raises(ZeroDivisionError, match=str(bad)):
         threads.each(work, range(4))
     assert threads.count() == 2
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 3, 8])
+def test_the_number_comes_back_however_many_items_there_are(n_items):
+    threads.limit(4)
+    threads.each(lambda _: None, range(n_items))
+    assert threads.count() == 4
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_after_an_error_nobody_begins_another_item(error):
+    threads.limit(2)
+    main, begun = threading.get_ident(), []
+
+    def work(item):
+        if threading.get_ident() == main:
+            raise error
+        begun.append(item)
+        time.sleep(0.02)
+
+    with pytest.raises(error):
+        threads.each(work, range(20))
+    at_once = len(begun)
+    assert at_once < 5
+    time.sleep(0.1)
+    assert len(begun) == at_once
+
+
+def test_there_are_as_many_threads_as_asked_for():
+    assert threads._pool()._max_workers >= 64
+
+
+LATE = """
+import threading, time
+import numpy as np
+from minprefix.ops import numpy_ops, threads
+threads.limit(2)
+def late():
+    time.sleep(0.3)
+    print(numpy_ops.gelu(np.ones((2000, 400), np.float32))[0].shape)
+threading.Thread(target=late).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_computes_on():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(2000, 400)\n", "")
 
 
 def test_errstate_holds_in_every_thread():

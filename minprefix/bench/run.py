@@ -14,16 +14,8 @@ from typing import Any, NamedTuple
 
 import minprefix
 from minprefix.bench.work import SCRATCH, Job
+from minprefix.ops.threads import VARIABLES
 
-#: read by the libraries when they are loaded: hence the environment
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 SAID = 12  # lines that are kept of what a process that failed wrote
 Record = dict[str, Any]
 
@@ -86,7 +78,7 @@ def environment(threads: int) -> dict[str, str]:
     path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
         dict(os.environ)
-        | dict.fromkeys(THREAD_VARIABLES, str(threads))
+        | dict.fromkeys(VARIABLES, str(threads))
         | {
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONSAFEPATH": "1",  # no module of the folder that one stands in

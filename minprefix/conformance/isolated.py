@@ -23,7 +23,6 @@ TIME_LIMIT = 20.0  # seconds for a check
 CRASHES = 3  # after so many in one op its other checks are not run
 LOAD_LIMIT = 120.0  # seconds for importing the implementation: PyTorch alone may take ten
 _NAMES = (*ARGUMENTS, *WHOLE)
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Worker:
@@ -63,7 +62,7 @@ class Worker:
         # safe path: a `types.py` in the folder that one stands in must not pass for Python's own
         new = {"PYTHONSAFEPATH": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self._scratch.name}
         # as many threads there as here, whatever library it is that asks
-        new |= dict.fromkeys(_THREAD_VARIABLES, str(threads.count()))
+        new |= dict.fromkeys(threads.VARIABLES, str(threads.count()))
         old = {name: os.environ.get(name) for name in new}
         os.environ.update(new)
         try:

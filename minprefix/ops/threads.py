@@ -7,10 +7,13 @@ threadpoolctl decide here, too.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Item = TypeVar("Item")
 
@@ -24,8 +27,10 @@ def _blas() -> list[Any]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="minprefix")
+def _pool() -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(256, "minprefix")  # starts no more of them than are asked for
 
 
 if hasattr(os, "register_at_fork"):  # threads do not survive a fork
@@ -53,19 +58,24 @@ def each(work: Callable[[Item], None], items: Sequence[Item]) -> None:
 
     Their own matrix products are small: one thread each is what they get meanwhile.
     """
-    n = min(count(), len(items))
+    before = count()
+    n = min(before, len(items))
     if n <= 1:
         return _all(work, items)
     queue = iter(items)  # whoever is free takes the next one
+    others: list[Future[None]] = []
     limit(1)
     try:
-        # a context of its own: np.errstate holds in these threads, too
-        others = [_pool().submit(copy_context().run, _all, work, queue) for _ in range(n - 1)]
+        with suppress(RuntimeError):  # the interpreter is ending: this thread does it alone
+            for _ in range(n - 1):  # a context of its own: np.errstate holds in these, too
+                others.append(_pool().submit(copy_context().run, _all, work, queue))
         _all(work, queue)
-        for other in others:
-            other.result()
     finally:
-        limit(n)
+        _all(lambda _: None, queue)  # after an error nobody begins another item
+        errors = [other.exception() for other in others]  # waits for them
+        limit(before)
+    for error in filter(None, errors):
+        raise error
     return None
 
 
@@ -76,9 +86,19 @@ def _all(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
 def row_blocks(n_rows: int, row_bytes: int) -> list[slice]:
     """The rows in blocks that stay in a core's own cache while several passes go over them."""
-    size = max(1, CACHE_BYTES // row_bytes)
+    size = CACHE_BYTES // max(1, row_bytes) or 1
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
+
+#: what the libraries read when they are loaded, for a process that is to start with so many
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 #: a block of one array; some three of them are in use at a time, and 1 MB is a usual second-level
 #: cache
