@@ -232,7 +232,7 @@ def backward(
     cache: Cache,
     ops: Ops,
     need: Literal["prefix", "all"],
-    lowest: int = 0,
+    lowest: int,
 ) -> tuple[list[list[KeysValues]], dict[str, Array]]:
     """dx: the gradient of the last residual stream (n, C), as `forward` gave it ->
     dpast[layer][sequence], and with need="all" the gradient of every weight of the stack. A frozen

@@ -18,6 +18,7 @@ from minprefix.bench import command, machine, ours, report, run, summary, work
 from minprefix.bench.summary import Figure, Target
 from minprefix.bench.work import Job
 from minprefix.cli import _parser, main
+from minprefix.errors import InputError
 from minprefix.ops.threads import VARIABLES
 
 TINY = asdict(work.SHAPES["tiny"])
@@ -103,14 +104,19 @@ def test_the_stored_histogram_is_that_of_the_data(e2e, gpt2_bpe):
     assert work.histogram_of(e2e.parent) == work.stored_histogram()
 
 
-def test_drawn_lengths_follow_the_histogram_and_are_the_same_every_time():
+def test_a_typical_batch_has_the_lengths_and_the_padding_of_a_random_one():
     histogram = work.stored_histogram()
-    backwards = dict(reversed(histogram.items()))
-    assert work.draw(histogram, 32) == work.draw(backwards, 32)
-    drawn = np.array(work.draw(histogram, 20_000))
-    mean = np.array([np.multiply(cell, n) for cell, n in histogram.items()]).sum(0) / 42061
-    np.testing.assert_allclose(drawn.mean(0), mean, rtol=0.02)
-    assert work.draw({(3, 4): 1, (5, 6): 0}, 50) == [(3, 4)] * 50
+    cells = list(histogram)
+    counts = np.array([histogram[c] for c in cells])
+    lengths = np.array([sum(c) for c in cells])
+    mean = (lengths * counts).sum() / counts.sum()
+    for n in (10, 32):
+        batch = [sum(c) for c in work.typical(histogram, n)]
+        assert batch == sorted(batch)
+        assert abs(np.mean(batch) - mean) < 0.01 * mean
+        draws = np.random.default_rng(0).choice(lengths, (2000, n), p=counts / counts.sum())
+        waste = (1 - draws.mean(axis=1) / draws.max(axis=1)).mean()
+        assert waste - 0.03 < 1 - np.mean(batch) / max(batch) < waste
 
 
 def test_every_work_fits_into_the_model():
@@ -440,3 +446,45 @@ def test_the_plan_says_how_long_it_takes():
 def test_the_readme_tells_how_to_measure():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert "minprefix bench all" in readme
+
+
+def test_more_rounds_are_made_where_they_are_asked_for():
+    histogram, config = work.stored_histogram(), work.SHAPES["tiny"]
+
+    def rounds(n):
+        return {job.work: job.rounds for job in work.train_jobs(config, histogram, ["ours"], n)
+                if job.section == "train"}  # fmt: skip
+
+    assert rounds(None) == {"e2e-10": 3, "e2e-32": 2, "rectangle": 2, "long": 2}
+    assert set(rounds(5).values()) == {5}
+    assert {job.rounds for job in work.growth_jobs(None)} == {2}
+    assert {job.rounds for job in work.growth_jobs(4)} == {4}
+
+
+def test_a_record_without_our_side_of_a_work_still_makes_a_page(tmp_path):
+    record = made_up()
+    record["runs"] = [
+        run for run in record["runs"]
+        if (run["work"], run["who"]) not in {("e2e-10", "ours"), ("e2e-32", "peft")}
+    ]  # fmt: skip
+    page = tmp_path / "B.md"
+    assert page in report.write(record, page)
+    assert (tmp_path / "benchmarks" / "train.png").stat().st_size > 1000
+
+
+def test_one_file_for_two_things_and_a_device_are_refused(tmp_path, refused):
+    path = tmp_path / "x"
+    assert "are both" in refused("memory", "--json", path, "--report", path)
+    assert "is a device" in refused("memory", "--json", "/dev/null")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "benchmarks").write_text("a file")
+    assert "cannot write" in refused("memory", "--report", tmp_path / "other" / "B.md")
+
+
+@pytest.mark.parametrize("runs", [[1], [{}]])
+def test_a_record_that_lacks_what_a_report_needs_is_refused(tmp_path, runs):
+    path = tmp_path / "b.json"
+    for record in ({"schema": report.SCHEMA, "runs": runs}, {**made_up(), "runs": runs}):
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match="is no record of schema"):
+            report.read(path)

@@ -354,6 +354,9 @@ def test_logits_some_rows_at_a_time_give_the_same_loss_and_gradients(
         assert relative_error(a, at_once[name]) < 1e-13, name
     loss(model, batch, ops=counting)
     assert counting.rows["cross_entropy"] == [4, 2]
+    x, rows = np.zeros((2, 32)), np.array([0, 1])
+    alone = gpt2.head_loss(x, rows, np.ones(2), model.weights, config, reference)
+    assert alone[1] is None  # nor is it made where nothing is said
     assert "cross_entropy_backward" not in counting.rows  # the loss alone makes no gradient
 
 

@@ -17,6 +17,7 @@ from minprefix.bench.work import Job
 from minprefix.errors import InputError
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
+ROUNDS = 3  # where nothing is said; slow works take fewer
 A_LOT = 4096  # threads, and rounds: more is a slip of the hand
 
 
@@ -24,7 +25,8 @@ def bench(args: argparse.Namespace) -> int:
     """-> 0 if every process gave an answer, 1 if not. Raises InputError for what cannot be run."""
     sections = SECTIONS if args.what == "all" else (args.what,)
     threads = machine.cores() if args.pinned is None else args.pinned
-    for option, value in (("--threads", threads), ("--rounds", args.rounds)):
+    rounds = ROUNDS if args.rounds is None else args.rounds
+    for option, value in (("--threads", threads), ("--rounds", rounds)):
         if not 1 <= value <= A_LOT:
             raise InputError(f"{option} is {value}: expected 1 to {A_LOT}")
     unknown = [name for name in args.work or () if name not in work.TRAIN]
@@ -32,9 +34,12 @@ def bench(args: argparse.Namespace) -> int:
         raise InputError(
             f"--work {unknown[0]} does not exist: expected one of {', '.join(work.TRAIN)}"
         )
-    for path in (args.json, args.report):
-        if path is not None:
-            _check_writable(path)
+    if args.json is not None:
+        _check_writable(args.json)
+    if args.report is not None:
+        _check_page(args.report)
+        if args.json is not None and args.json.resolve() == args.report.resolve():
+            raise InputError(f"--json and --report are both {args.json}: give two files")
     lengths_matter = "train" in sections or "memory" in sections
     data = work.find_data(args.data) if lengths_matter else None
     peers, skipped = _peers(args.with_dropout, args.no_peers)
@@ -46,7 +51,7 @@ def bench(args: argparse.Namespace) -> int:
         "minprefix": minprefix.__version__,
         "sections": list(sections),
         "threads": threads,
-        "rounds": args.rounds,
+        "rounds": rounds,
         "shape": args.shape,
         "lengths": "a stored histogram of its training set" if data is None else "its training set",
         "skipped": skipped,
@@ -54,7 +59,7 @@ def bench(args: argparse.Namespace) -> int:
         "finished": False,
         "runs": [],
     }
-    _measure(record, jobs, threads, args.json)
+    _measure(record, jobs, threads, args.json and args.json.resolve())
     print(report.text(record))
     if args.report is not None:
         print("written: " + ", ".join(str(path) for path in report.write(record, args.report)))
@@ -64,7 +69,7 @@ def bench(args: argparse.Namespace) -> int:
 def bench_report(args: argparse.Namespace) -> int:
     """The page of an earlier run."""
     record = report.read(args.record)
-    _check_writable(args.out)
+    _check_page(args.out)
     print("written: " + ", ".join(str(path) for path in report.write(record, args.out)))
     return 0
 
@@ -72,24 +77,25 @@ def bench_report(args: argparse.Namespace) -> int:
 def plan(
     args: argparse.Namespace, sections: Sequence[str], data: Path | None, peers: Sequence[str]
 ) -> list[Job]:
-    config, rounds = work.SHAPES[args.shape], args.rounds
+    config = work.SHAPES[args.shape]
+    rounds = ROUNDS if args.rounds is None else args.rounds
     histogram = work.stored_histogram() if data is None else work.histogram_of(data)
     # who is compared stands first to last in every round
     whos = ["ours", *peers]
     without_dropout = [who for who in whos if who != "peft-dropout"]
     jobs: list[Job] = []
     if "train" in sections:
-        jobs += work.train_jobs(config, histogram, whos, rounds, args.work or ())
+        jobs += work.train_jobs(config, histogram, whos, args.rounds, args.work or ())
     if "memory" in sections:
         trained = "train" in sections and not args.work
         jobs += work.memory_jobs(config, histogram, without_dropout, trained)
     if "decode" in sections:
         decoders = [who for who in whos if who in ("ours", "peft")]
-        jobs += work.decode_jobs(config, decoders, rounds)
+        jobs += work.decode_jobs(config, decoders, args.rounds)
     if "start" in sections:
         jobs += work.start_jobs(config, "peft" in peers, rounds)
     if "growth" in sections:
-        jobs += work.growth_jobs(rounds, small=args.shape == "tiny")
+        jobs += work.growth_jobs(args.rounds, small=args.shape == "tiny")
     return jobs
 
 
@@ -111,6 +117,8 @@ def _check_writable(path: Path) -> None:
     """Before a long run, not after it."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file to write")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device: give a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -121,10 +129,16 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
+def _check_page(path: Path) -> None:
+    """The page, and the folder of its pictures."""
+    _check_writable(path)
+    _check_writable(path.parent / report.PICTURES / "train.png")
+
+
 def _command(args: argparse.Namespace, threads: int) -> str:
     """What gives this run again, without the paths of this machine."""
     parts = ["minprefix bench", args.what, f"--threads {threads}"]
-    parts += [] if args.what == "memory" else [f"--rounds {args.rounds}"]
+    parts += [] if args.rounds is None else [f"--rounds {args.rounds}"]
     parts += [] if args.shape == "124m" else [f"--shape {args.shape}"]
     parts += [f"--work {name}" for name in args.work or ()]
     parts += ["--with-dropout"] if args.with_dropout else []

@@ -50,7 +50,7 @@ def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser
 
 def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
     """Each command takes what it heeds."""
-    part.set_defaults(work=None, with_dropout=False, no_peers=False, data=None, rounds=3)
+    part.set_defaults(work=None, with_dropout=False, no_peers=False, data=None, rounds=None)
     add = part.add_argument
     add("--json", type=Path, metavar="FILE", help="write everything, each sample with it")
     add("--report", type=Path, metavar="FILE", help="write the page and its pictures, too")
@@ -66,7 +66,7 @@ def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
         help="of the model (default 124m, GPT-2's; tiny tries the bench itself)",
     )  # fmt: skip
     if name != "memory":
-        add("--rounds", type=int, metavar="N", help="default 3; slow works take fewer")
+        add("--rounds", type=int, metavar="N", help="default 3, and 2 of what is slow")
     if name != "growth":
         add("--no-peers", action="store_true", help="this project alone")
     if name in ("train", "all"):

@@ -56,9 +56,10 @@ def _training_bars(results: Results, values: Any, unit: float) -> Bars:
 def _bars(axes: Any, bars: Bars, label: str) -> None:
     """Bars as parts of PEFT's (of our own where it is absent), from 0; what was measured stands
     above them."""
-    whos = [who for who in WHO if any(who in group for group in bars.values())]
     base = "peft" if all("peft" in group for group in bars.values()) else "ours"
-    width = 0.84 / len(whos)
+    bars = {name: group for name, group in bars.items() if base in group}  # of a run cut short
+    whos = [who for who in WHO if any(who in group for group in bars.values())]
+    width = 0.84 / max(1, len(whos))
     for j, who in enumerate(whos):
         shown = [(i, g[who], g[who] / g[base]) for i, g in enumerate(bars.values()) if who in g]
         x = [i + (j - (len(whos) - 1) / 2) * width for i, _, _ in shown]

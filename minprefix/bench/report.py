@@ -59,10 +59,22 @@ class Table:
         return "\n".join([f"## {self.title}", "", *shown, "", *self.notes])
 
 
+#: the folder beside the page
+PICTURES = "benchmarks"
+#: what a record has, and each of its runs
+_KEYS = {
+    "command", "date", "finished", "lengths", "machine", "minprefix", "rounds", "sections", "shape",
+    "skipped", "threads",
+}  # fmt: skip
+_RUN = {"answer", "arguments", "error", "round", "seconds", "section", "task", "who", "work"}
+
+
 def read(path: Path) -> Record:
     """A record from `--json`. Raises InputError for a file that is none."""
     record = files.read_json(path, "the record of a bench")
-    if record.get("schema") != SCHEMA or not isinstance(record.get("runs"), list):
+    runs = record.get("runs")
+    whole = isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _RUN for r in runs)
+    if record.get("schema") != SCHEMA or not whole or not record.keys() >= _KEYS:
         raise InputError(
             f"{path} is no record of schema {SCHEMA}: give a file that `minprefix bench --json` "
             "wrote"
@@ -372,7 +384,7 @@ def write(record: Record, page: Path) -> list[Path]:
     """The page and its pictures, in a folder `benchmarks` beside it. -> what was written."""
     from minprefix.bench.pictures import draw
 
-    folder = page.parent / "benchmarks"
+    folder = page.parent / PICTURES
     drawn = draw(record, folder)
     paths = {title: f"{folder.name}/{path.name}" for title, path in drawn.items()}
     by_hand = folder / "optimisations.md"
