@@ -377,7 +377,7 @@ def markdown(record: Record, pictures: dict[str, str], by_hand: str) -> str:
         lines += [table.markdown(), ""]
         if table.title in pictures:
             lines += [f"![{table.title}]({pictures[table.title]})", ""]
-    return "\n".join(lines) + by_hand
+    return "\n".join(lines) + ("\n" + by_hand if by_hand else "")
 
 
 def write(record: Record, page: Path) -> list[Path]:
