@@ -494,7 +494,7 @@ def test_attention_survives_scores_of_every_size(lengths):
 def test_parts_hold_as_many_heads_as_fit_and_every_head_once(monkeypatch):
     q, _, _, prefix_k, _, offsets = streams([200, 3], [10, 0], NH=5)
     head = 128 * (10 + 200) * 8  # of the first sequence: a block of queries, all keys, in bytes
-    monkeypatch.setattr(threads, "CACHE_BYTES", 2 * head)
+    monkeypatch.setattr(threads, "CACHE_BYTES", 3 * head - 1)
     assert numpy_ops.parts(q, prefix_k, offsets) == [
         (0, slice(0, 2), slice(0, 200)),
         (0, slice(2, 4), slice(0, 200)),
