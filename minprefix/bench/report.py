@@ -183,7 +183,7 @@ def _train(results: Results) -> Table:
         *notes,
         "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
         "weights, prefix and token ids. PEFT's model has its dropout at 0, so that all compute the "
-        "same function; at the documented 0.1 it is slower.",
+        "same function; its documentation trains at 0.1 (`--with-dropout`).",
         "- After one step that warms up (for long: one of a short sequence), the median of the "
         "timed steps of a process, and of all rounds; a ratio is that of one round, with the "
         f"lowest and the highest of them. Where these lie further apart than {NOISY} to 1 the "
