@@ -1,8 +1,8 @@
 """The contract, fast: the formulas of `reference`, in place and block by block, on every core.
 
 Read `reference` first. Large matrix products are the BLAS's and leave nothing to gain; what lies
-between them waits for memory. So that runs over blocks of rows that stay in a core's own cache (`threads`),
-and what a backward can make again is not kept. The answers are the same to rounding.
+between them waits for memory. So that runs over blocks of rows that stay in a core's own cache
+(`threads`), and what a backward can make again is not kept. The answers are the same to rounding.
 Floating-point arrays only: for complex ones there is `reference`.
 """
 
