@@ -258,8 +258,8 @@ def backward(
 # ---- the head and the loss --------------------------------------------------------------------
 
 
-#: logits exist for so many rows at a time: 50 MB of them with GPT-2's vocabulary
-HEAD_ROWS = 256
+#: logits exist for so many rows at a time: 100 MB of them with GPT-2's vocabulary
+HEAD_ROWS = 512
 
 
 class HeadCache(NamedTuple):

@@ -27,7 +27,7 @@ from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, digest, loss_and_grad
-from minprefix.ops import BACKENDS, Ops
+from minprefix.ops import BACKENDS, Ops, memory
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
@@ -149,13 +149,15 @@ def train(
     """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
 
     Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step),
-    loss.png. `about` is recorded, too; everything recorded must be the same when resuming.
+    loss.png. `about` is recorded, too; everything recorded must be the same when resuming. The
+    process keeps the memory that it frees from here on (`ops.memory`).
 
     Raises InputError when resuming what is not there or was another run, when the disk refuses, and
     when the loss turns NaN (the last good state stays).
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
+    memory.keep_freed()
     out, start, before = Path(out), time.time(), digest(model.weights)
     if not resume and (out / STATE).exists():
         raise InputError(

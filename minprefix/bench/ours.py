@@ -13,7 +13,7 @@ from minprefix.bench import machine
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2, digest, loss_and_grad
-from minprefix.ops import numpy_ops, threads
+from minprefix.ops import memory, numpy_ops, threads
 from minprefix.ops.contract import Array
 from minprefix.optim import AdamW
 from minprefix.prefix import Prefix
@@ -45,6 +45,7 @@ def timed_steps(
 
 
 def train(arguments: Answer) -> Answer:
+    memory.keep_freed()  # as `minprefix.train` does
     model, prefix = _model_and_prefix(arguments)
     adam = AdamW()
 
@@ -107,6 +108,7 @@ def products(arguments: Answer) -> Answer:
     np.matmul into memory that is already there. Attention: the products of `numpy_ops`, in its
     parts and on its threads; two forward, five backward, where the scores are made again.
     """
+    memory.keep_freed()
     model, prefix = _model_and_prefix(arguments)
     batch = _batch(arguments["lengths"], model)
     recorder = Recorder(ops.get("numpy"))

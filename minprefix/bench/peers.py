@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from minprefix.bench.ours import LR, Answer, timed_decoding, timed_steps, token_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
+from minprefix.ops import memory
 from minprefix.prefix import Prefix, flatten
 
 Step = Callable[[], float]
@@ -117,9 +118,11 @@ def decode(arguments: Answer, who: str) -> Answer:
 
 class ByHand:
     """What this package leaves out, left out in PyTorch too: no padding, logits of targets only,
-    the top layer's MLP only at those rows, no gradient of a weight. autograd does the rest."""
+    the top layer's MLP only at those rows, no gradient of a weight, freed memory kept. autograd
+    does the rest."""
 
     def __init__(self, arguments: Answer) -> None:
+        memory.keep_freed()
         self.config = Config(**arguments["config"])
         weights = GPT2.random(self.config).weights
         self.w: dict[str, torch.Tensor] = {}
