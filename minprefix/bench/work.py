@@ -289,7 +289,7 @@ GROWTH_BASE = {"T": 128, "P": 10, "B": 4, "L": 4}
 #: symbol -> its values, and what is fixed at other sizes than the base's
 GROWTH: dict[str, tuple[list[int], dict[str, int]]] = {
     "T": ([64, 128, 256, 512, 1000], {}),
-    "P": ([8, 64, 192, 448, 896], {}),
+    "P": ([8, 136, 264, 520, 1032], {"B": 8}),  # what they add to the first doubles
     "B": ([2, 4, 8, 16, 32], {}),
     "L": ([1, 2, 4, 8, 12], {"T": 1000, "B": 1}),
 }
