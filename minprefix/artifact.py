@@ -39,7 +39,7 @@ def save_prefix(
     """Write `prefix` into `directory`. `model` is its base, whose fingerprint is recorded;
     `training` says how it came to be (template, data, settings, metrics). Each file is replaced
     whole; minprefix.json comes last."""
-    folder = Path(directory)
+    folder, prefix = Path(directory), prefix.to("numpy")
     n, _, NH, P, hs = prefix.kv.shape
     if prefix.kv.dtype.kind != "f":
         raise InputError(

@@ -307,7 +307,7 @@ def save_model(model: GPT2, directory: str | Path) -> None:
         raise InputError("a complex model is for derivatives, not for files: load it as float32")
     tensors = {
         name if name.startswith("lm_head") else f"transformer.{name}": a
-        for name, a in model.weights.items()
+        for name, a in model.to("numpy").weights.items()
     }
     files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_config(model.config, folder, model.dtype)

@@ -123,6 +123,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.artifact import save_prefix
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.model import GPT2
+    from minprefix.ops import BACKENDS
     from minprefix.train import RUN_FILES, Settings, load_options, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
@@ -132,12 +133,15 @@ def _train(args: argparse.Namespace) -> int:
     if "eval_every" in given and options["valid"] is None:
         raise InputError("--eval-every says how often --valid is scored: give --valid FILE as well")
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
+    options["backend"] = _resolved(options["backend"])
 
     model = GPT2.load(options["model"], revision=options["revision"])
     model.check_finite()  # before a folder is made for a run that cannot begin
     template = Template(options["template"])
     prefix = start_prefix(model, options)
     prefix.check(model.config, model.name)
+    home = BACKENDS[options["backend"]]
+    model, prefix = model.to(home), prefix.to(home)
     columns = (options["source_column"], options["target_column"])
     room = model.config.n_positions - prefix.position_offset
 
@@ -261,6 +265,20 @@ def _check(args: argparse.Namespace) -> int:
     return check(args)
 
 
+# ---- who computes, and where ------------------------------------------------------------------
+
+
+def _resolved(backend: str) -> str:
+    """`auto` as what it comes to on this machine, which is said."""
+    from minprefix import ops
+
+    if backend != "auto":
+        return backend
+    chosen = "cupy" if ops.is_there("cupy") else "numpy"
+    print(f"backend: {chosen}", file=sys.stderr)
+    return chosen
+
+
 # ---- generate, evaluate -----------------------------------------------------------------------
 
 
@@ -270,12 +288,16 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     from minprefix.artifact import load_prefix, read_about
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
+    from minprefix.ops import BACKENDS
 
+    args.backend = _resolved(args.backend)
     model = GPT2.load(args.model, revision=args.revision)
     prefix, recorded = None, None
     if args.prefix is not None:
         prefix = load_prefix(args.prefix, model)
         recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
+    home = BACKENDS[args.backend]
+    model, prefix = model.to(home), prefix and prefix.to(home)
     for template in (args.template, recorded):
         if template is not None:
             return model, prefix, Template(template)
@@ -564,9 +586,10 @@ def _column_options(p: argparse.ArgumentParser) -> None:
 def _backend_option(p: argparse.ArgumentParser, default: str | None = "numpy") -> None:
     p.add_argument(
         "--backend",
-        choices=("numpy", "reference"),
+        choices=("numpy", "cupy", "auto", "reference"),
         default=default,
-        help="which implementation of the operations (default numpy)",
+        help="who computes: numpy, the CPU (the default); cupy, an NVIDIA GPU; auto, the GPU if "
+        "there is one; reference, the text that one reads",
     )
 
 

@@ -19,7 +19,7 @@ def mean_loss(
     model: GPT2,
     prefix: "Prefix | None",
     examples: Sequence[Encoded],
-    backend: str = "numpy",
+    backend: str | None = None,
     batch_size: int = 32,
 ) -> float:
     """The mean over all target tokens of all examples, in nats. Perplexity is its exponential."""
@@ -38,7 +38,7 @@ def predict(
     sources: Sequence[str],
     template: Template,
     decoding: Decoding,
-    backend: str = "numpy",
+    backend: str | None = None,
     batch_size: int = 64,
 ) -> list[str]:
     """What the model writes for each source, the template's own text taken off."""
@@ -52,7 +52,7 @@ def predict_ids(
     sources: Sequence[str],
     template: Template,
     decoding: Decoding,
-    backend: str = "numpy",
+    backend: str | None = None,
     batch_size: int = 64,
 ) -> list[list[int]]:
     """The token ids of what the model writes for each source; `max_new_tokens` where it was cut."""

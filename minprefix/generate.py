@@ -18,7 +18,7 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import Cache, KeysValues, forward, head
-from minprefix.model import GPT2, prepare
+from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def generate(
     prompts: Sequence[str],
     prefix: "Prefix | Sequence[Prefix] | None" = None,
     which: Sequence[int] | None = None,
-    ops: str | Ops = "numpy",
+    ops: str | Ops | None = None,
     **decoding: object,
 ) -> list[str]:
     """The text that follows each prompt, up to the model's end token or `max_new_tokens`.
@@ -110,7 +110,7 @@ def generate_ids(
     prefix: "Prefix | Sequence[Prefix] | None" = None,
     which: Sequence[int] | None = None,
     decoding: Decoding | None = None,
-    ops: str | Ops = "numpy",
+    ops: str | Ops | None = None,
     first: int = 0,
 ) -> list[list[int]]:
     """Token ids in, the new token ids out, the end token left off.
@@ -147,7 +147,8 @@ def generate_ids(
             f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
         )
     batch = Batch.pack(prompts, prefix=which)
-    texts, logits = Texts.start(model, batch, prefix, decoding.max_new_tokens, _ops.get(ops))
+    own = operations(model, ops)
+    texts, logits = Texts.start(model, batch, prefix, decoding.max_new_tokens, own)
     if decoding.beams > 1:
         return _beam_search(texts, logits, decoding, end)
     return _one_by_one(texts, logits, decoding, end, first)
@@ -179,7 +180,8 @@ class Texts:
         cfg = model.config
         tokens, positions, offsets, past = prepare(model, batch, prefix)
         last = offsets[1:] - 1  # (S,) the row of each prompt's last token
-        for b, end in enumerate(positions[last]):
+        ends = _ops.to(positions, "numpy")[last]  # (S,) its position
+        for b, end in enumerate(ends):
             # the last new token is chosen but not fed, so it needs no position
             if int(end) + max_new_tokens > cfg.n_positions:
                 raise InputError(
@@ -187,13 +189,14 @@ class Texts:
                     f"{max_new_tokens} new tokens it needs more than the model's {cfg.n_positions} "
                     "positions; shorten it or lower max_new_tokens"
                 )
-        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=last)
+        rows = _ops.to(last, model.backend)
+        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=rows)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
         capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
         prompt_end = filled.min(axis=1) + batch.lengths
-        kv = np.zeros((len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size), x.dtype)
-        own = np.arange(len(batch))
-        texts = cls(model, ops, kv, own, prompt_end, own, filled, positions[last] + 1)
+        room = (len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size)
+        kv, own = np.zeros_like(x, shape=room), np.arange(len(batch))
+        texts = cls(model, ops, kv, own, prompt_end, own, filled, ends + 1)
         for i, layer in enumerate(past):
             for b, (k, v) in enumerate(layer):
                 kv[b, i, 0, :, : k.shape[1]] = k
@@ -206,7 +209,8 @@ class Texts:
         S, w, cfg = len(tokens), self.model.weights, self.model.config
         offsets = np.arange(S + 1)
         past = [[self._past(s, i) for s in range(S)] for i in range(cfg.n_layer)]
-        x, cache = forward(w, cfg, tokens, self.position, offsets, past, self.ops)  # (S, C)
+        tokens, position = (_ops.to(a, self.model.backend) for a in (tokens, self.position))
+        x, cache = forward(w, cfg, tokens, position, offsets, past, self.ops)  # (S, C)
         self._append(cache, offsets)
         self.position = self.position + 1
         return head(x, w, cfg, self.ops)
@@ -224,7 +228,7 @@ class Texts:
         if len(again) > len(free):
             room = len(kv) + len(again) - len(free)
             free += range(len(kv), room)
-            kv = np.zeros((room, *kv.shape[1:]), kv.dtype)
+            kv = np.zeros_like(kv, shape=(room, *kv.shape[1:]))
             kv[: len(self.kv)] = self.kv
             prompt_in = np.pad(prompt_in, (0, room - len(prompt_in)), constant_values=-1)
         for j in again:
@@ -252,10 +256,11 @@ class Texts:
         lengths = np.diff(offsets)
         text = np.repeat(np.arange(len(lengths)), lengths)  # (N,) whose token it is
         new = np.arange(len(text)) - offsets[text]  # (N,) which of its new ones
+        where = (self.at[text], self.seen[text].T + new)  # (N,), (L, N)
+        at, slots = (_ops.to(a, self.model.backend) for a in where)
         for i, block in enumerate(cache.blocks):
-            slot = self.seen[text, i] + new
-            self.kv[self.at[text], i, 0, :, slot] = block.attention.k
-            self.kv[self.at[text], i, 1, :, slot] = block.attention.v
+            self.kv[at, i, 0, :, slots[i]] = block.attention.k
+            self.kv[at, i, 1, :, slots[i]] = block.attention.v
         self.seen = self.seen + lengths[:, None]
 
 
@@ -263,7 +268,8 @@ def _allowed(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int
     """(S, V): the logits themselves, real, made -inf where a token may not be chosen as new token
     number n_new (from 0)."""
     logits = logits.real  # complex ones are for derivatives; their imaginary part is 0
-    logits[:, list(decoding.forbidden)] = -np.inf
+    if decoding.forbidden:
+        logits[:, list(decoding.forbidden)] = -np.inf
     if end is not None and n_new < decoding.min_new_tokens:
         logits[:, end] = -np.inf
     return logits
@@ -279,8 +285,9 @@ def _one_by_one(
     for n_new in range(decoding.max_new_tokens):
         logits = _allowed(logits, decoding, end, n_new)
         if decoding.temperature is None:
-            chosen = logits.argmax(axis=1)
+            chosen = _ops.to(logits.argmax(axis=1), "numpy")
         else:
+            logits = _ops.to(logits, "numpy")
             chosen = np.array(
                 [_sample(row, decoding, rngs[s]) for row, s in zip(logits, alive, strict=True)]
             )
@@ -321,7 +328,7 @@ def _beam_search(
     total = np.zeros(S)  # sum of log-probabilities of each live text
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(S)]
     for n_new in range(decoding.max_new_tokens):
-        logits = _allowed(logits, decoding, end, n_new)
+        logits = _ops.to(_allowed(logits, decoding, end, n_new), "numpy")
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(S)]  # score, row, token
         for row, s in enumerate(owner):
             tokens = _likeliest(logits[row], decoding.beams - len(finished[s]))

@@ -28,6 +28,8 @@ from minprefix.ops.contract import (
 Weights = Mapping[str, Array]
 #: what a sequence of the batch sees before its own tokens: keys and values, (NH, P, hs) each
 KeysValues = tuple[Array, Array]
+#: its gradients, apart: dprefix_k and dprefix_v, for each sequence (NH, P, hs)
+PastGrads = tuple[Sequence[Array], Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def block_forward(
 
 class BlockGrads(NamedTuple):
     dx: Array | None  # (N, C)  None where nobody wants it: below it lie only frozen weights
-    dpast: list[KeysValues]  # for each sequence dprefix_k, dprefix_v (NH, P, hs)
+    dpast: PastGrads
     dweights: dict[str, Array]  # short names; empty unless need="all"
 
 
@@ -169,7 +171,7 @@ def block_backward(
     if cache.rows is not None:  # the loss does not see what the others would have become
         dx, dz = _at(cache.rows, dx, N), _at(cache.rows, dz, N)  # (N, C)
     grads = ops.attention_backward(dz.reshape(N, NH, hs), cache.attention)
-    dpast = list(zip(grads.dprefix_k, grads.dprefix_v, strict=True))
+    dpast = (grads.dprefix_k, grads.dprefix_v)
     if not need_dx:
         return BlockGrads(None, dpast, dw)
     dqkv = np.stack([grads.dq, grads.dk, grads.dv], axis=1).reshape(N, 3 * NH * hs)  # (N, 3C)
@@ -182,7 +184,7 @@ def block_backward(
 
 def _at(rows: Array, a: Array, N: int) -> Array:
     """a (M, C) in its rows of N, the others 0."""
-    out = np.zeros((N, a.shape[1]), a.dtype)  # (N, C)
+    out = np.zeros_like(a, shape=(N, a.shape[1]))  # (N, C)
     out[rows] = a
     return out
 
@@ -233,12 +235,11 @@ def backward(
     ops: Ops,
     need: Literal["prefix", "all"],
     lowest: int,
-) -> tuple[list[list[KeysValues]], dict[str, Array]]:
-    """dx: the gradient of the last residual stream (n, C), as `forward` gave it ->
-    dpast[layer][sequence], and with need="all" the gradient of every weight of the stack. A frozen
-    model stops at the attention of `lowest`, the lowest layer with a prefix: below it dpast is
-    empty."""
-    dpast: list[list[KeysValues]] = []
+) -> tuple[list[PastGrads], dict[str, Array]]:
+    """dx: the gradient of the last residual stream (n, C), as `forward` gave it -> dpast[layer],
+    and with need="all" the gradient of every weight of the stack. A frozen model stops at the
+    attention of `lowest`, the lowest layer with a prefix: below it dpast is empty."""
+    dpast: list[PastGrads] = []
     dw: dict[str, Array] = {}
     stop = 0 if need == "all" else lowest
     for i in reversed(range(stop, cfg.n_layer)):
@@ -252,7 +253,7 @@ def backward(
         dw["wte.weight"], dw["wpe.weight"] = ops.embed_backward_params(
             dx, cache.tokens, cache.positions, w["wte.weight"], w["wpe.weight"]
         )
-    return [[]] * stop + dpast, dw
+    return [((), ())] * stop + dpast, dw
 
 
 # ---- the head and the loss --------------------------------------------------------------------

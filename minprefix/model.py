@@ -18,6 +18,7 @@ from minprefix.gpt2 import (
     Config,
     HeadCache,
     KeysValues,
+    PastGrads,
     Weights,
     backward,
     forward,
@@ -39,7 +40,8 @@ class GPT2:
     one.
 
     Nothing here writes to the weights. Loaded ones are read-only arrays, memory maps of their file
-    where its precision is the one asked for; to train them, copy them first.
+    where its precision is the one asked for; to train them, copy them first. Where they live
+    decides who computes: `to("cupy")` takes them to the GPU.
     """
 
     config: Config
@@ -86,6 +88,21 @@ class GPT2:
         return self.weights["wte.weight"].dtype
 
     @property
+    def backend(self) -> str:
+        """Where the weights live: "numpy" or "cupy"."""
+        return _ops.home(self.weights["wte.weight"])
+
+    def to(self, where: str) -> "GPT2":
+        """The model with its weights on the GPU ("cupy") or on the host ("numpy"); itself if they
+        are there already. Raises InputError if there is no GPU, or too little memory on it."""
+        if where == self.backend:
+            return self
+        weights = {name: place(a, where) for name, a in self.weights.items()}
+        moved = GPT2(self.config, weights, self.tokenizer, self.name)
+        moved._finite = self._finite
+        return moved
+
+    @property
     def n_parameters(self) -> int:
         return sum(a.size for a in self.weights.values())
 
@@ -94,7 +111,7 @@ class GPT2:
         return (
             f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
             f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
-            f"M parameters, {self.dtype}, cpu)"
+            f"M parameters, {self.dtype}, {DEVICES[self.backend]})"
         )
 
     def fingerprint(self) -> str:
@@ -111,6 +128,7 @@ class GPT2:
             with np.errstate(over="ignore", invalid="ignore"):
                 total = a.sum()  # NaN and infinity reach it; large numbers may overflow it, too
             if not np.isfinite(total) and not np.isfinite(a).all():
+                a = _ops.to(a, "numpy")
                 bad = np.argwhere(~np.isfinite(a))[0]
                 raise InputError(
                     f"weight {name!r} of model {self.name!r} holds {a[tuple(bad)]} at "
@@ -122,18 +140,18 @@ class GPT2:
         self,
         batch: Batch,
         prefix: "Prefix | Sequence[Prefix] | None" = None,
-        ops: str | Ops = "numpy",
+        ops: str | Ops | None = None,
     ) -> Array:
         """-> (N, V): for each token of the stream the scores of the token that follows it."""
-        implementation = _ops.get(ops)
+        implementation = operations(self, ops)
         stream = prepare(self, batch, prefix)
         x, _ = forward(self.weights, self.config, *stream, implementation)
         return head(x, self.weights, self.config, implementation)
 
-    def keys_values(self, tokens: Sequence[int], ops: str | Ops = "numpy") -> Array:
+    def keys_values(self, tokens: Sequence[int], ops: str | Ops | None = None) -> Array:
         """The keys and values that this text leaves in every layer: (L, 2, NH, T, hs). As a prefix
         they equal prompting with the text."""
-        implementation = _ops.get(ops)
+        implementation = operations(self, ops)
         stream = prepare(self, Batch.pack([tokens]), None)
         _, cache = forward(self.weights, self.config, *stream, implementation)
         kv = [np.stack([b.attention.k, b.attention.v]) for b in cache.blocks]  # each (2, T, NH, hs)
@@ -169,11 +187,36 @@ def digest(arrays: Weights, dtype: type | None = None) -> str:
 
     sha = hashlib.sha256()
     for name in sorted(arrays):
-        a = arrays[name]
+        a = _ops.to(arrays[name], "numpy")
         a = np.ascontiguousarray(a if dtype is None else a.real.astype(dtype, copy=False))
         sha.update(f"{name}{a.shape}{a.dtype}".encode())
         sha.update(a.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
+
+
+# ---- who computes, and where ------------------------------------------------------------------
+
+DEVICES = {"numpy": "cpu", "cupy": "gpu"}
+
+
+def place(a: Array, where: str) -> Array:
+    """`ops.to`; raises InputError for a place that is none."""
+    if where not in DEVICES:
+        raise InputError(f"{where!r} is no place for arrays: expected {' or '.join(DEVICES)}")
+    return _ops.to(a, where)
+
+
+def operations(model: GPT2, ops: str | Ops | None) -> Ops:
+    """Those that were asked for, or those of the place where the model lives. Raises InputError
+    where the two are not the same place."""
+    if ops is None:
+        return _ops.get(model.backend)
+    if isinstance(ops, str) and _ops.BACKENDS.get(ops, model.backend) != model.backend:
+        raise InputError(
+            f"the operations are {ops!r} and the weights of model {model.name!r} live with "
+            f"{model.backend!r}: model.to({_ops.BACKENDS[ops]!r}) takes them there"
+        )
+    return _ops.get(ops)
 
 
 # ---- from a batch and its prefixes to the loss and its gradients ------------------------------
@@ -208,15 +251,21 @@ def prepare(
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
-    empty = np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype)
+    empty = _ops.to(np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype), model.backend)
     views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
     past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
-    return batch.tokens, positions, batch.offsets, past
+    tokens, positions = (_ops.to(a, model.backend) for a in (batch.tokens, positions))
+    return tokens, positions, batch.offsets, past
 
 
 def _check_prefixes(model: GPT2, batch: Batch, prefixes: "list[Prefix]") -> None:
     for p in prefixes:
         p.check(model.config, model.name)
+        if p.backend != model.backend:
+            raise InputError(
+                f"the prefix lives with {p.backend!r} and model {model.name!r} with "
+                f"{model.backend!r}: prefix.to({model.backend!r}) takes it there"
+            )
     named, given = batch.prefix.max(), len(prefixes)
     if named >= max(given, 1):  # a batch that names none names 0
         raise InputError(f"the batch names prefix {named} (from 0), and {given} were given")
@@ -238,13 +287,14 @@ def loss_and_grad(
     prefix: "Prefix | Sequence[Prefix]",
     batch: Batch,
     reduction: str = "mean",
-    ops: str | Ops = "numpy",
+    ops: str | Ops | None = None,
 ) -> tuple[float, "Array | list[Array]"]:
     """The loss of the batch's targets and its gradient for the prefix; the model stays frozen.
 
-    `reduction`: "mean" over the weights of the targets, or "sum". -> loss, dkv of the shape of
-    `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises InputError when
-    there is nothing to predict, and for all that `prepare` refuses.
+    `reduction`: "mean" over the weights of the targets, or "sum". `ops`: "numpy", "cupy",
+    "reference", or your own; by default those of the place where the model lives. -> loss, dkv of
+    the shape of `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises
+    InputError when there is nothing to predict, and for all that `prepare` refuses.
     """
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
@@ -257,7 +307,7 @@ def loss_and_weight_grads(
     batch: Batch,
     prefix: "Prefix | Sequence[Prefix] | None" = None,
     reduction: str = "mean",
-    ops: str | Ops = "numpy",
+    ops: str | Ops | None = None,
 ) -> tuple[float, dict[str, Array]]:
     """The loss and its gradient for every weight of the model: what full fine-tuning trains on."""
     loss, _, dweights = loss_backward(model, prefix, batch, reduction, ops, need="all")
@@ -269,10 +319,11 @@ def loss(
     batch: Batch,
     prefix: "Prefix | Sequence[Prefix] | None" = None,
     reduction: str = "mean",
-    ops: str | Ops = "numpy",
+    ops: str | Ops | None = None,
 ) -> float:
     """The loss alone."""
-    return _forward_loss(model, prefix, batch, reduction, _ops.get(ops), "nothing")[0].item()
+    implementation = operations(model, ops)
+    return _forward_loss(model, prefix, batch, reduction, implementation, "nothing")[0].item()
 
 
 def _loss_weights(batch: Batch, reduction: str) -> Array:
@@ -298,9 +349,10 @@ def _forward_loss(
     w, cfg = model.weights, model.config
     stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
     # only rows that predict a target pay for the top of the model and for logits
-    x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", batch.rows)
-    weights = weights.astype(x.real.dtype)
-    value, head_cache = head_loss(x, batch.targets, weights, w, cfg, ops, need)
+    rows, targets = (_ops.to(a, model.backend) for a in (batch.rows, batch.targets))
+    x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", rows)
+    weights = _ops.to(weights.astype(x.real.dtype), model.backend)
+    value, head_cache = head_loss(x, targets, weights, w, cfg, ops, need)
     return value, cache, head_cache
 
 
@@ -309,11 +361,11 @@ def loss_backward(
     prefix: "Prefix | Sequence[Prefix] | None",
     batch: Batch,
     reduction: str,
-    ops: str | Ops,
+    ops: str | Ops | None,
     need: Literal["prefix", "all"],
 ) -> tuple[float, list[Array], dict[str, Array]]:
     """The loss, its gradient for the kv of each prefix, and with need="all" for every weight."""
-    w, cfg, implementation = model.weights, model.config, _ops.get(ops)
+    w, cfg, implementation = model.weights, model.config, operations(model, ops)
     prefixes = _as_list(prefix)
     value, cache, head_cache = _forward_loss(model, prefix, batch, reduction, implementation, need)
     assert head_cache is not None
@@ -327,13 +379,21 @@ def loss_backward(
 
 
 def _sum_over_sequences(
-    prefix: "Prefix", i: int, batch: Batch, dpast: list[list[KeysValues]], dtype: np.dtype
+    prefix: "Prefix", i: int, batch: Batch, dpast: list[PastGrads], dtype: np.dtype
 ) -> Array:
     """The gradient of prefix i: the sum over the sequences that see it, and over no others."""
-    dkv = np.zeros(prefix.kv.shape, dtype)  # (layers, 2, NH, P, hs)
+    dkv = np.zeros_like(prefix.kv, dtype)  # (layers, 2, NH, P, hs)
+    rows = np.flatnonzero(batch.prefix == i)
     for j, layer in enumerate(prefix.layers):
-        for b in np.flatnonzero(batch.prefix == i):
-            dk, dv = dpast[layer][b]
-            dkv[j, 0] += dk
-            dkv[j, 1] += dv
+        dk, dv = dpast[layer]
+        dkv[j, 0] = _over(rows, dk, len(batch))
+        dkv[j, 1] = _over(rows, dv, len(batch))
     return dkv
+
+
+def _over(rows: Array, of_each: Sequence[Array], B: int) -> "Array | int":
+    """The sum over these sequences of all B; an implementation may have a shorter way to it."""
+    if len(of_each) != B:
+        raise ValueError(f"attention_backward gave {len(of_each)} prefix gradients, expected {B}")
+    total = getattr(of_each, "total", None)
+    return total(rows.tolist()) if total and len(rows) else sum(of_each[b] for b in rows)

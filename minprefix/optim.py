@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from minprefix.ops import home
+from minprefix.ops.contract import Array
+
 Params = dict[str, np.ndarray]
 
 
@@ -33,11 +36,21 @@ class AdamW:
             if name not in self.m:
                 self.m[name], self.v[name] = np.zeros_like(p), np.zeros_like(p)
             m, v = self.m[name], self.v[name]
+            if home(p) == "cupy":
+                self._step_on_gpu(p, g, m, v, lr)
+                continue
             m += (1 - self.beta1) * (g - m)
             v += (1 - self.beta2) * (g * g - v)
             m_hat = m / (1 - self.beta1**self.t)
             v_hat = v / (1 - self.beta2**self.t)
             p -= lr * (m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p)
+
+    def _step_on_gpu(self, p: Array, g: Array, m: Array, v: Array, lr: float) -> None:
+        """The same, in one kernel."""
+        from minprefix.ops import cupy_ops
+
+        betas = (self.beta1, self.beta2)
+        cupy_ops.adamw(p, g, m, v, lr, *betas, self.eps, self.weight_decay, self.t)
 
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -60,7 +73,8 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) 
 
 def global_norm(grads: Params) -> float:
     """sqrt of the sum of squares over all gradients."""
-    return math.sqrt(sum(float(np.vdot(g, g).real) for g in grads.values()))
+    # added up in float64 where the gradients are: one number leaves the GPU, not one for each
+    return math.sqrt(float(sum(np.vdot(g, g).real.astype(np.float64) for g in grads.values())))
 
 
 def clip(grads: Params, norm: float, max_norm: float) -> None:

@@ -7,12 +7,14 @@ network (their section 4.3) that is trained in their place and folded away at th
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minprefix.errors import InputError
+from minprefix.ops import home
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
 
@@ -134,6 +136,22 @@ class Prefix:
         return self.parameters["kv"]
 
     @property
+    def backend(self) -> str:
+        """Where its numbers live: "numpy" or "cupy"."""
+        return home(next(iter(self.parameters.values())))
+
+    def to(self, where: str) -> "Prefix":
+        """The prefix on the GPU ("cupy") or on the host ("numpy"), a copy; itself if it is there
+        already. Raises InputError if there is no GPU."""
+        from minprefix.model import place  # it is above this module
+
+        if where == self.backend:
+            return self
+        moved = copy(self)
+        moved.parameters = {name: place(a, where) for name, a in self.parameters.items()}
+        return moved
+
+    @property
     def length(self) -> int:
         """P."""
         return self.kv.shape[3]
@@ -189,7 +207,7 @@ class Prefix:
         return (
             f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of "
             f"size {hs}, tokens from position {self.position_offset}, {self.n_parameters} "
-            f"parameters, {self.kv.dtype}, cpu)"
+            f"parameters, {self.kv.dtype}, {'gpu' if self.backend == 'cupy' else 'cpu'})"
         )
 
     # ---- on disk ----
@@ -326,13 +344,13 @@ class MLPPrefix(Prefix):
 def flatten(kv: np.ndarray) -> np.ndarray:
     """(layers, 2, NH, P, hs) -> (P, layers*2*NH*hs): PEFT's `prompt_embeddings`."""
     n, two, NH, P, hs = kv.shape
-    return np.ascontiguousarray(kv.transpose(3, 0, 1, 2, 4)).reshape(P, n * two * NH * hs)
+    return kv.transpose(3, 0, 1, 2, 4).reshape(P, n * two * NH * hs)
 
 
 def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> np.ndarray:
     """The inverse of `flatten`."""
     kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)  # (P, layers, 2, NH, hs)
-    return np.ascontiguousarray(kv.transpose(1, 2, 3, 0, 4))
+    return kv.transpose(1, 2, 3, 0, 4).copy()
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, rng: "np.random.Generator") -> np.ndarray:

@@ -27,7 +27,7 @@ from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, digest, loss_and_grad
-from minprefix.ops import BACKENDS, Ops, memory
+from minprefix.ops import BACKENDS, Ops, memory, to
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
@@ -325,6 +325,7 @@ def batch_gradient(
         rng = np.random.default_rng([settings.seed, _DROPOUT, step])
         kv = prefix.kv
         mask = dropout_mask(kv.shape, settings.dropout, rng).astype(kv.dtype)
+        mask = to(mask, prefix.backend)
         seen = prefix.masked(mask)
     else:
         seen = prefix.fold()  # an MLP is run once, not once per micro-batch
@@ -487,6 +488,7 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
         )
         for name, a in arrays.items()
     }
+    tensors = {name: to(a, "numpy") for name, a in tensors.items()}
     numbers = {
         "step": state.step,
         "t": state.adam.t,
@@ -537,7 +539,8 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
     for full, a in tensors.items():
         group, _, name = full.partition(".")
-        groups.setdefault(group, {})[name] = np.array(a)  # off the file, which will be replaced
+        own = np.array(a)  # off the file, which will be replaced
+        groups.setdefault(group, {})[name] = to(own, prefix.backend)
     wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
     for group, arrays in groups.items():
         held = {name: (a.shape, a.dtype) for name, a in arrays.items()}

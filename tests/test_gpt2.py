@@ -436,7 +436,7 @@ def test_an_implementation_that_forgets_a_sequences_gradient_is_refused(config, 
             return grads._replace(dprefix_v=grads.dprefix_v[:-1])
 
     prefix = random_prefix(config, 2, 0)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="gave 1 prefix gradients, expected 2"):
         loss_and_grad(model, prefix, Batch.pack([[1, 2, 3], [4, 5]]), ops=Forgetful())
 
 

@@ -785,7 +785,7 @@ def test_one_bit_that_changes_in_a_weight_is_noticed(
         ("eval_every", 0, "at least 1"),
         ("save_every", 0, "at least 1"),
         ("seed", -1, "0 or more"),
-        ("backend", "abacus", "one of numpy, reference"),
+        ("backend", "abacus", "one of cupy, numpy, reference"),
     ],
 )
 def test_a_bad_setting_is_a_sentence_with_its_name_value_and_what_was_expected(

@@ -108,7 +108,7 @@ def weights(tensors):
 
 
 def run_op(op, tensors, settings):
-    implementation, found, made = ops.BACKENDS["numpy"], {}, None
+    implementation, found, made = ops.get("numpy"), {}, None
     for function in FUNCTIONS[op]:
         given = {"cache": made} | settings | tensors
         arguments = [listed(tensors, n) or given[n] for n in ARGUMENTS[function]]
@@ -126,17 +126,17 @@ def run_block(tensors, settings):
     C = tensors["resid_pre"].shape[1]
     cfg = Config(1, settings["n_head"], C, 1, 1, None, settings["layer_norm_epsilon"])
     past = list(zip(listed(tensors, "prefix_k"), listed(tensors, "prefix_v"), strict=True))
-    implementation, w = ops.BACKENDS["numpy"], weights(tensors)
+    implementation, w = ops.get("numpy"), weights(tensors)
     x, kept = block_forward(tensors["resid_pre"], w, past, tensors["offsets"], cfg, implementation)
     grads = block_backward(tensors["dresid_post"], w, kept, implementation, "all", True)
     found = {"resid_post": x, "dresid_pre": grads.dx}
-    for b, (dk, dv) in enumerate(grads.dpast):
+    for b, (dk, dv) in enumerate(zip(*grads.dpast, strict=True)):
         found |= {f"attn.dprefix_k[{b}]": dk, f"attn.dprefix_v[{b}]": dv}
     return found | {f"d{n}": a for n, a in grads.dweights.items()}
 
 
 def run_whole(op, tensors, settings):
-    cfg, house = Config(**settings["config"]), House(ops.BACKENDS["numpy"])
+    cfg, house = Config(**settings["config"]), House(ops.get("numpy"))
     if op != "training":
         problem = ModelProblem(
             cfg,

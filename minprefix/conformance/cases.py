@@ -1,7 +1,7 @@
 """The cases of the ops level: which inputs an op is given. Everything follows from a few sizes and
 a seed, so a case is its own reproducer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -354,10 +354,10 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
                 value = value.get(cache_field)
             else:
                 value = getattr(value, cache_field, None)
-            if value is None or (name.endswith("[]") and not isinstance(value, tuple | list)):
+            if value is None or (name.endswith("[]") and not isinstance(value, Sequence)):
                 continue  # a cache of another form
         if name.endswith("[]"):
-            if not isinstance(value, tuple | list):
+            if not isinstance(value, Sequence):
                 said = f"{name[:-2]} is a {type(value).__name__}, expected one array a sequence"
                 raise Broken("missing", said, function)
             stem = name[:-2]

@@ -156,7 +156,7 @@ def load(spec: str | Implementation | object) -> Implementation:
     is_file = is_file or Path(module_name).is_file()
     functions: object
     if module_name in _ops.BACKENDS:
-        functions = _ops.BACKENDS[module_name]
+        functions = _ops.get(module_name)
     else:
         functions = _from_file(module_name) if is_file else _from_module(module_name)
     for part in attribute.split(".") if attribute else ():

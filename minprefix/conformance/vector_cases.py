@@ -279,7 +279,7 @@ def _run_block(
     grads = backward(inputs["dresid_post"].array, w, kept, recorder, "all", True)
     found = {n.removeprefix("blocks.0."): a for n, a in recorder.tensors.items()}
     found |= {"resid_post": out, "dresid_pre": grads.dx}
-    for b, (dk, dv) in enumerate(grads.dpast):
+    for b, (dk, dv) in enumerate(zip(*grads.dpast, strict=True)):
         found |= {f"attn.dprefix_k[{b}]": dk, f"attn.dprefix_v[{b}]": dv}
     return found | {f"d{n}": a for n, a in grads.dweights.items()}
 

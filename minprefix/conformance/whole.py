@@ -1,6 +1,6 @@
 """A model and training to grade: the implementation's own, or this project's over its ops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Guarded:
     def _back(self, name: str, a: Any) -> Any:
         if name == "cache":
             return a
-        if isinstance(a, tuple | list):
+        if isinstance(a, Sequence):
             return [self._implementation.asnumpy(each, name) for each in a]
         return self._implementation.asnumpy(a, name)
 

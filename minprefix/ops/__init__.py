@@ -1,20 +1,41 @@
-"""The contract of operations, and who fulfils it. Nothing in here imports the rest of the house."""
+"""The contract of operations, and who fulfils it. Nothing in here imports the house, but for
+its exception.
 
-from typing import cast
+Where an array lives is found from the array: on the host they are NumPy's, on a GPU CuPy's.
+"""
 
+from functools import cache
+from typing import Any, cast
+
+from minprefix.errors import InputError
 from minprefix.ops import contract, numpy_ops, reference
-from minprefix.ops.contract import Ops
+from minprefix.ops.contract import Array, Ops
 
-__all__ = ["BACKENDS", "Ops", "contract", "get", "numpy_ops", "reference"]
+__all__ = [
+    "BACKENDS",
+    "Ops",
+    "Unavailable",
+    "contract",
+    "get",
+    "home",
+    "is_there",
+    "numpy_ops",
+    "reference",
+    "to",
+]
 
-# cast: it keeps caches of its own
-BACKENDS: dict[str, Ops] = {"numpy": cast(Ops, numpy_ops), "reference": reference}
+#: implementation -> whose arrays it takes
+BACKENDS = {"numpy": "numpy", "reference": "numpy", "cupy": "cupy"}
+
+
+class Unavailable(InputError):
+    """The GPU cannot be used: a sentence that says why, and what to do."""
 
 
 def get(ops: "str | Ops") -> Ops:
     """An implementation by its name, or any object that has the functions of the contract.
 
-    Raises ValueError for a name that is not in `BACKENDS`.
+    Raises ValueError for a name that is not in `BACKENDS`, Unavailable for "cupy" without a GPU.
     """
     if not isinstance(ops, str):
         return ops
@@ -22,4 +43,75 @@ def get(ops: "str | Ops") -> Ops:
         raise ValueError(
             f"backend {ops!r} does not exist: expected one of {', '.join(sorted(BACKENDS))}"
         )
-    return BACKENDS[ops]
+    if ops == "cupy":
+        return _cupy_ops()
+    # cast: it keeps caches of its own
+    return cast(Ops, numpy_ops) if ops == "numpy" else reference
+
+
+@cache
+def _cupy_ops() -> Ops:
+    _check_gpu()
+    from minprefix.ops import cupy_ops
+
+    return cast(Ops, cupy_ops)
+
+
+def is_there(backend: str) -> bool:
+    """Whether this machine can run it."""
+    try:
+        get(backend)
+    except Unavailable:
+        return False
+    return True
+
+
+def _check_gpu() -> None:
+    """Raises Unavailable."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise Unavailable(
+            f"the GPU needs CuPy ({error}): pip install 'minprefix[cuda12]', or [cuda13] where "
+            "nvidia-smi names CUDA 13; or stay with --backend numpy"
+        ) from error
+    runtime = cupy.cuda.runtime
+    try:
+        found = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if "nsufficient" in str(error) and runtime.driverGetVersion() > 0:
+            raise Unavailable(
+                "the NVIDIA driver is too old for this CuPy "
+                f"(it can CUDA {_version(runtime.driverGetVersion())}, CuPy wants "
+                f"{_version(runtime.runtimeGetVersion())}): update the driver, install an older "
+                "CuPy, or stay with --backend numpy"
+            ) from error
+        found, said = 0, f" ({error})"
+    else:
+        said = ""
+    if not found:
+        raise Unavailable(
+            f"there is no NVIDIA GPU that CuPy can see{said}: see what nvidia-smi says, or stay "
+            "with --backend numpy"
+        )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+# ---- where arrays live ------------------------------------------------------------------------
+
+
+def home(a: Array) -> str:
+    """ "numpy" or "cupy"."""
+    return "cupy" if type(a).__module__.partition(".")[0] == "cupy" else "numpy"
+
+
+def to(a: Array, where: str) -> Array:
+    """The array on the host ("numpy") or on the GPU ("cupy"); itself if it is there already."""
+    if home(a) == where:
+        return a
+    if where == "numpy":
+        return cast(Any, a).get()
+    return cast(Any, get("cupy")).asarray(a)

@@ -77,8 +77,8 @@ class AttentionGrads(NamedTuple):
     dq: Array  # (N, NH, hs)
     dk: Array  # (N, NH, hs)
     dv: Array  # (N, NH, hs)
-    dprefix_k: list[Array]  # B arrays (NH, P, hs): not summed where sequences share a prefix
-    dprefix_v: list[Array]  # B arrays (NH, P, hs)
+    dprefix_k: Sequence[Array]  # B arrays (NH, P, hs): not summed where sequences share a prefix
+    dprefix_v: Sequence[Array]  # B arrays (NH, P, hs)
 
 
 class CrossEntropyCache(NamedTuple):

@@ -51,7 +51,17 @@ def _slices(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def _own(a: Array) -> None:
+    if not isinstance(a, np.ndarray):
+        raise TypeError(
+            f"the numpy operations were given a {type(a).__module__}.{type(a).__qualname__}, which "
+            "may live on the GPU: expected NumPy arrays; model.to('numpy') and prefix.to('numpy') "
+            "bring them back"
+        )
+
+
 def layernorm(x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, LayernormCache]:
+    _own(x)
     N, C = x.shape
     xhat, out = np.empty_like(x), np.empty_like(x)  # (N, C), (N, C)
     rstd = np.empty((N, 1), x.dtype)  # (N, 1)
@@ -88,6 +98,7 @@ def layernorm_backward(dout: Array, cache: LayernormCache) -> Array:
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    _own(x)
     columns = min(128, SMALL_PRODUCT // max(1, x.size) // 16 * 16)
     if len(x) > 1 and 32 <= columns < weight.shape[1] // 8 and weight.T.flags.c_contiguous:
         out = _few_rows(x, weight, columns)
@@ -128,6 +139,7 @@ class GeluCache(NamedTuple):
 def gelu(x: Array) -> tuple[Array, GeluCache]:
     """The slope is taken at once, while x and its tanh are in a core's cache: the backward is then
     one product, and one array is kept for it instead of two."""
+    _own(x)
     N, F = x.shape
     out = np.empty_like(x)  # (N, F)
 
@@ -243,6 +255,7 @@ def attention(
     prefix_v: Sequence[Array],
     offsets: Array,
 ) -> tuple[Array, AttentionCache]:
+    _own(q)
     N, NH, hs = q.shape
     dtype = np.result_type(q, *prefix_k)
     _refuse_complex(dtype)
@@ -325,6 +338,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
 def cross_entropy(
     logits: Array, targets: Array, weights: Array
 ) -> tuple[np.generic, CrossEntropyCache]:
+    _own(logits)
     _refuse_complex(logits.dtype)
     M = len(logits)
     nll = np.empty(M, logits.dtype)  # (M,)

@@ -5,7 +5,7 @@ from minprefix.conformance.zoo import Bug
 
 _POSITIONS = "[np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]"
 _MEAN = "return batch.weights / batch.weights.sum()"
-_ADD = "dkv[j, 0] += dk\n            dkv[j, 1] += dv"
+_SUM = "sum(of_each[b] for b in rows)"
 
 _BATCH = [
     Bug(
@@ -272,7 +272,7 @@ _FORWARD = [
         "logits-of-the-next-row",
         "plumbing",
         "model",
-        (('"prefix", batch.rows)', '"prefix", np.append(batch.rows[1:], batch.rows[-1:]))'),),
+        (("(batch.rows, batch.t", "(np.append(batch.rows[1:], batch.rows[-1:]), batch.t"),),
         ("model", "blocks.2.attn.out"),
         see="A loss that falls to nearly 0: the row has seen its own answer.",
         lesson="Row i predicts token i + 1; shifting both undoes it.",
@@ -430,8 +430,8 @@ _BACKWARD = [
         "gpt2",
         (
             (
-                "zip(grads.dprefix_k, grads.dprefix_v, strict=True)",
-                "zip(grads.dprefix_v, grads.dprefix_k, strict=True)",
+                "(grads.dprefix_k, grads.dprefix_v)",
+                "(grads.dprefix_v, grads.dprefix_k)",
             ),
         ),
         ("model", "prefix.0.dk"),
@@ -443,7 +443,7 @@ _BACKWARD = [
         "shared-prefix-last-sequence-wins",
         "plumbing",
         "model",
-        ((_ADD, "dkv[j, 0] = dk\n            dkv[j, 1] = dv"),),
+        ((_SUM, "of_each[rows[-1]]"),),
         ("model", "prefix.0.dk"),
         see="Training learns from one sequence of each batch; larger batches do not help.",
         lesson="What several sequences use gets the sum of what they say.",
@@ -453,7 +453,7 @@ _BACKWARD = [
         "shared-prefix-averaged",
         "maths",
         "model",
-        ((_ADD, "dkv[j, 0] += dk / len(batch)\n            dkv[j, 1] += dv / len(batch)"),),
+        ((_SUM, f"{_SUM} / len(of_each)"),),
         ("model", "prefix.0.dk"),
         see="Training is B times too slow, which looks like a small learning rate.",
         lesson="What several sequences use gets the sum; the mean, if any, is already in the loss.",
@@ -463,7 +463,7 @@ _BACKWARD = [
         "gradient-of-all-rows-for-every-prefix",
         "plumbing",
         "model",
-        (("for b in np.flatnonzero(batch.prefix == i)", "for b in range(len(batch))"),),
+        (("np.flatnonzero(batch.prefix == i)", "np.arange(len(batch))"),),
         ("model", "prefix.0.dk"),
         see="Right for one prefix. Several of one length all learn every task of the batch; of "
         "unequal lengths, it crashes.",
@@ -519,7 +519,7 @@ _DECODING = [
         "generate",
         (
             (
-                "filled, positions[last] + 1)",
+                "filled, ends + 1)",
                 "filled, batch.lengths.copy())",
             ),
         ),

@@ -7,7 +7,9 @@ _UPDATE = "p -= lr * (m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * 
 _M_HAT = "m_hat = m / (1 - self.beta1**self.t)"
 _V_HAT = "v_hat = v / (1 - self.beta2**self.t)"
 _MOMENTS = "self.m[name], self.v[name] = np.zeros_like(p), np.zeros_like(p)"
-_NORM = "return math.sqrt(sum(float(np.vdot(g, g).real) for g in grads.values()))"
+_NORM = (
+    "return math.sqrt(float(sum(np.vdot(g, g).real.astype(np.float64) for g in grads.values())))"
+)
 _CLIP = "if norm > max_norm:\n        for g in grads.values():\n            g *= max_norm / norm"
 _PARTS = "for dkv, part in zip(dkvs, parts, strict=True):\n            dkv += part"
 
@@ -142,8 +144,8 @@ _MLP = [
         "prefix",
         (
             (
-                "np.ascontiguousarray(kv.transpose(3, 0, 1, 2, 4)).reshape",
-                "np.ascontiguousarray(kv).reshape",
+                "kv.transpose(3, 0, 1, 2, 4).reshape",
+                "kv.reshape",
             ),
         ),
         ("training", "step.0.prefix.0.gradient.embedding"),

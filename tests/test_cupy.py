@@ -1,0 +1,436 @@
+"""The operations on a GPU, and the house around them. Each test runs twice: on the device, where
+there is one, and on the stand-in (`tests.gpu.stand_in`), whose arrays refuse what CuPy's refuse and
+whose kernels are the same source compiled for the CPU."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minprefix.ops as ops
+from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, loss, loss_and_grad
+from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.suite import run
+from minprefix.data.pairs import Encoded
+from minprefix.generate import Decoding, generate_ids
+from minprefix.model import loss_and_weight_grads
+from minprefix.optim import AdamW
+from minprefix.train import Settings, train
+from tests.conftest import relative_error
+from tests.gpu import stand_in
+
+KERNELS = Path(ops.__file__).with_name("cupy_kernels.cu")
+WORDS = Config(3, 2, 16, 50, 40, eos_token_id=49)
+
+
+def real_cupy():
+    """CuPy, or why it cannot be used."""
+    try:
+        ops._check_gpu()
+    except ops.Unavailable as error:
+        return None, str(error)
+    import cupy
+
+    return cupy, None
+
+
+@pytest.fixture(params=["stand-in", pytest.param("device", marks=pytest.mark.gpu)])
+def cupy(request, monkeypatch):
+    """CuPy, and `minprefix.ops.cupy_ops` over it."""
+    if request.param == "device":
+        cupy, why_not = real_cupy()
+        if cupy is None:
+            pytest.skip(why_not)
+        yield cupy
+        return
+    if not stand_in.available():
+        pytest.skip("the stand-in compiles the kernels with g++, which is not installed")
+    monkeypatch.setitem(sys.modules, "cupy", stand_in.module())
+    monkeypatch.delitem(sys.modules, "minprefix.ops.cupy_ops", raising=False)
+    monkeypatch.delattr(ops, "cupy_ops", raising=False)
+    ops._cupy_ops.cache_clear()
+    stand_in.crossed.clear()
+    yield sys.modules["cupy"]
+    ops._cupy_ops.cache_clear()
+
+
+@pytest.fixture
+def cupy_ops(cupy):
+    return ops.get("cupy")
+
+
+def model_and_batch(dtype="float64", seed=0):
+    model = GPT2.random(WORDS, seed, dtype)
+    rng = np.random.default_rng(seed)
+    for a in model.weights.values():  # biases and gains that are not 0 and 1
+        a += rng.normal(0, 0.1, a.shape).astype(dtype)
+    sequences = [rng.integers(0, 48, n) for n in (7, 1, 12, 4)]
+    return model, Batch.pack(sequences, loss_from=[3, 1, 1, 4], prefix=[0, 1, 0, 1])
+
+
+def prefixes(dtype="float64"):
+    return [Prefix.normal(WORDS, P, 1.0, seed, dtype=dtype) for seed, P in ((1, 5), (2, 3))]
+
+
+def on(where, *things):
+    return [thing.to(where) for thing in things]
+
+
+# ---- the operations ---------------------------------------------------------------------------
+
+
+def test_it_has_the_contracts_functions_and_argument_names(cupy_ops):
+    for name, wanted in vars(ops.contract.Ops).items():
+        if inspect.isfunction(wanted) and name[0] != "_":
+            own = list(inspect.signature(getattr(cupy_ops, name)).parameters)
+            assert own == list(inspect.signature(wanted).parameters)[1:], name
+
+
+def test_it_passes_the_reference_suite(cupy_ops):
+    results = run(Implementation(cupy_ops, "cupy"))
+    assert len(results) > 100
+    assert {r.check: r.findings for r in results if r.status != "passed"} == {}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_gradients_agree_with_the_reference_in_float64(cupy, dtype, tolerance):
+    model, batch = model_and_batch()
+    wanted, dkvs = loss_and_grad(model, prefixes(), batch, ops="reference")
+    _, dweights = loss_and_weight_grads(model, batch, prefixes(), ops="reference")
+    model.weights = {n: a.astype(dtype) for n, a in model.weights.items()}
+    (there, *there_prefixes) = on("cupy", model, *prefixes(dtype))
+    got, got_dkvs = loss_and_grad(there, there_prefixes, batch)
+    assert abs(got - wanted) <= tolerance * abs(wanted)
+    for dkv, got_dkv in zip(dkvs, got_dkvs, strict=True):
+        assert got_dkv.dtype == dtype
+        assert relative_error(cupy.asnumpy(got_dkv), dkv) < tolerance
+    _, got_dweights = loss_and_weight_grads(there, batch, there_prefixes)
+    assert got_dweights.keys() == dweights.keys()
+    for name, a in dweights.items():
+        assert relative_error(cupy.asnumpy(got_dweights[name]), a) < tolerance, name
+
+
+def test_two_runs_give_the_same_bytes(cupy):
+    def once():
+        model, batch = model_and_batch("float32")
+        (there, *there_prefixes) = on("cupy", model, *prefixes("float32"))
+        value, dkvs = loss_and_grad(there, there_prefixes, batch)
+        _, dweights = loss_and_weight_grads(there, batch, there_prefixes)
+        return value, [cupy.asnumpy(a).tobytes() for a in (*dkvs, *dweights.values())]
+
+    assert once() == once()
+
+
+def test_logits_keys_and_values_and_the_loss(cupy):
+    model, batch = model_and_batch()
+    (there, *there_prefixes) = on("cupy", model, *prefixes())
+    wanted = model.logits(batch, prefixes())
+    assert relative_error(cupy.asnumpy(there.logits(batch, there_prefixes)), wanted) < 1e-12
+    assert abs(loss(there, batch, there_prefixes) - loss(model, batch, prefixes())) < 1e-12
+    ids = [3, 1, 4, 1, 5]
+    wanted = model.keys_values(ids)
+    assert relative_error(cupy.asnumpy(there.keys_values(ids)), wanted) < 1e-12
+
+
+def test_prefixes_of_no_length_and_in_some_layers(cupy):
+    model, batch = model_and_batch()
+    some = [Prefix.normal(WORDS, 4, 1.0, layers=[1, 2], dtype="float64"), Prefix.zero(WORDS, 0)]
+    some[1] = Prefix.zero(WORDS, 0, dtype="float64")
+    wanted, dkvs = loss_and_grad(model, some, batch)
+    (there, *there_prefixes) = on("cupy", model, *some)
+    got, got_dkvs = loss_and_grad(there, there_prefixes, batch)
+    assert abs(got - wanted) < 1e-12
+    for dkv, got_dkv in zip(dkvs, got_dkvs, strict=True):
+        assert relative_error(cupy.asnumpy(got_dkv), dkv) < 1e-12
+
+
+def test_keys_that_lie_apart_are_read_where_they_lie(cupy_ops, cupy):
+    """A cache of keys is a slice of a longer one, and its innermost axis may not be whole."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 6, 2, 4))
+    long = rng.normal(size=(2, 9, 4))
+    apart = rng.normal(size=(2, 4, 5))
+    offsets = np.array([0, 2, 6])
+    keys = [long[:, 3:7], apart.swapaxes(1, 2)]
+    wanted, _ = ops.reference.attention(q, k, v, keys, keys, offsets)
+    there_long, there_apart = cupy.asarray(long), cupy.asarray(apart)
+    there = [there_long[:, 3:7], there_apart.swapaxes(1, 2)]
+    arrays = [cupy.asarray(a) for a in (q, k, v)]
+    got, _ = cupy_ops.attention(*arrays, there, there, offsets)
+    assert relative_error(cupy.asnumpy(got), wanted) < 1e-12
+
+
+# ---- the house --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(max_new_tokens=9),
+        Decoding(max_new_tokens=9, min_new_tokens=4, forbidden=(3, 4)),
+        Decoding(max_new_tokens=9, beams=4),
+        Decoding(max_new_tokens=9, temperature=0.8, top_k=20, top_p=0.9),
+    ],
+    ids=["greedy", "greedy, restricted", "beams", "sampling"],
+)
+def test_decoding_writes_the_same(cupy, decoding):
+    model, _ = model_and_batch()
+    prompts, which = [[1, 2, 3], [7], [4, 4, 4, 4, 4]], [0, 1, 0]
+    wanted = generate_ids(model, prompts, prefixes(), which, decoding)
+    (there, *there_prefixes) = on("cupy", model, *prefixes())
+    assert generate_ids(there, prompts, there_prefixes, which, decoding) == wanted
+
+
+@pytest.mark.parametrize("mlp", [False, True], ids=["flat", "mlp"])
+def test_training_goes_the_same_way(cupy, tmp_path, mlp):
+    model, _ = model_and_batch()
+    rng = np.random.default_rng(5)
+    examples = [Encoded(rng.integers(0, 48, 5 + i).tolist(), 2) for i in range(7)]
+    ended = {}
+    for where in ("numpy", "cupy"):
+        prefix = Prefix.normal(WORDS, 3, 0.5, dtype="float64")
+        if mlp:
+            prefix = MLPPrefix.random(WORDS, 3, 8, dtype="float64")
+        there, prefix = on(where, model, prefix)
+        settings = Settings(
+            steps=6, batch_size=3, lr=1e-2, dropout=0.1, weight_decay=0.1, clip=0.5,
+            micro_batch_size=2, eval_every=2, backend=where,
+        )  # fmt: skip
+        result = train(
+            there, prefix, examples, settings, tmp_path / where, examples, progress=False
+        )
+        assert result.base_unchanged
+        assert prefix.backend == where
+        ended[where] = prefix.to("numpy").parameters
+    for name, a in ended["numpy"].items():
+        assert relative_error(ended["cupy"][name], a) < 1e-9, name
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(cupy, tmp_path):
+    model, _ = model_and_batch("float32")
+    examples = [Encoded([i, i + 1, i + 2, i + 3], 1) for i in range(9)]
+    (there,) = on("cupy", model)
+
+    def go(out, steps_first):
+        settings = Settings(steps=8, batch_size=2, lr=1e-2, save_every=1, backend="cupy")
+        prefix = Prefix.normal(WORDS, 3).to("cupy")
+        if steps_first:
+            real = AdamW.step
+
+            def step(self, *arguments):
+                if self.t == steps_first:
+                    raise KeyboardInterrupt
+                real(self, *arguments)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(AdamW, "step", step)
+                with pytest.raises(KeyboardInterrupt):
+                    train(there, prefix, examples, settings, out, progress=False)
+            prefix = Prefix.normal(WORDS, 3, seed=9).to("cupy")
+        resume = bool(steps_first)
+        train(there, prefix, examples, settings, out, resume=resume, progress=False)
+        return prefix.to("numpy").kv.tobytes()
+
+    assert go(tmp_path / "whole", 0) == go(tmp_path / "stopped", 4)
+
+
+def test_a_step_brings_nothing_home_but_the_loss_and_the_norm(cupy, request, tmp_path):
+    if "device" in request.node.name:
+        pytest.skip("crossings are counted by the stand-in")
+    model, _ = model_and_batch("float32")
+    examples = [Encoded([i, i + 1, i + 2, i + 3], 1) for i in range(8)]
+    model.check_finite()  # once for a model
+    there, prefix = on("cupy", model, Prefix.normal(WORDS, 3))
+    counts = {}
+    for steps in (2, 6):
+        settings = Settings(steps=steps, batch_size=4, save_every=100, backend="cupy")
+        stand_in.crossed.clear()
+        train(there, prefix, examples, settings, tmp_path / str(steps), progress=False)
+        counts[steps] = dict(stand_in.crossed)
+    per_step = {what: (counts[6][what] - counts[2][what]) / 4 for what in counts[6]}
+    assert per_step["to host"] == 2  # the loss and the norm of the gradient
+    assert per_step["bytes to host"] <= 16
+    # a batch: tokens, positions, rows, targets, weights, where its sequences and prefixes lie
+    assert per_step["bytes to GPU"] < 3000
+
+
+def test_launches_do_not_grow_with_the_batch(cupy, request):
+    if "device" in request.node.name:
+        pytest.skip("launches are counted by the stand-in")
+    model, prefix = on("cupy", GPT2.random(WORDS), Prefix.normal(WORDS, 3))
+    launches = []
+    for B in (2, 9):
+        batch = Batch.pack([[1, 2, 3, 4]] * B)
+        stand_in.crossed.clear()
+        loss_and_grad(model, prefix, batch)
+        launches.append(stand_in.crossed["launches"])
+    assert launches[0] == launches[1]
+
+
+# ---- sentences --------------------------------------------------------------------------------
+
+
+def test_arrays_of_the_other_place_are_refused_with_a_sentence(cupy, cupy_ops):
+    model, batch = model_and_batch("float32")
+    prefix = Prefix.normal(WORDS, 3)
+    there, there_prefix = on("cupy", model, prefix)
+    two = [prefix, prefix]
+    with pytest.raises(InputError, match=r"prefix lives with 'numpy'.*prefix.to\('cupy'\)"):
+        loss_and_grad(there, two, batch)
+    with pytest.raises(InputError, match=r"prefix lives with 'cupy'.*prefix.to\('numpy'\)"):
+        loss_and_grad(model, [there_prefix, there_prefix], batch)
+    with pytest.raises(InputError, match=r"are 'cupy' and the weights.*model.to\('cupy'\)"):
+        loss_and_grad(model, two, batch, ops="cupy")
+    with pytest.raises(InputError, match=r"are 'reference' and the weights.*model.to\('numpy'\)"):
+        there.logits(batch, ops="reference")
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(TypeError, match=r"given a numpy.ndarray: expected arrays on the GPU"):
+        cupy_ops.gelu(x)
+    gain = cupy.asarray(np.ones(3))
+    with pytest.raises(TypeError, match="float32 and float64 together"):
+        cupy_ops.layernorm(cupy.asarray(x), gain, gain, 1e-5)
+    with pytest.raises(TypeError, match="take float32 and float64, not complex128"):
+        cupy_ops.gelu(cupy.asarray(x.astype(complex)))
+
+
+def test_the_host_operations_refuse_arrays_of_the_gpu(cupy):
+    x = cupy.asarray(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match=r"live on the GPU: expected NumPy arrays"):
+        ops.numpy_ops.linear(x, x.T, None)
+
+
+def test_they_say_where_they_live(cupy):
+    model, prefix = GPT2.random(WORDS), Prefix.normal(WORDS, 3)
+    there, there_prefix = on("cupy", model, prefix)
+    assert "cpu)" in repr(model)
+    assert "gpu)" in repr(there)
+    assert "cpu)" in repr(prefix)
+    assert "gpu)" in repr(there_prefix)
+    assert (there.backend, there_prefix.backend) == ("cupy", "cupy")
+    assert there.to("cupy") is there
+    assert there.fingerprint() == model.fingerprint()
+    (back,) = on("numpy", there)
+    for name, a in model.weights.items():
+        assert np.array_equal(back.weights[name], a)
+
+
+def test_what_lives_on_the_gpu_is_saved_as_if_it_did_not(cupy, tmp_path):
+    model, prefix = GPT2.random(WORDS), Prefix.normal(WORDS, 3)
+    there, there_prefix = on("cupy", model, prefix)
+    there.save(tmp_path / "model")
+    there_prefix.save(tmp_path / "prefix", there)
+    assert GPT2.load(tmp_path / "model").fingerprint() == model.fingerprint()
+    assert np.array_equal(Prefix.load(tmp_path / "prefix").kv, prefix.kv)
+
+
+def test_a_weight_on_the_gpu_that_is_no_number_is_named(cupy):
+    model, batch = model_and_batch("float32")
+    model.weights["h.1.mlp.c_fc.bias"][3] = np.nan
+    with pytest.raises(InputError, match=r"h.1.mlp.c_fc.bias.*nan at \[3\]"):
+        model.to("cupy").logits(batch, on("cupy", *prefixes("float32")))
+
+
+class NoGPU:
+    """What CuPy says on a machine that lacks something."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def __init__(self, devices, driver=0):
+        self.devices, self.driver = devices, driver
+
+    def getDeviceCount(self):
+        if isinstance(self.devices, str):
+            raise self.CUDARuntimeError(self.devices)
+        return self.devices
+
+    def driverGetVersion(self):
+        return self.driver
+
+    def runtimeGetVersion(self):
+        return 12090
+
+
+@pytest.mark.parametrize(
+    ("devices", "driver", "sentence"),
+    [
+        (0, 12040, "there is no NVIDIA GPU that CuPy can see: see what nvidia-smi says"),
+        ("cudaErrorNoDevice: no CUDA-capable device", 12040, "no NVIDIA GPU.*cudaErrorNoDevice"),
+        ("cudaErrorInsufficientDriver: insufficient", 0, "no NVIDIA GPU.*nsufficientDriver"),
+        (
+            "cudaErrorInsufficientDriver: CUDA driver version is insufficient",
+            11080,
+            r"driver is too old.*can CUDA 11.8, CuPy wants 12.9.*update the driver",
+        ),
+    ],
+)
+def test_without_a_gpu_it_says_what_to_do(monkeypatch, devices, driver, sentence):
+
+    fake = types.ModuleType("cupy")
+    fake.cuda = types.SimpleNamespace(runtime=NoGPU(devices, driver))
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    ops._cupy_ops.cache_clear()
+    with pytest.raises(ops.Unavailable, match=sentence):
+        ops.get("cupy")
+    with pytest.raises(InputError, match=sentence):
+        GPT2.random(WORDS).to("cupy")
+    assert not ops.is_there("cupy")
+
+
+def test_without_cupy_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    ops._cupy_ops.cache_clear()
+    with pytest.raises(ops.Unavailable, match=r"needs CuPy .*minprefix\[cuda12\]"):
+        ops.get("cupy")
+
+
+def test_nothing_imports_cupy_unasked():
+
+    code = "import sys, minprefix, minprefix.train, minprefix.cli; assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what can be held against the real CuPy without a GPU -------------------------------------
+
+
+def test_every_name_that_it_uses_exists():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+
+    tree = ast.parse(KERNELS.with_name("cupy_ops.py").read_text())
+    names = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "cupy"
+    }
+    assert len(names) > 5
+    assert [name for name in names if not hasattr(cupy, name)] == []
+    assert [name for name in stand_in.DISPATCHED if not hasattr(cupy, name)] == []
+    known = [n for n in vars(stand_in.Array) if not n.startswith("_")]
+    assert [name for name in known if not hasattr(cupy.ndarray, name)] == []
+    importlib.import_module("minprefix.ops.cupy_ops")
+
+
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_the_kernels_compile_for_a_gpu(real):
+    """With NVIDIA's compiler, which needs no GPU; the stand-in compiles them with another."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except Exception as error:
+        pytest.skip(f"NVRTC is not installed (pip install nvidia-cuda-nvrtc-cu12): {error}")
+    program = nvrtc.createProgram(KERNELS.read_text(), KERNELS.name, (), ())
+    options = (f"-DREAL={real}", "-DTHREADS=256", "--gpu-architecture=compute_80")
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    ptx = nvrtc.getPTX(program).decode()
+    assert all(f".entry {name}(" in ptx for name in stand_in.signatures(KERNELS.read_text()))
