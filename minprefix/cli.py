@@ -65,6 +65,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     given = _given(args, tuple(DEMO_DEFAULTS))
     options = (load_options(args.out, "demo") if args.resume else DEMO_DEFAULTS) | given
+    options["backend"] = _resolved(options["backend"])
     metrics = demo.run(args.out, resume=args.resume, force=args.force, **options)
     return 0 if metrics else _interrupted("demo", args.out)
 
@@ -115,6 +116,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "save_every": 50,
     "seed": 0,
     "backend": "numpy",
+    "matmul": "float32",
 }
 
 
@@ -184,6 +186,8 @@ def _train(args: argparse.Namespace) -> int:
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.2%} of the model's size")
     print(f"{len(examples)} examples, {settings.steps} steps of {settings.batch_size}")
+    if settings.backend == "cupy":
+        print(f"on the GPU, matrix products in {settings.matmul}")
     result = train(model, prefix, examples, settings, args.out, valid, about, args.resume)
     if result.interrupted:
         return _interrupted("train", args.out)
@@ -279,6 +283,18 @@ def _resolved(backend: str) -> str:
     return chosen
 
 
+def _set_matmul(backend: str, matmul: str) -> None:
+    if backend == "cupy":
+        from minprefix import ops
+
+        ops.get("cupy")  # raises InputError where there is none
+        from minprefix.ops import cupy_ops
+
+        cupy_ops.matmul_precision(matmul)
+    elif matmul != "float32":
+        raise InputError(f"--matmul {matmul} is for a GPU: give --backend cupy as well")
+
+
 # ---- generate, evaluate -----------------------------------------------------------------------
 
 
@@ -291,6 +307,7 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     from minprefix.ops import BACKENDS
 
     args.backend = _resolved(args.backend)
+    _set_matmul(args.backend, args.matmul)
     model = GPT2.load(args.model, revision=args.revision)
     prefix, recorded = None, None
     if args.prefix is not None:
@@ -399,6 +416,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         "data_sha256": fingerprint(args.data),
         "template": template.text,
         "decoding": vars(decoding),
+        "backend": args.backend,
+        "matmul": args.matmul,
         "sources": len(sources),
         "pairs": len(pairs),
         "cut_at_max_new_tokens": cut,
@@ -593,6 +612,16 @@ def _backend_option(p: argparse.ArgumentParser, default: str | None = "numpy") -
     )
 
 
+def _matmul_option(p: argparse.ArgumentParser, default: str | None = "float32") -> None:
+    p.add_argument(
+        "--matmul",
+        choices=("float32", "tf32"),
+        default=default,
+        help="of matrix products on a GPU: float32 (the default), or tf32, faster, with factors of "
+        "11 bits",
+    )
+
+
 def _decoding_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="default 80, or what there is room for"
@@ -718,6 +747,7 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--save-every", type=int, metavar="N", help="steps (default 50)")
     g.add_argument("--seed", type=int, help="decides the run (default 0)")
     _backend_option(g, None)  # type: ignore[arg-type]  # a group adds arguments as a parser does
+    _matmul_option(g, None)  # type: ignore[arg-type]
     _threads_option(g)  # type: ignore[arg-type]
     _run_options(p)
 
@@ -741,6 +771,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     _decoding_options(p)
     _backend_option(p)
+    _matmul_option(p)
     _threads_option(p)
 
     p = command(
@@ -766,6 +797,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _decoding_options(p)
     _backend_option(p)
+    _matmul_option(p)
     _threads_option(p)
 
     p = command(

@@ -13,6 +13,7 @@ from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
+from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.train import RUN_FILES, Settings, train
 
@@ -63,8 +64,9 @@ def run(
         backend=backend,
     )
     started = time.time()
-    model = GPT2.load("tiny")
-    prefix = Prefix.normal(model.config, prefix_length, seed=seed)
+    home = BACKENDS[backend]
+    model = GPT2.load("tiny").to(home)
+    prefix = Prefix.normal(model.config, prefix_length, seed=seed).to(home)
     test = pairs("test", TEST, seed=0)  # the same for every seed, so that runs can be compared
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.1%} of the model's size\n")

@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from minprefix import files
 from minprefix.batch import Batch
+from minprefix.budget import out_of_memory
 from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, digest, loss_and_grad
-from minprefix.ops import BACKENDS, Ops, memory, to
+from minprefix.ops import BACKENDS, Ops, get, memory, to
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
@@ -52,7 +53,8 @@ class Settings:
     the step, which equals the whole batch (it is not a mean of means). None: all at once. `warmup`
     in steps; `schedule`: "linear", "cosine" (both to 0 at the last step) or "constant". `clip`: the
     largest global norm of a gradient, None for no limit. `dropout`: on the keys and values.
-    `eval_every` and `save_every` in steps; the last step is always evaluated and saved.
+    `eval_every` and `save_every` in steps; the last step is always evaluated and saved. `matmul`:
+    "float32", or "tf32" on a GPU (`cupy_ops.matmul_precision`).
     """
 
     steps: int
@@ -69,6 +71,7 @@ class Settings:
     save_every: int = 50
     seed: int = 0
     backend: str = "numpy"
+    matmul: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "save_every"):
@@ -107,6 +110,14 @@ class Settings:
                 f"backend is {self.backend!r}: expected one of {', '.join(sorted(BACKENDS))}",
             ),
             (self.seed < 0, f"seed is {self.seed}: expected 0 or more"),
+            (
+                self.matmul not in ("float32", "tf32"),
+                f"matmul is {self.matmul!r}: expected float32 or tf32",
+            ),
+            (
+                self.matmul == "tf32" and self.backend != "cupy",
+                f"matmul is 'tf32', which a GPU has: the backend is {self.backend!r}",
+            ),
         ):
             if wrong:
                 raise InputError(sentence)
@@ -158,6 +169,8 @@ def train(
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
     memory.keep_freed()
+    if settings.backend == "cupy":
+        _on_gpu().matmul_precision(settings.matmul)
     out, start, before = Path(out), time.time(), digest(model.weights)
     if not resume and (out / STATE).exists():
         raise InputError(
@@ -209,6 +222,13 @@ def train(
         best_step=state.best_step,
         base_unchanged=digest(model.weights) == before,
     )
+
+
+def _on_gpu() -> Any:
+    get("cupy")  # raises InputError where there is none
+    from minprefix.ops import cupy_ops
+
+    return cupy_ops
 
 
 def _record(
@@ -263,7 +283,15 @@ def _gradient(
 ) -> tuple[float, dict[str, np.ndarray], float]:
     """-> the loss, the gradient of each parameter, and their global norm; all of them finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
-        loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
+        try:
+            loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
+        except MemoryError as error:
+            if model.backend != "cupy":
+                raise
+            size = settings.micro_batch_size or len(chosen)
+            lengths = sorted((len(e.ids) for e in chosen), reverse=True)[:size]
+            said = out_of_memory(model, lengths, prefix.length)
+            raise InputError(f"{said}; {out / STATE} keeps the last state") from error
         grads = prefix.backward(dkv)
         norm = global_norm(grads)
     for name, value in (("loss", loss), ("gradient norm", norm)):

@@ -5,8 +5,10 @@ whose kernels are the same source compiled for the CPU."""
 import ast
 import importlib
 import inspect
+import json
 import subprocess
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import pytest
 
 import minprefix.ops as ops
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, loss, loss_and_grad
+from minprefix.budget import step_bytes
+from minprefix.cli import main
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.suite import run
 from minprefix.data.pairs import Encoded
@@ -394,6 +398,128 @@ def test_nothing_imports_cupy_unasked():
 
     code = "import sys, minprefix, minprefix.train, minprefix.cli; assert 'cupy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- the command line, precision, memory ------------------------------------------------------
+
+
+def words(tmp_path):
+    data = tmp_path / "data.jsonl"
+    pairs = [("name: Bo. ", "Bo is here."), ("name: Al. ", "Al is not."), ("name: Cy. ", "Cy ran.")]
+    lines = [json.dumps({"source": a, "target": b}) for a, b in pairs]
+    data.write_text("\n".join(lines))
+    return data
+
+
+def test_the_commands_compute_there_and_say_so(cupy, tmp_path, capsys):
+    data, run, ended = words(tmp_path), tmp_path / "run", {}
+    for backend in ("numpy", "cupy"):
+        out = run / backend
+        train = ["train", "--data", str(data), "--steps", "3", "--batch-size", "2", "--seed", "1"]
+        assert main([*train, "--out", str(out), "--backend", backend]) == 0
+        ended[backend] = Prefix.load(out).kv
+        assert ("on the GPU, matrix products in float32" in capsys.readouterr().out) == (
+            backend == "cupy"
+        )
+        say = ["generate", "--prefix", str(out), "--prompt", "name: Bo. ", "--max-new-tokens", "5"]
+        assert main([*say, "--backend", backend]) == 0
+        score = ["evaluate", "--prefix", str(out), "--data", str(data), "--max-new-tokens", "5"]
+        there = [*score, "--out", str(out / "eval"), "--backend", backend]
+        assert main(there) == 0
+        lines = capsys.readouterr().out.replace(backend, "").splitlines()
+        ended[backend, "said"] = [a for a in lines if not a.startswith(("loss", "perplexity"))]
+        about = json.loads((out / "eval" / "metrics.json").read_text())["about"]
+        assert (about["backend"], about["matmul"]) == (backend, "float32")
+    assert relative_error(ended["cupy"], ended["numpy"]) < 1e-4
+    assert ended["cupy", "said"] == ended["numpy", "said"]
+
+
+def test_auto_takes_the_gpu_where_there_is_one(cupy, tmp_path, capsys):
+    say = ["generate", "--prompt", "name: Bo. ", "--max-new-tokens", "3", "--backend", "auto"]
+    assert main(say) == 0
+    assert capsys.readouterr().err == "backend: cupy\n"
+
+
+def test_auto_takes_the_cpu_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    ops._cupy_ops.cache_clear()
+    say = ["generate", "--prompt", "name: Bo. ", "--max-new-tokens", "3", "--backend", "auto"]
+    assert main(say) == 0
+    assert capsys.readouterr().err == "backend: numpy\n"
+    assert main([*say[:-1], "cupy"]) == 2
+    assert "the GPU needs CuPy" in capsys.readouterr().err
+
+
+def test_tf32_is_a_choice_that_is_recorded(cupy, cupy_ops, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    train = ["train", "--data", str(words(tmp_path)), "--steps", "1", "--out", str(out)]
+    assert main([*train, "--matmul", "tf32"]) == 2
+    assert "'tf32', which a GPU has: the backend is 'numpy'" in capsys.readouterr().err
+    assert main([*train, "--backend", "cupy", "--matmul", "tf32"]) == 0
+    assert "matrix products in tf32" in capsys.readouterr().out
+    about = json.loads((out / "minprefix.json").read_text())
+    assert about["training"]["settings"]["matmul"] == "tf32"
+    capsys.readouterr()
+    assert main([*train, "--resume", "--matmul", "float32"]) == 2
+    assert "matmul was 'tf32' and is now 'float32'" in capsys.readouterr().err
+    say = ["generate", "--prompt", "a", "--max-new-tokens", "1"]
+    assert main([*say, "--matmul", "tf32"]) == 2
+    assert "give --backend cupy as well" in capsys.readouterr().err
+    cupy_ops.matmul_precision("float32")
+    with pytest.raises(InputError, match="matmul is 'half': expected one of float32, tf32"):
+        cupy_ops.matmul_precision("half")
+    monkeypatch.setenv("CUPY_TF32", "1")
+    with pytest.raises(InputError, match="CUPY_TF32 makes float32 products TF32: unset it"):
+        cupy_ops.matmul_precision("float32")
+
+
+def test_tf32_reaches_cublas_and_old_gpus_are_refused(cupy, cupy_ops, request, monkeypatch):
+    if "device" in request.node.name:
+        pytest.skip("what cuBLAS was told is seen by the stand-in")
+    cupy_ops.matmul_precision("tf32")
+    assert cupy.cuda.cublas.mode == 3  # cublas_api.h
+    cupy_ops.matmul_precision("float32")
+    assert cupy.cuda.cublas.mode == 0
+    monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
+    with pytest.raises(InputError, match="compute capability 75, TF32 begins with 80"):
+        cupy_ops.matmul_precision("tf32")
+
+
+def test_out_of_memory_names_a_batch_that_fits(cupy, request, tmp_path, monkeypatch):
+    if "device" in request.node.name:
+        pytest.skip("the stand-in can say how much is free")
+    there, prefix = on("cupy", GPT2.random(WORDS), Prefix.normal(WORDS, 3))
+    examples = [Encoded([1] * 30, 1)] * 8
+    free = step_bytes(WORDS, [30] * 3, 3) + 10
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (free, 1 << 34))
+    weights = sum(a.nbytes for a in there.weights.values())
+    monkeypatch.setattr(stand_in._Pool, "held", weights)
+
+    def full(*shape_and_dtype):
+        raise stand_in.OutOfMemoryError("Out of memory allocating 1,234 bytes")
+
+    monkeypatch.setattr(cupy, "empty", full)
+    settings = Settings(steps=2, batch_size=8, backend="cupy")
+    with pytest.raises(InputError, match=r"8 sequences of together 240 tokens.*size 3 would fit"):
+        train(there, prefix, examples, settings, tmp_path / "run", progress=False)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (0, 1 << 34))
+    with pytest.raises(InputError, match="not even one sequence would fit"):
+        train(there, prefix, examples, settings, tmp_path / "again", progress=False)
+
+
+@pytest.mark.parametrize(("lengths", "P"), [([30, 20, 30], 4), ([200], 50), ([12] * 40, 10)])
+def test_a_step_takes_about_as_much_as_is_said(cupy, request, lengths, P):
+    if "device" in request.node.name:
+        pytest.skip("the stand-in's memory is counted byte by byte")
+    config = Config(4, 2, 64, 300, 512)
+    model, prefix = on("cupy", GPT2.random(config), Prefix.normal(config, P))
+    batch = Batch.pack([[1] * T for T in lengths])
+    loss_and_grad(model, prefix, batch)
+    tracemalloc.start()
+    loss_and_grad(model, prefix, batch)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.8 < step_bytes(config, lengths, P) / peak < 1.3
 
 
 # ---- what can be held against the real CuPy without a GPU -------------------------------------

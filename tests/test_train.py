@@ -596,7 +596,7 @@ OTHER = {
 
 
 def test_the_other_settings_below_cover_every_setting():
-    assert set(OTHER) == set(asdict(PLAIN))
+    assert set(OTHER) == set(asdict(PLAIN)) - {"matmul"}  # a GPU's: test_cupy.py
     assert all(getattr(PLAIN, name) != other for name, other in OTHER.items())
 
 

@@ -94,6 +94,14 @@ def _check_gpu() -> None:
             f"there is no NVIDIA GPU that CuPy can see{said}: see what nvidia-smi says, or stay "
             "with --backend numpy"
         )
+    try:
+        _ = cupy.cuda.cublas  # products, and below the compiler of the kernels
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # of whatever kind the loader of each raises
+        raise Unavailable(
+            f"CuPy finds no CUDA libraries ({str(error).splitlines()[0]}): pip install "
+            "'minprefix[cuda12]' brings them, [cuda13] where nvidia-smi names CUDA 13"
+        ) from error
 
 
 def _version(number: int) -> str:

@@ -6,6 +6,7 @@ the host, where it decides the shape of what is launched. Attention pads inside,
 it, so that a product is one call for all sequences.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
+from minprefix.errors import InputError
 from minprefix.ops.contract import (
     Array,
     AttentionGrads,
@@ -90,6 +92,28 @@ def asarray(a: Any) -> Array:
 def asnumpy(a: Any) -> np.ndarray:
     """From the GPU to the host; waits for what is being computed."""
     return cupy.asnumpy(a)
+
+
+#: how the numbers of a float32 matrix product are multiplied: as they are, or rounded to TF32's 11
+#: bits first, on the tensor cores; added up as float32 either way. With cuBLAS's names for it,
+#: CUBLAS_DEFAULT_MATH and CUBLAS_TF32_TENSOR_OP_MATH.
+PRECISIONS = {"float32": 0, "tf32": 3}
+
+
+def matmul_precision(name: str) -> None:
+    """One of `PRECISIONS`, for all matrix products from now on. Raises InputError where the GPU, or
+    the environment, has it otherwise."""
+    if name not in PRECISIONS:
+        raise InputError(f"matmul is {name!r}: expected one of {', '.join(PRECISIONS)}")
+    if name == "float32" and os.environ.get("CUPY_TF32", "0") != "0":
+        raise InputError("the environment's CUPY_TF32 makes float32 products TF32: unset it")
+    capability = cupy.cuda.Device().compute_capability
+    if name == "tf32" and int(capability) < 80:
+        raise InputError(
+            f"this GPU has compute capability {capability}, TF32 begins with 80: leave it out"
+        )
+    mode = PRECISIONS[name]
+    cupy.cuda.cublas.setMathMode(cupy.cuda.device.get_cublas_handle(), mode)
 
 
 # ---- embed, layernorm, linear, gelu -----------------------------------------------------------

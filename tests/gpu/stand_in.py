@@ -340,9 +340,33 @@ def available() -> bool:
     return shutil.which("g++") is not None
 
 
+class _Cublas:
+    mode = 0
+
+    @classmethod
+    def setMathMode(cls, handle: int, mode: int) -> None:
+        assert handle == 7
+        cls.mode = mode
+
+
+class _Pool:
+    held = 0
+
+    @classmethod
+    def total_bytes(cls) -> int:
+        return cls.held
+
+
 cuda = types.SimpleNamespace(
     Device=_Device,
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError),
+    cublas=_Cublas,
+    device=types.SimpleNamespace(get_cublas_handle=lambda: 7),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
+    runtime=types.SimpleNamespace(
+        getDeviceCount=lambda: 1,
+        CUDARuntimeError=CUDARuntimeError,
+        memGetInfo=lambda: (1 << 30, 1 << 34),
+    ),
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
 )
 
@@ -353,6 +377,7 @@ def module() -> types.ModuleType:
     Array.__module__ = "cupy"
     cupy.__version__ = "stand-in"
     cupy.ndarray, cupy.RawModule, cupy.cuda = Array, RawModule, cuda
+    cupy.get_default_memory_pool = lambda: _Pool
     cupy.asarray, cupy.asnumpy, cupy.empty = _asarray, _asnumpy, _empty
     cupy.zeros = lambda shape, dtype=float: Array(np.zeros(shape, dtype))
     cupy.empty_like = lambda a: _empty(a.shape, a.dtype)
