@@ -214,7 +214,7 @@ def _stream(offsets: bytes) -> Stream:
 
 
 @lru_cache(maxsize=256)
-def _slots(table: bytes) -> Array:
+def _table(table: bytes) -> Array:
     """`struct Slots` of every sequence, on the GPU; kept, since every step sees the same
     prefixes."""
     return asarray(np.frombuffer(table, np.int64).reshape(-1, 4))
@@ -225,32 +225,36 @@ class Heads(NamedTuple):
     heads first."""
 
     tokens: Array  # (N, NH, hs), of any stride between tokens
-    prefix: list[Array]  # B arrays (NH, P, hs)
     slots: Array  # (B, 4)
+    P: np.ndarray  # (B,)  on the host
+    width: int  # W: the most keys that a sequence has
     stream: Stream
+    prefixes: list[Array]  # what the slots point to stays as long as this does
 
     @classmethod
     def of(cls, tokens: Array, prefix: Sequence[Array], stream: Stream) -> "Heads":
-        dtype, size = tokens.dtype, tokens.itemsize
-        prefix = [_innermost_whole(a.astype(dtype, copy=False)) for a in prefix]
-        table = [
-            (_address(a), a.strides[0] // size, a.strides[1] // size, a.shape[1]) for a in prefix
-        ]
-        return cls(tokens, prefix, _slots(np.array(table, np.int64).tobytes()), stream)
-
-    @property
-    def width(self) -> int:
-        """W: the most keys that a sequence has."""
-        lengths = self.stream.lengths.tolist()
-        return max(a.shape[1] + T for a, T in zip(self.prefix, lengths, strict=True))
+        distinct = {id(a): a.astype(tokens.dtype, copy=False) for a in _distinct(prefix)}
+        distinct = {i: _innermost_whole(a) for i, a in distinct.items()}
+        slots = {i: _slots_of(a) for i, a in distinct.items()}
+        table = np.array([slots[id(a)] for a in prefix], np.int64)  # (B, 4)
+        P = table[:, 3]
+        width = int((P + stream.lengths).max())
+        return cls(tokens, _table(table.tobytes()), P, width, stream, list(distinct.values()))
 
     def padded(self, transposed: bool) -> Array:
         """(B, NH, W, hs), or (B, NH, hs, W)."""
         return _to_heads(self.tokens, self.slots, self.stream, self.width, transposed)
 
 
-def _address(a: Any) -> int:
-    return a.data.ptr
+def _distinct(arrays: Sequence[Array]) -> list[Array]:
+    """Each once: all sequences of a batch may see the same prefix."""
+    return list({id(a): a for a in arrays}.values())
+
+
+def _slots_of(a: Any) -> tuple[int, int, int, int]:
+    """`struct Slots` of one prefix (NH, P, hs)."""
+    head, slot, _ = (stride // a.itemsize for stride in a.strides)
+    return a.data.ptr, head, slot, a.shape[1]
 
 
 def _innermost_whole(a: Array) -> Array:
@@ -311,7 +315,7 @@ def attention(
     prefix_v: Sequence[Array],
     offsets: Array,
 ) -> tuple[Array, AttentionCache]:
-    _own(q, k, v, *prefix_k, *prefix_v)
+    _own(q, k, v, *_distinct(prefix_k), *_distinct(prefix_v))
     cache = AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
     q, keys, values = _inputs(cache)
     z = _pattern(q, keys) @ values.padded(transposed=False)  # (B, NH, T, hs)
@@ -321,7 +325,7 @@ def attention(
 def _inputs(cache: AttentionCache) -> tuple[Array, Heads, Heads]:
     """In one dtype, and where they lie."""
     q, k, v, prefix_k, prefix_v, offsets = cache
-    dtype = np.result_type(q.dtype, *(a.dtype for a in prefix_k))
+    dtype = np.result_type(q.dtype, *(a.dtype for a in _distinct(prefix_k)))
     q, k, v = (a.astype(dtype, copy=False) for a in (q, k, v))
     host = offsets if isinstance(offsets, np.ndarray) else asnumpy(offsets)
     stream = _stream(np.asarray(host, np.int64).tobytes())
@@ -368,7 +372,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
     dq = dscores @ keys.padded(transposed=False)  # (B, NH, T, hs)
     queries = _to_heads(q, NO_SLOTS, stream, stream.T, True, hs**-0.5)
     dkeys = queries @ dscores  # (B, NH, hs, W)
-    lengths = [a.shape[1] for a in keys.prefix]
+    lengths = keys.P.tolist()
     return AttentionGrads(
         _from_heads(dq, NO_SLOTS, stream, False, hs**-0.5),
         _from_heads(dkeys, keys.slots, stream, True),
