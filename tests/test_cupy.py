@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import minprefix.ops as ops
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, loss, loss_and_grad
@@ -26,7 +27,7 @@ from minprefix.generate import Decoding, generate_ids
 from minprefix.model import loss_and_weight_grads
 from minprefix.optim import AdamW
 from minprefix.train import Settings, train
-from tests.conftest import relative_error
+from tests.conftest import hf_logits, relative_error, to_hf
 from tests.gpu import stand_in
 
 KERNELS = Path(ops.__file__).with_name("cupy_kernels.cu")
@@ -140,6 +141,23 @@ def test_logits_keys_and_values_and_the_loss(cupy):
     ids = [3, 1, 4, 1, 5]
     wanted = model.keys_values(ids)
     assert relative_error(cupy.asnumpy(there.keys_values(ids)), wanted) < 1e-12
+
+
+def test_logits_and_gradient_agree_with_transformers(cupy):
+    model, _ = model_and_batch()
+    prefix = Prefix.normal(WORDS, 4, 1.0, dtype="float64")
+    ids = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    kv = torch.tensor(prefix.kv, requires_grad=True)
+    wanted = hf_logits(to_hf(model), ids, kv, offset=4)
+    nll = torch.nn.functional.cross_entropy(wanted[:-1], torch.tensor(ids[1:]))
+    (wanted_dkv,) = torch.autograd.grad(nll, kv)
+    there, there_prefix = on("cupy", model, prefix)
+    batch = Batch.pack([ids])
+    got = cupy.asnumpy(there.logits(batch, there_prefix))
+    assert relative_error(got, wanted.detach().numpy()) < 1e-10
+    value, dkv = loss_and_grad(there, there_prefix, batch)
+    assert abs(value - nll.item()) < 1e-10 * nll.item()
+    assert relative_error(cupy.asnumpy(dkv), wanted_dkv.numpy()) < 1e-10
 
 
 def test_prefixes_of_no_length_and_in_some_layers(cupy):
