@@ -214,7 +214,8 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
     if isinstance(ops, str) and _ops.BACKENDS.get(ops, model.backend) != model.backend:
         raise InputError(
             f"the operations are {ops!r} and the weights of model {model.name!r} live with "
-            f"{model.backend!r}: model.to({_ops.BACKENDS[ops]!r}) takes them there"
+            f"{model.backend!r}: model.to({_ops.BACKENDS[ops]!r}) takes them there, or ask for "
+            f"{model.backend!r}"
         )
     return _ops.get(ops)
 
