@@ -1,8 +1,10 @@
 """`minprefix bench`: this project and its peers on the same work, in alternating fresh processes.
 
 work      what is done: shapes, batches, prompts, sizes, and the jobs that a command consists of
+gpu       the same for a GPU
 ours      how this project does a job
 peers     how PyTorch does it: PEFT, and our own algorithm by hand
+device    what a clock must wait for; the memory of a GPU, and its launches
 worker    the process that does one job
 run       one process after the other; what they answered becomes the record
 machine   what it ran on; the memory of a process

@@ -20,8 +20,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def describe() -> dict[str, Any]:
-    return {
+def describe(backend: str = "numpy") -> dict[str, Any]:
+    """`backend`: "cupy" has the GPU described, too."""
+    described = {
         "cpu": _cpu(),
         "cores": cores(),
         "memory_bytes": _memory(),
@@ -30,6 +31,7 @@ def describe() -> dict[str, Any]:
         "blas": _blas(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+    return described | {"gpu": _gpu()} if backend == "cupy" else described
 
 
 def version(package: str) -> str | None:
@@ -63,6 +65,28 @@ def _blas() -> str:
     config: Any = np.show_config(mode="dicts")
     blas = config["Build Dependencies"]["blas"]
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
+
+
+def _gpu() -> dict[str, Any]:
+    """The device that CuPy computes on, and what lies between the two."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    device = cupy.cuda.Device()
+    properties = runtime.getDeviceProperties(device.id)
+    return {
+        "name": properties["name"].decode(),
+        "memory_bytes": int(properties["totalGlobalMem"]),
+        "compute_capability": device.compute_capability,
+        "driver": _cuda(runtime.driverGetVersion()),
+        "runtime": _cuda(runtime.runtimeGetVersion()),
+        "cupy": cupy.__version__,
+    }
+
+
+def _cuda(number: int) -> str:
+    """12090 -> 12.9."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 # ---- the memory of this process ---------------------------------------------------------------

@@ -3,13 +3,15 @@ arguments and returns what was measured, as JSON can hold it; times in seconds, 
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from minprefix import ops
 from minprefix.batch import Batch
 from minprefix.bench import machine
+from minprefix.bench.device import Device
+from minprefix.bench.device import launches as launches_of
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2, digest, loss_and_grad
@@ -20,6 +22,7 @@ from minprefix.prefix import Prefix
 
 LR = 1e-3
 Answer = dict[str, Any]
+CPU = Device()
 
 
 def token_ids(lengths: Sequence[Sequence[int]], vocab_size: int) -> list[np.ndarray]:
@@ -29,7 +32,7 @@ def token_ids(lengths: Sequence[Sequence[int]], vocab_size: int) -> list[np.ndar
 
 
 def timed_steps(
-    on: Callable[[Sequence[Sequence[int]]], Callable[[], float]], arguments: Answer
+    on: Callable[[Sequence[Sequence[int]]], Callable[[], float]], arguments: Answer, device: Device
 ) -> Answer:
     """`on`: makes a step, which returns its loss, for sequences of these lengths. One step warms
     up; the others are timed."""
@@ -37,16 +40,30 @@ def timed_steps(
     losses, peaks, times = [on(arguments["warm_up"])()], [machine.peak_bytes()], []
     step = on(arguments["lengths"])
     for _ in range(arguments["steps"]):
-        start = time.perf_counter()
-        losses.append(step())
-        times.append(time.perf_counter() - start)
+        times.append(_seconds(lambda: losses.append(step()), device))
         peaks.append(machine.peak_bytes())
-    return {**before, "times": times, "losses": losses, "peaks": peaks, "peak": peaks[-1]}
+    answer = {**before, "times": times, "losses": losses, "peaks": peaks, "peak": peaks[-1]}
+    return answer if device.peak is None else answer | {"device_peak": device.peak()}
 
 
 def train(arguments: Answer) -> Answer:
+    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
+    answer = timed_steps(_training(model, prefix), arguments, device)
+    return {**answer, "sha256": digest(prefix.parameters)}
+
+
+def launches(arguments: Answer) -> Answer:
+    """How many kernels a step launches."""
+    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
+    step = _training(model, prefix)(arguments["lengths"])
+    return {"launches": launches_of(step, device)}
+
+
+def _training(
+    model: GPT2, prefix: Prefix
+) -> Callable[[Sequence[Sequence[int]]], Callable[[], float]]:
+    """The `on` of `timed_steps`."""
     memory.keep_freed()  # as `minprefix.train` does
-    model, prefix = _model_and_prefix(arguments)
     adam = AdamW()
 
     def on(lengths: Sequence[Sequence[int]]) -> Callable[[], float]:
@@ -54,18 +71,34 @@ def train(arguments: Answer) -> Answer:
 
         def step() -> float:
             loss, dkv = loss_and_grad(model, prefix, batch)
-            assert isinstance(dkv, np.ndarray)
+            assert not isinstance(dkv, list)
             adam.step(prefix.parameters, {"kv": dkv}, LR)
             return loss
 
         return step
 
-    return {**timed_steps(on, arguments), "sha256": digest(prefix.parameters)}
+    return on
+
+
+def _device(arguments: Answer) -> Device:
+    """The one that a job names, in the precision that it names; the CPU where it names none."""
+    if arguments.get("device", "cpu") == "cpu":
+        return CPU
+    own = cast(Any, ops.get("cupy"))
+    own.matmul_precision(arguments["precision"])
+    import cupy
+
+    def wait() -> None:
+        cupy.cuda.get_current_stream().synchronize()
+
+    # the pool gives nothing back by itself: what it holds is the most that it held
+    return Device(wait, cupy.get_default_memory_pool().total_bytes)
 
 
 def _model_and_prefix(arguments: Answer) -> tuple[GPT2, Prefix]:
     config = Config(**arguments["config"])
-    return GPT2.random(config), Prefix.normal(config, arguments["prefix"])
+    where = "numpy" if arguments.get("device", "cpu") == "cpu" else "cupy"
+    return GPT2.random(config).to(where), Prefix.normal(config, arguments["prefix"]).to(where)
 
 
 def _batch(lengths: Sequence[Sequence[int]], model: GPT2) -> Batch:
@@ -123,9 +156,11 @@ def products(arguments: Answer) -> Answer:
     return answer
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], device: Device = CPU) -> float:
+    device.wait()
     start = time.perf_counter()
     call()
+    device.wait()
     return time.perf_counter() - start
 
 
@@ -170,17 +205,19 @@ def _attention_alone(recorder: Recorder) -> float:
 
 
 def decode(arguments: Answer) -> Answer:
-    model, prefix = _model_and_prefix(arguments)
+    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
 
     def write(prompts: np.ndarray, beams: int, n: int) -> None:
         decoding = Decoding(max_new_tokens=n, min_new_tokens=n, beams=beams)
         written = generate_ids(model, list(prompts), prefix, decoding=decoding)
         assert all(len(ids) == n for ids in written)
 
-    return timed_decoding(write, arguments)
+    return timed_decoding(write, arguments, device)
 
 
-def timed_decoding(write: Callable[[np.ndarray, int, int], None], arguments: Answer) -> Answer:
+def timed_decoding(
+    write: Callable[[np.ndarray, int, int], None], arguments: Answer, device: Device
+) -> Answer:
     """`write`: prompts (S, T), beams, and how many new tokens. -> for each case the times to the
     first token and to `new` more."""
     vocab_size, new = arguments["config"]["vocab_size"], arguments["new"]
@@ -191,10 +228,12 @@ def timed_decoding(write: Callable[[np.ndarray, int, int], None], arguments: Ans
         write(ids, beams, 3)  # warms up
         first, whole = [], []
         for _ in range(repetitions):
-            first.append(_seconds(lambda: write(ids, beams, 1)))  # noqa: B023  called at once
-            whole.append(_seconds(lambda: write(ids, beams, new + 1)))  # noqa: B023
+            # called at once
+            first.append(_seconds(lambda: write(ids, beams, 1), device))  # noqa: B023
+            whole.append(_seconds(lambda: write(ids, beams, new + 1), device))  # noqa: B023
         cases[name] = {"first": first, "whole": whole}
-    return {"cases": cases, "peak": machine.peak_bytes()}
+    answer = {"cases": cases, "peak": machine.peak_bytes()}
+    return answer if device.peak is None else answer | {"device_peak": device.peak()}
 
 
 def bandwidth(arguments: Answer) -> Answer:

@@ -2,7 +2,7 @@
 by hand, so that one sees how much is algorithm and how much is library.
 
 Everyone has the same weights, the same prefix and the same token ids. Imported in the peers' own
-processes only.
+processes only. A job that names a device has it all there; without one it is the CPU's.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,43 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minprefix.bench.ours import LR, Answer, timed_decoding, timed_steps, token_ids
+from minprefix.bench.device import Device
+from minprefix.bench.device import launches as launches_of
+from minprefix.bench.ours import CPU, LR, Answer, timed_decoding, timed_steps, token_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
 from minprefix.ops import memory
 from minprefix.prefix import Prefix, flatten
 
 Step = Callable[[], float]
+#: q, k, v (N, NH, hs) and the layer -> (N, C)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def train(arguments: Answer, who: str) -> Answer:
+    device = _device(arguments)
+    return timed_steps(_trainer(arguments, who).on, arguments, device)
+
+
+def launches(arguments: Answer, who: str) -> Answer:
+    """How many kernels a step launches."""
+    device = _device(arguments)
+    return {"launches": launches_of(_trainer(arguments, who).on(arguments["lengths"]), device)}
+
+
+def _trainer(arguments: Answer, who: str) -> "ByHand | Peft":
     if who == "torch":
-        return timed_steps(ByHand(arguments).on, arguments)
-    return timed_steps(Peft(arguments, dropout=0.1 if who == "peft-dropout" else 0.0).on, arguments)
+        return ByHand(arguments)
+    return Peft(arguments, dropout=0.1 if who == "peft-dropout" else 0.0)
+
+
+def _device(arguments: Answer) -> Device:
+    """The one that a job names, in the precision that it names."""
+    if arguments.get("device", "cpu") == "cpu":
+        return CPU
+    torch.backends.cuda.matmul.allow_tf32 = arguments["precision"] == "tf32"
+    # reserved, not allocated: what others cannot have, as with CuPy's pool
+    return Device(torch.cuda.synchronize, torch.cuda.max_memory_reserved)
 
 
 # ---- PEFT -------------------------------------------------------------------------------------
@@ -67,6 +91,8 @@ class Peft:
         (embedding,) = [p for p in self.model.parameters() if p.requires_grad]
         with torch.no_grad():
             embedding.copy_(torch.from_numpy(rows))
+        self.device = arguments.get("device", "cpu")
+        self.model.to(self.device)
 
     def on(self, lengths: Sequence[Sequence[int]]) -> Step:
         """A step on a right-padded batch; source and padding are no labels."""
@@ -82,6 +108,7 @@ class Peft:
             input_ids[b, : len(ids)] = torch.from_numpy(ids)
             mask[b, : len(ids)] = 1
             labels[b, source : len(ids)] = input_ids[b, source : len(ids)]
+        input_ids, mask, labels = (a.to(self.device) for a in (input_ids, mask, labels))
 
         def step() -> float:
             loss = self.model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
@@ -95,11 +122,12 @@ class Peft:
 
 def decode(arguments: Answer, who: str) -> Answer:
     """transformers' `generate` through PEFT."""
-    model = Peft(arguments).model.eval()
+    device, peft = _device(arguments), Peft(arguments)
+    model = peft.model.eval()
     model.base_model.generation_config.eos_token_id = None  # nothing ends before its time
 
     def write(prompts: np.ndarray, beams: int, n: int) -> None:
-        ids = torch.from_numpy(prompts)
+        ids = torch.from_numpy(prompts).to(peft.device)
         written = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -110,7 +138,7 @@ def decode(arguments: Answer, who: str) -> Answer:
         )
         assert written.shape == (len(prompts), prompts.shape[1] + n)
 
-    return timed_decoding(write, arguments)
+    return timed_decoding(write, arguments, device)
 
 
 # ---- our algorithm, by hand -------------------------------------------------------------------
@@ -119,10 +147,13 @@ def decode(arguments: Answer, who: str) -> Answer:
 class ByHand:
     """What this package leaves out, left out in PyTorch too: no padding, logits of targets only,
     the top layer's MLP only at those rows, no gradient of a weight, freed memory kept. autograd
-    does the rest."""
+    does the rest. On a GPU attention pads inside, so that it is one call for all sequences, and
+    AdamW is one kernel."""
 
     def __init__(self, arguments: Answer) -> None:
         memory.keep_freed()
+        self.device = arguments.get("device", "cpu")
+        self.on_gpu = self.device != "cpu"
         self.config = Config(**arguments["config"])
         weights = GPT2.random(self.config).weights
         self.w: dict[str, torch.Tensor] = {}
@@ -130,13 +161,14 @@ class ByHand:
             a = torch.from_numpy(weights.pop(name))
             # F.linear wants (out, in), and is fastest with it laid out so
             is_linear = name.startswith("h.") and a.dim() == 2
-            self.w[name] = a.T.contiguous() if is_linear else a
+            self.w[name] = (a.T.contiguous() if is_linear else a).to(self.device)
         kv = Prefix.normal(self.config, arguments["prefix"]).kv
-        self.kv = torch.nn.Parameter(torch.from_numpy(kv))
+        self.kv = torch.nn.Parameter(torch.from_numpy(kv).to(self.device))
+        self.length: int = kv.shape[3]  # P
 
     def on(self, lengths: Sequence[Sequence[int]]) -> Step:
-        optimizer = torch.optim.AdamW([self.kv], lr=LR, weight_decay=0.0)
-        P, NH = self.kv.shape[3], self.config.n_head
+        optimizer = torch.optim.AdamW([self.kv], lr=LR, weight_decay=0.0, fused=self.on_gpu)
+        P, NH = self.length, self.config.n_head
         ids = token_ids(lengths, self.config.vocab_size)
         Ts = [len(s) for s in ids]
         ends = np.cumsum(Ts)
@@ -148,19 +180,9 @@ class ByHand:
                 for end, (_, target) in zip(ends, lengths, strict=True)
             ]
         )  # row i predicts token i + 1
+        tokens, positions, rows = (a.to(self.device) for a in (tokens, positions, rows))
         targets = tokens[rows + 1]
-        masks = [torch.ones(T, P + T, dtype=torch.bool).tril(P) for T in Ts]
-        slices = [slice(end - T, end) for end, T in zip(ends, Ts, strict=True)]
-
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int) -> torch.Tensor:
-            """q, k, v: (N, NH, hs) -> (N, C)."""
-            zs = []
-            for rows_b, mask in zip(slices, masks, strict=True):
-                q_b, k_b, v_b = (a[rows_b].transpose(0, 1) for a in (q, k, v))  # (NH, T, hs)
-                keys, values = (torch.cat([self.kv[i, j], a], 1) for j, a in ((0, k_b), (1, v_b)))
-                z_b = F.scaled_dot_product_attention(q_b, keys, values, attn_mask=mask)
-                zs.append(z_b.transpose(0, 1))
-            return torch.cat(zs).flatten(1)
+        attend = self._padded(Ts) if self.on_gpu else self._each_sequence(Ts)
 
         def forward() -> torch.Tensor:
             x = self.w["wte.weight"][tokens] + self.w["wpe.weight"][positions]
@@ -184,6 +206,45 @@ class ByHand:
             return loss.item()
 
         return step
+
+    def _each_sequence(self, Ts: Sequence[int]) -> Attend:
+        """Attention without padding, for one sequence after the other."""
+        P, ends = self.length, np.cumsum(Ts)
+        masks = [torch.ones(T, P + T, dtype=torch.bool).tril(P) for T in Ts]
+        slices = [slice(end - T, end) for end, T in zip(ends, Ts, strict=True)]
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int) -> torch.Tensor:
+            zs = []
+            for rows_b, mask in zip(slices, masks, strict=True):
+                q_b, k_b, v_b = (a[rows_b].transpose(0, 1) for a in (q, k, v))  # (NH, T, hs)
+                keys, values = (torch.cat([self.kv[i, j], a], 1) for j, a in ((0, k_b), (1, v_b)))
+                z_b = F.scaled_dot_product_attention(q_b, keys, values, attn_mask=mask)
+                zs.append(z_b.transpose(0, 1))
+            return torch.cat(zs).flatten(1)
+
+        return attend
+
+    def _padded(self, Ts: Sequence[int]) -> Attend:
+        """Attention of all sequences at once. What pads stands behind a sequence, where none of
+        its tokens sees it."""
+        B, T, P = len(Ts), max(Ts), self.length
+        places = torch.cat([torch.arange(n) + b * T for b, n in enumerate(Ts)]).to(self.device)
+        mask = torch.ones(T, P + T, dtype=torch.bool, device=self.device).tril(P)
+
+        def heads(a: torch.Tensor) -> torch.Tensor:
+            """(N, NH, hs) -> (B, NH, T, hs)."""
+            padded = a.new_zeros(B * T, *a.shape[1:]).index_copy(0, places, a)
+            return padded.view(B, T, *a.shape[1:]).transpose(1, 2)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int) -> torch.Tensor:
+            keys, values = (
+                torch.cat([self.kv[i, j].expand(B, -1, -1, -1), heads(a)], 2)
+                for j, a in ((0, k), (1, v))
+            )
+            z = F.scaled_dot_product_attention(heads(q), keys, values, attn_mask=mask)
+            return z.transpose(1, 2).flatten(0, 1)[places].flatten(1)
+
+        return attend
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         gain, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]

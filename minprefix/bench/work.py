@@ -23,6 +23,7 @@ from minprefix.gpt2 import Config
 PREFIX = 10  # P
 SHAPES = {
     "124m": Config(12, 12, 768, 50257, 1024),
+    "medium": Config(24, 16, 1024, 50257, 1024),  # on a GPU
     "tiny": Config(2, 2, 32, 211, 1024),  # to try the bench itself
 }
 #: source tokens and target tokens of a sequence; the loss begins at the first target
