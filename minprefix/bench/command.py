@@ -9,31 +9,42 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import minprefix
-from minprefix import files
-from minprefix.bench import machine, report, work
+from minprefix import files, ops
+from minprefix.bench import gpu, machine, report, work
 from minprefix.bench.run import in_turns, run_all
 from minprefix.bench.summary import Record
 from minprefix.bench.work import Job
 from minprefix.errors import InputError
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
+GPU_SECTIONS = ("train", "decode")
 ROUNDS = 3  # where nothing is said; slow works take fewer
 A_LOT = 4096  # threads, and rounds: more is a slip of the hand
 
 
 def bench(args: argparse.Namespace) -> int:
     """-> 0 if every process gave an answer, 1 if not. Raises InputError for what cannot be run."""
-    sections = SECTIONS if args.what == "all" else (args.what,)
+    on_gpu = args.backend == "cupy"
+    everything = GPU_SECTIONS if on_gpu else SECTIONS
+    sections = everything if args.what == "all" else (args.what,)
     threads = machine.cores() if args.pinned is None else args.pinned
     rounds = ROUNDS if args.rounds is None else args.rounds
     for option, value in (("--threads", threads), ("--rounds", rounds)):
         if not 1 <= value <= A_LOT:
             raise InputError(f"{option} is {value}: expected 1 to {A_LOT}")
-    unknown = [name for name in args.work or () if name not in work.TRAIN]
+    known = gpu.BATCHES if on_gpu else work.TRAIN
+    unknown = [name for name in args.work or () if name not in known]
     if unknown:
-        raise InputError(
-            f"--work {unknown[0]} does not exist: expected one of {', '.join(work.TRAIN)}"
+        where = (
+            f" with --backend {args.backend}" if unknown[0] in {*gpu.BATCHES, *work.TRAIN} else ""
         )
+        raise InputError(
+            f"--work {unknown[0]} does not exist{where}: expected one of {', '.join(known)}"
+        )
+    if args.shape == "medium" and not on_gpu:
+        raise InputError("--shape medium is measured on a GPU: add --backend cupy")
+    if on_gpu:
+        ops.get("cupy")  # says why not
     if args.json is not None:
         _check_writable(args.json)
     if args.report is not None:
@@ -42,7 +53,7 @@ def bench(args: argparse.Namespace) -> int:
             raise InputError(f"--json and --report are both {args.json}: give two files")
     lengths_matter = "train" in sections or "memory" in sections
     data = work.find_data(args.data) if lengths_matter else None
-    peers, skipped = _peers(args.with_dropout, args.no_peers)
+    peers, skipped = _peers(args.with_dropout, args.no_peers, on_gpu)
     jobs = plan(args, sections, data, peers)
     record: Record = {
         "schema": report.SCHEMA,
@@ -52,10 +63,11 @@ def bench(args: argparse.Namespace) -> int:
         "sections": list(sections),
         "threads": threads,
         "rounds": rounds,
-        "shape": args.shape,
+        "backend": args.backend,
+        "shape": ", ".join(_shapes(args)),
         "lengths": "a stored histogram of its training set" if data is None else "its training set",
         "skipped": skipped,
-        "machine": machine.describe(),
+        "machine": machine.describe(args.backend),
         "finished": False,
         "runs": [],
     }
@@ -69,48 +81,77 @@ def bench(args: argparse.Namespace) -> int:
 def bench_report(args: argparse.Namespace) -> int:
     """The page of an earlier run."""
     record = report.read(args.record)
+    on_gpu = None if args.gpu is None else report.read(args.gpu)
+    if on_gpu is not None and (report.is_gpu(record) or not report.is_gpu(on_gpu)):
+        raise InputError(
+            f"--gpu {args.gpu} beside {args.record}: expected a record of --backend cupy beside "
+            "one of the CPU"
+        )
     _check_page(args.out)
-    print("written: " + ", ".join(str(path) for path in report.write(record, args.out)))
+    print("written: " + ", ".join(str(path) for path in report.write(record, args.out, on_gpu)))
     return 0
 
 
 def plan(
     args: argparse.Namespace, sections: Sequence[str], data: Path | None, peers: Sequence[str]
 ) -> list[Job]:
-    config = work.SHAPES[args.shape]
     rounds = ROUNDS if args.rounds is None else args.rounds
     histogram = work.stored_histogram() if data is None else work.histogram_of(data)
     # who is compared stands first to last in every round
     whos = ["ours", *peers]
+    decoders = [who for who in whos if who in ("ours", "peft")]
     without_dropout = [who for who in whos if who != "peft-dropout"]
     jobs: list[Job] = []
+    if args.backend == "cupy":
+        if "train" in sections:
+            only = args.work or ()
+            jobs += gpu.train_jobs(_shapes(args), histogram, whos, args.rounds, only)
+        if "decode" in sections:
+            jobs += gpu.decode_jobs(_shapes(args), decoders, args.rounds)
+        return jobs
+    (shape,) = _shapes(args)
+    config = work.SHAPES[shape]
     if "train" in sections:
         jobs += work.train_jobs(config, histogram, whos, args.rounds, args.work or ())
     if "memory" in sections:
         trained = "train" in sections and not args.work
         jobs += work.memory_jobs(config, histogram, without_dropout, trained)
     if "decode" in sections:
-        decoders = [who for who in whos if who in ("ours", "peft")]
         jobs += work.decode_jobs(config, decoders, args.rounds)
     if "start" in sections:
         jobs += work.start_jobs(config, "peft" in peers, rounds)
     if "growth" in sections:
-        jobs += work.growth_jobs(args.rounds, small=args.shape == "tiny")
+        jobs += work.growth_jobs(args.rounds, small=shape == "tiny")
     return jobs
 
 
-def _peers(with_dropout: bool, none: bool) -> tuple[list[str], dict[str, str]]:
+def _shapes(args: argparse.Namespace) -> Sequence[str]:
+    if args.shape is not None:
+        return (args.shape,)
+    return gpu.BOTH if args.backend == "cupy" else ("124m",)
+
+
+def _peers(with_dropout: bool, none: bool, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
     """Who can be measured here, and why the others cannot."""
     there, skipped = [], {}
+    blind = on_gpu and not none and find_spec("torch") is not None and not _torch_sees_a_gpu()
     for who in ("torch", "peft", *(("peft-dropout",) if with_dropout else ())):
         missing = [name for name in work.NEEDS[who] if find_spec(name) is None]
         if none:
             skipped[who] = "--no-peers"
         elif missing:
             skipped[who] = f"{' and '.join(missing)} not installed"
+        elif blind:
+            skipped[who] = "this PyTorch sees no GPU"
         else:
             there.append(who)
     return there, skipped
+
+
+def _torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _check_writable(path: Path) -> None:
@@ -139,7 +180,8 @@ def _command(args: argparse.Namespace, threads: int) -> str:
     """What gives this run again, without the paths of this machine."""
     parts = ["minprefix bench", args.what, f"--threads {threads}"]
     parts += [] if args.rounds is None else [f"--rounds {args.rounds}"]
-    parts += [] if args.shape == "124m" else [f"--shape {args.shape}"]
+    parts += [] if args.backend == "numpy" else [f"--backend {args.backend}"]
+    parts += [] if args.shape is None else [f"--shape {args.shape}"]
     parts += [f"--work {name}" for name in args.work or ()]
     parts += ["--with-dropout"] if args.with_dropout else []
     parts += ["--no-peers"] if args.no_peers else []
@@ -149,11 +191,11 @@ def _command(args: argparse.Namespace, threads: int) -> str:
 def _measure(record: Record, jobs: Sequence[Job], threads: int, json: Path | None) -> None:
     """Fills the record, and keeps it in the file as it grows."""
     turns = list(in_turns(jobs))
-    if record["shape"] == "124m":
-        minutes = sum(job.expected for job, _ in turns) / 60
+    minutes = sum(job.expected for job, _ in turns) / 60
+    how_long = "a few seconds each"
+    if record["shape"] != "tiny":
         how_long = f"about {minutes:.0f} minutes on two cores"
-    else:
-        how_long = "a few seconds each"
+        how_long = "nobody knows how long" if report.is_gpu(record) else how_long
     _tell(f"{len(turns)} processes, {how_long}; {threads} threads each")
     for who, why in record["skipped"].items():
         _tell(f"{work.TITLES[who]} is left out: {why}")

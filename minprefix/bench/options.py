@@ -17,6 +17,8 @@ def _report(args: argparse.Namespace) -> int:
     return bench_report(args)
 
 
+#: what takes --backend
+ON_GPU = ("train", "decode", "all")
 WHAT = {
     "train": "a training step against PyTorch, by batch",
     "decode": "greedy and beam search against transformers' generate",
@@ -38,6 +40,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", default=Path("BENCHMARKS.md"),
         help="default BENCHMARKS.md; pictures go to a folder benchmarks beside it",
     )  # fmt: skip
+    part.add_argument(
+        "--gpu", type=Path, metavar="FILE",
+        help="another record, of --backend cupy: the page's section on a GPU",
+    )  # fmt: skip
 
 
 def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
@@ -51,6 +57,7 @@ def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser
 def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
     """Each command takes what it heeds."""
     part.set_defaults(work=None, with_dropout=False, no_peers=False, data=None, rounds=None)
+    part.set_defaults(backend="numpy")
     add = part.add_argument
     add("--json", type=Path, metavar="FILE", help="write everything, each sample with it")
     add("--report", type=Path, metavar="FILE", help="write the page and its pictures, too")
@@ -61,16 +68,21 @@ def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
         metavar="N",
         help="for everyone (default: the machine's cores)",
     )
-    add(
-        "--shape", choices=("124m", "tiny"), default="124m",
-        help="of the model (default 124m, GPT-2's; tiny tries the bench itself)",
-    )  # fmt: skip
+    shapes, default = ["124m", "tiny"], "124m, GPT-2's"
+    if name in ON_GPU:
+        add("--backend", choices=("numpy", "cupy"), default="numpy",
+            help="cupy: everyone on an NVIDIA GPU, in float32 and TF32; all is then train and "
+            "decode")  # fmt: skip
+        shapes.insert(1, "medium")
+        default += "; with --backend cupy that and medium"
+    add("--shape", choices=shapes, help=f"of the model (default {default}; tiny tries the bench "
+        "itself)")  # fmt: skip
     if name != "memory":
         add("--rounds", type=int, metavar="N", help="default 3, and 2 of what is slow")
     if name != "growth":
         add("--no-peers", action="store_true", help="this project alone")
     if name in ("train", "all"):
-        works = "of train: e2e-10, e2e-32, rectangle, long"
+        works = "of train: e2e-10, e2e-32, rectangle, long; with --backend cupy e2e-10, -32, -128"
         add("--work", action="append", metavar="NAME", help=f"{works}; may be given again")
         add("--with-dropout", action="store_true", help="PEFT with GPT-2's dropout trains, too")
     if name in ("train", "memory", "all"):

@@ -8,8 +8,10 @@ from statistics import median
 from typing import Any
 
 from minprefix import files
+from minprefix.bench import gpu
 from minprefix.bench.summary import (
     EXPLAINED,
+    GPU_TARGETS,
     NOISY,
     TARGETS,
     Figure,
@@ -53,10 +55,10 @@ class Table:
         notes = [textwrap.fill(note, 100, subsequent_indent="  ") for note in self.notes]
         return "\n".join([self.title, *(f"  {line}" for line in shown), *notes])
 
-    def markdown(self) -> str:
+    def markdown(self, heading: str = "##") -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         shown = ["| " + " | ".join(line) + " |" for line in lines]
-        return "\n".join([f"## {self.title}", "", *shown, "", *self.notes])
+        return "\n".join([f"{heading} {self.title}", "", *shown, "", *self.notes])
 
 
 #: the folder beside the page
@@ -82,11 +84,19 @@ def read(path: Path) -> Record:
     return record
 
 
+def is_gpu(record: Record) -> bool:
+    return record.get("backend") == "cupy"  # older ones do not say
+
+
 # ---- numbers as text --------------------------------------------------------------------------
 
 
 def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value * 1000:.1f} ms"
 
 
 def mega(value: float) -> str:
@@ -115,8 +125,10 @@ def tables(record: Record) -> list[Table]:
     made = [
         _targets(record),
         _train(results),
+        _gpu_train(results),
         _products(results),
         _decode(results),
+        _gpu_decode(results),
         _memory(results),
         _start(results),
         _growth(results),
@@ -127,9 +139,13 @@ def tables(record: Record) -> list[Table]:
 def _targets(record: Record) -> Table:
     found = figures(record)
     table = Table("Targets", ["what", "wanted", "measured", "verdict"])
-    for target in TARGETS:
-        # they are meant for GPT-2's shape
-        if target.section not in record["sections"] or record["shape"] != "124m":
+    targets = TARGETS
+    if is_gpu(record):
+        shapes = record["shape"].split(", ")
+        targets = tuple(t for shape in shapes for t in GPU_TARGETS.get(shape, ()))
+    for target in targets:
+        # they are meant for GPT-2's shapes
+        if target.section not in record["sections"] or record["shape"] == "tiny":
             continue
         figure = found.get(target.figure)
         name = target.figure
@@ -173,11 +189,7 @@ def _train(results: Results) -> Table:
                     NONE if ours else spread(memory),
                 ]
             )
-        if losses and max(losses) - min(losses) > 1e-3 * max(losses):
-            table.notes.append(
-                f"{work}: the first losses are {min(losses):.5f} to {max(losses):.5f}: they did "
-                "not do the same work, and no ratio of theirs means anything."
-            )
+        table.notes += _unlike(work, losses)
     notes = [f"- {work.name}: {work.what}." for work in TRAIN.values()]
     table.notes += [
         *notes,
@@ -190,6 +202,58 @@ def _train(results: Results) -> Table:
         "comparison is called too noisy.",
     ]
     return table
+
+
+def _gpu_train(results: Results) -> Table:
+    header = [
+        "work", "who", "a step", "tokens/s", "minprefix's time to it", "peak device memory",
+        "memory to it", "launches",
+    ]  # fmt: skip
+    table = Table("A training step on a GPU", header)
+    for work in gpu.TRAIN:
+        mine, losses = results.step_seconds(work, "ours"), []
+        for who in ("ours", *results.peers("train")):
+            steps, peaks = results.step_seconds(work, who), results.peak(work, who)
+            if not steps:
+                continue
+            if who != "peft-dropout":
+                losses += [a["losses"][0] for a in results.answers("train", work, who).values()]
+            launches, ours = results.launches(work, who), who == "ours"
+            table.rows.append(
+                [
+                    work,
+                    TITLES[who],
+                    _median_of(steps, milliseconds),
+                    _median_of(results.tokens_per_second(work, who), lambda n: f"{n:.0f}"),
+                    NONE if ours else spread(ratio(mine, steps)),
+                    _median_of(peaks, mega),
+                    NONE if ours else spread(ratio(results.peak(work, "ours"), peaks)),
+                    NONE if launches is None else str(launches),
+                ]
+            )
+        table.notes += _unlike(work, losses)
+    table.notes += [
+        "- e2e-N: N pairs of the E2E dataset's lengths. float32 and tf32: of matrix products; all "
+        "else is float32. Tokens are those of the pairs, no padding.",
+        "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
+        "weights, prefix and token ids; the GPU has ended its work before the clock is read. "
+        "Our algorithm in PyTorch pads in attention, as this project does there.",
+        "- Peak device memory is what the process's allocator took (CuPy's pool, PyTorch's "
+        "reserved memory): without the driver's own, with PyTorch's workspaces for matrix "
+        "products. Launches are the kernels of one step, without copies and fills, as PyTorch's "
+        "profiler counts them in a process of their own.",
+    ]
+    return table
+
+
+def _unlike(work: str, losses: Sequence[float]) -> list[str]:
+    """A note where the first losses are not the same."""
+    if not losses or max(losses) - min(losses) <= 1e-3 * max(losses):
+        return []
+    return [
+        f"{work}: the first losses are {min(losses):.5f} to {max(losses):.5f}: they did "
+        "not do the same work, and no ratio of theirs means anything."
+    ]
 
 
 def _products(results: Results) -> Table:
@@ -221,17 +285,7 @@ def _products(results: Results) -> Table:
 def _decode(results: Results) -> Table:
     header = ["case", "who", "a token", "minprefix's time to it", "first token", "all"]
     table = Table("Decoding", header)
-    for case in DECODE:
-        ours = results.decoding(case, "ours")[0]
-        for who in ("ours", *results.peers("decode")):
-            token, first, whole = results.decoding(case, who)
-            if not token:
-                continue
-            compared = NONE if who == "ours" else spread(ratio(ours, token))
-            title = TITLES[who] if who == "ours" else "transformers' generate, through PEFT"
-            shown = [_median_of(values, seconds) for values in (first, whole)]
-            each = _median_of(token, lambda value: f"{value * 1000:.1f} ms")
-            table.rows.append([case, title, each, compared, *shown])
+    table.rows = _decode_rows(results, "all cases")
     rates = [a["bytes_per_second"] for a in results.answers("decode", "bandwidth").values()]
     table.notes = [
         f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time for all less that to "
@@ -245,6 +299,28 @@ def _decode(results: Results) -> Table:
             f"{n_bytes / median(rates) * 1000:.1f} ms for all weights once."
         )
     return table
+
+
+def _decode_rows(results: Results, work: str) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = []
+    for case in DECODE:
+        ours = results.decoding(case, "ours", work)[0]
+        for who in ("ours", *results.peers("decode")):
+            token, first, whole = results.decoding(case, who, work)
+            if not token:
+                continue
+            compared = NONE if who == "ours" else spread(ratio(ours, token))
+            title = TITLES[who] if who == "ours" else "transformers' generate, through PEFT"
+            shown = [_median_of(values, seconds) for values in (first, whole)]
+            rows.append([case, title, _median_of(token, milliseconds), compared, *shown])
+    return rows
+
+
+def _gpu_decode(results: Results) -> Table:
+    header = ["work", "case", "who", "a token", "minprefix's time to it", "first token", "all"]
+    rows = [[work, *row] for work in gpu.DECODERS for row in _decode_rows(results, work)]
+    note = f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones; a token: as on the CPU."
+    return Table("Decoding on a GPU", header, rows, [note])
 
 
 def _memory(results: Results) -> Table:
@@ -334,10 +410,21 @@ def machine_lines(record: Record) -> list[str]:
     memory = "" if m["memory_bytes"] is None else f", {m['memory_bytes'] / 2**30:.0f} GiB"
     versions = ", ".join(f"{name} {number or 'absent'}" for name, number in m["packages"].items())
     return [
+        *_gpu_lines(m.get("gpu")),
         f"{m['cpu']}, {m['cores']} cores{memory}; {m['os']}",
         f"Python {m['python']}, BLAS {m['blas']}; {versions}",
         f"minprefix {record['minprefix']}, {record['threads']} threads, shape {record['shape']}, "
         f"P = {PREFIX}, {record['date']}",
+    ]
+
+
+def _gpu_lines(card: dict[str, Any] | None) -> list[str]:
+    if card is None:
+        return []
+    return [
+        f"{card['name']}, {card['memory_bytes'] / 2**30:.0f} GiB, compute capability "
+        f"{card['compute_capability']}; CuPy {card['cupy']} on CUDA {card['runtime']}, a driver "
+        f"for CUDA {card['driver']}"
     ]
 
 
@@ -350,7 +437,7 @@ def remarks(record: Record) -> list[str]:
         said.append(f"{where} failed: {run['error'][0]}.")
     if not record["finished"]:
         said.append("The run was stopped before its end.")
-    if record["shape"] != "124m":
+    if record["shape"] == "tiny":
         said.append("This shape tries the bench itself: it has no targets.")
     return said
 
@@ -360,9 +447,33 @@ def text(record: Record) -> str:
     return "\n\n".join([*parts, *(table.text() for table in tables(record))])
 
 
-def markdown(record: Record, pictures: dict[str, str], by_hand: str) -> str:
+UNMEASURED = """\
+Not measured: no run on a GPU has been recorded. On a machine that has one, with CuPy and PyTorch for
+CUDA, these measure it and write it here, this page's own record being `bench.json`:
+
+```
+minprefix bench all --backend cupy --json gpu.json
+minprefix bench report bench.json --gpu gpu.json --out BENCHMARKS.md
+```
+"""
+
+
+def on_a_gpu(record: Record | None) -> list[str]:
+    """The section beside the CPU's figures."""
+    if record is None:
+        return ["## On a GPU", "", UNMEASURED]
+    lines = ["## On a GPU", "", f"From the record of `{record['command']}`.", ""]
+    lines += [*(f"- {line}" for line in [*machine_lines(record), *remarks(record)]), ""]
+    for table in tables(record):
+        lines += [table.markdown("###"), ""]
+    return lines
+
+
+def markdown(
+    record: Record, pictures: dict[str, str], by_hand: str, gpu_record: Record | None = None
+) -> str:
     """`pictures`: table title -> the picture's path beside the page; `by_hand`: what a person
-    wrote, included as it is."""
+    wrote, included as it is; `gpu_record`: of another run, with --backend cupy."""
     lines = [
         "# Benchmarks",
         "",
@@ -377,10 +488,12 @@ def markdown(record: Record, pictures: dict[str, str], by_hand: str) -> str:
         lines += [table.markdown(), ""]
         if table.title in pictures:
             lines += [f"![{table.title}]({pictures[table.title]})", ""]
+    if not is_gpu(record):
+        lines += on_a_gpu(gpu_record)
     return "\n".join(lines) + ("\n" + by_hand if by_hand else "")
 
 
-def write(record: Record, page: Path) -> list[Path]:
+def write(record: Record, page: Path, gpu_record: Record | None = None) -> list[Path]:
     """The page and its pictures, in a folder `benchmarks` beside it. -> what was written."""
     from minprefix.bench.pictures import draw
 
@@ -389,5 +502,5 @@ def write(record: Record, page: Path) -> list[Path]:
     paths = {title: f"{folder.name}/{path.name}" for title, path in drawn.items()}
     by_hand = folder / "optimisations.md"
     said = files.read_text(by_hand, "what paid") if by_hand.exists() else ""
-    files.write_text(page, markdown(record, paths, said))
+    files.write_text(page, markdown(record, paths, said, gpu_record))
     return [page, *drawn.values()]

@@ -4,11 +4,13 @@ that they are held against. Reads the record alone."""
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from minprefix.bench import gpu
 from minprefix.bench.work import DECODE, GROWTH, GROWTH_CONFIG, PROMPT, TRAIN
 
 NOISY = 1.25  # highest / lowest ratio of the rounds of one comparison
@@ -82,15 +84,29 @@ class Results:
         return {r: median(a["times"]) for r, a in self.answers("train", work, who).items()}
 
     def peak(self, work: str, who: str) -> dict[int, float]:
-        """Of the training processes, in bytes."""
+        """Of the training processes, in bytes; on a GPU of its memory."""
         answers = self.answers("train", work, who) or self.answers("memory", work, who)
-        return {r: a["peak"] for r, a in answers.items()}
+        return {r: a.get("device_peak", a["peak"]) for r, a in answers.items()}
 
-    def decoding(self, case: str, who: str) -> list[dict[int, float]]:
+    def tokens_per_second(self, work: str, who: str) -> dict[int, float]:
+        """Source and target, without padding."""
+        seconds = self.step_seconds(work, who)
+        for run in self.runs:
+            if (run["section"], run["work"], run["who"]) == ("train", work, who):
+                n = sum(source + target for source, target in run["arguments"]["lengths"])
+                return {r: n / each for r, each in seconds.items()}
+        return {}
+
+    def launches(self, work: str, who: str) -> int | None:
+        """Of a step."""
+        counts = [a["launches"] for a in self.answers("launches", work, who).values()]
+        return counts[0] if counts else None
+
+    def decoding(self, case: str, who: str, work: str = "all cases") -> list[dict[int, float]]:
         """Seconds a token after the first, to the first, and for all."""
         token, first, whole = {}, {}, {}
         for run in self.runs:
-            if (run["section"], run["work"], run["who"]) != ("decode", "all cases", who):
+            if (run["section"], run["work"], run["who"]) != ("decode", work, who):
                 continue
             r, times = run["round"], run["answer"]["cases"][case]
             first[r], whole[r] = median(times["first"]), median(times["whole"])
@@ -141,7 +157,7 @@ def figures(record: Record) -> dict[str, Figure]:
         if figure is not None:
             found[name] = figure
 
-    for work in TRAIN:
+    for work in (*TRAIN, *gpu.TRAIN):
         for who in results.peers("train", "memory"):
             seconds = ratio(results.step_seconds(work, "ours"), results.step_seconds(work, who))
             put(f"train {work}: time against {who}", seconds)
@@ -161,6 +177,10 @@ def figures(record: Record) -> dict[str, Figure]:
         for who in results.peers("decode"):
             put(f"decode {case}: time a token against {who}",
                 ratio(token, results.decoding(case, who)[0]))  # fmt: skip
+        for work, who in product(gpu.DECODERS, results.peers("decode")):
+            token = results.decoding(case, "ours", work)[0]
+            put(f"decode {work}, {case}: time a token against {who}",
+                ratio(token, results.decoding(case, who, work)[0]))  # fmt: skip
     put("decode: share of the bandwidth", bandwidth_share(results))
     _put_start(results, put)
     _put_growth(results, put)
@@ -276,6 +296,24 @@ TARGETS = (
     Target("growth", "growth: time that slots add", "at most", 1.1),
     Target("growth", "growth: memory a layer in patterns", "at most", 1.0),
 )
+
+
+def _gpu_targets(shape: str) -> Iterable[Target]:
+    for work in gpu.TRAIN.values():
+        if work.shape == shape:
+            if gpu.BATCHES[work.batch] >= 32:
+                yield Target("train", f"train {work.name}: time against peft", "at most", 0.5)
+            yield Target("train", f"train {work.name}: time against torch", "at most", 1.0)
+            yield Target("train", f"train {work.name}: peak memory against peft", "at most", 0.5)
+            yield Target("train", f"train {work.name}: different results", "at most", 1)
+    for name, decoder in gpu.DECODERS.items():
+        for case in DECODE if decoder[0] == shape else ():
+            figure = f"decode {name}, {case}: time a token against peft"
+            yield Target("decode", figure, "at most", 1.0)
+
+
+#: of a record with --backend cupy, by shape
+GPU_TARGETS = {shape: tuple(_gpu_targets(shape)) for shape in gpu.BOTH}
 
 #: what a figure's name does not say
 EXPLAINED = {
