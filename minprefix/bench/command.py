@@ -35,11 +35,9 @@ def bench(args: argparse.Namespace) -> int:
     known = gpu.BATCHES if on_gpu else work.TRAIN
     unknown = [name for name in args.work or () if name not in known]
     if unknown:
-        where = (
-            f" with --backend {args.backend}" if unknown[0] in {*gpu.BATCHES, *work.TRAIN} else ""
-        )
         raise InputError(
-            f"--work {unknown[0]} does not exist{where}: expected one of {', '.join(known)}"
+            f"--work {unknown[0]} does not exist{' on a GPU' if on_gpu else ''}: expected one of "
+            f"{', '.join(known)}"
         )
     if args.shape == "medium" and not on_gpu:
         raise InputError("--shape medium is measured on a GPU: add --backend cupy")
@@ -195,7 +193,7 @@ def _measure(record: Record, jobs: Sequence[Job], threads: int, json: Path | Non
     how_long = "a few seconds each"
     if record["shape"] != "tiny":
         how_long = f"about {minutes:.0f} minutes on two cores"
-        how_long = "nobody knows how long" if report.is_gpu(record) else how_long
+        how_long = "for as long as they take" if report.is_gpu(record) else how_long
     _tell(f"{len(turns)} processes, {how_long}; {threads} threads each")
     for who, why in record["skipped"].items():
         _tell(f"{work.TITLES[who]} is left out: {why}")

@@ -191,7 +191,7 @@ class ByHand:
                 q, k, v = qkv.view(len(x), 3, NH, -1).unbind(1)
                 z = attend(q, k, v, i)
                 if i == self.config.n_layer - 1:
-                    x, z = x[rows], z[rows]
+                    x, z = x.index_select(0, rows), z.index_select(0, rows)
                 x = x + self._linear(z, f"h.{i}.attn.c_proj")
                 h = self._linear(self._norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
                 x = x + self._linear(F.gelu(h, approximate="tanh"), f"h.{i}.mlp.c_proj")
@@ -242,7 +242,7 @@ class ByHand:
                 for j, a in ((0, k), (1, v))
             )
             z = F.scaled_dot_product_attention(heads(q), keys, values, attn_mask=mask)
-            return z.transpose(1, 2).flatten(0, 1)[places].flatten(1)
+            return z.transpose(1, 2).flatten(0, 1).index_select(0, places).flatten(1)
 
         return attend
 

@@ -282,15 +282,18 @@ def _products(results: Results) -> Table:
     return table
 
 
+A_TOKEN = (
+    f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time for all less that to "
+    f"the first, over {NEW}; with several prompts or beams, of all of them at once."
+)
+
+
 def _decode(results: Results) -> Table:
     header = ["case", "who", "a token", "minprefix's time to it", "first token", "all"]
     table = Table("Decoding", header)
     table.rows = _decode_rows(results, "all cases")
     rates = [a["bytes_per_second"] for a in results.answers("decode", "bandwidth").values()]
-    table.notes = [
-        f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time for all less that to "
-        f"the first, over {NEW}; with several prompts or beams, of all of them at once.",
-    ]
+    table.notes = [A_TOKEN]
     if rates and table.rows:
         n_bytes = next(a["bytes"] for a in results.answers("decode", "bandwidth").values())
         table.notes.append(
@@ -318,9 +321,10 @@ def _decode_rows(results: Results, work: str) -> list[Sequence[str]]:
 
 def _gpu_decode(results: Results) -> Table:
     header = ["work", "case", "who", "a token", "minprefix's time to it", "first token", "all"]
-    rows = [[work, *row] for work in gpu.DECODERS for row in _decode_rows(results, work)]
-    note = f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones; a token: as on the CPU."
-    return Table("Decoding on a GPU", header, rows, [note])
+    table = Table("Decoding on a GPU", header, notes=[A_TOKEN])
+    for work in gpu.DECODERS:
+        table.rows += [[work, *row] for row in _decode_rows(results, work)]
+    return table
 
 
 def _memory(results: Results) -> Table:
@@ -448,8 +452,9 @@ def text(record: Record) -> str:
 
 
 UNMEASURED = """\
-Not measured: no run on a GPU has been recorded. On a machine that has one, with CuPy and PyTorch for
-CUDA, these measure it and write it here, this page's own record being `bench.json`:
+Not measured: no run on a GPU has been recorded. On a machine that has one, with CuPy, and with
+PyTorch for CUDA, transformers and PEFT for the comparison, these measure it and write it here;
+`bench.json` is the record of the figures above:
 
 ```
 minprefix bench all --backend cupy --json gpu.json
@@ -463,10 +468,19 @@ def on_a_gpu(record: Record | None) -> list[str]:
     if record is None:
         return ["## On a GPU", "", UNMEASURED]
     lines = ["## On a GPU", "", f"From the record of `{record['command']}`.", ""]
-    lines += [*(f"- {line}" for line in [*machine_lines(record), *remarks(record)]), ""]
+    lines += [*_facts(record), ""]
     for table in tables(record):
         lines += [table.markdown("###"), ""]
     return lines
+
+
+def _facts(record: Record) -> list[str]:
+    """What stands before the tables."""
+    return [
+        *(f"- {line}" for line in [*machine_lines(record), *remarks(record)]),
+        f"- Lengths of the E2E batches: {record['lengths']}. Each figure is the work of fresh "
+        "processes that took turns, with the same number of threads.",
+    ]
 
 
 def markdown(
@@ -479,9 +493,7 @@ def markdown(
         "",
         f"Written by `minprefix bench report` from the record of `{record['command']}`.",
         "",
-        *(f"- {line}" for line in [*machine_lines(record), *remarks(record)]),
-        f"- Lengths of the E2E batches: {record['lengths']}. Each figure is the work of fresh "
-        "processes that took turns, with the same number of threads.",
+        *_facts(record),
         "",
     ]
     for table in tables(record):

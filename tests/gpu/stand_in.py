@@ -357,15 +357,23 @@ class _Pool:
         return cls.held
 
 
+def _waited() -> None:
+    crossed["waits"] += 1
+
+
 cuda = types.SimpleNamespace(
     Device=_Device,
     cublas=_Cublas,
     device=types.SimpleNamespace(get_cublas_handle=lambda: 7),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
+    get_current_stream=lambda: types.SimpleNamespace(synchronize=_waited),
     runtime=types.SimpleNamespace(
         getDeviceCount=lambda: 1,
         CUDARuntimeError=CUDARuntimeError,
         memGetInfo=lambda: (1 << 30, 1 << 34),
+        getDeviceProperties=lambda _: {"name": b"no GPU at all", "totalGlobalMem": 2**31},
+        driverGetVersion=lambda: 12080,
+        runtimeGetVersion=lambda: 12090,
     ),
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
 )
