@@ -129,7 +129,9 @@ def _shapes(args: argparse.Namespace) -> Sequence[str]:
     return gpu.BOTH if args.backend == "cupy" else ("124m",)
 
 
-def _peers(with_dropout: bool, none: bool, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+def _peers(
+    with_dropout: bool, none: bool, on_gpu: bool = False
+) -> tuple[list[str], dict[str, str]]:
     """Who can be measured here, and why the others cannot."""
     there, skipped = [], {}
     blind = on_gpu and not none and find_spec("torch") is not None and not _torch_sees_a_gpu()
