@@ -10,13 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minprefix import ops
 from minprefix.bench import command, device, gpu, machine, ours, report, run, summary, work
 from minprefix.bench.device import Device
 from minprefix.bench.work import Job
 from minprefix.cli import _parser, main
-from tests.test_bench import SMALL, TINY, made_up
+from tests.test_bench import LENGTHS, SMALL, TINY, made_up
 from tests.test_cupy import cupy  # noqa: F401  a fixture
 
 CARD = {
@@ -329,15 +332,58 @@ def test_the_peers_code_for_a_device_runs_on_the_cpu(who, monkeypatch):
 
 
 def test_the_peers_heed_device_and_precision():
-    torch = pytest.importorskip("torch")
     from minprefix.bench import peers
 
     for precision in ("tf32", "float32"):  # as it was, in the end
         on_it = peers._device({"device": "cuda", "precision": precision})
         assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
     assert on_it == Device(torch.cuda.synchronize, torch.cuda.max_memory_reserved)
-    with pytest.raises((AssertionError, RuntimeError)):  # the model goes where it is told to
-        peers.ByHand({**SMALL, "device": "cuda:4095"})
+
+
+class Crossings(TorchDispatchMode):
+    """Which operations met arrays of two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: list[str] = []
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [a for a in tree_leaves((args, kwargs or {})) if isinstance(a, torch.Tensor)]
+        devices = {a.device.type for a in given}
+        self.devices |= devices
+        if len(devices) > 1:
+            self.mixed.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("who", ["torch", "peft"])
+def test_all_that_a_peer_computes_with_lies_on_its_device(who, monkeypatch):
+    """PyTorch's device "meta" computes nothing: what a step asks of it reaches the end, where the
+    loss would be read."""
+    pytest.importorskip("peft")
+    from minprefix.bench import peers
+
+    trainer = peers._trainer({**SMALL, "device": "meta"}, who)
+    real = torch.optim.AdamW  # as one kernel it is a GPU's
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, fused=None, **rest: real(*a, **rest))
+    step, seen = trainer.on(LENGTHS), Crossings()
+    with seen, pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta"):
+        step()
+    assert "meta" in seen.devices
+    assert seen.mixed == []
+    trained = trainer.kv if who == "torch" else next(p for p in trainer.model.parameters()
+                                                     if p.requires_grad)  # fmt: skip
+    assert trained.device.type == "meta"
+
+
+def test_what_is_asked_of_cupy_exists():
+    real = pytest.importorskip("cupy", reason="CuPy is not installed")
+    assert callable(real.get_default_memory_pool().total_bytes)
+    assert callable(real.cuda.get_current_stream)
+    assert hasattr(real.cuda.Stream, "synchronize")
+    for name in ("getDeviceProperties", "driverGetVersion", "runtimeGetVersion"):
+        assert callable(getattr(real.cuda.runtime, name))
 
 
 @pytest.fixture

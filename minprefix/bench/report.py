@@ -163,6 +163,13 @@ def _targets(record: Record) -> Table:
     return table
 
 
+A_RATIO = (
+    "- After one step that warms up{}, the median of the timed steps of a process, and of all "
+    "rounds; a ratio is that of one round, with the lowest and the highest of them. Where these "
+    f"lie further apart than {NOISY} to 1 the comparison is called too noisy."
+)
+
+
 def _train(results: Results) -> Table:
     header = ["work", "who", "a step", "minprefix's time to it", "peak memory", "memory to it"]
     table = Table("A training step", header)
@@ -196,10 +203,7 @@ def _train(results: Results) -> Table:
         "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
         "weights, prefix and token ids. PEFT's model has its dropout at 0, so that all compute the "
         "same function; its documentation trains at 0.1 (`--with-dropout`).",
-        "- After one step that warms up (for long: one of a short sequence), the median of the "
-        "timed steps of a process, and of all rounds; a ratio is that of one round, with the "
-        f"lowest and the highest of them. Where these lie further apart than {NOISY} to 1 the "
-        "comparison is called too noisy.",
+        A_RATIO.format(" (for long: one of a short sequence)"),
     ]
     return table
 
@@ -237,7 +241,9 @@ def _gpu_train(results: Results) -> Table:
         "else is float32. Tokens are those of the pairs, no padding.",
         "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
         "weights, prefix and token ids; the GPU has ended its work before the clock is read. "
-        "Our algorithm in PyTorch pads in attention, as this project does there.",
+        "Our algorithm in PyTorch pads in attention, as this project does there; PEFT's model has "
+        "its dropout at 0.",
+        A_RATIO.format(""),
         "- Peak device memory is what the process's allocator took (CuPy's pool, PyTorch's "
         "reserved memory): without the driver's own, with PyTorch's workspaces for matrix "
         "products. Launches are the kernels of one step, without copies and fills, as PyTorch's "
