@@ -331,6 +331,23 @@ def test_the_peers_code_for_a_device_runs_on_the_cpu(who, monkeypatch):
     assert peers.launches(here, who) == {"launches": None}
 
 
+def test_attention_by_hand_is_the_same_for_all_sequences_at_once():
+    from minprefix.bench import peers
+
+    trainer = peers.ByHand(SMALL)
+    torch.manual_seed(0)
+    Ts = [sum(each) for each in LENGTHS]
+    trainer.kv.data.normal_()
+    given = torch.randn(3, sum(Ts), TINY["n_head"], TINY["n_embd"] // TINY["n_head"])
+    dz, found = torch.randn(sum(Ts), TINY["n_embd"]), []
+    for attend in (trainer._each_sequence(Ts), trainer._padded(Ts)):
+        qkv = given.clone().requires_grad_()
+        z = attend(*qkv, 1)
+        found.append((z, *torch.autograd.grad(z, (qkv, trainer.kv), dz)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_the_peers_heed_device_and_precision():
     from minprefix.bench import peers
 
