@@ -19,6 +19,7 @@ from minprefix.bench import command, device, gpu, machine, ours, report, run, su
 from minprefix.bench.device import Device
 from minprefix.bench.work import Job
 from minprefix.cli import _parser, main
+from tests.gpu import stand_in
 from tests.test_bench import LENGTHS, SMALL, TINY, made_up
 from tests.test_cupy import cupy  # noqa: F401  a fixture
 
@@ -416,7 +417,8 @@ def precisions(cupy, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(own, "matmul_precision", matmul_precision)
     monkeypatch.setattr(stand_in._Pool, "held", 12345)
-    return asked
+    yield asked
+    real("float32")
 
 
 def test_our_job_computes_on_the_gpu_what_it_computes_on_the_cpu(precisions):
