@@ -182,21 +182,7 @@ def _method(name: str) -> Any:
     return method
 
 
-for _name in [
-    "sum",
-    "mean",
-    "max",
-    "min",
-    "argmax",
-    "any",
-    "all",
-    "astype",
-    "reshape",
-    "swapaxes",
-    "transpose",
-    "ravel",
-    "copy",
-]:
+for _name in METHODS:
     setattr(Array, _name, _method(_name))
 
 
@@ -219,7 +205,7 @@ def _empty(shape: Any, dtype: Any = float) -> Array:
 def _asarray(a: Any, dtype: Any = None) -> Array:
     if isinstance(a, Array):
         return a if dtype is None else a.astype(dtype, copy=False)
-    host = np.array(a, dtype)  # a copy: the GPU has memory of its own
+    host = np.array(a, dtype, order="C")  # a copy, in rows as CuPy makes it
     crossed["to GPU"] += 1
     crossed["bytes to GPU"] += host.nbytes
     return Array(host)
