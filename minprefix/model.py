@@ -220,6 +220,15 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
     return _ops.get(ops)
 
 
+def check_same_place(model: GPT2, prefix: "Prefix") -> None:
+    """Raises InputError where one lives on the GPU and the other does not."""
+    if prefix.backend != model.backend:
+        raise InputError(
+            f"the prefix lives with {prefix.backend!r} and model {model.name!r} with "
+            f"{model.backend!r}: prefix.to({model.backend!r}) takes it there"
+        )
+
+
 # ---- from a batch and its prefixes to the loss and its gradients ------------------------------
 
 
@@ -262,11 +271,7 @@ def prepare(
 def _check_prefixes(model: GPT2, batch: Batch, prefixes: "list[Prefix]") -> None:
     for p in prefixes:
         p.check(model.config, model.name)
-        if p.backend != model.backend:
-            raise InputError(
-                f"the prefix lives with {p.backend!r} and model {model.name!r} with "
-                f"{model.backend!r}: prefix.to({model.backend!r}) takes it there"
-            )
+        check_same_place(model, p)
     named, given = batch.prefix.max(), len(prefixes)
     if named >= max(given, 1):  # a batch that names none names 0
         raise InputError(f"the batch names prefix {named} (from 0), and {given} were given")

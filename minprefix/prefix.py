@@ -284,7 +284,7 @@ class MLPPrefix(Prefix):
             position_offset,
         )
         if onto is not None:
-            prefix.fit(onto.kv)
+            prefix.fit(onto.to("numpy").kv)
         return prefix
 
     @property

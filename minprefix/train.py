@@ -27,7 +27,7 @@ from minprefix.budget import out_of_memory
 from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss
-from minprefix.model import GPT2, digest, loss_and_grad
+from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
 from minprefix.ops import BACKENDS, Ops, get, memory, to
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
 from minprefix.plots import loss_picture
@@ -168,6 +168,8 @@ def train(
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
+    operations(model, settings.backend)  # raises InputError where they are not in one place,
+    check_same_place(model, prefix)  # before a folder is made for a run that cannot begin
     memory.keep_freed()
     if settings.backend == "cupy":
         _on_gpu().matmul_precision(settings.matmul)

@@ -3,6 +3,7 @@ there is one, and on the stand-in (`tests.gpu.stand_in`), whose arrays refuse wh
 whose kernels are the same source compiled for the CPU."""
 
 import ast
+import copy
 import importlib
 import inspect
 import json
@@ -194,6 +195,38 @@ def test_keys_that_lie_apart_are_read_where_they_lie(cupy_ops, cupy):
     assert relative_error(cupy.asnumpy(got), wanted) < 1e-12
 
 
+def test_what_an_operation_is_given_may_be_every_other_number(cupy_ops, cupy):
+    rng = np.random.default_rng(0)
+
+    def check(operation, *given):
+        """Each array as it is, and as every other number along each axis of a larger one."""
+        wanted = getattr(ops.reference, operation)(*map(copy.copy, given))
+        apart = []
+        for a in given:
+            if not isinstance(a, np.ndarray):
+                apart.append(a)
+                continue
+            large = np.full([2 * n for n in a.shape], a.flat[0])
+            every_other = (slice(None, None, 2),) * a.ndim
+            large[every_other] = a
+            apart.append(cupy.asarray(large)[every_other])
+        got = getattr(cupy_ops, operation)(*apart)
+        wanted, got = (each if isinstance(each, tuple) else (each,) for each in (wanted, got))
+        for a, b in zip(wanted, got, strict=True):
+            if isinstance(a, np.ndarray | np.generic):
+                assert relative_error(cupy.asnumpy(b), a) < 1e-12, operation
+
+    x, gain, bias, weight = (rng.normal(size=s) for s in ((6, 8), 8, 8, (8, 5)))
+    wte, wpe, logits, weights = (rng.normal(size=s) for s in ((9, 8), (7, 8), (6, 5), 6))
+    tokens, positions, targets = (rng.integers(0, n, 6) for n in (9, 7, 5))
+    check("embed", tokens, positions, wte, wpe)
+    check("embed_backward_params", x, tokens, positions, wte, wpe)
+    check("layernorm", x, gain, bias, 1e-5)
+    check("linear", x, weight, bias[:5])
+    check("gelu", x)
+    check("cross_entropy", logits, targets, weights)
+
+
 # ---- the house --------------------------------------------------------------------------------
 
 
@@ -238,6 +271,41 @@ def test_training_goes_the_same_way(cupy, tmp_path, mlp):
         ended[where] = prefix.to("numpy").parameters
     for name, a in ended["numpy"].items():
         assert relative_error(ended["cupy"][name], a) < 1e-9, name
+
+
+def test_what_is_trained_may_lie_in_any_order(cupy):
+    """The keys and values that a text leaves are a view with two axes swapped."""
+    model, batch = model_and_batch()
+    batch = Batch.pack([[1, 2, 3, 4], [5, 6, 7]])
+    ended = []
+    for there in (model, model.to("cupy")):
+        prefix, adam = Prefix.text(there, [5, 3, 1]), AdamW(weight_decay=0.1)
+        assert not prefix.kv.flags.c_contiguous
+        for _ in range(3):
+            _, dkv = loss_and_grad(there, prefix, batch)
+            adam.step(prefix.parameters, prefix.backward(dkv), 0.01)
+        ended.append(prefix.to("numpy").kv)
+    assert relative_error(ended[1], ended[0]) < 1e-9
+
+
+def test_an_mlp_is_fitted_to_a_prefix_of_the_gpu(cupy):
+    onto = Prefix.normal(WORDS, 2, 0.5, dtype="float64")
+    wanted = Prefix.mlp(WORDS, 2, 4, onto=onto, dtype="float64")
+    got = Prefix.mlp(WORDS, 2, 4, onto=onto.to("cupy"), dtype="float64")
+    assert np.array_equal(got.kv, wanted.kv)
+
+
+@pytest.mark.parametrize(
+    ("backend", "model_on", "prefix_on"),
+    [("numpy", "cupy", "cupy"), ("cupy", "numpy", "numpy"), ("cupy", "cupy", "numpy")],
+)
+def test_a_run_that_cannot_begin_leaves_no_folder(cupy, tmp_path, backend, model_on, prefix_on):
+    model = GPT2.random(WORDS).to(model_on)
+    prefix = Prefix.normal(WORDS, 3).to(prefix_on)
+    settings = Settings(steps=1, backend=backend)
+    with pytest.raises(InputError, match=r"to\('(numpy|cupy)'\) takes (it|them) there"):
+        train(model, prefix, [Encoded([1, 2, 3], 1)], settings, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(cupy, tmp_path):

@@ -123,8 +123,8 @@ def embed(tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
     _own(tokens, positions, wte, wpe)
     N, C = len(tokens), wte.shape[1]
     x = cupy.empty((N, C), wte.dtype)  # (N, C)
-    wte, wpe = _whole(wte), _whole(wpe)
-    _rows("embed", N, x.dtype, tokens, positions, wte, wpe, x, C)
+    given = map(_whole, (tokens, positions, wte, wpe))
+    _rows("embed", N, x.dtype, *given, x, C)
     return x
 
 
@@ -135,13 +135,14 @@ def embed_backward_params(
     (N, C), dx = dx.shape, _whole(dx)
     dwte, dwpe = cupy.zeros(wte.shape, dx.dtype), cupy.zeros(wpe.shape, dx.dtype)
     for index, table in ((tokens, dwte), (positions, dwpe)):
-        _rows("embed_backward", N, dx.dtype, dx, index, table, N, C)
+        _rows("embed_backward", N, dx.dtype, dx, _whole(index), table, N, C)
     return dwte, dwpe
 
 
 def layernorm(x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, LayernormCache]:
     _own(x, gain, bias)
     (N, C), x = x.shape, _whole(x)
+    gain, bias = _whole(gain), _whole(bias)
     out, xhat = cupy.empty_like(x), cupy.empty_like(x)  # (N, C), (N, C)
     rstd = cupy.empty((N, 1), x.dtype)  # (N, 1)
     _rows("layernorm", N, x.dtype, x, gain, bias, float(eps), out, xhat, rstd, C)
@@ -390,7 +391,8 @@ def cross_entropy(
 ) -> tuple[np.generic, CrossEntropyCache]:
     """The loss stays on the GPU: () until somebody asks for its number."""
     _own(logits, targets, weights)
-    (M, V), logits = logits.shape, _whole(logits)
+    M, V = logits.shape
+    logits, targets, weights = map(_whole, (logits, targets, weights))
     nll = cupy.empty(M, logits.dtype)  # (M,)
     _rows("cross_entropy", M, logits.dtype, logits, targets, weights, nll, V)
     return nll.sum(), CrossEntropyCache(logits, targets, weights)
@@ -417,5 +419,11 @@ def adamw(
 ) -> None:
     """Step t of AdamW for one parameter, in place (see `minprefix.optim`)."""
     _own(p, g, m, v)
+    changed = (p, m, v)
+    whole = p_whole, m_whole, v_whole = tuple(map(_whole, changed))
     sizes = (lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
-    _each("adamw", p.size, p.dtype, p, _whole(g), m, v, *map(float, sizes), p.size)
+    arrays = (p_whole, _whole(g), m_whole, v_whole)
+    _each("adamw", p.size, p.dtype, *arrays, *map(float, sizes), p.size)
+    for a, own in zip(changed, whole, strict=True):
+        if own is not a:  # a copy, since the numbers of a lie in another order
+            a[...] = own
