@@ -30,14 +30,29 @@ def batch_that_fits(config: Config, lengths: Sequence[int], P: int, free: int) -
     return 0
 
 
+def weight_bytes(model: GPT2) -> int:
+    return sum(a.nbytes for a in model.weights.values())
+
+
 def free_bytes(model: GPT2) -> int:
     """What the GPU has for a step beside the weights of the model: what nobody holds, and what
     CuPy holds for arrays that come and go."""
     import cupy
 
-    weights = sum(a.nbytes for a in model.weights.values())
     in_pool = cupy.get_default_memory_pool().total_bytes()
-    return max(0, cupy.cuda.runtime.memGetInfo()[0] + in_pool - weights)
+    return max(0, cupy.cuda.runtime.memGetInfo()[0] + in_pool - weight_bytes(model))
+
+
+def no_room_for(model: GPT2) -> str:
+    """What its weights take, and what the GPU has."""
+    import cupy
+
+    free = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().total_bytes()
+    return (
+        f"the weights of model {model.name!r} take {weight_bytes(model) / 1e6:,.0f} MB, and the "
+        f"GPU has {free / 1e6:,.0f} MB that no other program holds: nvidia-smi says which ones do; "
+        "end them, take a smaller model, or stay with --backend numpy"
+    )
 
 
 def out_of_memory(model: GPT2, lengths: Sequence[int], P: int) -> str:

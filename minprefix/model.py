@@ -97,7 +97,14 @@ class GPT2:
         are there already. Raises InputError if there is no GPU, or too little memory on it."""
         if where == self.backend:
             return self
-        weights = {name: place(a, where) for name, a in self.weights.items()}
+        try:
+            weights = {name: place(a, where) for name, a in self.weights.items()}
+        except MemoryError as error:
+            if where != "cupy":
+                raise
+            from minprefix.budget import no_room_for  # it imports this module
+
+            raise InputError(no_room_for(self)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name)
         moved._finite = self._finite
         return moved

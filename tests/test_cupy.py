@@ -599,6 +599,20 @@ def test_out_of_memory_names_a_batch_that_fits(cupy, request, tmp_path, monkeypa
         train(there, prefix, examples, settings, tmp_path / "again", progress=False)
 
 
+def test_a_model_that_does_not_fit_is_a_sentence(cupy, request, monkeypatch):
+    if "device" in request.node.name:
+        pytest.skip("the stand-in can say how much is free")
+
+    def full(*array):
+        raise stand_in.OutOfMemoryError("Out of memory allocating 1,234 bytes")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (3_000_000, 1 << 34))
+    monkeypatch.setattr(cupy, "asarray", full)
+    model = GPT2.random(Config(2, 2, 64, 20000, 40), dtype="float64")
+    with pytest.raises(InputError, match=r"'random' take 11 MB.* has 3 MB .*--backend numpy"):
+        model.to("cupy")
+
+
 @pytest.mark.parametrize(("lengths", "P"), [([30, 20, 30], 4), ([200], 50), ([12] * 40, 10)])
 def test_a_step_takes_about_as_much_as_is_said(cupy, request, lengths, P):
     if "device" in request.node.name:
