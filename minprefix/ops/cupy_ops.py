@@ -1,5 +1,5 @@
 """The contract on a GPU, with CuPy: matrix products are cuBLAS's, what lies between them are the
-kernels of `cupy_kernels.cu`, each one pass over memory.
+kernels of `cupy_kernels.cu`, and for sums and products of whole arrays CuPy's own.
 
 Read `reference` first; names and formulas are the same. Arrays are CuPy's. Only `offsets` lies on
 the host, where it decides the shape of what is launched. Attention pads inside, where nobody sees

@@ -1,5 +1,5 @@
 // Enough of CUDA for the kernels of cupy_ops to run on a CPU: blocks one after another, the threads of a block as
-// fibers that take turns at __syncthreads. Every fault but a race between threads shows here as it does on a GPU;
+// fibers that take turns at __syncthreads. A wrong number shows here as it does on a GPU, unless a race makes it;
 // and since each thread runs to the next barrier before the others begin, a missing barrier shows as well, most often.
 #include <ucontext.h>
 
