@@ -278,9 +278,13 @@ def _resolved(backend: str) -> str:
 
     if backend != "auto":
         return backend
-    chosen = "cupy" if ops.is_there("cupy") else "numpy"
-    print(f"backend: {chosen}", file=sys.stderr)
-    return chosen
+    try:
+        ops.get("cupy")
+    except ops.Unavailable as error:
+        print(f"backend: numpy ({error})", file=sys.stderr)
+        return "numpy"
+    print("backend: cupy", file=sys.stderr)
+    return "cupy"
 
 
 def _set_matmul(backend: str, matmul: str) -> None:

@@ -228,11 +228,18 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
 
 
 def check_same_place(model: GPT2, prefix: "Prefix") -> None:
-    """Raises InputError where one lives on the GPU and the other does not."""
+    """Raises InputError where one lives on the GPU and the other does not, or cannot work with it
+    there."""
     if prefix.backend != model.backend:
         raise InputError(
             f"the prefix lives with {prefix.backend!r} and model {model.name!r} with "
             f"{model.backend!r}: prefix.to({model.backend!r}) takes it there"
+        )
+    dtype = next(iter(prefix.parameters.values())).dtype
+    if model.backend == "cupy" and dtype != model.dtype:
+        raise InputError(
+            f"the prefix has {dtype} numbers and model {model.name!r} {model.dtype}: on the GPU "
+            "they have to be of one precision"
         )
 
 

@@ -285,21 +285,29 @@ def _gradient(
 ) -> tuple[float, dict[str, np.ndarray], float]:
     """-> the loss, the gradient of each parameter, and their global norm; all of them finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
-        try:
+        with _room(model, prefix, chosen, settings.micro_batch_size or len(chosen), out):
             loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
-        except MemoryError as error:
-            if model.backend != "cupy":
-                raise
-            size = settings.micro_batch_size or len(chosen)
-            lengths = sorted((len(e.ids) for e in chosen), reverse=True)[:size]
-            said = out_of_memory(model, lengths, prefix.length)
-            raise InputError(f"{said}; {out / STATE} keeps the last state") from error
         grads = prefix.backward(dkv)
         norm = global_norm(grads)
     for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise _not_finite(name, value, state.step + 1, out)
     return loss, grads, norm
+
+
+@contextmanager
+def _room(
+    model: GPT2, prefix: Prefix, examples: Sequence[Encoded], size: int, out: Path
+) -> Iterator[None]:
+    """A GPU that has no room for `size` of these examples is a sentence with a batch that fits."""
+    try:
+        yield
+    except MemoryError as error:
+        if model.backend != "cupy":
+            raise
+        lengths = sorted((len(e.ids) for e in examples), reverse=True)[:size]
+        said = out_of_memory(model, lengths, prefix.length)
+        raise InputError(f"{said}; {out / STATE} keeps the last state") from error
 
 
 def _not_finite(name: str, value: float, step: int, out: Path) -> InputError:
@@ -394,8 +402,9 @@ def _validate(
     state: State,
     out: Path,
 ) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        loss = mean_loss(model, prefix.fold(), valid, settings.backend)
+    size = min(32, settings.micro_batch_size or 32)
+    with np.errstate(over="ignore", invalid="ignore"), _room(model, prefix, valid, size, out):
+        loss = mean_loss(model, prefix.fold(), valid, settings.backend, size)
     if not math.isfinite(loss):
         raise _not_finite("validation loss", loss, state.step, out)
     if state.best_loss is None or loss < state.best_loss:

@@ -18,7 +18,6 @@ __all__ = [
     "contract",
     "get",
     "home",
-    "is_there",
     "numpy_ops",
     "reference",
     "to",
@@ -55,15 +54,6 @@ def _cupy_ops() -> Ops:
     from minprefix.ops import cupy_ops
 
     return cast(Ops, cupy_ops)
-
-
-def is_there(backend: str) -> bool:
-    """Whether this machine can run it."""
-    try:
-        get(backend)
-    except Unavailable:
-        return False
-    return True
 
 
 def _check_gpu() -> None:

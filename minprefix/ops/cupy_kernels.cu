@@ -1,4 +1,4 @@
-// The kernels of cupy_ops: what lies between two matrix products, each in one pass over memory.
+// The kernels of cupy_ops: what lies between two matrix products.
 //
 // REAL is float or double and THREADS a power of two; cupy_ops compiles the file once for each REAL. Formulas and
 // names are those of ops/reference.py. No kernel adds atomically: the same input gives the same bytes.

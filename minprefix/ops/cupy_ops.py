@@ -101,12 +101,14 @@ PRECISIONS = {"float32": 0, "tf32": 3}
 
 
 def matmul_precision(name: str) -> None:
-    """One of `PRECISIONS`, for all matrix products from now on. Raises InputError where the GPU, or
-    the environment, has it otherwise."""
+    """One of `PRECISIONS`, for the matrix products of this thread from now on. Raises InputError
+    where the GPU, or the environment, has it otherwise."""
     if name not in PRECISIONS:
         raise InputError(f"matmul is {name!r}: expected one of {', '.join(PRECISIONS)}")
     if name == "float32" and os.environ.get("CUPY_TF32", "0") != "0":
         raise InputError("the environment's CUPY_TF32 makes float32 products TF32: unset it")
+    if name == "tf32" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        raise InputError("the environment's NVIDIA_TF32_OVERRIDE=0 rules TF32 out: unset it")
     capability = cupy.cuda.Device().compute_capability
     if name == "tf32" and int(capability) < 80:
         raise InputError(
