@@ -648,6 +648,7 @@ def test_validation_goes_in_micro_batches_too_and_names_one_that_fits(
         raise stand_in.OutOfMemoryError("Out of memory allocating 1,234 bytes")
 
     monkeypatch.setattr("minprefix.train.mean_loss", full)
+    monkeypatch.setattr(stand_in._Pool, "held", sum(a.nbytes for a in there.weights.values()))
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (step_bytes(WORDS, [30], 3), 0))
     for micro, sentence in ((2, "2 sequences of together 60 "), (None, "8 sequences of")):
         settings = Settings(1, 8, micro, backend="cupy")

@@ -357,8 +357,8 @@ def test_the_prefix_ends_as_the_best_so_far_and_the_state_as_the_last(
     seen, script = [], [3.0, 1.0, 2.0, 1.0]
     real = loop.mean_loss
 
-    def scripted(model, prefix, valid, backend):
-        assert np.isfinite(real(model, prefix, valid, backend))
+    def scripted(model, prefix, valid, backend, size):
+        assert np.isfinite(real(model, prefix, valid, backend, size))
         seen.append(prefix.kv.copy())
         return script[len(seen) - 1]
 

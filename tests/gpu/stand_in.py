@@ -264,7 +264,7 @@ class RawModule:
 
     def _argument(self, kernel: str, wanted: tuple[str, str], given: Any) -> Any:
         kind, name = wanted
-        where = f"{kernel}: argument {name} ({kind}) got {given!r:.80}"
+        where = f"{kernel}: argument {name} ({kind}) got a {type(given).__name__}"
         if kind == "Int":
             assert type(given) is int, where
             return ctypes.c_longlong(given)
