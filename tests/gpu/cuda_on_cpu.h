@@ -71,11 +71,11 @@ static void run(unsigned grid, const std::function<void()>& kernel) {
     gridDim.x = grid, body = &kernel;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) {
         for (Fiber& f : fibers) f.done = false, f.barriers = 0;
-        // every other round the other way round: what depends on the order of threads differs then
+        // every other round the other way round, and the next block as well: who comes first differs
         static int left, round, i;  // static: a jump does not keep what is in a register
         for (left = THREADS, round = 0; left > 0; round++)
             for (i = 0; i < THREADS; i++) {
-                threadIdx.x = round % 2 ? THREADS - 1 - i : i;
+                threadIdx.x = (round + blockIdx.x) % 2 ? THREADS - 1 - i : i;
                 Fiber& f = fibers[threadIdx.x];
                 if (f.done) continue;
                 go_on(f);
