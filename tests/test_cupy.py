@@ -240,6 +240,16 @@ def test_what_an_operation_is_given_may_be_every_other_number(cupy_ops, cupy):
     check("cross_entropy", logits, targets, weights)
 
 
+def test_tokens_whose_heads_lie_apart_are_joined_first(cupy_ops, cupy):
+    rng = np.random.default_rng(0)
+    tokens, prefix = rng.normal(size=(3, 2, 6, 4)), [rng.normal(size=(2, 3, 4))] * 2
+    offsets = np.array([0, 2, 6])
+    wanted, _ = ops.reference.attention(*tokens.swapaxes(1, 2), prefix, prefix, offsets)
+    arrays, there = [cupy.asarray(a).swapaxes(0, 1) for a in tokens], [cupy.asarray(prefix[0])] * 2
+    got, _ = cupy_ops.attention(*arrays, there, there, offsets)
+    assert relative_error(cupy.asnumpy(got), wanted) < 1e-12
+
+
 # ---- the house --------------------------------------------------------------------------------
 
 
