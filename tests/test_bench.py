@@ -139,7 +139,7 @@ def test_everyone_computes_the_same_losses():
     assert len(set(expected)) == 4  # the prefix moves
     for who, got in losses.items():
         np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=who)
-    assert abs(peers.train(SMALL, "peft-dropout")["losses"][0] / expected[0] - 1) > 1e-5
+    assert peers.train(SMALL, "peft-dropout")["losses"] != losses["peft"]
 
 
 def test_everyone_writes_as_many_tokens():

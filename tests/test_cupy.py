@@ -695,6 +695,10 @@ def test_every_name_that_it_uses_exists():
         nodes = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         names |= {name for name in nodes if re.fullmatch(r"cupy(\.\w+)+", name)}
     assert "cupy.cuda.cublas.setMathMode" in names
+    try:
+        _ = cupy.cuda.cublas
+    except ImportError:  # CuPy looks for NVIDIA's library before it shows its own names
+        names = {name for name in names if ".cublas" not in name}
     for name in names:
         operator.attrgetter(name.removeprefix("cupy."))(cupy)
     assert [name for name in stand_in.DISPATCHED if not hasattr(cupy, name)] == []
