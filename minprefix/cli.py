@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
@@ -291,10 +291,7 @@ def _set_matmul(backend: str, matmul: str) -> None:
     if backend == "cupy":
         from minprefix import ops
 
-        ops.get("cupy")  # raises InputError where there is none
-        from minprefix.ops import cupy_ops
-
-        cupy_ops.matmul_precision(matmul)
+        cast(Any, ops.get("cupy")).matmul_precision(matmul)
     elif matmul != "float32":
         raise InputError(f"--matmul {matmul} is for a GPU: give --backend cupy as well")
 

@@ -98,7 +98,7 @@ class GPT2:
         if where == self.backend:
             return self
         try:
-            weights = {name: place(a, where) for name, a in self.weights.items()}
+            weights = {name: _ops.to(a, where) for name, a in self.weights.items()}
         except MemoryError as error:
             if where != "cupy":
                 raise
@@ -118,7 +118,7 @@ class GPT2:
         return (
             f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
             f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
-            f"M parameters, {self.dtype}, {DEVICES[self.backend]})"
+            f"M parameters, {self.dtype}, {_ops.DEVICES[self.backend]})"
         )
 
     def fingerprint(self) -> str:
@@ -202,15 +202,6 @@ def digest(arrays: Weights, dtype: type | None = None) -> str:
 
 
 # ---- who computes, and where ------------------------------------------------------------------
-
-DEVICES = {"numpy": "cpu", "cupy": "gpu"}
-
-
-def place(a: Array, where: str) -> Array:
-    """`ops.to`; raises InputError for a place that is none."""
-    if where not in DEVICES:
-        raise InputError(f"{where!r} is no place for arrays: expected {' or '.join(DEVICES)}")
-    return _ops.to(a, where)
 
 
 def operations(model: GPT2, ops: str | Ops | None) -> Ops:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minprefix.errors import InputError
-from minprefix.ops import home
+from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
 
@@ -143,12 +143,10 @@ class Prefix:
     def to(self, where: str) -> "Prefix":
         """The prefix on the GPU ("cupy") or on the host ("numpy"), a copy; itself if it is there
         already. Raises InputError if there is no GPU."""
-        from minprefix.model import place  # it is above this module
-
         if where == self.backend:
             return self
         moved = copy(self)
-        moved.parameters = {name: place(a, where) for name, a in self.parameters.items()}
+        moved.parameters = {name: to(a, where) for name, a in self.parameters.items()}
         return moved
 
     @property
@@ -207,7 +205,7 @@ class Prefix:
         return (
             f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of "
             f"size {hs}, tokens from position {self.position_offset}, {self.n_parameters} "
-            f"parameters, {self.kv.dtype}, {'gpu' if self.backend == 'cupy' else 'cpu'})"
+            f"parameters, {self.kv.dtype}, {DEVICES[self.backend]})"
         )
 
     # ---- on disk ----

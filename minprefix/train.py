@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -172,7 +172,7 @@ def train(
     check_same_place(model, prefix)  # before a folder is made for a run that cannot begin
     memory.keep_freed()
     if settings.backend == "cupy":
-        _on_gpu().matmul_precision(settings.matmul)
+        cast(Any, get("cupy")).matmul_precision(settings.matmul)
     out, start, before = Path(out), time.time(), digest(model.weights)
     if not resume and (out / STATE).exists():
         raise InputError(
@@ -224,13 +224,6 @@ def train(
         best_step=state.best_step,
         base_unchanged=digest(model.weights) == before,
     )
-
-
-def _on_gpu() -> Any:
-    get("cupy")  # raises InputError where there is none
-    from minprefix.ops import cupy_ops
-
-    return cupy_ops
 
 
 def _record(

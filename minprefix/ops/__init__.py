@@ -13,6 +13,7 @@ from minprefix.ops.contract import Array, Ops
 
 __all__ = [
     "BACKENDS",
+    "DEVICES",
     "Ops",
     "Unavailable",
     "contract",
@@ -100,14 +101,20 @@ def _version(number: int) -> str:
 
 # ---- where arrays live ------------------------------------------------------------------------
 
+#: home -> what people call it
+DEVICES = {"numpy": "cpu", "cupy": "gpu"}
+
 
 def home(a: Array) -> str:
-    """ "numpy" or "cupy"."""
+    """Where it lives: "numpy" or "cupy"."""
     return "cupy" if type(a).__module__.partition(".")[0] == "cupy" else "numpy"
 
 
 def to(a: Array, where: str) -> Array:
-    """The array on the host ("numpy") or on the GPU ("cupy"); itself if it is there already."""
+    """The array on the host ("numpy") or on the GPU ("cupy"); itself if it is there already. Raises
+    InputError for another place, Unavailable without a GPU."""
+    if where not in DEVICES:
+        raise InputError(f"{where!r} is no place for arrays: expected {' or '.join(DEVICES)}")
     if home(a) == where:
         return a
     if where == "numpy":
