@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from minprefix.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: safetensors' names of the types that are read here; bfloat16 (BF16) has no NumPy type and is
 #: widened
@@ -25,30 +31,158 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises InputError if the disk refuses; what stood at `path` before is untouched.
     """
+    with _refused(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill left is replaced
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # the rename itself must reach the disk, too
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except BaseException as error:  # Ctrl-C, too, leaves nothing beside the target
+        _flush_folder(path.parent)  # the rename itself must reach the disk, too
+    except BaseException:  # Ctrl-C, too, leaves nothing beside the target
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+        raise
+
+
+def _flush_folder(path: Path) -> None:
+    if os.name == "posix":
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the system says no to, as a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
         kept = "; the last one saved is intact" if path.exists() else ""
         raise InputError(
             f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another "
             "folder"
         ) from error
+
+
+# ---- several files as one ---------------------------------------------------------------------
+
+#: where the files of one save wait until all of them are there, and the list that says so
+SAVING, COMPLETE = ".saving", "complete.json"
+
+
+def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str]) -> None:
+    """Replace the files `names` of `folder` by `contents`, all or none; a name without content is
+    removed.
+
+    They are written into a folder within, a list of them is the decision, then they take their
+    places. A kill before the decision leaves the old ones, a kill after it the new ones, once
+    `finish_save` has been called: every writer and reader of such files calls it first. Raises
+    InputError if the disk refuses or another process writes there.
+    """
+    names, waiting = tuple(names), folder / SAVING
+    assert contents.keys() <= set(names)
+    with _refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        finish_save(folder, names)
+        try:
+            for name, data in contents.items():
+                with _refused(folder / name):
+                    waiting.mkdir(exist_ok=True)
+                    _write(waiting / name, data)
+            with _refused(folder):
+                _write(waiting / COMPLETE, json.dumps(sorted(contents)).encode())
+        except BaseException:
+            shutil.rmtree(waiting, ignore_errors=True)
+            raise
+        finish_save(folder, names)
+
+
+def finish_save(folder: Path, names: Iterable[str]) -> None:
+    """Complete a save of `names` that a kill cut short after it was decided; forget one that was
+    not. Raises InputError if another process is at it."""
+    waiting = folder / SAVING
+    if not os.path.lexists(waiting):
+        return
+    with only_writer(folder), _refused(folder):
+        if waiting.is_symlink():
+            raise InputError(f"{waiting} is a link: a save makes a folder there; remove it")
+        if (waiting / COMPLETE).exists():
+            complete = read_json(waiting / COMPLETE, "the list of a save", list)
+            if not set(map(str, complete)) <= set(names):
+                raise InputError(
+                    f"{waiting / COMPLETE} names files that are no part of a save: {complete}; "
+                    f"remove {waiting}"
+                )
+            for name in names:
+                if name in complete and (waiting / name).exists():
+                    os.replace(waiting / name, folder / name)
+                elif name not in complete:  # of what stood here before
+                    (folder / name).unlink(missing_ok=True)
+            _flush_folder(folder)
+            (waiting / COMPLETE).unlink()
+        shutil.rmtree(waiting)
+
+
+#: the folders that this process holds: (device, inode) -> thread, how many times
+_held: dict[tuple[int, int], tuple[int, int]] = {}
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep every other process and thread from writing into `folder`, which must exist, meanwhile.
+    The same thread may take it again.
+
+    The system holds the lock, on the folder itself: a kill lets go of it, and no file is left.
+    Raises InputError if another one writes there. Where there are no such locks (Windows, some
+    network file systems) nobody is kept out.
+    """
+    if fcntl is None:
+        yield
+        return
+    found, me = folder.stat(), threading.get_ident()
+    key = (found.st_dev, found.st_ino)
+    with _lock:
+        thread, times = _held.get(key, (me, 0))
+        if thread == me:
+            _held[key] = (me, times + 1)
+    if thread != me:
+        raise _busy(folder)
+    handle = None
+    try:
+        if times == 0:
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _busy(folder) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)  # lets go of the lock
+        with _lock:
+            if times:
+                _held[key] = (me, times)
+            else:
+                del _held[key]
+
+
+def _busy(folder: Path) -> InputError:
+    return InputError(
+        f"another process is writing into {folder}: wait for it to end, or choose another folder"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,7 +213,9 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str, kind: type = dict) -> Any:
+    """The object (or with `kind` the list) that a JSON file holds. Raises InputError for anything
+    else."""
     text = read_text(path, what)
     try:
         value = json.loads(text)
@@ -92,8 +228,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise InputError(
             f"{path}: not JSON that can be read ({error}): {what} is damaged"
         ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}: expected an object ({what})")
+    if not isinstance(value, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise InputError(f"{path} holds a {type(value).__name__}: expected {expected} ({what})")
     return value
 
 
