@@ -49,8 +49,8 @@ class Batch:
         seqs = [_token_ids(b, ids) for b, ids in enumerate(sequences)]
         lengths = [len(s) for s in seqs]
         B = len(seqs)
-        starts = _whole("loss_from", [loss_from] * B if np.ndim(loss_from) == 0 else loss_from)
-        which = _whole("prefix", [0] * B if prefix is None else prefix)
+        starts = whole("loss_from", [loss_from] * B if np.ndim(loss_from) == 0 else loss_from)
+        which = whole("prefix", [0] * B if prefix is None else prefix)
         for name, values in (("loss_from", starts), ("prefix", which)):
             if len(values) != B:
                 raise InputError(
@@ -108,7 +108,7 @@ class Batch:
         )
 
 
-def _whole(name: str, values: Any) -> list[int]:
+def whole(name: str, values: Any) -> list[int]:
     try:
         return [operator.index(value) for value in values]
     except TypeError as error:

@@ -60,7 +60,10 @@ def predict_ids(
     written: list[list[int]] = []
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]
-        written += generate_ids(model, part, prefix, decoding=decoding, ops=backend, first=i)
+        numbers = range(i, i + len(part))
+        written += generate_ids(
+            model, part, prefix, decoding=decoding, ops=backend, numbers=numbers
+        )
     return written
 
 

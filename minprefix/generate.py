@@ -10,19 +10,16 @@ a position to be off by P.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minprefix import ops as _ops
-from minprefix.batch import Batch
+from minprefix.batch import Batch, whole
 from minprefix.errors import InputError
 from minprefix.gpt2 import Cache, KeysValues, forward, head
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
-
-if TYPE_CHECKING:
-    from minprefix.prefix import Prefix
+from minprefix.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -83,16 +80,16 @@ class Decoding:
 def generate(
     model: GPT2,
     prompts: Sequence[str],
-    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    prefix: Prefix | Sequence[Prefix | None] | None = None,
     which: Sequence[int] | None = None,
     ops: str | Ops | None = None,
     **decoding: object,
 ) -> list[str]:
     """The text that follows each prompt, up to the model's end token or `max_new_tokens`.
 
-    `which`: for a list of prefixes, the index of the one that each prompt sees. Everything else are
-    the fields of `Decoding`. Raises InputError for bad settings, an empty prompt, and one that
-    leaves too few positions.
+    `which`: for a list of prefixes, the index of the one that each prompt sees; None in the list is
+    no prefix. Everything else are the fields of `Decoding`. Raises InputError for bad settings, an
+    empty prompt, and one that leaves too few positions.
     """
     if isinstance(prompts, str):
         raise InputError("prompts is one text: give a list of texts")
@@ -107,18 +104,23 @@ def generate(
 def generate_ids(
     model: GPT2,
     prompts: Sequence[Sequence[int]],
-    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    prefix: Prefix | Sequence[Prefix | None] | None = None,
     which: Sequence[int] | None = None,
     decoding: Decoding | None = None,
     ops: str | Ops | None = None,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Token ids in, the new token ids out, the end token left off.
 
-    `first`: the number of the first prompt, where these are some of many: each text draws from a
-    generator of its own number.
+    `numbers`: one for each prompt, 0, 1, 2, ... by default. A text draws from a generator of its
+    own number: those that are decoded a few at a time keep the numbers that they have among all.
     """
     decoding = decoding or Decoding()
+    drawn = whole("numbers", range(len(prompts)) if numbers is None else numbers)
+    if len(drawn) != len(prompts):
+        raise InputError(f"numbers has {len(drawn)} entries for {len(prompts)} prompts: one each")
+    if min(drawn, default=0) < 0:
+        raise InputError(f"numbers holds {min(drawn)}: expected whole numbers from 0")
     if not len(prompts):
         return []
     for i, ids in enumerate(prompts):
@@ -136,10 +138,9 @@ def generate_ids(
         raise InputError(
             "every token is forbidden or kept out by min_new_tokens: allow at least one"
         )
-    if which is None and isinstance(prefix, list | tuple) and len(prefix) > 1:
-        raise InputError(
-            f"{len(prefix)} prefixes were given: say by `which` which one each prompt sees"
-        )
+    given = 1 if prefix is None or isinstance(prefix, Prefix) else len(prefix)
+    if which is None and given > 1:
+        raise InputError(f"{given} prefixes were given: say by `which` which one each prompt sees")
     if which is not None and prefix is None:
         raise InputError("which names prefixes, and no prefix was given")
     if which is not None and len(which) != len(prompts):
@@ -151,7 +152,7 @@ def generate_ids(
     texts, logits = Texts.start(model, batch, prefix, decoding.max_new_tokens, own)
     if decoding.beams > 1:
         return _beam_search(texts, logits, decoding, end)
-    return _one_by_one(texts, logits, decoding, end, first)
+    return _one_by_one(texts, logits, decoding, end, drawn)
 
 
 @dataclass
@@ -172,7 +173,7 @@ class Texts:
         cls,
         model: GPT2,
         batch: Batch,
-        prefix: "Prefix | Sequence[Prefix] | None",
+        prefix: Prefix | Sequence[Prefix | None] | None,
         max_new_tokens: int,
         ops: Ops,
     ) -> "tuple[Texts, np.ndarray]":
@@ -276,11 +277,11 @@ def _allowed(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int
 
 
 def _one_by_one(
-    texts: Texts, logits: np.ndarray, decoding: Decoding, end: int | None, first: int
+    texts: Texts, logits: np.ndarray, decoding: Decoding, end: int | None, numbers: list[int]
 ) -> list[list[int]]:
     """Greedy and sampling: each text goes its own way and leaves when it ends."""
     new: list[list[int]] = [[] for _ in range(len(logits))]
-    rngs = [np.random.default_rng([decoding.seed, first + s]) for s in range(len(logits))]
+    rngs = [np.random.default_rng([decoding.seed, number]) for number in numbers]
     alive = list(range(len(logits)))
     for n_new in range(decoding.max_new_tokens):
         logits = _allowed(logits, decoding, end, n_new)

@@ -27,11 +27,10 @@ from minprefix.gpt2 import (
     head_loss_backward,
 )
 from minprefix.ops.contract import Array, Ops
+from minprefix.prefix import Prefix
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from minprefix.prefix import Prefix
 
 
 @dataclass(eq=False, repr=False)
@@ -146,7 +145,7 @@ class GPT2:
     def logits(
         self,
         batch: Batch,
-        prefix: "Prefix | Sequence[Prefix] | None" = None,
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
         ops: str | Ops | None = None,
     ) -> Array:
         """-> (N, V): for each token of the stream the scores of the token that follows it."""
@@ -218,7 +217,7 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
     return _ops.get(ops)
 
 
-def check_same_place(model: GPT2, prefix: "Prefix") -> None:
+def check_same_place(model: GPT2, prefix: Prefix) -> None:
     """Raises InputError where one lives on the GPU and the other does not, or cannot work with it
     there."""
     if prefix.backend != model.backend:
@@ -237,21 +236,24 @@ def check_same_place(model: GPT2, prefix: "Prefix") -> None:
 # ---- from a batch and its prefixes to the loss and its gradients ------------------------------
 
 
-def _as_list(prefix: "Prefix | Sequence[Prefix] | None") -> "list[Prefix]":
+def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> list[Prefix]:
+    """A None in a list becomes a prefix of no slots, which no layer sees."""
     if prefix is None:
         return []
-    return list(prefix) if isinstance(prefix, list | tuple) else [prefix]  # type: ignore[list-item]
+    given: Sequence[Prefix | None] = [prefix] if isinstance(prefix, Prefix) else prefix
+    none = np.zeros((0, 2, model.config.n_head, 0, model.config.head_size), model.dtype)
+    return [Prefix(none, layers=()).to(model.backend) if p is None else p for p in given]
 
 
 def prepare(
-    model: GPT2, batch: Batch, prefix: "Prefix | Sequence[Prefix] | None"
+    model: GPT2, batch: Batch, prefix: Prefix | Sequence[Prefix | None] | None
 ) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
     """tokens, positions, offsets, past: what `forward` takes, checked against the model.
 
     Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a
     prefix of another shape, and a batch that names a prefix which is not there.
     """
-    cfg, prefixes = model.config, _as_list(prefix)
+    cfg, prefixes = model.config, _as_list(model, prefix)
     model.check_finite()
     _check_prefixes(model, batch, prefixes)
     _check_tokens(model, batch)
@@ -273,7 +275,7 @@ def prepare(
     return tokens, positions, batch.offsets, past
 
 
-def _check_prefixes(model: GPT2, batch: Batch, prefixes: "list[Prefix]") -> None:
+def _check_prefixes(model: GPT2, batch: Batch, prefixes: list[Prefix]) -> None:
     for p in prefixes:
         p.check(model.config, model.name)
         check_same_place(model, p)
@@ -295,28 +297,31 @@ def _check_tokens(model: GPT2, batch: Batch) -> None:
 
 def loss_and_grad(
     model: GPT2,
-    prefix: "Prefix | Sequence[Prefix]",
+    prefix: Prefix | Sequence[Prefix | None],
     batch: Batch,
     reduction: str = "mean",
     ops: str | Ops | None = None,
-) -> tuple[float, "Array | list[Array]"]:
+) -> tuple[float, "Array | list[Array | None]"]:
     """The loss of the batch's targets and its gradient for the prefix; the model stays frozen.
 
     `reduction`: "mean" over the weights of the targets, or "sum". `ops`: "numpy", "cupy",
     "reference", or your own; by default those of the place where the model lives. -> loss, dkv of
-    the shape of `prefix.kv`; for a list of prefixes a list of gradients, one for each. Raises
-    InputError when there is nothing to predict, and for all that `prepare` refuses.
+    the shape of `prefix.kv`; for a list of prefixes a list of gradients, one for each, None where
+    the list has None. Raises InputError when there is nothing to predict, and for all that
+    `prepare` refuses.
     """
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
     loss, dkvs, _ = loss_backward(model, prefix, batch, reduction, ops, need="prefix")
-    return loss, dkvs if isinstance(prefix, list | tuple) else dkvs[0]
+    if isinstance(prefix, Prefix):
+        return loss, dkvs[0]
+    return loss, [None if p is None else dkv for p, dkv in zip(prefix, dkvs, strict=True)]
 
 
 def loss_and_weight_grads(
     model: GPT2,
     batch: Batch,
-    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    prefix: Prefix | Sequence[Prefix | None] | None = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
 ) -> tuple[float, dict[str, Array]]:
@@ -328,7 +333,7 @@ def loss_and_weight_grads(
 def loss(
     model: GPT2,
     batch: Batch,
-    prefix: "Prefix | Sequence[Prefix] | None" = None,
+    prefix: Prefix | Sequence[Prefix | None] | None = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
 ) -> float:
@@ -351,7 +356,7 @@ def _loss_weights(batch: Batch, reduction: str) -> Array:
 
 def _forward_loss(
     model: GPT2,
-    prefix: "Prefix | Sequence[Prefix] | None",
+    prefix: Prefix | Sequence[Prefix | None] | None,
     batch: Batch,
     reduction: str,
     ops: Ops,
@@ -369,7 +374,7 @@ def _forward_loss(
 
 def loss_backward(
     model: GPT2,
-    prefix: "Prefix | Sequence[Prefix] | None",
+    prefix: Prefix | Sequence[Prefix | None] | None,
     batch: Batch,
     reduction: str,
     ops: str | Ops | None,
@@ -377,7 +382,7 @@ def loss_backward(
 ) -> tuple[float, list[Array], dict[str, Array]]:
     """The loss, its gradient for the kv of each prefix, and with need="all" for every weight."""
     w, cfg, implementation = model.weights, model.config, operations(model, ops)
-    prefixes = _as_list(prefix)
+    prefixes = _as_list(model, prefix)
     value, cache, head_cache = _forward_loss(model, prefix, batch, reduction, implementation, need)
     assert head_cache is not None
     dx, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
@@ -390,7 +395,7 @@ def loss_backward(
 
 
 def _sum_over_sequences(
-    prefix: "Prefix", i: int, batch: Batch, dpast: list[PastGrads], dtype: np.dtype
+    prefix: Prefix, i: int, batch: Batch, dpast: list[PastGrads], dtype: np.dtype
 ) -> Array:
     """The gradient of prefix i: the sum over the sequences that see it, and over no others."""
     dkv = np.zeros_like(prefix.kv, dtype)  # (layers, 2, NH, P, hs)
