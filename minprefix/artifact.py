@@ -2,13 +2,20 @@
 
     adapter_model.safetensors   PEFT's: `prompt_embeddings` (P, L*2*C)
     adapter_config.json         PEFT's
-    minprefix.json              ours: fingerprint of the base, layers, positions, how it was trained
+    minprefix.json              ours: how it came to be (see artifact.schema.json)
     mlp.safetensors             the MLP's parameters, where there is one
 
 What PEFT cannot express (a subset of layers, another position rule, P = 0) is written as
 `prefix.safetensors` instead of PEFT's two files, so that PEFT finds nothing it would misread.
+
+All of them are saved as one: a kill leaves the old prefix or the new one (`files.write_together`).
 """
 
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +27,13 @@ from minprefix.errors import InputError
 from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
 
-FORMAT = 1
+FORMAT = 2
 PEFT_CONFIG, PEFT_TENSOR = "adapter_config.json", "adapter_model.safetensors"
 ABOUT, OWN_TENSOR, MLP = "minprefix.json", "prefix.safetensors", "mlp.safetensors"
-#: the keys of minprefix.json; an unknown one is refused when reading
-ABOUT_KEYS = {
-    "format", "minprefix", "base", "base_sha256", "kind", "length", "layers", "position_offset",
-    "n_layer", "n_head", "head_size", "training",
-}  # fmt: skip
+TENSORS = (PEFT_TENSOR, OWN_TENSOR)  # a prefix has one of them
+#: all files that a prefix may have
+FILES = (PEFT_CONFIG, PEFT_TENSOR, OWN_TENSOR, MLP, ABOUT)
+SCHEMA = Path(__file__).with_name("artifact.schema.json")
 
 
 def save_prefix(
@@ -35,11 +41,17 @@ def save_prefix(
     directory: str | Path,
     model: GPT2 | None = None,
     training: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
 ) -> None:
-    """Write `prefix` into `directory`. `model` is its base, whose fingerprint is recorded;
-    `training` says how it came to be (template, data, settings, metrics). Each file is replaced
-    whole; minprefix.json comes last."""
-    folder, prefix = Path(directory), prefix.to("numpy")
+    """Write `prefix` into `directory`, in place of what may be there: all of it, or nothing.
+
+    `model` is its base, whose fingerprints are recorded. `training` says how it came to be,
+    `metrics` how good it is, `evaluation` what `minprefix verify` is to compute again
+    (`prefixes.verify`). Raises InputError for numbers that no file can hold, if the disk
+    refuses, and if another process writes there.
+    """
+    prefix = prefix.to("numpy")
     n, _, NH, P, hs = prefix.kv.shape
     if prefix.kv.dtype.kind != "f":
         raise InputError(
@@ -47,42 +59,66 @@ def save_prefix(
         )
     if not np.isfinite(prefix.kv).all():
         raise InputError("cannot save a prefix that holds NaN or infinity: its training failed")
-    peft = not prefix.subset and prefix.position_offset == P and P > 0
-    if peft:
+    tensors: dict[str, bytes] = {}
+    configs: dict[str, bytes] = {}
+    if not why_not_peft(prefix):
         flat = {"prompt_embeddings": flatten(prefix.kv).astype(np.float32)}
-        files.write_tensors(folder / PEFT_TENSOR, flat, {"format": "pt"})
-        files.write_json(folder / PEFT_CONFIG, _peft_config(prefix, model))
+        tensors[PEFT_TENSOR] = files.tensor_bytes(flat, {"format": "pt"})
+        base_name = None if model is None else model.name
+        configs[PEFT_CONFIG] = files.json_bytes(peft_config(prefix, base_name))
     else:
-        files.write_tensors(folder / OWN_TENSOR, {"kv": prefix.kv.astype(np.float32)}, {})
+        tensors[OWN_TENSOR] = files.tensor_bytes({"kv": prefix.kv.astype(np.float32)}, {})
     if isinstance(prefix, MLPPrefix):
-        files.write_tensors(folder / MLP, prefix.parameters, {})
-    stale = [OWN_TENSOR] if peft else [PEFT_CONFIG, PEFT_TENSOR]
-    stale += [] if isinstance(prefix, MLPPrefix) else [MLP]
-    for name in stale:  # of another prefix that stood here before
-        (folder / name).unlink(missing_ok=True)
+        tensors[MLP] = files.tensor_bytes(prefix.parameters, {})
     about = {
         "format": FORMAT,
-        "minprefix": version("minprefix"),
-        "base": None if model is None else model.name,
-        "base_sha256": None if model is None else model.fingerprint(),
-        "kind": "mlp" if isinstance(prefix, MLPPrefix) else "flat",
-        "length": P,
-        "layers": list(prefix.layers) if prefix.subset else None,
-        "position_offset": prefix.position_offset,
-        "n_layer": n if model is None else model.config.n_layer,
-        "n_head": NH,
-        "head_size": hs,
+        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": packages(),
+        "base": {
+            "name": None if model is None else model.name,
+            "sha256": None if model is None else model.fingerprint(),
+            "tokenizer_sha256": None if model is None else tokenizer_fingerprint(model),
+            "n_layer": n if model is None else model.config.n_layer,
+            "n_head": NH,
+            "head_size": hs,
+        },
+        "prefix": {
+            "kind": "mlp" if isinstance(prefix, MLPPrefix) else "flat",
+            "length": P,
+            "layers": list(prefix.layers) if prefix.subset else None,
+            "position_offset": prefix.position_offset,
+        },
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in tensors.items()},
         "training": training,
+        "metrics": metrics,
+        "evaluation": evaluation,
     }
-    files.write_json(folder / ABOUT, about)
+    configs[ABOUT] = files.json_bytes(about)
+    _check_schema(Path(directory) / ABOUT, json.loads(configs[ABOUT]))
+    files.write_together(Path(directory), tensors | configs, FILES)
 
 
-def _peft_config(prefix: Prefix, model: GPT2 | None) -> dict[str, Any]:
+def why_not_peft(prefix: Prefix) -> str | None:
+    """What of this prefix PEFT's files cannot express; None if they can."""
+    if prefix.length == 0:
+        return "it has no slots"
+    if prefix.subset:
+        return f"only layers {', '.join(map(str, prefix.layers))} see it"
+    if prefix.position_offset != prefix.length:
+        return (
+            f"tokens start at position {prefix.position_offset}, where PEFT puts them at "
+            f"{prefix.length}, the number of its slots"
+        )
+    return None
+
+
+def peft_config(prefix: Prefix, base: str | None) -> dict[str, Any]:
+    """adapter_config.json, as PEFT writes it."""
     n, _, NH, P, hs = prefix.kv.shape
     mlp = isinstance(prefix, MLPPrefix)
     return {
         "auto_mapping": None,
-        "base_model_name_or_path": None if model is None else model.name,
+        "base_model_name_or_path": base,
         "encoder_hidden_size": prefix.parameters["bias_1"].size if mlp else NH * hs,
         "inference_mode": True,
         "init_weights": None,
@@ -99,14 +135,46 @@ def _peft_config(prefix: Prefix, model: GPT2 | None) -> dict[str, Any]:
     }
 
 
-def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "float32") -> Prefix:
+# ---- fingerprints -----------------------------------------------------------------------------
+
+#: what a tokenizer's fingerprint takes apart: blanks, digits, contractions, scripts, an emoji
+PROBE = "Hello  world, it's 2021!\n\tdéjà vu; Größe 1.5 — 東京 привет 🙂 name[The Fox], area[city]"
+
+
+def tokenizer_fingerprint(model: GPT2) -> str | None:
+    """sha256 over its tokens with their ids, its merges, and how it splits a text: the same for
+    tokenizer.json and for vocab.json with merges.txt. None for a model without one."""
+    if model.tokenizer is None:
+        return None
+    merges = json.loads(model.tokenizer.to_str())["model"].get("merges", [])
+    # older versions of the library write a merge as one text
+    merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    tokens = sorted(model.tokenizer.get_vocab(with_added_tokens=True).items())
+    content = [tokens, merges, model.encode(PROBE)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def packages() -> dict[str, str]:
+    """The versions that decide what is computed and written."""
+    names = ("minprefix", "numpy", "safetensors", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+# ---- reading ----------------------------------------------------------------------------------
+
+
+def load_prefix(
+    directory: str | Path,
+    model: GPT2 | None = None,
+    dtype: str = "float32",
+    fingerprints: tuple[str, str | None] | None = None,
+) -> Prefix:
     """Read what `save_prefix` or PEFT wrote. With `model`: raises InputError for a prefix whose
-    recorded base is another (both fingerprints are in the sentence) or whose shape does not fit."""
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise InputError(
-            f"prefix folder {str(folder)!r} does not exist: expected one that was saved"
-        )
+    recorded base is another (both fingerprints are in the sentence) or whose shape does not fit.
+
+    `fingerprints`: the model's, and its tokenizer's, from someone who has them already.
+    """
+    folder = _folder(directory)
     about = read_about(folder)
     if (folder / PEFT_TENSOR).exists():
         prefix = _read_peft(folder, dtype)
@@ -118,50 +186,72 @@ def load_prefix(directory: str | Path, model: GPT2 | None = None, dtype: str = "
                 f"{folder / OWN_TENSOR} holds {found}: expected one tensor 'kv' of floating-point "
                 "numbers; the prefix is damaged"
             )
-        prefix = Prefix(tensors["kv"].astype(dtype), about["layers"], about["position_offset"])
+        own = about["prefix"]
+        prefix = Prefix(tensors["kv"].astype(dtype), own["layers"], own["position_offset"])
     else:
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
             f"{OWN_TENSOR} with {ABOUT}"
         )
     if about is not None:
-        _check_about(folder / ABOUT, about, prefix)
+        _check_about(folder, about, prefix)
     if not np.isfinite(prefix.kv).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
-    _check_base(folder, about, prefix, model)
+    if about is not None:
+        _check_files(folder, about, TENSORS)
+    _check_base(folder, about, prefix, model, fingerprints)
     return prefix
 
 
+def _folder(directory: str | Path) -> Path:
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise InputError(
+            f"prefix folder {str(folder)!r} does not exist: expected one that was saved"
+        )
+    files.finish_save(folder, FILES)
+    return folder
+
+
 def _check_base(
-    folder: Path, about: dict[str, Any] | None, prefix: Prefix, model: GPT2 | None
+    folder: Path,
+    about: dict[str, Any] | None,
+    prefix: Prefix,
+    model: GPT2 | None,
+    fingerprints: tuple[str, str | None] | None = None,
 ) -> None:
     """Raises InputError if `model` is not the base that the prefix was trained on."""
     if model is None:
         return
     prefix.check(model.config, model.name)
-    if about is None or about["base_sha256"] is None:
+    base = {} if about is None else about["base"]
+    if not base.get("sha256"):
         return  # PEFT wrote it: nobody knows its base
-    recorded, actual = about["base_sha256"], model.fingerprint()
-    if recorded != actual:
-        raise InputError(
-            f"the prefix in {str(folder)!r} was trained on another base: on {about['base']!r} "
-            f"(sha256 {recorded[:12]}...), and this is {model.name!r} (sha256 {actual[:12]}...); "
-            "give the model that it was trained on"
-        )
+    actual = fingerprints or (model.fingerprint(), tokenizer_fingerprint(model))
+    recorded = (base["sha256"], base["tokenizer_sha256"])
+    for what, was, now in zip(("base", "tokenizer"), recorded, actual, strict=True):
+        if was is not None and now is not None and was != now:
+            on = f"on {base['name']!r}" if what == "base" else f"that of {base['name']!r}"
+            raise InputError(
+                f"the prefix in {str(folder)!r} was trained on another {what}: {on} "
+                f"(sha256 {was[:12]}...), and this is {model.name!r} (sha256 {now[:12]}...); "
+                "give the model that it was trained on"
+            )
 
 
 def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "float32") -> MLPPrefix:
     """The MLP that was kept beside a folded prefix, to train on. Raises InputError where there is
     none."""
-    folder = Path(directory)
+    folder = _folder(directory)
     about = read_about(folder)
     if about is None or not (folder / MLP).exists():
         raise InputError(
             f"{str(folder)!r} holds no MLP: the prefix is flat, or PEFT wrote it without"
         )
     tensors, _ = files.map_tensors(folder / MLP, "the prefix's MLP")
-    P, C = about["length"], about["n_head"] * about["head_size"]
-    out = 2 * C * (about["n_layer"] if about["layers"] is None else len(about["layers"]))
+    base, own = about["base"], about["prefix"]
+    P, C = own["length"], base["n_head"] * base["head_size"]
+    out = 2 * C * (base["n_layer"] if own["layers"] is None else len(own["layers"]))
     hidden = tensors["bias_1"].size if "bias_1" in tensors else 0
     expected = {
         "embedding": (P, C),
@@ -180,16 +270,17 @@ def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "flo
         if not np.isfinite(a).all():
             raise InputError(f"{folder / MLP}: {name} holds NaN or infinity: it is damaged")
     parameters = {name: a.astype(dtype) for name, a in tensors.items()}
-    mlp = MLPPrefix(parameters, about["n_head"], about["layers"], about["position_offset"])
-    _check_about(folder / ABOUT, about, mlp)
+    mlp = MLPPrefix(parameters, base["n_head"], own["layers"], own["position_offset"])
+    _check_about(folder, about, mlp)
+    _check_files(folder, about, (MLP,))
     _check_base(folder, about, mlp, model)
     return mlp
 
 
-def read_about(folder: Path) -> dict[str, Any] | None:
+def read_about(directory: str | Path) -> dict[str, Any] | None:
     """minprefix.json; None where PEFT alone wrote the directory. Raises InputError for another
-    format version and for an unknown or missing key."""
-    path = folder / ABOUT
+    format version and for what its schema does not allow."""
+    path = Path(directory) / ABOUT
     if not path.exists():
         return None
     about = files.read_json(path, "the prefix's provenance")
@@ -198,46 +289,71 @@ def read_about(folder: Path) -> dict[str, Any] | None:
             f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: use the "
             "minprefix that wrote it"
         )
-    for key in sorted(set(about) ^ ABOUT_KEYS):
-        state = "unknown" if key in about else "missing"
-        raise InputError(f"{path}: key {key!r} is {state}: the file is damaged or edited")
-    layers = about["layers"]
-    if layers is not None and not (isinstance(layers, list) and all(map(_whole, layers))):
-        raise InputError(f"{path}: layers is {layers!r}: expected whole numbers from 0, or null")
-    for key in ("length", "position_offset", "n_layer", "n_head", "head_size"):
-        if not _whole(about[key]):
-            raise InputError(f"{path}: {key} is {about[key]!r}: expected a whole number from 0")
-    for key, kind in (("base", str), ("base_sha256", str), ("training", dict)):
-        if about[key] is not None and not isinstance(about[key], kind):
-            what = "text" if kind is str else "an object"
-            raise InputError(f"{path}: {key} is {about[key]!r}: expected {what}, or null")
-    template = (about["training"] or {}).get("template")
-    if template is not None and not isinstance(template, str):
-        raise InputError(f"{path}: the template is {template!r}: expected text")
+    _check_schema(path, about)
     return about
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _check_schema(path: Path, about: dict[str, Any]) -> None:
+    """Raises InputError for the first thing that artifact.schema.json does not allow."""
+    for error in _validator().iter_errors(about):
+        above = "".join(f"{part}." for part in error.absolute_path)
+        known, found = error.schema.get("properties", {}), error.instance
+        if error.validator == "required":
+            key = above + next(k for k in error.validator_value if k not in found)
+            raise InputError(f"{path}: key {key!r} is missing: the file is damaged or edited")
+        if error.validator == "additionalProperties":
+            key = above + min(set(found) - set(known))
+            raise InputError(f"{path}: key {key!r} is unknown: the file is damaged or edited")
+        name, said = above.rstrip("."), repr(found)
+        said = said if len(said) <= 80 else f"{said[:77]}..."
+        raise InputError(f"{path}: {name} is {said}: expected {error.schema['description']}")
 
 
-def _check_about(path: Path, about: dict[str, Any], prefix: Prefix) -> None:
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator, validators  # a tenth of a second to import
+
+    # to JSON Schema 2.0 is a whole number; to a list of layers it is none
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, v: type(v) is int)
+    strict = validators.extend(Draft202012Validator, type_checker=types)
+    return strict(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def _check_about(folder: Path, about: dict[str, Any], prefix: Prefix) -> None:
     """Raises InputError where minprefix.json and the tensor beside it are not of one save."""
     n, _, NH, P, hs = prefix.kv.shape
     found: dict[str, Any] = {
-        "length": P,
-        "n_head": NH,
-        "head_size": hs,
-        "layers": list(prefix.layers) if prefix.subset else None,
-        "position_offset": prefix.position_offset,
+        "prefix.length": P,
+        "base.n_head": NH,
+        "base.head_size": hs,
+        "prefix.layers": list(prefix.layers) if prefix.subset else None,
+        "prefix.position_offset": prefix.position_offset,
     }
     if not prefix.subset:
-        found["n_layer"] = n
+        found["base.n_layer"] = n
     for key, value in found.items():
-        if about[key] != value:
+        part, _, name = key.partition(".")
+        if about[part][name] != value:
             raise InputError(
-                f"{path}: {key} is {about[key]!r}, the tensors beside it have {value!r}: the files "
-                "are not of one save; copy them again, together"
+                f"{folder / ABOUT}: {key} is {about[part][name]!r}, the tensors beside it have "
+                f"{value!r}: the files are not of one save; copy them again, together"
+            )
+
+
+def _check_files(folder: Path, about: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Raises InputError where one of these files is not the one that was saved with
+    minprefix.json."""
+    for name in names:
+        if not (folder / name).exists():
+            continue
+        recorded = about["files"].get(name)
+        actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if recorded != actual:
+            was = "nothing of it" if recorded is None else f"sha256 {recorded[:12]}..."
+            raise InputError(
+                f"{folder / name} has sha256 {actual[:12]}..., and {ABOUT} records {was}: the "
+                f"files are not of one save; copy them again, together, or remove {ABOUT} if "
+                "another program wrote the prefix anew"
             )
 
 
@@ -253,7 +369,7 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
-        if not isinstance(config.get(key), int) or config[key] < 1:
+        if type(config.get(key)) is not int or config[key] < 1:
             raise InputError(
                 f"{path}: {key} is {config.get(key)!r}: expected a whole number from 1"
             )

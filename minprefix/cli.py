@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
 from minprefix.errors import InputError
+from minprefix.prefixes.command import add_commands as prefix_commands
 
 if TYPE_CHECKING:
-    from minprefix.data.pairs import Encoded, Template
+    from minprefix.data.pairs import Encoded, Pair, Template
     from minprefix.generate import Decoding
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a path that the system refuses: too long, not permitted, a folder
         print(f"minprefix: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except RecursionError:
+        print("minprefix: error: a file is nested too deeply: it is damaged", file=sys.stderr)
         return 2
     except MemoryError as error:
         said = str(error).rstrip(".") or "out of memory"
@@ -98,6 +102,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "init_std": None,  # 0.02
     "init_bound": None,  # 0.05
     "init_text": None,
+    "init_prefix": None,
     "mlp_hidden": None,
     "layers": None,
     "position_offset": None,
@@ -126,6 +131,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.model import GPT2
     from minprefix.ops import BACKENDS
+    from minprefix.prefixes.verify import evaluation
     from minprefix.train import RUN_FILES, Settings, load_options, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
@@ -147,7 +153,7 @@ def _train(args: argparse.Namespace) -> int:
     columns = (options["source_column"], options["target_column"])
     room = model.config.n_positions - prefix.position_offset
 
-    def read(path: str) -> "list[Encoded]":
+    def read(path: str) -> "tuple[list[Pair], list[Encoded]]":
         pairs = read_pairs(path, *columns)
         encoded = encode_pairs(model, pairs, template, room, options["skip_long"])
         if options["skip_long"]:
@@ -158,10 +164,11 @@ def _train(args: argparse.Namespace) -> int:
             raise InputError(
                 f"data file {path}: every pair is longer than the {room} tokens of room"
             )
-        return encoded
+        return pairs, encoded
 
-    examples = read(options["data"])
-    valid = read(options["valid"]) if options["valid"] else None
+    read_data = read(options["data"])
+    valid_read = read(options["valid"]) if options["valid"] else None
+    examples, valid = read_data[1], valid_read and valid_read[1]
     chosen = {name: options[name] for name in Settings.__dataclass_fields__}
     if chosen["steps"] is None:
         epochs = 5 if options["epochs"] is None else options["epochs"]
@@ -174,35 +181,39 @@ def _train(args: argparse.Namespace) -> int:
         chosen["clip"] = None
     settings = Settings(**chosen)
     about = {
+        "command": "train",
         "template": template.text,
         "loss_from": "the first token of the target",
         "data_sha256": fingerprint(options["data"]),
         "valid_sha256": fingerprint(options["valid"]) if options["valid"] else None,
-        "command": "train",
+        "init": start_of(options),
         "options": {name: value for name, value in options.items() if value is not None},
     }
-    if not args.resume:
-        files.new_folder(args.out, RUN_FILES, args.force)
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.2%} of the model's size")
     print(f"{len(examples)} examples, {settings.steps} steps of {settings.batch_size}")
     if settings.backend == "cupy":
         print(f"on the GPU, matrix products in {settings.matmul}")
-    result = train(model, prefix, examples, settings, args.out, valid, about, args.resume)
-    if result.interrupted:
-        return _interrupted("train", args.out)
-    if not result.base_unchanged:
-        raise AssertionError("the frozen model changed while training: this is a bug in minprefix")
-    metrics = {
-        "steps": result.step,
-        "valid_loss": result.best_loss,
-        "best_step": result.best_step,
-        "trained_parameters": prefix.n_parameters,
-        "base_parameters": model.n_parameters,
-        "base_unchanged": result.base_unchanged,
-    }
-    save_prefix(prefix, args.out, model, {**about, "settings": vars(settings), "metrics": metrics})
-    files.write_json(args.out / "metrics.json", metrics)
+    with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
+        result = train(model, prefix, examples, settings, args.out, valid, about, args.resume)
+        if result.interrupted:
+            return _interrupted("train", args.out)
+        if not result.base_unchanged:
+            raise AssertionError("the frozen model changed while training: a bug in minprefix")
+        metrics = {
+            "steps": result.step,
+            "valid_loss": result.best_loss,
+            "best_step": result.best_step,
+            "trained_parameters": prefix.n_parameters,
+            "base_parameters": model.n_parameters,
+            "base_unchanged": result.base_unchanged,
+        }
+        scored = valid_read or read_data
+        of = "valid" if valid_read else "data"
+        recorded = evaluation(model, prefix, *scored, template, of, settings.backend)
+        training = about | {"settings": vars(settings)}
+        save_prefix(prefix, args.out, model, training, metrics, recorded)
+        files.write_json(args.out / "metrics.json", metrics)
     if result.best_loss is not None:
         print(
             f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "
@@ -212,52 +223,93 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
-    """The untrained prefix that the options describe. Raises InputError for an option without
-    effect."""
-    from minprefix.prefix import Prefix
+#: the option that each start reads, and what it is when it is not given
+STARTS: dict[str, tuple[str, Any]] = {
+    "normal": ("init_std", 0.02),
+    "uniform": ("init_bound", 0.05),
+    "text": ("init_text", None),
+    "prefix": ("init_prefix", None),
+}
 
+
+def start_of(options: dict[str, Any]) -> dict[str, Any]:
+    """How the prefix starts, with every default filled in: it is recorded. Raises InputError for
+    an option without effect, and for a missing one."""
     hidden, init = options["mlp_hidden"], options["init"]
     init = init or ("normal" if hidden is None else "network")
-    for option, wanted in (
-        ("init_std", "normal"),
-        ("init_bound", "uniform"),
-        ("init_text", "text"),
-    ):
+    for wanted, (option, _) in STARTS.items():
         if options[option] is not None and init != wanted:
             raise InputError(
                 f"--{option.replace('_', '-')} belongs to --init {wanted}, and --init is {init}"
             )
     if init == "network" and hidden is None:
         raise InputError("--init network is the MLP's own start: give --mlp-hidden as well")
-    length = 10 if options["prefix_length"] is None else options["prefix_length"]
+    start: dict[str, Any] = {"init": init}
+    if init in STARTS:
+        option, default = STARTS[init]
+        start[option] = default if options[option] is None else options[option]
+        if start[option] is None:
+            what = {
+                "text": "the text whose keys and values to start from",
+                "prefix": "the folder of a trained prefix",
+            }
+            raise InputError(f"--init {init} needs --{option.replace('_', '-')}: {what[init]}")
+    return start | ({} if hidden is None else {"mlp_hidden": hidden})
+
+
+def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
+    """The untrained prefix that the options describe. Raises InputError for an option without
+    effect."""
+    from minprefix.prefix import Prefix
+
+    start, length, seed = start_of(options), options["prefix_length"], options["seed"]
     where = {"layers": options["layers"], "position_offset": options["position_offset"]}
+    init, hidden = start["init"], options["mlp_hidden"]
+    if init == "prefix":
+        return _saved_start(model, options)
     onto = None
+    if init == "text":
+        onto = Prefix.text(model, start["init_text"], **where)
+        if length not in (None, onto.length):
+            raise InputError(
+                f"--init-text has {onto.length} tokens and --prefix-length is {length}: leave out "
+                "--prefix-length or give a text of that length"
+            )
+        length = onto.length
+    length = 10 if length is None else length
     if init == "normal":
-        std = 0.02 if options["init_std"] is None else options["init_std"]
-        onto = Prefix.normal(model.config, length, std, options["seed"], **where)
+        onto = Prefix.normal(model.config, length, start["init_std"], seed, **where)
     elif init == "uniform":
-        bound = 0.05 if options["init_bound"] is None else options["init_bound"]
-        onto = Prefix.uniform(model.config, length, bound, options["seed"], **where)
+        onto = Prefix.uniform(model.config, length, start["init_bound"], seed, **where)
     elif init == "zero":
         onto = Prefix.zero(model.config, length, **where)
-    elif init == "text":
-        if options["init_text"] is None:
-            raise InputError(
-                "--init text needs --init-text: the text whose keys and values to start from"
-            )
-        onto = Prefix.text(model, options["init_text"], **where)
-        length = onto.length
-        if options["prefix_length"] not in (None, length):
-            raise InputError(
-                f"--init-text has {length} tokens and --prefix-length is "
-                f"{options['prefix_length']}: leave out --prefix-length or give a text of that "
-                "length"
-            )
     if hidden is None:
         assert onto is not None
         return onto
-    return Prefix.mlp(model.config, length, hidden, options["seed"], onto, **where)
+    return Prefix.mlp(model.config, length, hidden, seed, onto, **where)
+
+
+def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
+    """The prefix of --init-prefix, or with --mlp-hidden its MLP. What else is said of it must be
+    so."""
+    from minprefix.artifact import load_mlp, load_prefix
+
+    hidden, place = options["mlp_hidden"], options["init_prefix"]
+    prefix = (load_prefix if hidden is None else load_mlp)(place, model)
+    is_so = {
+        "prefix_length": prefix.length,
+        "layers": list(prefix.layers) if prefix.subset else None,
+        "position_offset": prefix.position_offset,
+    }
+    if hidden is not None:
+        is_so["mlp_hidden"] = prefix.parameters["bias_1"].size
+    for option, value in is_so.items():
+        if options[option] not in (None, value):
+            raise InputError(
+                f"--{option.replace('_', '-')} is {options[option]}, the prefix in {place} has "
+                f"{value}: leave it out"
+            )
+    return prefix
 
 
 # ---- check ------------------------------------------------------------------------------------
@@ -299,7 +351,7 @@ def _set_matmul(backend: str, matmul: str) -> None:
 # ---- generate, evaluate -----------------------------------------------------------------------
 
 
-def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
+def _load(args: argparse.Namespace, place: Path | None) -> "tuple[GPT2, Prefix | None, Template]":
     """The model, its prefix, and the template: --template, else the prefix's own, else the
     default."""
     from minprefix.artifact import load_prefix, read_about
@@ -311,9 +363,9 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     _set_matmul(args.backend, args.matmul)
     model = GPT2.load(args.model, revision=args.revision)
     prefix, recorded = None, None
-    if args.prefix is not None:
-        prefix = load_prefix(args.prefix, model)
-        recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
+    if place is not None:
+        prefix = load_prefix(place, model)
+        recorded = ((read_about(place) or {}).get("training") or {}).get("template")
     home = BACKENDS[args.backend]
     model, prefix = model.to(home), prefix and prefix.to(home)
     for template in (args.template, recorded):
@@ -322,10 +374,9 @@ def _load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, Template]":
     return model, prefix, Template()
 
 
-def _decoding(
-    args: argparse.Namespace, model: "GPT2", prefix: "Prefix | None", prompts: list[str]
-) -> "Decoding":
-    """As the options say; without --max-new-tokens 80, or what is left after the longest prompt."""
+def _decoding(args: argparse.Namespace, room: int) -> "Decoding":
+    """As the options say; without --max-new-tokens 80, or the `room` that the longest prompt
+    leaves."""
     from minprefix.generate import Decoding
 
     given = _given(args, tuple(Decoding.__dataclass_fields__))
@@ -334,22 +385,39 @@ def _decoding(
     if "length_norm" in given and given.get("beams", 1) == 1:
         raise InputError("--length-norm compares the texts of a beam search: give --beams as well")
     if args.max_new_tokens is None:
-        longest = max(len(model.encode(p)) for p in prompts)
-        start = prefix.position_offset if prefix else 0
-        given["max_new_tokens"] = max(1, min(80, model.config.n_positions - start - longest + 1))
+        given["max_new_tokens"] = max(1, min(80, room))
     return Decoding(**given)
+
+
+def _room(model: "GPT2", prefix: "Prefix | None", prompts: list[str]) -> int:
+    """How many tokens can follow the longest prompt; the last one needs no position."""
+    start = prefix.position_offset if prefix else 0
+    return model.config.n_positions - start - max(len(model.encode(p)) for p in prompts) + 1
 
 
 def _generate(args: argparse.Namespace) -> int:
     from minprefix.generate import generate_ids
+    from minprefix.prefixes.command import named
 
-    model, prefix, template = _load(args)
+    if args.data is not None:
+        return _generate_many(args)
+    for name in ("store", "store_bytes", "batch_size", "out"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} belongs to --data, a file of requests")
+    if not args.prompt:
+        raise InputError("generate needs --prompt TEXT, or --data FILE with many")
+    places = list(named(args.prefix or []).values())
+    if len(places) > 1:
+        raise InputError(
+            f"{len(places)} prefixes were given: give one, or --data FILE whose lines name theirs"
+        )
+    model, prefix, template = _load(args, places[0] if places else None)
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     raw = args.raw or (prefix is None and args.template is None)
     prompts = [p if raw else template.prompt(p) for p in args.prompt]
     ids = [model.encode(p) for p in prompts]
-    decoding = _decoding(args, model, prefix, prompts)
+    decoding = _decoding(args, _room(model, prefix, prompts))
     for text, new in zip(
         args.prompt,
         generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend),
@@ -362,6 +430,18 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _generate_many(args: argparse.Namespace) -> int:
+    from minprefix.prefixes.command import generate_many
+
+    if args.prompt:
+        raise InputError("--prompt is one request and --data are many: give one of them")
+    if args.raw and args.template is not None:
+        raise InputError("--raw takes the prompt as it is: leave out --template")
+    args.store_bytes, args.batch_size = args.store_bytes or 256 * 2**20, args.batch_size or 32
+    model, _, _ = _load(args, None)
+    return generate_many(args, model, lambda room: _decoding(args, room))
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     import json
     import time
@@ -369,7 +449,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from minprefix import evaluate, files
     from minprefix.data.pairs import encode_pairs, fingerprint, group_references, read_pairs
 
-    model, prefix, template = _load(args)
+    model, prefix, template = _load(args, args.prefix)
     pairs = read_pairs(args.data, args.source_column, args.target_column)
     groups = group_references(pairs)
     for name in ("limit", "batch_size"):
@@ -377,7 +457,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
     sources = list(groups)[: args.limit]
-    decoding = _decoding(args, model, prefix, [template.prompt(s) for s in sources])
+    decoding = _decoding(args, _room(model, prefix, [template.prompt(s) for s in sources]))
     kept = set(sources)
     pairs = [p for p in pairs if p.source in kept]
     references = [groups[s] for s in sources]
@@ -437,74 +517,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{cut} predictions were cut at --max-new-tokens {decoding.max_new_tokens}")
     print(f"written to {args.out}: metrics.json, predictions.jsonl")
     return 0
-
-
-# ---- inspect ----------------------------------------------------------------------------------
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from minprefix.artifact import PEFT_CONFIG, PEFT_TENSOR, read_about
-
-    path = Path(args.path)
-    about = read_about(path) if path.is_dir() else None
-    if about is None and (path / "state.safetensors").exists():
-        raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
-    if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, PEFT_TENSOR)):
-        _inspect_model(args.path)
-    else:
-        _inspect_prefix(path, about)
-    return 0
-
-
-def _inspect_model(name: str) -> None:
-    from minprefix import files
-    from minprefix.checkpoint import find
-    from minprefix.model import GPT2
-
-    folder = find(name)
-    model = GPT2.load(folder)
-    model.name = name
-    model.check_finite()
-    size = "none" if model.tokenizer is None else f"{model.tokenizer.get_vocab_size()} entries"
-    _say("model", model)
-    _say("folder", folder)
-    _say("sha256", f"{model.fingerprint()} (of its weights as float32)")
-    _say("head", "tied" if model.config.tie_word_embeddings else "separate")
-    _say("tokenizer", size)
-    if (folder / "training.json").exists():
-        _say("training", files.read_json(folder / "training.json", "how the model was trained"))
-
-
-def _inspect_prefix(path: Path, about: dict[str, Any] | None) -> None:
-    from minprefix.artifact import load_prefix
-
-    prefix = load_prefix(path)
-    _say("prefix", prefix)
-    if prefix.kv.size:
-        for i, name in enumerate(("keys", "values")):
-            a = abs(prefix.kv[:, i])
-            _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
-    if about is None:
-        _say("base", "unknown: PEFT wrote it, without provenance")
-        return
-    _say("base", f"{about['base']} (sha256 {about['base_sha256']})")
-    _say("kind", f"{about['kind']}, written by minprefix {about['minprefix']}")
-    _say("training", about["training"] or "not recorded")
-
-
-def _say(name: str, value: Any, indent: int = 0) -> None:
-    """A line of `inspect`; what is nested stands below its name."""
-    start = " " * indent + name
-    if isinstance(value, dict):
-        print(start)
-        for key, part in value.items():
-            _say(key, part, indent + 2)
-    else:
-        print(
-            f"{start:<22} {value!r}"
-            if isinstance(value, str) and indent
-            else f"{start:<22} {value}"
-        )
 
 
 # ---- vectors ----------------------------------------------------------------------------------
@@ -713,13 +725,14 @@ def _parser() -> argparse.ArgumentParser:
     g.add_argument("--prefix-length", type=int, metavar="P", help="default 10")
     g.add_argument(
         "--init",
-        choices=("normal", "uniform", "zero", "text", "network"),
+        choices=("normal", "uniform", "zero", "text", "prefix", "network"),
         help="how it starts (default normal; with --mlp-hidden default network, the MLP's own "
         "start, and any other is what the MLP is first fitted to)",
     )
     g.add_argument("--init-std", type=float, metavar="X", help="of --init normal (default 0.02)")
     g.add_argument("--init-bound", type=float, metavar="X", help="of --init uniform (default 0.05)")
     g.add_argument("--init-text", metavar="TEXT", help="of --init text")
+    g.add_argument("--init-prefix", metavar="DIR", help="of --init prefix: a trained one")
     g.add_argument("--mlp-hidden", type=int, metavar="H", help="train through an MLP of this width")
     g.add_argument("--layers", type=_layers, metavar="I,J,...", help="only these layers see it")
     g.add_argument(
@@ -760,14 +773,34 @@ def _parser() -> argparse.ArgumentParser:
         'food[Thai], price[cheap], area[hills]"',
     )
     _model_options(p)
-    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+    p.add_argument(
+        "--prefix",
+        action="append",
+        metavar="[NAME=]DIR",
+        help="a trained prefix; with --data several, each with a name",
+    )
     p.add_argument(
         "--prompt",
         action="append",
-        required=True,
         metavar="TEXT",
         help="may be given several times; with a prefix it is the source of the prefix's template",
     )
+    g = p.add_argument_group("many requests, each with a prefix of its own")
+    g.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help='.jsonl of {"prompt": ..., "prefix": NAME}; null is the model without a prefix',
+    )
+    g.add_argument("--store", type=Path, metavar="DIR", help="a folder of prefixes, by their names")
+    g.add_argument(
+        "--store-bytes",
+        type=_at_least_one,
+        metavar="N",
+        help="how many bytes of prefixes are held at a time (default 268435456)",
+    )
+    g.add_argument("--batch-size", type=_at_least_one, metavar="N", help="default 32")
+    g.add_argument("--out", type=Path, metavar="FILE", help="write the answers there (.jsonl)")
     p.add_argument("--template", type=_unescape, help="default: the prefix's own")
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     _decoding_options(p)
@@ -840,13 +873,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--list", action="store_true", help="show the checks, and run none")
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
 
-    p = command(
-        "inspect",
-        _inspect,
-        "what a model or a prefix is, how large, and how it was trained",
-        "minprefix inspect runs/demo",
-    )
-    p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+    prefix_commands(command, _model_options, _column_options, _threads_option)
 
     p = command(
         "vectors",

@@ -1,6 +1,8 @@
 """The main job on what ships: teach the frozen tiny model table-to-text with a prefix, and show the
 difference."""
 
+import hashlib
+import json
 import shlex
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from minprefix.generate import Decoding
 from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
+from minprefix.prefixes.verify import evaluation
 from minprefix.train import RUN_FILES, Settings, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
@@ -27,6 +30,19 @@ def pairs(split: str, n: int, seed: int) -> list[Pair]:
     another."""
     drawn = world.table_to_text(n, split, seed)
     return [Pair(s, t, f"tiny world, {split} record {i}") for i, (s, t) in enumerate(drawn)]
+
+
+def recorded_pairs(of: str, options: dict[str, Any]) -> list[Pair]:
+    """The training or validation pairs ("data", "valid") of a demo with these options."""
+    return (
+        pairs("train", TRAIN, options.get("seed", 0)) if of == "data" else pairs("valid", VALID, 0)
+    )
+
+
+def fingerprint(pairs: list[Pair]) -> str:
+    """sha256 of their sources and targets."""
+    said = json.dumps([[pair.source, pair.target] for pair in pairs])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def run(
@@ -78,46 +94,51 @@ def run(
 
     print(f"Training the prefix on {TRAIN} records and their descriptions, the model frozen:")
     room = model.config.n_positions - prefix.position_offset
-    train_set = encode_pairs(model, pairs("train", TRAIN, seed), TEMPLATE, room)
-    valid_set = encode_pairs(model, pairs("valid", VALID, 0), TEMPLATE, room)
+    train_set = encode_pairs(model, recorded_pairs("data", options), TEMPLATE, room)
+    valid_pairs = recorded_pairs("valid", options)
+    valid_set = encode_pairs(model, valid_pairs, TEMPLATE, room)
     about = {
+        "command": "demo",
         "task": "tiny world, table to text",
         "template": TEMPLATE.text,
-        "command": "demo",
+        "data_sha256": fingerprint(recorded_pairs("data", options)),
+        "valid_sha256": fingerprint(valid_pairs),
+        "init": {"init": "normal", "init_std": 0.02},
         "options": options,
     }
-    if not resume:
-        files.new_folder(out, RUN_FILES, force)
-    result = train(model, prefix, train_set, settings, out, valid_set, about, resume)
-    if result.interrupted:
-        return {}
-    after, said_after = score(model, prefix, test)
+    with files.run_folder(out, RUN_FILES, force, resume):
+        result = train(model, prefix, train_set, settings, out, valid_set, about, resume)
+        if result.interrupted:
+            return {}
+        after, said_after = score(model, prefix, test)
+        metrics = {
+            "before": before,
+            "after": after,
+            "trained_parameters": prefix.n_parameters,
+            "base_parameters": model.n_parameters,
+            "base_unchanged": result.base_unchanged,
+            "test_records": TEST,
+            "steps": result.step,
+            "best_step": result.best_step,
+            "seed": seed,
+            "training_seconds": round(result.seconds, 1),
+            "seconds": round(time.time() - started, 1),
+        }
+        training = {**about, "settings": vars(settings)}
+        recorded = evaluation(model, prefix, valid_pairs, valid_set, TEMPLATE, "valid", backend)
+        save_prefix(prefix, out, model, training, {"before": before, "after": after}, recorded)
+        files.write_json(out / "metrics.json", metrics)
+        files.write_text(out / "samples.md", samples(test, said_before, said_after))
+
     print(f"\nThe same model with the prefix of step {result.best_step}, the same records:\n")
     for pair, said in list(zip(test, said_after, strict=True))[:SHOWN]:
         print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
-
-    metrics = {
-        "before": before,
-        "after": after,
-        "trained_parameters": prefix.n_parameters,
-        "base_parameters": model.n_parameters,
-        "base_unchanged": result.base_unchanged,
-        "test_records": TEST,
-        "steps": result.step,
-        "best_step": result.best_step,
-        "seed": seed,
-        "training_seconds": round(result.seconds, 1),
-        "seconds": round(time.time() - started, 1),
-    }
-    scores = {"before": before, "after": after}
-    save_prefix(prefix, out, model, {**about, "settings": vars(settings), "metrics": scores})
-    files.write_json(out / "metrics.json", metrics)
-    files.write_text(out / "samples.md", samples(test, said_before, said_after))
     print(table(metrics))
     where = shlex.quote(str(out))  # the commands below are meant to be pasted
     print(f"\nWritten to {out}: the prefix, metrics.json, samples.md, loss.png, log.jsonl. Next:\n")
     print(f'  minprefix generate --model tiny --prefix {where} --prompt "{test[0].source}"')
     print(f"  minprefix inspect {where}")
+    print(f"  minprefix verify {where}")
     return metrics
 
 

@@ -190,11 +190,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    write_bytes(path, save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata))
+    write_bytes(path, tensor_bytes(arrays, metadata))
+
+
+def tensor_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    return save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -290,3 +298,18 @@ def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = Tru
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def run_folder(path: Path, marks: Iterable[str], force: bool, resume: bool) -> Iterator[None]:
+    """A folder for a run, held while it runs: a new one (see `new_folder`) or, with `resume`, as it
+    is. Raises InputError if another process has it, before anything in it is touched."""
+    if not resume:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
+    with only_writer(path):
+        if not resume:
+            new_folder(path, marks, force)
+        yield

@@ -1,23 +1,29 @@
 """A trained prefix on disk: PEFT's layout to the byte order, provenance, and what is refused."""
 
+import hashlib
 import json
+import platform
 import re
+from datetime import UTC, datetime
 from importlib.metadata import version
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
 from minprefix import GPT2, Config, InputError, Prefix
-from minprefix.artifact import ABOUT_KEYS, load_mlp, load_prefix, save_prefix
+from minprefix.artifact import SCHEMA, load_mlp, load_prefix, save_prefix, tokenizer_fingerprint
 from minprefix.prefix import MLPPrefix
 from tests.conftest import random_model, to_hf
 
 PEFT_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 P, L, NH, HS = 5, 3, 4, 8  # the shape of the fixture `config`
+RULES = json.loads(SCHEMA.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -34,7 +40,20 @@ def read(folder, name="minprefix.json"):
 
 
 def edit(folder, name="minprefix.json", **changed):
-    (folder / name).write_text(json.dumps(read(folder, name) | changed))
+    """`base__n_head=2` changes the key n_head of the object base."""
+    value = read(folder, name)
+    for key, new in changed.items():
+        *above, last = key.split("__")
+        inner = value
+        for part in above:
+            inner = inner[part]
+        inner[last] = new
+    (folder / name).write_text(json.dumps(value))
+
+
+def unmarked(folder):
+    """As another program leaves it: without a record of what the files were."""
+    (folder / "minprefix.json").unlink()
 
 
 def flat(config, length=P, **where):
@@ -102,20 +121,38 @@ def test_a_float64_prefix_is_stored_in_float32(tmp_path, config):
 
 def test_what_is_known_of_its_training_is_recorded(tmp_path, config, base):
     training = {"template": "{source}\n{target}", "steps": 3, "loss": [4.0, 3.5], "out": "Zoë"}
-    save_prefix(flat(config, layers=[0, 2]), tmp_path, base, training)
-    assert read(tmp_path) == {
-        "format": 1,
-        "minprefix": version("minprefix"),
-        "base": "random",
-        "base_sha256": base.fingerprint(),
-        "kind": "flat",
-        "length": P,
-        "layers": [0, 2],
-        "position_offset": P,
-        "n_layer": L,
-        "n_head": NH,
-        "head_size": HS,
+    metrics = {"valid_loss": 3.5}
+    evaluation = {
+        "of": "valid",
+        "examples": 3,
+        "loss": 3.5,
+        "max_new_tokens": 4,
+        "samples": [{"source": "a", "prediction": "b"}],
+    }
+    before = datetime.now(UTC).replace(microsecond=0)
+    save_prefix(flat(config, layers=[0, 2]), tmp_path, base, training, metrics, evaluation)
+    about = read(tmp_path)
+    assert before <= datetime.fromisoformat(about.pop("saved")) <= datetime.now(UTC)
+    packages = about.pop("packages")
+    assert packages.pop("python") == platform.python_version()
+    names = ("minprefix", "numpy", "safetensors", "tokenizers")
+    assert packages == {name: version(name) for name in names}
+    stored = hashlib.sha256((tmp_path / "prefix.safetensors").read_bytes()).hexdigest()
+    assert about == {
+        "format": 2,
+        "base": {
+            "name": "random",
+            "sha256": base.fingerprint(),
+            "tokenizer_sha256": None,
+            "n_layer": L,
+            "n_head": NH,
+            "head_size": HS,
+        },
+        "prefix": {"kind": "flat", "length": P, "layers": [0, 2], "position_offset": P},
+        "files": {"prefix.safetensors": stored},
         "training": training,
+        "metrics": metrics,
+        "evaluation": evaluation,
     }
 
 
@@ -177,6 +214,7 @@ def test_what_peft_wrote_loads_without_provenance(tmp_path, config, base):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_peft_tensor_of_another_precision_loads(tmp_path, config, dtype):
     flat(config).save(tmp_path)
+    unmarked(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     stored = torch.tensor(load_file(path)["prompt_embeddings"]).to(dtype)
     save_torch({"prompt_embeddings": stored}, path)
@@ -207,6 +245,8 @@ def test_saving_over_another_prefix_leaves_nothing_of_it(tmp_path, config, base,
         for folder in ("used", "fresh")
     )
     assert used.pop("notes.txt") == b"mine"
+    for kept in (used, fresh):
+        kept["minprefix.json"] = re.sub(rb'"saved": "[^"]+"', b"", kept["minprefix.json"])
     assert used == fresh
 
 
@@ -260,51 +300,95 @@ def test_a_prefix_of_another_shape_is_refused_with_both_shapes(saved, config, ch
 
 def test_a_prefix_saved_without_its_base_fits_every_base_of_its_shape(tmp_path, config):
     flat(config).save(tmp_path)
-    assert read(tmp_path)["base_sha256"] is None
+    assert read(tmp_path)["base"]["sha256"] is None
     for seed in range(2):
         Prefix.load(tmp_path, random_model(config, seed, "float32"))
 
 
-@pytest.mark.parametrize("key", sorted(ABOUT_KEYS - {"format"}))
+REQUIRED = [
+    *(set(RULES["required"]) - {"format"}),
+    *(f"base.{key}" for key in RULES["properties"]["base"]["required"]),
+    *(f"prefix.{key}" for key in RULES["properties"]["prefix"]["required"]),
+]
+
+
+def test_the_schema_is_one_and_what_is_written_obeys_it(saved, saved_mlp):
+    jsonschema.Draft202012Validator.check_schema(RULES)
+    for folder in (saved, saved_mlp):
+        jsonschema.validate(read(folder), RULES)
+
+
+@pytest.mark.parametrize("key", sorted(REQUIRED))
 def test_a_missing_key_of_minprefix_json_is_named(saved, key):
     about = read(saved)
-    del about[key]
+    inner, _, last = key.rpartition(".")
+    del (about[inner] if inner else about)[last]
     (saved / "minprefix.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match=rf"minprefix\.json: key '{key}' is missing"):
         Prefix.load(saved)
 
 
-def test_an_unknown_key_of_minprefix_json_is_named(saved):
-    edit(saved, dropout=0.1)
-    with pytest.raises(InputError, match=r"minprefix\.json: key 'dropout' is unknown"):
+@pytest.mark.parametrize("key", ["dropout", "base__dropout", "prefix__dropout"])
+def test_an_unknown_key_of_minprefix_json_is_named(saved, key):
+    edit(saved, **{key: 0.1})
+    name = key.replace("__", ".")
+    with pytest.raises(InputError, match=rf"minprefix\.json: key '{name}' is unknown"):
         Prefix.load(saved)
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("training", [1], "an object, or null: how it was trained"),
+        ("training", {"template": 5}, "text with {source} and {target}"),
+        ("training", {"options": {"data": 1}}, "text, or null"),
+        ("training", {"settings": {"matmul": []}}, '"float32" or "tf32"'),
+        ("training", {"of": [{}]}, "missing"),
+        ("base__sha256", "123", "a sha256, 64 hexadecimal digits, or null"),
+        ("files__prefix", "123", "a sha256, 64 hexadecimal digits"),
+        ("prefix__kind", "round", '"flat" or "mlp"'),
+        ("evaluation", {}, "missing"),
+        ("saved", 2026, "when it was saved, as text"),
+        ("packages", {"numpy": 2}, "a version, as text"),
+    ],
+)
+def test_a_value_of_minprefix_json_that_means_nothing_is_a_sentence(saved, key, value, expected):
+    edit(saved, **{key: value})
+    with pytest.raises(InputError, match=rf"minprefix\.json: .*{re.escape(expected)}"):
+        Prefix.load(saved)
+
+
+def test_an_unknown_note_of_ones_own_training_is_kept(saved):
+    edit(saved, training={"by": "my own loop", "template": "{source}{target}"})
+    Prefix.load(saved)
+
+
+@pytest.mark.parametrize("number", [0, 1, "2", None])
 def test_another_format_is_refused(saved, number):
     edit(saved, format=number)
     found = re.escape(repr(number))
-    with pytest.raises(InputError, match=rf"has format {found}, this version reads 1: use the"):
+    with pytest.raises(InputError, match=rf"has format {found}, this version reads 2: use the"):
         Prefix.load(saved)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("layers", "0,2"),
-        ("layers", 2),
-        ("layers", ["0", "2"]),
-        ("layers", [0.0, 2.0]),
-        ("layers", [2, 0]),
-        ("layers", [0]),
-        ("layers", None),  # two layers of three: which ones?
-        ("position_offset", "5"),
-        ("position_offset", 1.5),
-        ("position_offset", -1),
-        ("position_offset", None),
-        ("length", 4),
-        ("n_head", 2),
-        ("head_size", 16),
+        ("prefix__layers", "0,2"),
+        ("prefix__layers", 2),
+        ("prefix__layers", ["0", "2"]),
+        ("prefix__layers", [0.0, 2.0]),
+        ("prefix__length", 5.0),
+        ("prefix__layers", [2, 0]),
+        ("prefix__layers", [0]),
+        ("prefix__layers", None),  # two layers of three: which ones?
+        ("prefix__position_offset", "5"),
+        ("prefix__position_offset", 1.5),
+        ("prefix__position_offset", -1),
+        ("prefix__position_offset", None),
+        ("prefix__length", 4),
+        ("base__n_head", 2),
+        ("base__head_size", 16),
     ],
 )
 def test_a_minprefix_json_that_does_not_fit_its_tensor_is_refused(saved_subset, base, key, value):
@@ -315,7 +399,13 @@ def test_a_minprefix_json_that_does_not_fit_its_tensor_is_refused(saved_subset, 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("length", 4), ("position_offset", 0), ("layers", [0, 2]), ("n_head", 2), ("n_layer", 2)],
+    [
+        ("prefix__length", 4),
+        ("prefix__position_offset", 0),
+        ("prefix__layers", [0, 2]),
+        ("base__n_head", 2),
+        ("base__n_layer", 2),
+    ],
 )
 def test_a_minprefix_json_of_another_prefix_than_pefts_files_is_refused(saved, base, key, value):
     edit(saved, **{key: value})
@@ -441,9 +531,10 @@ def test_a_missing_or_empty_folder_is_named(tmp_path, base):
         Prefix.load(tmp_path / "absent", base)
     with pytest.raises(InputError, match=r"holds no prefix: expected adapter_model\.safetensors"):
         Prefix.load(tmp_path, base)
-    for folder in (tmp_path / "absent", tmp_path):
-        with pytest.raises(InputError, match="holds no MLP"):
-            load_mlp(folder)
+    with pytest.raises(InputError, match=r"prefix folder '.*absent' does not exist"):
+        load_mlp(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no MLP"):
+        load_mlp(tmp_path)
 
 
 def test_our_tensor_without_minprefix_json_is_refused(saved_subset):
@@ -471,6 +562,76 @@ def test_a_damaged_mlp_is_refused_by_name(saved_mlp, damage):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"mlp\.safetensors"):
         load_mlp(saved_mlp)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "prefix", "mlp"])
+def test_a_file_of_another_save_is_refused_with_both_fingerprints(tmp_path, config, name):
+    where = {"layers": [0, 2]} if name == "prefix" else {}
+    for folder, seed in (("one", 1), ("two", 2)):
+        Prefix.mlp(config, P, hidden=7, seed=seed, **where).save(tmp_path / folder)
+    path = tmp_path / "one" / f"{name}.safetensors"
+    was = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes((tmp_path / "two" / path.name).read_bytes())
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    sentence = (
+        rf"{path.name} has sha256 {now[:12]}\.\.\., and minprefix\.json records sha256 {was[:12]}"
+    )
+    with pytest.raises(InputError, match=sentence):
+        (load_mlp if name == "mlp" else load_prefix)(tmp_path / "one")
+
+
+# ---- the fingerprint of a tokenizer ----
+
+
+def word_level(words):
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_a_prefix_of_another_tokenizer_is_refused_with_both_fingerprints(tmp_path, base):
+    base.tokenizer = word_level(["<unk>", "a", "b"])
+    flat(base.config).save(tmp_path, base)
+    Prefix.load(tmp_path, base)
+    was = tokenizer_fingerprint(base)
+    base.tokenizer = word_level(["<unk>", "b", "a"])
+    now = tokenizer_fingerprint(base)
+    sentence = (
+        rf"was trained on another tokenizer: that of 'random' \(sha256 {was[:12]}\.\.\.\), and "
+        rf"this is 'random' \(sha256 {now[:12]}"
+    )
+    with pytest.raises(InputError, match=sentence):
+        Prefix.load(tmp_path, base)
+    base.tokenizer = None  # token ids are all that such a user has
+    Prefix.load(tmp_path, base)
+
+
+def test_the_fingerprint_of_a_tokenizer_sees_tokens_merges_and_how_text_is_split(base):
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["the red fox and the green fox"] * 3, 280, show_progress=False)
+    whole = json.loads(bpe.to_str())
+    assert len(whole["model"]["merges"]) > 3
+
+    def of(**changed):
+        value = json.loads(bpe.to_str())
+        value["model"] |= changed.pop("model", {})
+        base.tokenizer = Tokenizer.from_str(json.dumps(value | changed))
+        return tokenizer_fingerprint(base)
+
+    merges, vocab = whole["model"]["merges"], dict(whole["model"]["vocab"])
+    first, second = list(vocab)[:2]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    seen = {
+        of(),
+        of(model={"merges": [merges[1], merges[0], *merges[2:]]}),
+        of(model={"vocab": vocab}),
+        of(normalizer={"type": "Lowercase"}),
+        of(pre_tokenizer=whole["pre_tokenizer"] | {"add_prefix_space": True}),
+    }
+    assert len(seen) == 5
+    assert of(padding=None) == of()
+    older = [" ".join(pair) for pair in merges]  # as older versions wrote them
+    assert of(model={"merges": older}) == of()
 
 
 # ---- the fingerprint of a base ----

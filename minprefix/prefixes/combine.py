@@ -1,0 +1,126 @@
+"""One prefix made of others: side by side, averaged, between two, or with fewer slots.
+
+None of it is in the paper. A prefix was trained as a whole, and what a mixture does has to be
+measured: each of these warns once that it is an experiment.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minprefix import ops as _ops
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.gpt2 import forward
+from minprefix.model import GPT2, prepare
+from minprefix.prefix import Prefix
+
+
+class Experiment(UserWarning):
+    """What a combined prefix does is not known before it is measured."""
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"{what} is an experiment: measure what it does", Experiment, stacklevel=3)
+
+
+def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
+    """All slots of all of them, in this order: (layers, 2, NH, P1 + P2 + ..., hs).
+
+    Under the usual rule, tokens start after all the slots; prefixes of the rule
+    `position_offset=0` stay with it. Raises InputError for prefixes of different models, layers or
+    position rules.
+    """
+    _check_fit(prefixes, "concatenate", lengths=False)
+    _warn("concatenating prefixes")
+    kv = np.concatenate([p.to("numpy").kv for p in prefixes], axis=3)
+    usual = all(p.position_offset == p.length for p in prefixes)
+    offsets = {p.position_offset for p in prefixes}
+    if not usual and len(offsets) > 1:
+        raise InputError(
+            f"cannot concatenate prefixes whose tokens start at positions {sorted(offsets)}: "
+            "expected one position for all, or that each starts its tokens after its own slots"
+        )
+    return Prefix(kv, _layers(prefixes[0]), None if usual else offsets.pop())
+
+
+def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) -> Prefix:
+    """The mean of keys and of values, slot by slot; `weights` are divided by their sum. Raises
+    InputError for prefixes that differ in more than their numbers."""
+    _check_fit(prefixes, "average", lengths=True)
+    given = [1.0] * len(prefixes) if weights is None else list(weights)
+    if len(given) != len(prefixes):
+        raise InputError(f"{len(given)} weights for {len(prefixes)} prefixes: give one each")
+    total = sum(given)
+    if not np.isfinite(given).all() or abs(total) < 1e-12:
+        raise InputError(f"weights are {given}: expected finite numbers whose sum is not 0")
+    _warn("averaging prefixes")
+    dtype = prefixes[0].kv.dtype
+    mean = sum(
+        w / total * p.to("numpy").kv.astype(np.float64)
+        for w, p in zip(given, prefixes, strict=True)
+    )
+    first = prefixes[0]
+    return Prefix(np.asarray(mean).astype(dtype), _layers(first), first.position_offset)
+
+
+def interpolate(a: Prefix, b: Prefix, t: float) -> Prefix:
+    """(1 - t) a + t b: a at 0, b at 1; beyond them it goes on in a straight line."""
+    return average([a, b], [1 - t, t])
+
+
+def _check_fit(prefixes: Sequence[Prefix], verb: str, lengths: bool) -> None:
+    if not prefixes:
+        raise InputError(f"there is no prefix to {verb}: give at least one")
+    first = prefixes[0]
+    for p in prefixes[1:]:
+        shapes = [(*q.kv.shape[:3], q.kv.shape[4]) for q in (first, p)]
+        same = shapes[0] == shapes[1] and first.layers == p.layers
+        if lengths:
+            same &= first.kv.shape == p.kv.shape and first.position_offset == p.position_offset
+        if not same:
+            raise InputError(f"cannot {verb} {first} and {p}: they are not of one shape")
+
+
+def _layers(prefix: Prefix) -> tuple[int, ...] | None:
+    return prefix.layers if prefix.subset else None
+
+
+# ---- pruning ----------------------------------------------------------------------------------
+
+
+def slot_attention(model: GPT2, prefix: Prefix, batch: Batch) -> np.ndarray:
+    """-> (layers, NH, P): the share of the softmax that each slot draws, averaged over the tokens
+    of the batch.
+
+    Summed over the slots it is the mean of λ in `(1 - λ) Attn + λ softmax(q · P_k) P_v` (He et
+    al., 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", section 3.1).
+    """
+    model, prefix = model.to("numpy"), prefix.to("numpy")
+    reference = _ops.get("reference")
+    _, cache = forward(
+        model.weights, model.config, *prepare(model, batch, prefix), reference, "prefix"
+    )
+    shares = np.zeros((len(prefix.layers), model.config.n_head, prefix.length))
+    for j, layer in enumerate(prefix.layers):
+        attention: Any = cache.blocks[layer].attention  # the reference's has the patterns
+        for pattern in attention.pattern:  # (NH, T, P+T) of one sequence
+            shares[j] += pattern[:, :, : prefix.length].real.sum(axis=1)  # (NH, P)
+    return shares / len(batch.tokens)
+
+
+def prune(prefix: Prefix, shares: np.ndarray, keep: int) -> Prefix:
+    """The `keep` slots that draw most attention, all layers and heads together, in their order;
+    `shares` from `slot_attention`. Tokens keep their positions, so PEFT cannot express the result.
+    Raises InputError if `keep` is not 0 to P."""
+    if not 0 <= keep <= prefix.length:
+        raise InputError(f"keep is {keep}: expected 0 to {prefix.length}, the number of slots")
+    if shares.shape != (len(prefix.layers), prefix.kv.shape[2], prefix.length):
+        raise InputError(f"shares have shape {shares.shape}: they are of another prefix")
+    _warn("leaving out slots")
+    total = shares.sum(axis=(0, 1))  # (P,)
+    slots = np.sort(np.argsort(-total, kind="stable")[:keep])
+    kv = prefix.to("numpy").kv[:, :, :, slots]
+    return Prefix(np.ascontiguousarray(kv), _layers(prefix), prefix.position_offset)

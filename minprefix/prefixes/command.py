@@ -1,0 +1,516 @@
+"""The commands around saved prefixes: inspect, diff, verify, export, combine, prune, and generate
+with many."""
+
+import argparse
+import json
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprefix.errors import InputError
+
+if TYPE_CHECKING:
+    from minprefix.generate import Decoding
+    from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+
+# Each command imports what it needs: `minprefix --help` should not wait for it.
+
+
+# ---- inspect ----------------------------------------------------------------------------------
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from minprefix.artifact import FILES, PEFT_CONFIG, TENSORS, read_about
+    from minprefix.files import finish_save
+
+    path = Path(args.path)
+    if path.is_dir():
+        finish_save(path, FILES)
+    about = read_about(path) if path.is_dir() else None
+    if about is None and (path / "state.safetensors").exists():
+        raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
+    if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, *TENSORS)):
+        _inspect_model(args.path)
+    else:
+        _inspect_prefix(path, about)
+    return 0
+
+
+def _inspect_model(name: str) -> None:
+    from minprefix import files
+    from minprefix.artifact import tokenizer_fingerprint
+    from minprefix.checkpoint import find
+    from minprefix.model import GPT2
+
+    folder = find(name)
+    model = GPT2.load(folder)
+    model.name = name
+    model.check_finite()
+    _say("model", model)
+    _say("folder", folder)
+    _say("sha256", f"{model.fingerprint()} (of its weights as float32)")
+    _say("head", "tied" if model.config.tie_word_embeddings else "separate")
+    if model.tokenizer is None:
+        _say("tokenizer", "none")
+    else:
+        size = model.tokenizer.get_vocab_size()
+        _say("tokenizer", f"{size} entries, sha256 {tokenizer_fingerprint(model)}")
+    if (folder / "training.json").exists():
+        _say("training", files.read_json(folder / "training.json", "how the model was trained"))
+
+
+def _inspect_prefix(path: Path, about: dict[str, Any] | None) -> None:
+    from minprefix.artifact import load_prefix, why_not_peft
+
+    prefix = load_prefix(path)
+    _say("prefix", prefix)
+    if prefix.kv.size:
+        for i, name in enumerate(("keys", "values")):
+            a = abs(prefix.kv[:, i])
+            _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
+    reason = why_not_peft(prefix)
+    _say("PEFT", f"cannot express it: {reason}" if reason else "opens this folder as it is")
+    if about is None:
+        _say("base", "unknown: PEFT wrote it, without provenance")
+        return
+    base, training = about["base"], about["training"] or {}
+    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    _say("saved", f"{about['saved']} with {packages}")
+    _say("base", f"{base['name'] or 'not recorded'}{_sha(base['sha256'])}")
+    _say("tokenizer", _sha(base["tokenizer_sha256"]).strip() or "not recorded")
+    _say("kind", about["prefix"]["kind"])
+    for part in ("data", "valid"):
+        place = (training.get("options") or {}).get(part)
+        if place or training.get(f"{part}_sha256"):
+            _say(part, f"{place}{_sha(training.get(f'{part}_sha256'))}")
+    shown = {"data_sha256", "valid_sha256"}
+    for name in ("init", "settings"):
+        if training.get(name):
+            _say({"init": "start"}.get(name, name), _pairs(training[name]))
+            shown.add(name)
+    inside = set((training.get("settings") or {}) | (training.get("init") or {}))
+    options = {k: v for k, v in (training.get("options") or {}).items() if k not in inside}
+    rest = {k: v for k, v in training.items() if k not in shown} | {"options": options}
+    if "of" in rest:
+        rest["of"] = [part["folder"] for part in rest["of"]]
+    rest = {k: v for k, v in rest.items() if v}
+    _say("training", _pairs(rest) if training else "not recorded")
+    _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
+    if about["evaluation"]:
+        recorded = about["evaluation"]
+        _say("evaluation", f"loss {recorded['loss']:.4f} on {recorded['examples']} pairs of "
+             f"{recorded['of']}, {len(recorded['samples'])} samples")  # fmt: skip
+    for name, sha in about["files"].items():
+        _say("file", f"{name}{_sha(sha)}")
+
+
+def _sha(sha256: str | None) -> str:
+    return "" if sha256 is None else f"  sha256 {sha256}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    """{"a": 1, "b": {"c": "x"}} -> "a 1, b (c 'x')"."""
+    return ", ".join(
+        f"{key} ({_pairs(value)})" if isinstance(value, dict) else f"{key} {value!r}"
+        for key, value in values.items()
+    )
+
+
+def _say(name: str, value: Any, indent: int = 0) -> None:
+    """A line of `inspect`; what is nested stands below its name, what is long goes on below."""
+    if isinstance(value, dict):
+        print(" " * indent + name)
+        for key, part in value.items():
+            _say(key, part, indent + 2)
+        return
+    text = repr(value) if isinstance(value, str) and indent else str(value)
+    lines = textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False) or [""]
+    print(f"{' ' * indent + name:<12} {lines[0]}")
+    for line in lines[1:]:
+        print(f"{'':<12} {line}")
+
+
+# ---- diff -------------------------------------------------------------------------------------
+
+
+def diff(args: argparse.Namespace) -> int:
+    from minprefix.artifact import load_prefix, read_about
+    from minprefix.prefixes.compare import differences, distances
+
+    a, b = (load_prefix(path) for path in (args.a, args.b))
+    print(f"A  {args.a}: {a}\nB  {args.b}: {b}\n")
+    records = [read_about(path) for path in (args.a, args.b)]
+    if None in records:
+        without = " and ".join(
+            name for name, record in zip("AB", records, strict=True) if record is None
+        )
+        print(f"how they came to be: {without} has no minprefix.json, PEFT wrote it")
+    else:
+        one, two = ({k: v for k, v in r.items() if k != "files"} for r in records if r)
+        found = differences(one, two)
+        print("how they came to be" if found else "how they came to be: the same")
+        for name, was, now in found:
+            print(f"  {name:<34} {_short(was)}  |  {_short(now)}")
+    try:
+        rows = distances(a, b)
+    except InputError as error:
+        print(f"\nhow far apart: not comparable, {error}")
+        return 0
+    if (a.kv == b.kv).all():
+        print("\nhow far apart: the same numbers")
+        return 0
+    print("\nhow far apart, slot by slot: |A - B| / mean of |A| and |B|, and the cosine")
+    print(f"  {'layer':<6}{'keys':>10}{'cosine':>9}{'values':>12}{'cosine':>9}")
+    for k, v in zip(rows[::2], rows[1::2], strict=True):
+        print(
+            f"  {k.layer:<6}{k.relative:>10.4f}{k.cosine:>9.4f}{v.relative:>12.4f}{v.cosine:>9.4f}"
+        )
+    return 0
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+# ---- verify -----------------------------------------------------------------------------------
+
+
+def verify(args: argparse.Namespace) -> int:
+    from minprefix.model import GPT2
+    from minprefix.prefixes.verify import verify
+
+    model = None if args.model is None else GPT2.load(args.model, revision=args.revision)
+    if model is None and args.revision is not None:
+        raise InputError("--revision is of a model's name: give --model as well")
+    found = verify(args.path, model, args.data, args.valid)
+    for what, right, text in found:
+        mark = {True: "ok", False: "WRONG", None: "not checked"}[right]
+        print(f"{mark:<12} {what:<11} {text}")
+    wrong = sum(f.right is False for f in found)
+    unchecked = sum(f.right is None for f in found)
+    if wrong:
+        print(f"\n{wrong} of {len(found)} are not as recorded")
+        return 1
+    if unchecked:
+        print(f"\nnothing is wrong; {unchecked} of {len(found)} could not be checked")
+        return 2
+    print("\nall as recorded")
+    return 0
+
+
+# ---- export -----------------------------------------------------------------------------------
+
+
+def export(args: argparse.Namespace) -> int:
+    from minprefix import files
+    from minprefix.artifact import FILES, load_prefix, read_about
+    from minprefix.prefixes.export import to_peft
+
+    prefix, about = load_prefix(args.path), read_about(args.path)
+    base = args.base or (about["base"]["name"] if about else None)
+    files.new_folder(args.out, FILES, args.force, resume=False)
+    to_peft(prefix, args.out, base)
+    print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+    return 0
+
+
+# ---- combine, prune ---------------------------------------------------------------------------
+
+
+def combine(args: argparse.Namespace) -> int:
+    from minprefix.prefixes.combine import average, concatenate
+
+    if args.weights is not None and args.how != "average":
+        raise InputError("--weights belong to --how average")
+    prefixes, record = _of(args.paths)
+    with _said():
+        made = (
+            concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
+        )
+    more = {} if args.weights is None else {"weights": args.weights}
+    _save_made(args, made, record, {"command": f"combine --how {args.how}", **more})
+    return 0
+
+
+def prune(args: argparse.Namespace) -> int:
+    from minprefix.batch import Batch
+    from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
+    from minprefix.evaluate import mean_loss
+    from minprefix.model import GPT2
+    from minprefix.prefixes.combine import prune, slot_attention
+
+    model = GPT2.load(args.model, revision=args.revision)
+    prefixes, record = _of([args.path], model)
+    (prefix,) = prefixes
+    template = Template((record[0]["training"] or {}).get("template", Template().text))
+    pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
+    room = model.config.n_positions - prefix.position_offset
+    encoded = encode_pairs(model, pairs, template, room, skip_long=True)
+    if not encoded:
+        raise InputError(f"data file {args.data}: every pair is longer than the {room} tokens of "
+                         "room")  # fmt: skip
+    batch = Batch.pack([e.ids for e in encoded], [e.loss_from for e in encoded])
+    shares = slot_attention(model, prefix, batch)
+    with _said():
+        made = prune(prefix, shares, args.keep)
+    each = shares.mean(axis=(0, 1))
+    print(f"share of the attention that each slot draws, on {len(encoded)} pairs:")
+    for slot, share in enumerate(each):
+        print(f"  slot {slot:<4} {share:.4f}")
+    before, after = (mean_loss(model, p, encoded) for p in (prefix, made))
+    print(f"loss of {prefix.length} slots {before:.4f}, of {made.length} {after:.4f}, of none "
+          f"{mean_loss(model, None, encoded):.4f}")  # fmt: skip
+    more = {"keep": args.keep, "data_sha256": fingerprint(args.data), "loss": [before, after]}
+    _save_made(args, made, record, {"command": "prune", **more}, model)
+    return 0
+
+
+def _of(
+    paths: Sequence[Path], model: "GPT2 | None" = None
+) -> "tuple[list[Prefix], list[dict[str, Any]]]":
+    """Prefixes of one base, and their records. Raises InputError if they are of several."""
+    from minprefix.artifact import load_prefix, read_about
+
+    prefixes = [load_prefix(path, model) for path in paths]
+    records = [read_about(path) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        if record is None:
+            raise InputError(
+                f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; load "
+                "it in Python and save it with its model first"
+            )
+        a, b = records[0], record
+        if a is not None and a["base"]["sha256"] != b["base"]["sha256"]:
+            raise InputError(
+                f"{str(paths[0])!r} and {str(path)!r} were trained on different bases "
+                f"({a['base']['name']!r}, sha256 {str(a['base']['sha256'])[:12]}..., and "
+                f"{b['base']['name']!r}, sha256 {str(b['base']['sha256'])[:12]}...)"
+            )
+    return prefixes, [record for record in records if record is not None]
+
+
+def _save_made(
+    args: argparse.Namespace,
+    made: "Prefix",
+    records: list[dict[str, Any]],
+    how: dict[str, Any],
+    model: "GPT2 | None" = None,
+) -> None:
+    from minprefix import files
+    from minprefix.artifact import FILES, save_prefix
+    from minprefix.model import GPT2
+
+    base = records[0]["base"]
+    if model is None:
+        model = GPT2.load(args.model or base["name"] or "", revision=args.revision)
+    paths = getattr(args, "paths", None) or [args.path]
+    templates = {(r["training"] or {}).get("template") for r in records}
+    training = {
+        **how,
+        "of": [
+            {"folder": str(path), "files": r["files"], "training": r["training"]}
+            for path, r in zip(paths, records, strict=True)
+        ],
+    }
+    if len(templates) == 1 and None not in templates:
+        training["template"] = templates.pop()
+    if base["sha256"] is not None and base["sha256"] != model.fingerprint():
+        raise InputError(
+            f"{str(paths[0])!r} was trained on another base: on {base['name']!r} (sha256 "
+            f"{base['sha256'][:12]}...), and this is {model.name!r} (sha256 "
+            f"{model.fingerprint()[:12]}...); give --model"
+        )
+    files.new_folder(args.out, FILES, args.force, resume=False)
+    save_prefix(made, args.out, model, training)
+    print(f"{made}\nwritten to {args.out}")
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """A warning is one line on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(w.message) for w in caught):
+        print(f"minprefix: note: {message}", file=sys.stderr)
+
+
+# ---- generate with many -----------------------------------------------------------------------
+
+
+def named(texts: Sequence[str]) -> dict[str | None, Path]:
+    """`NAME=DIR` and `DIR` -> folders by name; None is the name of a bare DIR. Raises InputError
+    for a name that is given twice."""
+    places: dict[str | None, Path] = {}
+    for text in texts:
+        before, sign, after = text.partition("=")
+        # a folder may have = in its name
+        bare = not sign or "/" in before or Path(text).is_dir()
+        name, place = (None, text) if bare else (before, after)
+        if name == "" or not place:
+            raise InputError(f"--prefix {text!r}: expected DIR or NAME=DIR")
+        if name in places:
+            said = "a folder without a name" if name is None else f"the name {name!r}"
+            raise InputError(f"--prefix gives {said} twice: give each prefix a name of its own")
+        places[name] = Path(place)
+    return places
+
+
+def generate_many(
+    args: argparse.Namespace,
+    model: "GPT2",
+    decoding: "Callable[[int], Decoding]",
+) -> int:
+    """Answer every line of --data with the prefix that it names; `decoding` for a number of
+    positions that are left."""
+    from minprefix import files
+    from minprefix.artifact import read_about
+    from minprefix.data.pairs import Template
+    from minprefix.data.requests import read_requests
+    from minprefix.prefixes.store import PrefixStore
+
+    places = named(args.prefix or [])
+    if args.store is not None and places:
+        raise InputError("--store is a folder of prefixes, --prefix names some: give one of them")
+    if args.store is not None and not args.store.is_dir():
+        raise InputError(f"--store {str(args.store)!r} does not exist: give a folder of prefixes")
+    bare = "prefix" if None in places else None
+    inside = {name or "prefix": place for name, place in places.items()}
+    if len(inside) < len(places):
+        raise InputError("--prefix: a prefix beside a bare folder cannot be called 'prefix'")
+    store = PrefixStore(args.store or inside, model, args.store_bytes)
+    requests = read_requests(args.data, bare)
+    templates: dict[str | None, Template | None] = {}
+    for request in requests:  # all of them, before the first is answered
+        if request.prefix in templates:
+            continue
+        text = args.template
+        if request.prefix is not None:
+            record = read_about(store.place(request.prefix)) or {}
+            text = text or (record.get("training") or {}).get("template") or Template().text
+        templates[request.prefix] = None if args.raw or text is None else Template(text)
+    prompts, each = [], []
+    for request in requests:
+        template = templates[request.prefix]
+        ids = model.encode(template.prompt(request.prompt) if template else request.prompt)
+        start = store[request.prefix].position_offset if request.prefix is not None else 0
+        prompts.append(ids)
+        each.append(decoding(model.config.n_positions - start - len(ids) + 1))
+    names = [request.prefix for request in requests]
+    written = store.generate_ids(prompts, names, each, args.batch_size, args.backend)
+    lines = []
+    for request, ids in zip(requests, written, strict=True):
+        template, text = templates[request.prefix], model.decode(ids)
+        answer = request.fields | {"text": template.read(text) if template else text}
+        lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
+    if args.out is None:
+        sys.stdout.writelines(lines)
+    else:
+        files.write_text(args.out, "".join(lines))
+        print(f"{len(lines)} answers written to {args.out}")
+    return 0
+
+
+# ---- the options ------------------------------------------------------------------------------
+
+
+def add_commands(
+    command: "Callable[[str, Any, str, str], argparse.ArgumentParser]",
+    model_options: "Callable[..., None]",
+    column_options: "Callable[[argparse.ArgumentParser], None]",
+    threads_option: "Callable[[argparse.ArgumentParser], None]",
+) -> None:
+    """inspect, diff, verify, export, combine, prune."""
+    p = command(
+        "inspect",
+        inspect,
+        "what a model or a prefix is, how large, and how it was trained",
+        "minprefix inspect runs/demo",
+    )
+    p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+
+    p = command(
+        "diff",
+        diff,
+        "what differs in how two prefixes came to be, and how far apart they are",
+        "minprefix diff runs/a runs/b",
+    )
+    p.add_argument("a", type=Path, metavar="A")
+    p.add_argument("b", type=Path, metavar="B")
+
+    p = command(
+        "verify",
+        verify,
+        "hold a prefix against its record: fingerprints, and the recorded evaluation again",
+        "minprefix verify runs/demo\n\nexit status: 0 all as recorded, 1 something is not, 2 "
+        "something could not be checked",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
+    model_options(p, None)
+    p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
+    p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
+    threads_option(p)
+
+    p = command(
+        "export",
+        export,
+        "write a prefix for another library",
+        "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out for-peft",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
+    p.add_argument("--to", choices=("peft",), required=True, help="the library")
+    p.add_argument(
+        "--base", metavar="NAME", help="what the model is called there (default: as here)"
+    )
+    _out_options(p)
+
+    p = command(
+        "combine",
+        combine,
+        "make one prefix of several of the same base: an experiment",
+        "minprefix combine runs/a runs/b --how average --weights 0.3 0.7 --out runs/mix",
+    )
+    p.add_argument("paths", type=Path, nargs="+", metavar="DIR", help="prefixes")
+    p.add_argument(
+        "--how",
+        choices=("concatenate", "average"),
+        required=True,
+        help="all slots one after the other, or the mean, slot by slot",
+    )
+    p.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="of the mean, one for each prefix (default: all the same); two interpolate",
+    )
+    model_options(p, None)
+    _out_options(p)
+
+    p = command(
+        "prune",
+        prune,
+        "keep the slots of a prefix that draw most attention: an experiment",
+        "minprefix prune runs/demo --keep 5 --data valid.jsonl --out runs/pruned",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
+    p.add_argument("--keep", type=int, metavar="N", required=True, help="how many slots")
+    p.add_argument(
+        "--data", type=Path, metavar="FILE", required=True, help="pairs to measure attention on"
+    )
+    p.add_argument("--limit", type=int, metavar="N", default=100, help="so many (default 100)")
+    column_options(p)
+    model_options(p)
+    threads_option(p)
+    _out_options(p)
+
+
+def _out_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", type=Path, metavar="DIR", required=True, help="where it is written")
+    p.add_argument("--force", action="store_true", help="replace the prefix that is there")

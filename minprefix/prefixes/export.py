@@ -1,0 +1,26 @@
+"""A prefix for another library: its files alone, or the reason why it cannot be said in them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minprefix import artifact, files
+from minprefix.errors import InputError
+from minprefix.prefix import Prefix, flatten
+
+
+def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
+    """Write PEFT's two files, and nothing else; `base`: the name or folder under which PEFT's user
+    finds the model. An MLP is folded. Raises InputError for what PEFT cannot express."""
+    reason = artifact.why_not_peft(prefix)
+    if reason:
+        raise InputError(
+            f"PEFT cannot express this prefix: {reason}; train one for all layers and with the "
+            "usual positions to export it"
+        )
+    tensor = {"prompt_embeddings": flatten(prefix.kv).astype(np.float32)}
+    contents = {
+        artifact.PEFT_TENSOR: files.tensor_bytes(tensor, {"format": "pt"}),
+        artifact.PEFT_CONFIG: files.json_bytes(artifact.peft_config(prefix, base)),
+    }
+    files.write_together(Path(directory), contents, (artifact.PEFT_TENSOR, artifact.PEFT_CONFIG))

@@ -1,0 +1,258 @@
+"""Hundreds of prefixes over one frozen model: a folder of them, loaded on demand, held within a
+budget of bytes."""
+
+import difflib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minprefix import artifact, files
+from minprefix.errors import InputError
+from minprefix.generate import Decoding, generate_ids
+from minprefix.model import GPT2
+from minprefix.ops.contract import Ops
+from minprefix.prefix import Prefix
+
+#: what a prefix may be called: it is a folder's name, and never a way out of the store
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}")
+
+
+@dataclass
+class _Held:
+    prefix: Prefix
+    stamp: tuple[int, ...]  # of the file that it was read from
+    size: int  # bytes
+
+
+class PrefixStore:
+    """Named prefixes of one model, each in a folder of its own: `store["formal"]`.
+
+    `places`: a folder that holds them, or a dict of names and folders. A prefix is read when it is
+    asked for, and again when its files have changed. At most `budget` bytes of keys and values are
+    held; the one that was asked for longest ago goes first. A prefix that somebody still uses is
+    not counted. The fingerprint of the model is computed once. Several threads may share a store.
+
+    Raises InputError for a name that is not there, for a prefix that alone is larger than the
+    budget, and for all that `load_prefix` refuses, a prefix of another base first of all.
+    """
+
+    def __init__(
+        self,
+        places: str | Path | Mapping[str, str | Path],
+        model: GPT2,
+        budget: int = 256 * 2**20,
+    ) -> None:
+        if budget < 1:
+            raise InputError(f"the budget is {budget} bytes: expected at least 1")
+        self.model, self.budget = model, budget
+        self.folder = None if isinstance(places, Mapping) else Path(places)
+        self._places = (
+            {name: Path(p) for name, p in places.items()} if isinstance(places, Mapping) else {}
+        )
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"the store {self.folder} is a file: give a folder")
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # last: asked for last
+        self._fingerprints = (model.fingerprint(), artifact.tokenizer_fingerprint(model))
+        self._lock = threading.RLock()
+
+    # ---- what is there ----
+
+    def names(self) -> list[str]:
+        """All of them, in the order of the alphabet."""
+        if self.folder is None:
+            return sorted(self._places)
+        if not self.folder.exists():
+            return []
+        return sorted(
+            p.name for p in self.folder.iterdir() if NAME.fullmatch(p.name) and _holds_prefix(p)
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._exists(name)
+
+    def _exists(self, name: str) -> bool:
+        if self.folder is None:
+            return name in self._places
+        return NAME.fullmatch(name) is not None and _holds_prefix(self.folder / name)
+
+    def place(self, name: str) -> Path:
+        """The folder of a prefix. Raises InputError if there is none of this name."""
+        if not self._exists(name):
+            names = self.names()
+            close = difflib.get_close_matches(name, names, n=3)
+            hint = ", ".join(map(repr, close or names[:3])) or "none"
+            of = f"of {len(names)}: " if len(names) > 3 or close else ""
+            raise InputError(f"there is no prefix {name!r} in the store ({of}{hint})")
+        return self._places[name] if self.folder is None else self.folder / name
+
+    @property
+    def held(self) -> int:
+        """How many bytes of keys and values are held."""
+        return sum(h.size for h in self._held.values())
+
+    def __repr__(self) -> str:
+        return (
+            f"PrefixStore({len(self)} prefixes, {len(self._held)} of them held: {self.held:,} of "
+            f"{self.budget:,} bytes, for {self.model.name!r})"
+        )
+
+    # ---- getting, adding, removing ----
+
+    def __getitem__(self, name: str) -> Prefix:
+        with self._lock:
+            folder = self.place(name)
+            files.finish_save(folder, artifact.FILES)
+            stamp = _stamp(folder)
+            held = self._held.get(name)
+            if held is not None and held.stamp == stamp:
+                self._held.move_to_end(name)
+                return held.prefix
+            self._held.pop(name, None)
+            size = self.size(name)
+            if size > self.budget:
+                raise InputError(
+                    f"prefix {name!r} has {size:,} bytes, the store may hold {self.budget:,}: "
+                    "give it a larger budget"
+                )
+            while self.held + size > self.budget:  # before reading, so that both never stand
+                self._held.popitem(last=False)
+            dtype = str(self.model.dtype)
+            prefix = artifact.load_prefix(folder, self.model, dtype, self._fingerprints)
+            prefix = prefix.to(self.model.backend)
+            for a in prefix.parameters.values():  # shared by all who ask
+                if self.model.backend == "numpy":
+                    a.flags.writeable = False
+            self._held[name] = _Held(prefix, stamp, size)
+            return prefix
+
+    def size(self, name: str) -> int:
+        """The bytes that this prefix takes when it is held; its numbers are not read for it."""
+        folder = self.place(name)
+        path = next(folder / n for n in artifact.TENSORS if (folder / n).exists())
+        tensors, _ = files.map_tensors(path, "the prefix")
+        return sum(a.size for a in tensors.values()) * self.model.dtype.itemsize
+
+    def add(self, name: str, prefix: Prefix, force: bool = False, **record: Any) -> None:
+        """Save `prefix` under a new name; `force`: or in place of the one that has it. `record`:
+        `training`, `metrics`, `evaluation` of `save_prefix`. Neither the model nor another prefix
+        is touched."""
+        if self.folder is None:
+            raise InputError(
+                "this store is a list of folders: save the prefix, and name its folder"
+            )
+        if not NAME.fullmatch(name) or name.endswith((".", " ")):
+            raise InputError(
+                f"a prefix cannot be called {name!r}: expected 1 to 100 letters, digits, blanks, "
+                "'.', '_' and '-', the first of them a letter, a digit or '_'"
+            )
+        if self._exists(name) and not force:
+            raise InputError(f"there is a prefix {name!r} already: choose another name")
+        artifact.save_prefix(prefix, self.folder / name, self.model, **record)
+
+    def remove(self, name: str) -> None:
+        """Remove its files; its folder too, if nothing else is in it."""
+        folder = self.place(name)
+        if self.folder is None:
+            raise InputError("this store is a list of folders: remove the folder yourself")
+        with self._lock:
+            self._held.pop(name, None)
+            files.write_together(folder, {}, artifact.FILES)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    # ---- using many at once ----
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str | None],
+        decoding: Decoding | Sequence[Decoding],
+        batch_size: int = 32,
+        ops: str | Ops | None = None,
+    ) -> list[list[int]]:
+        """What the model writes for each prompt with the prefix of each name; None is the frozen
+        model itself. The order of the answers is that of the prompts, and an answer does not depend
+        on the others.
+
+        Prompts of one prefix are taken together, and a batch has at most as many prefixes as the
+        budget holds. `decoding`: one for all, or one each.
+        """
+        if len(names) != len(prompts):
+            raise InputError(f"{len(names)} names for {len(prompts)} prompts: give one each")
+        each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
+        order = sorted(
+            range(len(prompts)), key=lambda i: (repr(each[i]), names[i] or "", len(prompts[i]))
+        )
+        written: list[list[int]] = [[] for _ in prompts]
+        for rows in self._batches(order, names, each, batch_size):
+            distinct = list(dict.fromkeys(names[i] for i in rows))
+            prefixes = [None if name is None else self[name] for name in distinct]
+            new = generate_ids(
+                self.model,
+                [prompts[i] for i in rows],
+                prefixes,
+                [distinct.index(names[i]) for i in rows],
+                each[rows[0]],
+                ops,
+                numbers=rows,
+            )
+            for i, ids in zip(rows, new, strict=True):
+                written[i] = ids
+        return written
+
+    def _batches(
+        self,
+        order: Sequence[int],
+        names: Sequence[str | None],
+        each: Sequence[Decoding],
+        batch_size: int,
+    ) -> Iterator[list[int]]:
+        """Rows of one decoding, at most `batch_size`, whose prefixes fit into the budget
+        together."""
+        rows: list[int] = []
+        sizes: dict[str | None, int] = {None: 0}
+        inside: set[str | None] = set()
+        for i in order:
+            name = names[i]
+            if name not in sizes:
+                sizes[name] = self.size(name or "")
+            needed = sum(sizes[n] for n in inside | {name})
+            if rows and (
+                len(rows) == batch_size or each[i] != each[rows[0]] or needed > self.budget
+            ):
+                yield rows
+                rows, inside = [], set()
+            rows.append(i)
+            inside.add(name)
+        if rows:
+            yield rows
+
+
+def _holds_prefix(folder: Path) -> bool:
+    return (
+        any((folder / name).exists() for name in artifact.TENSORS)
+        or (folder / files.SAVING).exists()
+    )
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Changes with every save: files are replaced, never written into."""
+    stamp: list[int] = []
+    for name in (*artifact.TENSORS, artifact.ABOUT):
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            stamp.append(0)
+        else:
+            stamp += [found.st_ino, found.st_mtime_ns, found.st_size]
+    return tuple(stamp)

@@ -1,0 +1,187 @@
+"""Is a saved prefix still what it says it is? Its fingerprints, and its recorded evaluation, once
+more."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minprefix import artifact
+from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
+from minprefix.errors import InputError
+from minprefix.evaluate import mean_loss, predict
+from minprefix.generate import Decoding
+from minprefix.model import GPT2
+
+if TYPE_CHECKING:
+    from minprefix.prefix import Prefix
+
+#: how far a loss may be from the recorded one, relative to it, by the precision of its products:
+#: another number of threads or another processor changes the last bits
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-2}
+SAMPLES, EXAMPLES, BATCH = 3, 64, 32
+
+
+class Finding(NamedTuple):
+    what: str
+    right: bool | None  # None: not checked
+    text: str
+
+
+def evaluation(
+    model: GPT2,
+    prefix: "Prefix",
+    pairs: Sequence[Pair],
+    encoded: Sequence[Encoded],
+    template: Template,
+    of: str,
+    backend: str | None = None,
+) -> dict[str, Any]:
+    """What is recorded with a prefix, to be computed again: its loss on the first pairs of the file
+    `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
+    encoded = encoded[:EXAMPLES]
+    sources = list(dict.fromkeys(pair.source for pair in pairs))[:SAMPLES]
+    room = model.config.n_positions - prefix.position_offset
+    longest = max(len(model.encode(template.prompt(source))) for source in sources)
+    decoding = Decoding(max_new_tokens=max(1, min(40, room - longest + 1)))
+    written = predict(model, prefix, sources, template, decoding, backend)
+    return {
+        "of": of,
+        "examples": len(encoded),
+        "loss": mean_loss(model, prefix, encoded, backend, BATCH),
+        "max_new_tokens": decoding.max_new_tokens,
+        "samples": [
+            {"source": source, "prediction": text}
+            for source, text in zip(sources, written, strict=True)
+        ],
+    }
+
+
+def verify(
+    folder: str | Path,
+    model: GPT2 | None = None,
+    data: str | Path | None = None,
+    valid: str | Path | None = None,
+    backend: str | None = None,
+) -> list[Finding]:
+    """Hold a saved prefix against its record.
+
+    Its files, the model's and tokenizer's fingerprints, those of its data, then its loss and its
+    samples once more. `model`: by default the one of the recorded name; `data` and `valid`: by
+    default the files at the recorded places. What is not to be had is not checked, which is said.
+    Raises InputError for a folder that holds no prefix with a record, or a damaged one.
+    """
+    folder = Path(folder)
+    prefix, about = artifact.load_prefix(folder), artifact.read_about(folder)
+    if about is None:
+        raise InputError(
+            f"{str(folder)!r} has no {artifact.ABOUT}: PEFT wrote it, and there is nothing to "
+            "hold it against"
+        )
+    if about["prefix"]["kind"] == "mlp":
+        artifact.load_mlp(folder)
+    names = ", ".join(sorted(about["files"]))
+    found = [Finding("files", True, f"{names}: as they were saved")]
+    training = about["training"] or {}
+    model, said = _base(about["base"]["name"], training, model)
+    found += [said] if model is None else _fingerprints(about["base"], model)
+    pairs: dict[str, list[Pair]] = {}
+    for of, place in (("data", data), ("valid", valid)):
+        if training.get(f"{of}_sha256"):
+            found.append(_data(of, training, place, pairs))
+    if about["evaluation"] is None:
+        found.append(Finding("evaluation", True, "none was recorded"))
+    elif model is None or not all(f.right for f in found if f.what in ("base", "tokenizer")):
+        found.append(Finding("evaluation", None, "it needs the model that it was trained on"))
+    else:
+        found += _replay(about["evaluation"], training, model, prefix, pairs, backend)
+    return found
+
+
+def _base(
+    name: str | None, training: dict[str, Any], model: GPT2 | None
+) -> tuple[GPT2 | None, Finding]:
+    if model is not None or name is None:
+        return model, Finding("base", None, "no model was recorded: give --model")
+    revision = (training.get("options") or {}).get("revision")
+    try:
+        return GPT2.load(name, revision=revision), Finding("base", True, "")
+    except InputError as error:
+        return None, Finding("base", None, f"{error} (or give --model)")
+
+
+def _fingerprints(recorded: dict[str, Any], model: GPT2) -> list[Finding]:
+    found = []
+    for what, was, now in (
+        ("base", recorded["sha256"], model.fingerprint()),
+        ("tokenizer", recorded["tokenizer_sha256"], artifact.tokenizer_fingerprint(model)),
+    ):
+        if was is None or now is None:
+            side = "recorded" if was is None else f"with {model.name!r}"
+            found.append(Finding(what, None, f"there is none {side}"))
+        elif was == now:
+            found.append(Finding(what, True, f"{model.name}, sha256 {now[:12]}..."))
+        else:
+            text = f"sha256 {was[:12]}... was recorded, {model.name!r} has {now[:12]}..."
+            found.append(Finding(what, False, text))
+    return found
+
+
+def _data(
+    of: str, training: dict[str, Any], place: str | Path | None, pairs: dict[str, list[Pair]]
+) -> Finding:
+    """Whether a data file is the recorded one; its pairs go into `pairs` if it is."""
+    from minprefix import demo  # it imports this module
+
+    options, recorded = training.get("options") or {}, training[f"{of}_sha256"]
+    if training.get("command") == "demo" and place is None:
+        path: str | Path | None = "the tiny world"
+        read = demo.recorded_pairs(of, options)
+        actual = demo.fingerprint(read)
+    else:
+        path = options.get(of) if place is None else place
+        if path is None or not Path(path).is_file():
+            return Finding(of, None, f"{path} is not here: give --{of}")
+        actual = fingerprint(path)
+        if actual == recorded:
+            read = read_pairs(path, options.get("source_column"), options.get("target_column"))
+    if actual != recorded:
+        text = f"sha256 {recorded[:12]}... was recorded, {path} has {actual[:12]}..."
+        return Finding(of, False, text)
+    pairs[of] = read
+    return Finding(of, True, f"{path}, sha256 {actual[:12]}...")
+
+
+def _replay(
+    recorded: dict[str, Any],
+    training: dict[str, Any],
+    model: GPT2,
+    prefix: "Prefix",
+    pairs: dict[str, list[Pair]],
+    backend: str | None,
+) -> list[Finding]:
+    prefix = prefix.to(model.backend)
+    template = Template(training["template"]) if "template" in training else Template()
+    of, found = recorded["of"], []
+    if of in pairs:
+        room = model.config.n_positions - prefix.position_offset
+        skip = bool((training.get("options") or {}).get("skip_long"))
+        encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded["examples"]]
+        loss = mean_loss(model, prefix, encoded, backend, BATCH)
+        matmul = (training.get("settings") or {}).get("matmul", "float32")
+        right = len(encoded) == recorded["examples"] and math.isclose(
+            loss, recorded["loss"], rel_tol=TOLERANCE[matmul]
+        )
+        text = f"{loss:.6f} on {len(encoded)} pairs of {of}, {recorded['loss']:.6f} was recorded"
+        found.append(Finding("loss", right, text))
+    else:
+        found.append(Finding("loss", None, f"it needs the recorded {of}"))
+    samples = recorded["samples"]
+    decoding = Decoding(max_new_tokens=recorded["max_new_tokens"])
+    sources = [sample["source"] for sample in samples]
+    written = predict(model, prefix, sources, template, decoding, backend)
+    for sample, text in zip(samples, written, strict=True):
+        if text != sample["prediction"]:
+            said = f"{text!r} for {sample['source']!r}, {sample['prediction']!r} was recorded"
+            return [*found, Finding("samples", False, said)]
+    return [*found, Finding("samples", True, f"{len(samples)} texts, word for word")]
