@@ -186,8 +186,8 @@ def _train(args: argparse.Namespace) -> int:
         "loss_from": "the first token of the target",
         "data_sha256": fingerprint(options["data"]),
         "valid_sha256": fingerprint(options["valid"]) if options["valid"] else None,
-        "init": start_of(options),
         "options": {name: value for name, value in options.items() if value is not None},
+        "init": start_of(options),
     }
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.2%} of the model's size")

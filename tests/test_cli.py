@@ -118,7 +118,7 @@ def test_train_generate_evaluate_and_inspect_go_together(ok, model_dir, data, tm
     said = ok("inspect", out)
     assert "trained" in said or "slots in layers" in said
     about = json.loads((out / "minprefix.json").read_text())
-    assert about["base_sha256"] == GPT2.load(model_dir).fingerprint()
+    assert about["base"]["sha256"] == GPT2.load(model_dir).fingerprint()
     assert about["training"]["template"] in ("{source}\n{target}", "{source} => {target}.")
 
     ok("generate", "--model", model_dir, "--prefix", out, "--prompt", "name[A]", "--beams", 2)
@@ -214,7 +214,21 @@ def test_force_replaces_a_run_and_leaves_other_files_alone(ok, model_dir, data, 
     assert (out / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "inspect"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "train",
+        "generate",
+        "evaluate",
+        "inspect",
+        "diff",
+        "verify",
+        "export",
+        "combine",
+        "prune",
+    ],
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
