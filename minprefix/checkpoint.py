@@ -5,6 +5,7 @@ A value that would change the arithmetic and is not implemented is refused by na
 unpickled.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -67,6 +68,8 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 DTYPES = ("float32", "float64", "complex128")
+#: of any size or number in config.json, so that products of them have digits that can be printed
+LARGEST = 2**63 - 1
 
 
 def load_model(name: str | Path, dtype: str = "float32", revision: str | None = None) -> GPT2:
@@ -79,7 +82,8 @@ def load_model(name: str | Path, dtype: str = "float32", revision: str | None = 
     weights = read_weights(folder, config)
     if "lm_head.weight" in weights and config.tie_word_embeddings:
         config = Config(**{**vars(config), "tie_word_embeddings": False})
-    weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # what turns infinite is found at first use
+        weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
         a.flags.writeable = False  # frozen
     return GPT2(config, weights, read_tokenizer(folder), str(name))
@@ -157,7 +161,7 @@ def _download(repo: str, revision: str | None) -> Path:
 def read_config(folder: Path) -> Config:
     """Raises InputError for a missing file, a missing or malformed number, and every unsupported
     value or unknown key, by name."""
-    path = folder / "config.json"
+    path = files.inside(folder, "config.json", "the model's config")
     if not path.exists():
         raise InputError(
             f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
@@ -169,26 +173,33 @@ def read_config(folder: Path) -> Config:
     for key, allowed in REQUIRED_VALUES.items():
         if key in raw and raw[key] not in allowed:
             raise InputError(
-                f"{path}: {key} is {raw[key]!r}, minprefix implements "
+                f"{path}: {key} is {files.shown(raw[key])}, minprefix implements "
                 f"{' or '.join(map(repr, allowed))}: this model computes something else"
             )
     fields = Config.__dataclass_fields__
     unknown = sorted(set(raw) - set(fields) - set(REQUIRED_VALUES) - WITHOUT_EFFECT)
     if unknown:
         raise InputError(
-            f"{path}: unknown key {unknown[0]!r}: nobody can say here whether it changes the "
-            "model; remove it if you know that it does not"
+            f"{path}: unknown key {files.shown(unknown[0])}: nobody can say here whether it "
+            "changes the model; remove it if you know that it does not"
         )
     values = {key: raw[key] for key in fields if key in raw}
+    _check_numbers(path, values)
+    return Config(**values)
+
+
+def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
-        value = values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{path}: {key} is {value!r}: expected a whole number from 1")
+        if not _whole(values.get(key), 1):
+            raise InputError(
+                f"{path}: {key} is {files.shown(values.get(key))}: expected a whole number from 1"
+            )
     for key, least in (("n_inner", 1), ("bos_token_id", 0), ("eos_token_id", 0)):
         value = values.get(key)
-        if value is not None and (type(value) is not int or value < least):
+        if value is not None and not _whole(value, least):
             raise InputError(
-                f"{path}: {key} is {value!r}: expected a whole number from {least}, or null"
+                f"{path}: {key} is {files.shown(value)}: expected a whole number from {least}, or "
+                "null"
             )
         if key.endswith("token_id") and value is not None and value >= values["vocab_size"]:
             raise InputError(
@@ -197,18 +208,23 @@ def read_config(folder: Path) -> Config:
             )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
-        raise InputError(f"{path}: layer_norm_epsilon is {eps!r}: expected a small positive number")
-    if not isinstance(values.get("tie_word_embeddings", True), bool):
         raise InputError(
-            f"{path}: tie_word_embeddings is {values['tie_word_embeddings']!r}: expected true or "
-            "false"
+            f"{path}: layer_norm_epsilon is {files.shown(eps)}: expected a small positive number"
+        )
+    tied = values.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise InputError(
+            f"{path}: tie_word_embeddings is {files.shown(tied)}: expected true or false"
         )
     if values["n_embd"] % values["n_head"]:
         raise InputError(
             f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share "
             "equally"
         )
-    return Config(**values)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= LARGEST
 
 
 def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
@@ -231,13 +247,15 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
             continue
         if name in weights:
             raise InputError(
-                f"{folder}: tensor {name!r} is there twice, with and without 'transformer.'"
+                f"{folder}: tensor {files.shown(name)} is there twice, with and without "
+                "'transformer.'"
             )
         weights[name] = a
     blocks = {name.split(".")[1] for name in weights if name.startswith("h.")}
-    if config.n_layer > len(blocks) and not weights.keys() >= {f"h.{len(blocks)}.ln_1.weight"}:
-        raise InputError(  # before a list of shapes is made for a billion layers
-            f"{folder}: tensor 'h.{len(blocks)}.ln_1.weight' is missing: expected shape "
+    if config.n_layer > len(blocks):  # before a list of shapes is made for a billion layers
+        lost = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
+        raise InputError(
+            f"{folder}: tensor 'h.{lost}.ln_1.weight' is missing: expected shape "
             f"({config.n_embd},); config.json says {config.n_layer} layers, is the file whole?"
         )
     shapes = config.shapes()
@@ -261,16 +279,17 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     extra = sorted(set(weights) - set(shapes))
     if extra:
         raise InputError(
-            f"{folder}: unexpected tensor {extra[0]!r}: config.json describes a GPT-2 of "
-            f"{config.n_layer} layers without it"
+            f"{folder}: unexpected tensor {files.shown(extra[0])}: config.json describes a GPT-2 "
+            f"of {config.n_layer} layers without it"
         )
     return {name: weights[name] for name in shapes}
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single = files.inside(folder, "model.safetensors", "the model")
     if single.exists():
         return files.map_tensors(single, "the model")[0]
+    index = files.inside(folder, "model.safetensors.index.json", "the index of shards")
     if not index.exists():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         hint = (
@@ -284,20 +303,34 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
-    shards = sorted(set(map(str, shard_of.values())))  # str: a number is no file's name, either
-    for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise InputError(f"{index} names shard {shard!r}, which is not in the folder")
-        held = files.map_tensors(folder / shard, "the model")[0]
+    for shard in sorted({_shard_name(index, shard) for shard in shard_of.values()}):
+        path = files.inside(folder, shard, "a shard of the model")
+        if not path.exists():
+            raise _no_shard(index, shard)
+        held = files.map_tensors(path, "the model")[0]
         for name in set(held) & set(tensors):
-            raise InputError(f"{folder}: tensor {name!r} is there twice, in {shard} and before it")
+            raise InputError(
+                f"{folder}: tensor {files.shown(name)} is there twice, in {shard} and before it"
+            )
         tensors |= held
     lost = sorted(set(shard_of) - set(tensors))
     if lost:
         raise InputError(
-            f"{index} names tensor {lost[0]!r}, but {shard_of[lost[0]]} does not hold it"
+            f"{index} names tensor {files.shown(lost[0])}, but {shard_of[lost[0]]} does not hold it"
         )
     return tensors
+
+
+def _shard_name(index: Path, shard: Any) -> str:
+    """Raises InputError for what leads out of the folder, and for what no file is called."""
+    plain = isinstance(shard, str) and shard not in ("", "..") and Path(shard).name == shard
+    if not plain or len(shard) > 255:
+        raise _no_shard(index, shard)
+    return shard
+
+
+def _no_shard(index: Path, shard: Any) -> InputError:
+    return InputError(f"{index} names shard {files.shown(shard)}, which is not in the folder")
 
 
 def save_model(model: GPT2, directory: str | Path) -> None:
@@ -320,9 +353,20 @@ def save_model(model: GPT2, directory: str | Path) -> None:
 # ---- tokenizer --------------------------------------------------------------------------------
 
 
+#: bytes: a tokenizer has to read and write these, or it would fail in the middle of the work
+PROBE = bytes(range(32, 127)).decode() + "\t\n  aaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
+
+
 def read_tokenizer(folder: Path) -> "Tokenizer | None":
-    """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither."""
-    whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither.
+
+    Raises InputError for one that cannot be read, and for one that cannot encode and decode a short
+    text.
+    """
+    whole, vocab, merges = (
+        files.inside(folder, name, "the tokenizer")
+        for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
     if not whole.exists() and vocab.exists() != merges.exists():
         there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
         raise InputError(
@@ -330,18 +374,73 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         )
     if not whole.exists() and not vocab.exists():
         return None
-    from tokenizers import ByteLevelBPETokenizer, Tokenizer
-
     try:
-        if whole.exists():
-            tokenizer = Tokenizer.from_file(str(whole))
-            tokenizer.no_truncation()  # a stored limit would drop text without a word
-            tokenizer.no_padding()
-            return tokenizer
-        tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))._tokenizer
-        tokenizer.add_special_tokens(["<|endoftext|>"])
+        tokenizer = _whole_tokenizer(whole) if whole.exists() else _bpe(vocab, merges)
+        tokenizer.no_truncation()  # a stored limit would drop text without a word
+        tokenizer.no_padding()
+        tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids)
         return tokenizer
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(
-            f"the tokenizer in {str(folder)!r} cannot be read ({error}): fetch its files again"
+    except (InputError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and Rust's panics, which
+        raise InputError(  # are no Exception
+            f"the tokenizer in {str(folder)!r} cannot be read ({files.said(error)}): fetch its "
+            "files again"
         ) from error
+
+
+def _whole_tokenizer(path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    raw = files.read_json(path, "the tokenizer")
+    if _holds(raw, "Precompiled"):
+        raise InputError(
+            f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and whose few bytes can "
+            "ask for any amount of memory: give the tokenizer that belongs to the model"
+        )
+    return Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
+
+
+def _holds(value: Any, kind: str) -> bool:
+    """Whether a part of a tokenizer is of that type."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if part.get("type") == kind:
+                return True
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return False
+
+
+def _bpe(vocab: Path, merges: Path) -> "Tokenizer":
+    """Byte-level BPE from GPT-2's own two files, which the library would read with less care: it
+    leaves out what is no number and cuts large ones."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    ids = files.read_json(vocab, "the tokenizer's vocabulary")
+    for token, i in ids.items():
+        if type(i) is not int or not 0 <= i < 2**32:
+            raise InputError(
+                f"{vocab}: token {files.shown(token)} has id {files.shown(i)}: expected a whole "
+                "number from 0; the file is damaged, fetch it again"
+            )
+    if len(set(ids.values())) < len(ids):
+        raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
+    pairs = []
+    lines = files.read_text(merges, "the tokenizer's merges", files.LARGEST_JSON).split("\n")
+    for n, line in enumerate(lines, 1):
+        pair = tuple(line.split(" "))
+        if line.startswith("#version") or (not line and n == len(lines)):
+            continue
+        if len(pair) != 2 or not all(pair):
+            raise InputError(
+                f"{merges}, line {n}: {files.shown(line)}: expected two tokens, a blank between "
+                "them; the file is damaged, fetch it again"
+            )
+        pairs.append(pair)
+    tokenizer = ByteLevelBPETokenizer(ids, pairs)._tokenizer
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer

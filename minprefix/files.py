@@ -4,7 +4,9 @@ errors."""
 import contextlib
 import json
 import os
+import reprlib
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -205,40 +207,145 @@ def tensor_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> byt
     return save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata)
 
 
-def read_text(path: Path, what: str) -> str:
-    """Raises InputError if `path` is missing, unreadable or not UTF-8; `what` it should be is in
-    the sentence."""
+# ---- reading ----------------------------------------------------------------------------------
+
+#: bytes; no JSON file of a model or a prefix comes near it, and safetensors has it for its header
+LARGEST_JSON = 100_000_000
+_KINDS = {
+    stat.S_IFDIR: "Is a directory",
+    stat.S_IFIFO: "Is a pipe",
+    stat.S_IFSOCK: "Is a socket",
+    stat.S_IFCHR: "Is a device",
+    stat.S_IFBLK: "Is a device",
+}
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value that came out of a file, cut to what a sentence can hold."""
+    return _short.repr(value)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first of the names that came out of a file, and how many there are more."""
+    names = list(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(map(shown, names[:8])) or "none") + more
+
+
+def said(error: BaseException) -> str:
+    """What a library said, on one line; it may quote the file at any length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def inside(folder: Path, name: str, what: str) -> Path:
+    """`folder / name`, where that is missing or a regular file; for the caller to miss, or to open.
+
+    `folder` may be a link. A file in it may be one only to a regular file within the folder, or, as
+    the hub's cache is laid out, from `<repo>/snapshots/<commit>` into `<repo>/blobs`. Raises
+    InputError for any other link, for a folder, a pipe or a device, and for a `name` that is a
+    path.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise InputError(f"{shown(name)} is no name of a file: expected {what} within {folder}")
+    path = folder / name
     try:
-        return path.read_text(encoding="utf-8").removeprefix("\ufeff")  # a byte order mark
-    except UnicodeDecodeError as error:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    if path.is_symlink():
+        target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+        if home not in target.parents and target.parent != blobs:
+            raise InputError(
+                f"{path} is a link to {target}, outside its folder: copy the file there, or give "
+                f"the folder that it lies in; {what} is read from one folder only"
+            )
+    regular(path, what)
+    return path
+
+
+def regular(path: Path, what: str) -> int:
+    """-> the size of a file. Raises InputError unless it is there and a regular one, or a link to
+    one: a pipe keeps a reader waiting and can be read once, a device may never end."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "Is no file")
+        raise InputError(f"cannot read {what} {path}: {kind}; save it as a regular file")
+    return found.st_size
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> InputError:
+    link = " (a link to what is not there)" if path.is_symlink() else ""
+    return InputError(f"cannot read {what} {path}{link}: {getattr(error, 'strerror', 0) or error}")
+
+
+def read_text(path: Path, what: str, largest: int | None = None) -> str:
+    """Raises InputError if `path` is missing, no regular file, unreadable, above `largest` bytes or
+    not UTF-8; `what` it should be is in the sentence. Line ends become \\n."""
+    size = regular(path, what)
+    if largest is not None and size > largest:
+        raise InputError(
+            f"{path} has {size:,} bytes: expected at most {largest:,} for {what}; it is damaged"
+        )
+    try:
         data = path.read_bytes()
+        text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as "
             "UTF-8"
         ) from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path} has {size:,} bytes, for which there is no memory: split it, or take a larger "
+            "machine"
+        ) from error
     except OSError as error:
-        raise InputError(f"cannot read {what} {path}: {error.strerror or error}") from error
+        raise _unreadable(path, what, error) from error
 
 
 def read_json(path: Path, what: str, kind: type = dict) -> Any:
     """The object (or with `kind` the list) that a JSON file holds. Raises InputError for anything
-    else."""
-    text = read_text(path, what)
+    else, and for a key that an object has twice."""
+    text = read_text(path, what, LARGEST_JSON)
     try:
-        value = json.loads(text)
+        value = loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or "
             "save it again"
         ) from error
-    except (ValueError, RecursionError) as error:  # a number without end, brackets without end
+    except (ValueError, RecursionError) as error:  # a key twice, a number or brackets without end
         raise InputError(
-            f"{path}: not JSON that can be read ({error}): {what} is damaged"
+            f"{path}: not JSON that can be read ({said(error)}): {what} is damaged"
         ) from error
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
         raise InputError(f"{path} holds a {type(value).__name__}: expected {expected} ({what})")
+    return value
+
+
+def loads(text: str) -> Any:
+    """json.loads, but a key that an object has twice is a ValueError: which one is meant?"""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, held in pairs:
+        if key in value:
+            raise ValueError(f"key {shown(key)} is there twice")
+        value[key] = held
     return value
 
 
@@ -248,34 +355,34 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
     """
+    regular(path, what)
     try:
         # the library checks header, sizes and bounds; it has no view without a copy, so the map is
         # ours
         with safe_open(path, "np") as f:
             metadata = f.metadata() or {}
         data = np.memmap(path, np.uint8, mode="r")
-    except (SafetensorError, OSError, ValueError) as error:
+        end = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        header = loads(data[8:end].tobytes().decode("utf-8"))
+        header.pop("__metadata__", None)
+        body = data[end:]
+        return {name: _tensor(body, entry) for name, entry in header.items()}, metadata
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}): {what} is damaged, fetch or save "
-            "it again"
+            f"{path} is not a whole safetensors file ({said(error)}): {what} is damaged, fetch or "
+            "save it again"
         ) from error
-    header_size = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + header_size].tobytes())
-    body = data[8 + header_size :]
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        raw, shape = body[start:end], entry["shape"]
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            wide = raw.view(np.uint16).astype(np.uint32) << 16
-            tensors[name] = wide.view(np.float32).reshape(shape)
-        elif entry["dtype"] in DTYPES:
-            tensors[name] = np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
-        else:  # left for the caller to miss by its name, or to skip: mask buffers are BOOL
-            tensors[name] = np.asarray(raw)
-    return tensors, metadata
+
+
+def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    start, end = entry["data_offsets"]
+    raw, shape = body[start:end], entry["shape"]
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        wide = raw.view(np.uint16).astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(shape)
+    if entry["dtype"] in DTYPES:
+        return np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
+    return np.asarray(raw)  # for the caller to miss by its name, or to skip: mask buffers are BOOL
 
 
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:

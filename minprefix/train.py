@@ -535,27 +535,41 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
 def load_options(out: Path, command: str) -> dict[str, Any]:
     """The options that `minprefix <command>` started the run in `out` with. Raises InputError if
     there is no run or another command started it."""
-    about = _read_state(out)[1].get("about") or {}
-    if about.get("command") != command:
+    about = _read_state(out)[1].get("about")
+    if not isinstance(about, dict) or about.get("command") != command:
         raise InputError(
             f"the run in {out} was not started by `minprefix {command}`: it is resumed by what "
             "started it"
         )
+    if not isinstance(about.get("options"), dict):
+        raise InputError(f"{out / STATE} holds no options of the run that it is of: it is damaged")
     return about["options"]
 
 
 def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
-    path = out / STATE
+    path = files.inside(out, STATE, "the state of the run")
     if not path.exists():
         raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
     tensors, metadata = files.map_tensors(path, "the state of the run")
     try:
-        saved = json.loads(metadata["minprefix"])
+        saved = files.loads(metadata["minprefix"])
         run, state = dict(saved["run"]), dict(saved["state"])
-        state["step"], state["t"], state["best_loss"], state["best_step"]  # all are there
-        return tensors, run, state
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the state of a run: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not the state of a run: {files.said(error)}") from error
+    for key in ("step", "t", "best_step", "best_loss"):
+        value = state.get(key)
+        optional = key.startswith("best") and key in state
+        number = type(value) is int and 0 <= value < 2**63
+        if key == "best_loss":
+            number = isinstance(value, int | float) and math.isfinite(value)
+        if not number and not (optional and value is None):
+            raise InputError(
+                f"{path} is not the state of a run: its {key} is {files.shown(value)}; it is "
+                "damaged"
+            )
+    if state["t"] != state["step"] or (state["best_step"] is None) != (state["best_loss"] is None):
+        raise InputError(f"{path} is not the state of a run: its numbers are of several; damaged")
+    return tensors, run, state
 
 
 def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
@@ -568,16 +582,11 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
             f"cannot resume {out}: {differs}; resume with what it was started with, or use another "
             "--out"
         )
-    groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
-    for full, a in tensors.items():
-        group, _, name = full.partition(".")
-        own = np.array(a)  # off the file, which will be replaced
-        groups.setdefault(group, {})[name] = to(own, prefix.backend)
-    wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
-    for group, arrays in groups.items():
-        held = {name: (a.shape, a.dtype) for name, a in arrays.items()}
-        if held != wanted and (held or group == "parameter"):
-            raise InputError(f"{out / STATE}: the tensors {group!r} do not fit the prefix: damaged")
+    if numbers["step"] > record["settings"]["steps"]:
+        raise InputError(
+            f"{out / STATE} is at step {numbers['step']} of {record['settings']['steps']}: damaged"
+        )
+    groups = _groups(out / STATE, tensors, prefix, numbers)
     for name, p in prefix.parameters.items():
         p[...] = groups["parameter"][name]
     adam = AdamW(
@@ -587,6 +596,38 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
         v=groups["v"],
     )
     return State(numbers["step"], adam, numbers["best_loss"], numbers["best_step"], groups["best"])
+
+
+def _groups(
+    path: Path, tensors: dict[str, np.ndarray], prefix: Prefix, numbers: dict[str, Any]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors of a state, off the file, which will be replaced. Raises InputError unless they
+    fit the prefix and `numbers`, and are finite."""
+    groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
+    wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
+    stepped, found = numbers["t"] > 0, numbers["best_loss"] is not None
+    there = {"parameter": True, "m": stepped, "v": stepped, "best": found}
+    for full, a in tensors.items():
+        group, _, name = full.partition(".")
+        if group not in groups or wanted.get(name) != (a.shape, a.dtype):
+            raise InputError(
+                f"{path}: the tensors {files.shown(full)} {files.shown(a.shape)} ({a.dtype}) do "
+                "not fit the prefix: damaged"
+            )
+        sane = a >= 0 if group == "v" else np.isfinite(a)  # a mean of squares may overflow
+        if not sane.all():
+            raise InputError(
+                f"{path}: tensor {full!r} holds NaN, infinity, or less than 0 for a mean of "
+                "squares, which no training leaves there: the file is damaged"
+            )
+        groups[group][name] = to(np.array(a), prefix.backend)
+    for group, arrays in groups.items():
+        if arrays.keys() != (wanted.keys() if there[group] else set()):
+            raise InputError(
+                f"{path}: {len(arrays)} tensors {group!r} at step {numbers['step']}, for a prefix "
+                f"of {len(wanted)}: the file is damaged"
+            )
+    return groups
 
 
 #: options that say where something lies; what lies there is compared by its fingerprint
@@ -603,4 +644,4 @@ def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
     if saved == now or name in _PLACES:
         return None
     what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
-    return f"{what.replace('.', ' ')} was {saved!r} and is now {now!r}"
+    return f"{what.replace('.', ' ')} was {files.shown(saved)} and is now {files.shown(now)}"

@@ -342,7 +342,10 @@ def test_truncation_and_padding_stored_in_tokenizer_json_are_not_applied(good):
 @pytest.mark.parametrize("damage", ["{", "", "[]", '{"model": 1}', "\x00\x01"])
 def test_a_damaged_tokenizer_is_a_sentence(good, damage):
     (good / "tokenizer.json").write_text(damage)
-    with pytest.raises(InputError, match=r"tokenizer in .*model.* cannot be read .*fetch its file"):
+    said = (
+        r"tokenizer in .*model.* cannot be read .*fetch its file|model/tokenizer\.json.* tokenizer"
+    )
+    with pytest.raises(InputError, match=said):
         GPT2.load(good)
 
 
@@ -351,7 +354,7 @@ def test_damaged_vocab_or_merges_is_a_sentence(good, damaged):
     whole = {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": "#version: 0.2\n"}
     for name, text in (whole | {damaged: "no such thing"}).items():
         (good / name).write_text(text)
-    with pytest.raises(InputError, match=r"tokenizer in .*model.* cannot be read"):
+    with pytest.raises(InputError, match=rf"model/{damaged}, line 1: .* damaged, fetch"):
         GPT2.load(good)
 
 
@@ -646,7 +649,7 @@ def test_a_corrupt_header_is_refused(good, damage):
 def test_a_folder_in_place_of_the_weights_is_a_sentence(good):
     (good / "model.safetensors").unlink()
     (good / "model.safetensors").mkdir()
-    with pytest.raises(InputError, match=NOT_WHOLE):
+    with pytest.raises(InputError, match=r"cannot read the model .*\.safetensors: Is a directory"):
         GPT2.load(good)
 
 

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ def read_pairs(
     are several pairs.
 
     Raises InputError for an ending that is neither, a file that is missing, empty or not UTF-8, a
-    bad line (with its number) and a missing column.
+    bad line (with its number), a field or column that is there twice, and a missing one. A pipe
+    is refused, too: the file is read again for its fingerprint.
     """
     path = Path(path)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
@@ -63,16 +63,16 @@ def _read_jsonl(
             continue
         where = f"{path}, line {n}"
         try:
-            value = json.loads(line)
+            value = files.loads(line)
         except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", error)
+            said = getattr(error, "msg", None) or files.said(error)
             raise InputError(f"{where}: not JSON ({said}): expected one object a line") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: a {type(value).__name__}: expected an object")
         for name in names:
             if name not in value:
                 raise InputError(
-                    f"{where}: no field {name!r}, only {', '.join(map(repr, value)) or 'none'}: "
+                    f"{where}: no field {name!r}, only {files.listed(value)}: "
                     "name the fields with --source-column and --target-column"
                 )
         source, target = (value[name] for name in names)
@@ -130,7 +130,7 @@ def _find_columns(
             raise InputError(f"{path} has {header.count(column)} columns {column!r}: expected one")
         if column not in header:
             raise InputError(
-                f"{path} has no column {column!r}, only {', '.join(map(repr, header)) or 'none'}: "
+                f"{path} has no column {column!r}, only {files.listed(header)}: "
                 "name the columns with --source-column and --target-column"
             )
     return header.index(names[0]), header.index(names[1])
@@ -146,7 +146,9 @@ def group_references(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 
 def fingerprint(path: str | Path) -> str:
     """sha256 of the file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    files.regular(Path(path), "the data file")
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
