@@ -176,12 +176,12 @@ def load_prefix(
     """
     folder = _folder(directory)
     about = read_about(folder)
-    if (folder / PEFT_TENSOR).exists():
+    if _file(folder, PEFT_TENSOR).exists():
         prefix = _read_peft(folder, dtype)
-    elif (folder / OWN_TENSOR).exists() and about is not None:
+    elif _file(folder, OWN_TENSOR).exists() and about is not None:
         tensors, _ = files.map_tensors(folder / OWN_TENSOR, "the prefix")
         if set(tensors) != {"kv"} or tensors["kv"].dtype.kind != "f":
-            found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
+            found = files.listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
             raise InputError(
                 f"{folder / OWN_TENSOR} holds {found}: expected one tensor 'kv' of floating-point "
                 "numbers; the prefix is damaged"
@@ -211,6 +211,11 @@ def _folder(directory: str | Path) -> Path:
         )
     files.finish_save(folder, FILES)
     return folder
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Where a file of the prefix is, or would be. Raises InputError for a way out of the folder."""
+    return files.inside(folder, name, "a file of the prefix")
 
 
 def _check_base(
@@ -244,7 +249,7 @@ def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "flo
     none."""
     folder = _folder(directory)
     about = read_about(folder)
-    if about is None or not (folder / MLP).exists():
+    if about is None or not _file(folder, MLP).exists():
         raise InputError(
             f"{str(folder)!r} holds no MLP: the prefix is flat, or PEFT wrote it without"
         )
@@ -280,14 +285,14 @@ def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "flo
 def read_about(directory: str | Path) -> dict[str, Any] | None:
     """minprefix.json; None where PEFT alone wrote the directory. Raises InputError for another
     format version and for what its schema does not allow."""
-    path = Path(directory) / ABOUT
+    path = _file(Path(directory), ABOUT)
     if not path.exists():
         return None
     about = files.read_json(path, "the prefix's provenance")
     if about.get("format") != FORMAT:
         raise InputError(
-            f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: use the "
-            "minprefix that wrote it"
+            f"{path} has format {files.shown(about.get('format'))}, this version reads {FORMAT}: "
+            "use the minprefix that wrote it"
         )
     _check_schema(path, about)
     return about
@@ -302,11 +307,12 @@ def _check_schema(path: Path, about: dict[str, Any]) -> None:
             key = above + next(k for k in error.validator_value if k not in found)
             raise InputError(f"{path}: key {key!r} is missing: the file is damaged or edited")
         if error.validator == "additionalProperties":
-            key = above + min(set(found) - set(known))
-            raise InputError(f"{path}: key {key!r} is unknown: the file is damaged or edited")
-        name, said = above.rstrip("."), repr(found)
-        said = said if len(said) <= 80 else f"{said[:77]}..."
-        raise InputError(f"{path}: {name} is {said}: expected {error.schema['description']}")
+            key = files.shown(above + min(set(found) - set(known)))
+            raise InputError(f"{path}: key {key} is unknown: the file is damaged or edited")
+        raise InputError(
+            f"{path}: {above.rstrip('.')} is {files.shown(found)}: expected "
+            f"{error.schema['description']}"
+        )
 
 
 @cache
@@ -344,7 +350,7 @@ def _check_files(folder: Path, about: dict[str, Any], names: tuple[str, ...]) ->
     """Raises InputError where one of these files is not the one that was saved with
     minprefix.json."""
     for name in names:
-        if not (folder / name).exists():
+        if not _file(folder, name).exists():
             continue
         recorded = about["files"].get(name)
         actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -358,20 +364,20 @@ def _check_files(folder: Path, about: dict[str, Any], names: tuple[str, ...]) ->
 
 
 def _read_peft(folder: Path, dtype: str) -> Prefix:
-    path = folder / PEFT_CONFIG
+    path = _file(folder, PEFT_CONFIG)
     if not path.exists():
         raise InputError(f"{str(folder)!r} has {PEFT_TENSOR} but no {PEFT_CONFIG}: copy both")
     config = files.read_json(path, "PEFT's config")
     if config.get("peft_type") != "PREFIX_TUNING":
         raise InputError(
-            f"{path}: peft_type is {config.get('peft_type')!r}: expected 'PREFIX_TUNING'; "
-            "minprefix reads no other kind of adapter"
+            f"{path}: peft_type is {files.shown(config.get('peft_type'))}: expected "
+            "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
         if type(config.get(key)) is not int or config[key] < 1:
             raise InputError(
-                f"{path}: {key} is {config.get(key)!r}: expected a whole number from 1"
+                f"{path}: {key} is {files.shown(config.get(key))}: expected a whole number from 1"
             )
     P, L, NH, C = (config[key] for key in numbers)
     if C % NH:
@@ -379,7 +385,7 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
     tensors, _ = files.map_tensors(folder / PEFT_TENSOR, "the prefix")
     stored = tensors.get("prompt_embeddings", np.empty(0))
     if len(tensors) != 1 or stored.shape != (P, L * 2 * C) or stored.dtype.kind != "f":
-        found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
+        found = files.listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
         raise InputError(
             f"{folder / PEFT_TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} "
             f"from {PEFT_CONFIG}"

@@ -340,6 +340,23 @@ def loads(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_once)
 
 
+def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with where it stands. Raises InputError for a line that is
+    none."""
+    for n, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {n}"
+        try:
+            value = loads(line)
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", None) or said(error)
+            raise InputError(f"{where}: not JSON ({why}): expected one object a line") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: a {type(value).__name__}: expected an object")
+        yield where, value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, held in pairs:

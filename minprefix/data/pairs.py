@@ -58,17 +58,7 @@ def _read_jsonl(
 ) -> list[Pair]:
     names = (source_column or "source", target_column or "target")
     pairs = []
-    for n, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {n}"
-        try:
-            value = files.loads(line)
-        except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", None) or files.said(error)
-            raise InputError(f"{where}: not JSON ({said}): expected one object a line") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: a {type(value).__name__}: expected an object")
+    for where, value in files.json_lines(path, text):
         for name in names:
             if name not in value:
                 raise InputError(

@@ -1,7 +1,6 @@
 """Requests for many prefixes at once: a JSONL file, each line with a prompt and the name of a
 prefix."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,26 +22,17 @@ def read_requests(path: str | Path, default: str | None = None) -> list[Request]
     prefix where there is no default.
     """
     requests = []
-    for n, line in enumerate(files.read_text(Path(path), "the requests").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {n}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", error)
-            raise InputError(f"{where}: not JSON ({said}): expected one object a line") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: a {type(value).__name__}: expected an object")
+    text = files.read_text(Path(path), "the requests")
+    for where, value in files.json_lines(Path(path), text):
         prompt, name = value.get("prompt"), value.get("prefix", default)
         if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"{where}: prompt is {prompt!r:.60}: expected text")
+            raise InputError(f"{where}: prompt is {files.shown(prompt)}: expected text")
         if "prefix" not in value and default is None:
             raise InputError(
                 f"{where}: no field 'prefix': name one, or null for the frozen model itself"
             )
         if name is not None and not isinstance(name, str):
-            raise InputError(f"{where}: prefix is {name!r:.60}: expected a name, or null")
+            raise InputError(f"{where}: prefix is {files.shown(name)}: expected a name, or null")
         requests.append(Request(prompt, name, value))
     if not requests:
         raise InputError(f"{path} holds no requests: expected at least one line")
