@@ -129,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix import files
     from minprefix.artifact import save_prefix
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
-    from minprefix.model import GPT2
+    from minprefix.model import GPT2, digest
     from minprefix.ops import BACKENDS
     from minprefix.prefixes.verify import evaluation
     from minprefix.train import RUN_FILES, Settings, load_options, train
@@ -147,6 +147,7 @@ def _train(args: argparse.Namespace) -> int:
     model.check_finite()  # before a folder is made for a run that cannot begin
     template = Template(options["template"])
     prefix = start_prefix(model, options)
+    start_sha = {"sha256": digest(prefix.parameters)} if options["init"] == "prefix" else {}
     prefix.check(model.config, model.name)
     home = BACKENDS[options["backend"]]
     model, prefix = model.to(home), prefix.to(home)
@@ -187,7 +188,7 @@ def _train(args: argparse.Namespace) -> int:
         "data_sha256": fingerprint(options["data"]),
         "valid_sha256": fingerprint(options["valid"]) if options["valid"] else None,
         "options": {name: value for name, value in options.items() if value is not None},
-        "init": start_of(options),
+        "init": start_of(options) | start_sha,
     }
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.2%} of the model's size")
