@@ -1,0 +1,234 @@
+"""What a trace is made of: records of named values, in the order in which they were computed."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minprefix import files
+from minprefix.errors import InputError
+
+FORMAT = 1
+RECORDS, TENSORS = "trace.json", "trace.safetensors"
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+class Summary(NamedTuple):
+    """Of a tensor, on one line. Range, mean and deviation are of its finite numbers."""
+
+    least: float
+    most: float
+    mean: float
+    std: float
+    nan: int  # how many are NaN or infinite
+    zero: int  # how many are 0
+    histogram: tuple[int, ...]  # 10 bins from least to most
+
+    def __str__(self) -> str:
+        most = max(self.histogram, default=0)
+        bars = "".join(_BARS[-(-8 * n // most) if most else 0] for n in self.histogram)
+        bad = f", {self.nan} not finite" if self.nan else ""
+        zero = f", {self.zero} zeros" if self.zero else ""
+        return (
+            f"[{self.least:.3g}, {self.most:.3g}] mean {self.mean:.3g} std {self.std:.3g} "
+            f"|{bars}|{zero}{bad}"
+        )
+
+
+def summarise(a: np.ndarray) -> Summary:
+    real = np.asarray(a).real.astype(np.float64, copy=False)
+    finite = real[np.isfinite(real)]
+    nan, zero = real.size - finite.size, int((real == 0).sum())
+    if not finite.size:
+        return Summary(np.nan, np.nan, np.nan, np.nan, nan, zero, (0,) * 10)
+    least, most = float(finite.min()), float(finite.max())
+    width = most - least
+    bins = np.minimum((finite - least) / (width or 1) * 10, 9).astype(int)
+    counts = np.bincount(bins, minlength=10)
+    return Summary(
+        least, most, float(finite.mean()), float(finite.std()), nan, zero, tuple(counts.tolist())
+    )
+
+
+@dataclass(eq=False)
+class Record:
+    """A value that was computed.
+
+    `name` is the field's (`blocks.3.attn.pattern`; a gradient is `d` + name: `.dpattern`).
+    `sequence`: of which sequence of the batch it is, None where it is of the whole stream. `inputs`
+    are the keys of what the operation was given, weights under the names of the checkpoint.
+    """
+
+    name: str
+    direction: str  # "forward" or "backward"
+    op: str  # of the contract: "attention_backward"; or "add", "split", "given"
+    value: np.ndarray
+    inputs: tuple[str, ...] = ()
+    sequence: int | None = None
+    inside: bool = False  # an intermediate of an op, not what it gives back
+    formula: str = ""
+    line: int = 0  # in the source of the implementation; 0: not known
+    text: str = ""  # that line
+    number: int = -1  # its place in the trace
+
+    @property
+    def key(self) -> str:
+        """Unlike the name, one of its kind in a trace: `blocks.3.attn.pattern#1`."""
+        return self.name if self.sequence is None else f"{self.name}#{self.sequence}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @cached_property
+    def summary(self) -> Summary:
+        return summarise(self.value)
+
+    def __repr__(self) -> str:
+        return f"{self.key} {self.shape} {self.value.dtype} {self.summary}"
+
+
+@dataclass(eq=False)
+class Trace:
+    """The records of a forward and a backward, in order. `about`: what was traced."""
+
+    records: list[Record]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number, record in enumerate(self.records):
+            record.number = number
+
+    @cached_property
+    def _by_key(self) -> dict[str, Record]:
+        return {record.key: record for record in self.records}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, name: str) -> Record:
+        """By key, or by name where only one sequence has it. Raises InputError with the nearest
+        names."""
+        if name in self._by_key:
+            return self._by_key[name]
+        found = [record for record in self.records if record.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            keys = ", ".join(record.key for record in found[:4])
+            raise InputError(f"{name!r} is of {len(found)} sequences: name one of {keys}")
+        raise self._no(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_key
+
+    def find(self, pattern: str) -> list[Record]:
+        """Those whose name or key is, or matches, the pattern: `blocks.*.attn.pattern`. Raises
+        InputError with the nearest names if there are none."""
+        found = [record for record in self.records if matches(record, pattern)]
+        if not found:
+            raise self._no(pattern)
+        return found
+
+    def _no(self, name: str) -> InputError:
+        return unknown(name, (record.name for record in self.records))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(record.value.nbytes for record in self.records)
+
+    def __repr__(self) -> str:
+        forward = sum(record.direction == "forward" for record in self.records)
+        return (
+            f"Trace({forward} records forward, {len(self) - forward} backward, "
+            f"{self.nbytes / 1e6:.1f} MB, {self.about.get('implementation', '')})"
+        )
+
+    # ---- on disk ----
+
+    def save(self, directory: str | Path) -> None:
+        """Write trace.safetensors, the values, and trace.json, all else; both or none."""
+        entries, values = [], {}
+        for r in self.records:
+            entry = {k: v for k, v in vars(r).items() if k in _FIELDS}
+            entries.append(entry | {"inputs": list(r.inputs), "bool": r.value.dtype == bool})
+            if r.value.dtype.kind == "c":
+                raise InputError(f"{r.key} is complex, which no safetensors file holds: take .real")
+            values[str(r.number)] = r.value.view(np.uint8) if r.value.dtype == bool else r.value
+        about = {"format": FORMAT, "about": self.about, "records": entries}
+        contents = {RECORDS: files.json_bytes(about), TENSORS: files.tensor_bytes(values, {})}
+        files.write_together(Path(directory), contents, (RECORDS, TENSORS))
+
+    @staticmethod
+    def load(directory: str | Path) -> "Trace":
+        """Raises InputError for a folder without a trace, a damaged one, and one of another
+        version."""
+        folder = Path(directory)
+        if not folder.is_dir():
+            raise InputError(
+                f"trace folder {str(folder)!r} does not exist: give one that was saved"
+            )
+        files.finish_save(folder, (RECORDS, TENSORS))
+        path = files.inside(folder, RECORDS, "the trace")
+        if not path.exists():
+            raise InputError(f"{str(folder)!r} holds no trace: expected {RECORDS} and {TENSORS}")
+        about = files.read_json(path, "the trace")
+        if about.get("format") != FORMAT:
+            raise InputError(
+                f"{path} has format {files.shown(about.get('format'))}, this version reads "
+                f"{FORMAT}: use the minprefix that wrote it"
+            )
+        stored = files.inside(folder, TENSORS, "the trace's values")
+        values, _ = files.map_tensors(stored, "the trace's values")
+        try:
+            records = [_read(entry, values[str(n)]) for n, entry in enumerate(about["records"])]
+            if len(records) != len(values) or not isinstance(about["about"], dict):
+                raise ValueError(f"{len(records)} records and {len(values)} values")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged ({files.said(error)}): save the trace again"
+            ) from (error)
+        return Trace(records, about["about"])
+
+
+#: the fields of a record in trace.json, and what they may be
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "name": (str,), "direction": (str,), "op": (str,), "inputs": (list,),
+    "sequence": (int, type(None)), "inside": (bool,), "formula": (str,), "line": (int,),
+    "text": (str,), "bool": (bool,),
+}  # fmt: skip
+
+
+def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
+    """Raises ValueError or TypeError for what is no record."""
+    if set(entry) != set(_FIELDS):
+        raise ValueError(f"a record with the keys {files.listed(entry)}")
+    for key, kinds in _FIELDS.items():
+        if not isinstance(entry[key], kinds):
+            raise ValueError(f"{key} is {files.shown(entry[key])}")
+    if not all(isinstance(name, str) for name in entry["inputs"]):
+        raise ValueError(f"inputs are {files.shown(entry['inputs'])}")
+    own = {k: v for k, v in entry.items() if k != "bool"} | {"inputs": tuple(entry["inputs"])}
+    return Record(value=value.astype(bool) if entry["bool"] else value, **own)
+
+
+def unknown(name: str, names: Iterable[str]) -> InputError:
+    """A name that matches nothing, as a sentence with the nearest ones."""
+    known = list(dict.fromkeys(names))
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:4]
+    return InputError(f"nothing in the trace is called {name!r}: near it are {', '.join(near)}")
+
+
+def matches(record: Record, patterns: str | Sequence[str]) -> bool:
+    every = [patterns] if isinstance(patterns, str) else patterns
+    return any(
+        fnmatch.fnmatchcase(record.name, p) or fnmatch.fnmatchcase(record.key, p) for p in every
+    )

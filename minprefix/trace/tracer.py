@@ -1,0 +1,454 @@
+"""Tracing is a wrapper around an implementation: the model computes with it and does not know.
+
+The tracer finds out from the weight, or from the cache that a forward left, where in the model a
+call stands, and names its value as the field does:
+
+    blocks.0.resid_pre                          embed
+    blocks.i.ln_1.out                           layernorm, linear (attn.qkv), split
+    blocks.i.attn.qkv  .q  .k  .v
+    blocks.i.attn.z  .out                       attention, linear
+    blocks.i.resid_mid                          resid_pre + attn.out
+    blocks.i.ln_2.out  .mlp.pre  .post  .out    layernorm, linear, gelu, linear
+    blocks.i.resid_post                         resid_mid + mlp.out; the next block's resid_pre
+    ln_f.out  logits  loss
+
+and each gradient is `d` + name. What an operation computes on its way (`blocks.i.attn.scores`) is
+seen in the reference alone, whose text is run with a call after each assignment
+(`trace.instrument`).
+"""
+
+import pdb
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from minprefix import ops as _ops
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.gpt2 import Weights
+from minprefix.model import GPT2, loss_backward
+from minprefix.ops import reference
+from minprefix.ops.contract import Array, Ops
+from minprefix.trace import instrument
+from minprefix.trace.instrument import Source, Spy, instrumented, read_source, source_of
+from minprefix.trace.record import Record, Trace, matches, unknown
+
+if TYPE_CHECKING:
+    from minprefix.prefix import Prefix
+
+#: what a linear layer gives, by its place in a block
+_OUT = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.out", "mlp.c_fc": "mlp.pre",
+        "mlp.c_proj": "mlp.out"}  # fmt: skip
+#: what it takes
+_IN = {"attn.c_attn": "ln_1.out", "attn.c_proj": "attn.z", "mlp.c_fc": "ln_2.out",
+       "mlp.c_proj": "mlp.post"}  # fmt: skip
+
+
+def _d(name: str) -> str:
+    """blocks.0.attn.q -> blocks.0.attn.dq"""
+    above, dot, last = name.rpartition(".")
+    return f"{above}{dot}d{last}"
+
+
+#: what the model does between two operations
+_BETWEEN = {
+    "add": "{name} = {inputs[0]} + {inputs[1]}",
+    "split": "q, k, v = {inputs[0]}, NH heads of size hs each",
+    "join": "{name} = dq, dk and dv side by side",
+    "given": "learned, or what the prefix's text left",
+}
+
+
+def trace(
+    model: GPT2,
+    batch: Batch,
+    prefix: "Prefix | Sequence[Prefix | None] | None" = None,
+    names: str | Sequence[str] = "*",
+    ops: str | Ops = "reference",
+    need: Literal["prefix", "all"] = "prefix",
+    max_bytes: int = 2**30,
+    stop_at: str | None = None,
+) -> Trace:
+    """Run the loss of `batch` forward and backward, and keep every value under its name.
+
+    `names`: keep only those that match one of these patterns (`blocks.2.*`). `need`="all" takes the
+    gradients of the weights, too. `stop_at`: open the debugger where this name has just been
+    computed, in the reference's own text, its variables alive.
+
+    The result is that of an untraced run, bit for bit. Raises InputError if nothing matches, and if
+    what is kept would exceed `max_bytes`, with how to narrow it.
+    """
+    tracer = Tracer(model, ops, names, max_bytes, stop_at)
+    loss, _, _ = loss_backward(model, prefix, batch, "mean", tracer, need)
+    if not tracer.records:
+        raise unknown(names if isinstance(names, str) else names[0], tracer.names_seen)
+    if stop_at is not None and not tracer.stopped:
+        raise unknown(stop_at, tracer.names_seen)
+    about = {
+        "model": model.name,
+        "implementation": tracer.implementation,
+        "tokens": batch.tokens.tolist(),
+        "offsets": batch.offsets.tolist(),
+        "dtype": str(model.dtype),
+        "need": need,
+        "loss": loss,
+    }
+    return Trace(tracer.records, about)
+
+
+class Tracer:
+    """An implementation that passes every call on to another, and keeps what comes back."""
+
+    def __init__(
+        self,
+        model: GPT2,
+        ops: str | Ops = "reference",
+        names: str | Sequence[str] = "*",
+        max_bytes: int = 2**30,
+        stop_at: str | None = None,
+    ) -> None:
+        self.inner = _ops.get(ops)
+        self.implementation = ops if isinstance(ops, str) else _name(ops)
+        self.names, self.max_bytes, self.stop_at = names, max_bytes, stop_at
+        self.records: list[Record] = []
+        self.names_seen: dict[str, None] = {}
+        self.stopped = False
+        self._bytes = 0
+        self._layers = model.config.n_layer
+        self._sites = {_address(a): site for site, a in _places(model.weights)}
+        self._cache_site: dict[int, tuple[str, Any]] = {}  # id -> site, and the cache, to keep it
+        self._site, self._op, self._direction = "", "", "forward"
+        self._block = -1
+        self._forward: set[str] = set()  # keys of what was computed inside ops of the forward
+        self._kept: dict[int, tuple[Any, Record]] = {}  # of this op: a value and its record
+        self._inputs: dict[int, tuple[str, Array]] = {}  # address -> which linear layer took it
+        self._rows, self._suffix = 0, ""  # of the logits, which come some rows at a time
+        self._head = "lm_head.weight" if "lm_head.weight" in model.weights else "wte.weight"
+        self.source: Source | None = None
+        if self.inner is reference:
+            self.source = source_of(reference)
+            self._instrument("\n".join(self.source.lines) + "\n", self.source.path)
+
+    @classmethod
+    def of_text(cls, text: str, model: GPT2, **more: Any) -> "Tracer":
+        """Of an implementation that is given as source text, such as the reference with a bug."""
+        tracer = cls(model, reference, **more)
+        tracer.source = read_source(text, "<text>")
+        tracer._instrument(text, "<text>")
+        return tracer
+
+    def _instrument(self, text: str, path: str) -> None:
+        spy = Spy()
+        spy.seen = self._inside
+        self._spy = spy
+        self.inner = cast(Ops, instrumented(text, path, spy))
+
+    # ---- keeping ----
+
+    def _keep(self, record: Record) -> None:
+        self.names_seen[record.name] = None
+        value = record.value
+        if matches(record, self.names):
+            if not isinstance(record.value, np.ndarray):
+                record.value = _ops.to(np.asanyarray(record.value), "numpy")
+            if self.source is None:  # a fast implementation may overwrite it
+                record.value = record.value.copy()
+            self._bytes += record.value.nbytes
+            if self._bytes > self.max_bytes:
+                raise InputError(
+                    f"the trace is larger than {self.max_bytes:,} bytes, at {record.key}: narrow "
+                    'it by names such as "blocks.0.*" or "*.attn.pattern", take fewer tokens, or '
+                    "raise max_bytes"
+                )
+            self.records.append(record)
+        self._kept[id(value)] = (value, record)
+        if self.stop_at == record.name or self.stop_at == record.key:
+            self.stopped = True
+            self._debug()
+
+    def _debug(self) -> None:
+        frame = sys._getframe()
+        here = (__file__, instrument.__file__)
+        while frame.f_code.co_filename in here and frame.f_back is not None:
+            frame = frame.f_back
+        pdb.Pdb().set_trace(frame)
+
+    def _out(
+        self,
+        name: str,
+        value: Any,
+        inputs: Sequence[str] = (),
+        op: str | None = None,
+        sequence: int | None = None,
+    ) -> None:
+        """What an op gives back, or the model makes between two ops."""
+        record = Record(name, self._direction, op or self._op, value, tuple(inputs), sequence)
+        if self.source is not None and op is None:
+            line = self.source.made.get((self._op, "return"), 0)
+            base = self._op.removesuffix("_params").removesuffix("_backward")
+            record.formula = self.source.formula.get(self._op, self.source.formula.get(base, ""))
+            record.line, record.text = line, self.source.statement.get(line, "")
+        elif op in _BETWEEN:
+            record.formula = _BETWEEN[op].format(name=name, inputs=inputs)
+        _, known = self._kept.get(id(value), (None, None))
+        if known is not None and known.key == record.key and known.inside:
+            known.inside, known.inputs = False, record.inputs  # it has the line that computed it
+        else:
+            self._keep(record)
+
+    def _inside(self, function: str, number: int, values: dict[str, Any]) -> None:
+        """A name was assigned in the reference's text."""
+        assert self.source is not None
+        for name, value in values.items():
+            if not isinstance(value, np.ndarray) or value.dtype == object:
+                continue
+            if id(value) in self._kept:  # it has a name already: keys = _heads_first(...)
+                continue
+            record = Record(
+                f"{self._site}.{name}", self._direction, self._op, value,
+                sequence=self._spy.sequence, inside=True, line=number,
+                text=self.source.statement[number],
+                formula=self.source.formula.get(self._op, ""),
+            )  # fmt: skip
+            if self._direction == "forward":
+                self._forward.add(record.key)
+            elif record.key in self._forward:  # the forward's, once more
+                continue
+            self._keep(record)
+
+    @contextmanager
+    def _at(self, site: str, op: str) -> Iterator[None]:
+        self._site, self._op, self._kept = site, op, {}
+        self._direction = "backward" if "backward" in op else "forward"
+        yield
+
+    def _where(self, weight: Array) -> str:
+        """blocks.3.attn.c_attn, or head."""
+        site = self._sites[_address(weight)]
+        if site.startswith("blocks."):
+            self._block = int(site.split(".")[1])
+        return site
+
+    def _of_cache(self, cache: Any) -> str:
+        site = self._cache_site[id(cache)][0]
+        if site.startswith("blocks."):
+            self._block = int(site.split(".")[1])
+        return site
+
+    def _remember(self, cache: Any, site: str) -> None:
+        self._cache_site[id(cache)] = (site, cache)
+
+    def _residual(self, site: str, x: Array) -> None:
+        """What a layernorm is given is the residual stream, which the model has added up."""
+        block, layer = f"blocks.{self._block}", site.rpartition(".")[2]
+        if layer == "ln_2":
+            inputs = (self._stream(self._block), f"{block}.attn.out")
+            self._out(f"{block}.resid_mid", x, inputs, "add")
+        elif site == "ln_f" or self._block > 0:
+            below = self._layers - 1 if site == "ln_f" else self._block - 1
+            at = f"blocks.{below}"
+            inputs = (f"{at}.resid_mid", f"{at}.mlp.out")
+            self._out(f"{at}.resid_post", x, inputs, "add")
+
+    def _stream(self, block: int) -> str:
+        """The name of what enters a block."""
+        return "blocks.0.resid_pre" if block == 0 else f"blocks.{block - 1}.resid_post"
+
+    # ---- the contract, forward ----
+
+    def embed(self, tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
+        with self._at("embed", "embed"):
+            x = self.inner.embed(tokens, positions, wte, wpe)
+            self._out("blocks.0.resid_pre", x, ("wte.weight", "wpe.weight"))
+        return x
+
+    def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
+        site = self._where(gain)
+        with self._at(site, "layernorm"):
+            self._residual(site, x)
+            out, cache = self.inner.layernorm(x, gain, bias, eps)
+            if site == "ln_f":
+                stream = f"blocks.{self._layers - 1}.resid_post"
+            elif site.endswith("ln_2"):
+                stream = f"blocks.{self._block}.resid_mid"
+            else:
+                stream = self._stream(self._block)
+            self._out(f"{site}.out", out, (stream, *self._weights(site)))
+        self._remember(cache, site)
+        return out, cache
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        site = self._where(weight)
+        if site == "head":
+            self._suffix = f".from_{self._rows}" if self._rows else ""
+            self._rows += len(x)
+        at_head, site = site == "head", site + self._suffix
+        self._inputs[_address(x)] = (site, x)
+        with self._at(site, "linear"):
+            out = self.inner.linear(x, weight, bias)
+            if at_head:
+                self._out(f"logits{self._suffix}", out, ("ln_f.out", self._head))
+            else:
+                block, _, layer = site.partition(f".{self._block}.")
+                at = f"{block}.{self._block}"
+                inputs = (f"{at}.{_IN[layer]}", *self._weights(site))
+                self._out(f"{at}.{_OUT[layer]}", out, inputs)
+        return out
+
+    def gelu(self, x: Array) -> tuple[Array, Any]:
+        at = f"blocks.{self._block}.mlp"
+        with self._at(at, "gelu"):
+            out, cache = self.inner.gelu(x)
+            self._out(f"{at}.post", out, (f"{at}.pre",))
+        self._remember(cache, at)
+        return out, cache
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        prefix_k: Sequence[Array],
+        prefix_v: Sequence[Array],
+        offsets: Array,
+    ) -> tuple[Array, Any]:
+        at = f"blocks.{self._block}.attn"
+        with self._at(at, "attention"):
+            for name, a in (("q", q), ("k", k), ("v", v)):
+                self._out(f"{at}.{name}", a, (f"{at}.qkv",), "split")
+            given = []
+            for b in range(len(offsets) - 1):
+                if prefix_k[b].shape[1]:
+                    for name, a in (("prefix_k", prefix_k[b]), ("prefix_v", prefix_v[b])):
+                        self._out(f"{at}.{name}", a, (), "given", b)
+                        given.append(f"{at}.{name}#{b}")
+            z, cache = self.inner.attention(q, k, v, prefix_k, prefix_v, offsets)
+            self._out(f"{at}.z", z, (f"{at}.q", f"{at}.k", f"{at}.v", *given))
+        self._remember(cache, at)
+        return z, cache
+
+    def cross_entropy(self, logits: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
+        with self._at(f"loss{self._suffix}", "cross_entropy"):
+            loss, cache = self.inner.cross_entropy(logits, targets, weights)
+            self._out(f"loss{self._suffix}", loss, (f"logits{self._suffix}",))
+        return loss, cache
+
+    # ---- backward ----
+
+    def cross_entropy_backward(self, cache: Any) -> Array:
+        with self._at(f"loss{self._suffix}", "cross_entropy_backward"):
+            dlogits = self.inner.cross_entropy_backward(cache)
+            self._out(f"dlogits{self._suffix}", dlogits, (f"logits{self._suffix}",))
+        return dlogits
+
+    def linear_backward(self, dout: Array, weight: Array) -> Array:
+        site = self._where(weight)
+        with self._at(site, "linear_backward"):
+            if site == "head":
+                dx = self.inner.linear_backward(dout, weight)
+                incoming = f"dlogits{self._suffix}"
+                self._out(f"ln_f.dout{self._suffix}", dx, (incoming, self._head))
+                return dx
+            at, layer = f"blocks.{self._block}", site.partition(f".{self._block}.")[2]
+            incoming = f"{at}.{_d(_OUT[layer])}"
+            if layer == "mlp.c_proj":  # the residual stream's gradient is also the MLP's
+                incoming = f"{at}.dresid_post"
+                if self._block < self._layers - 1:
+                    above = f"blocks.{self._block + 1}"
+                    both = (f"{above}.dresid_mid", f"{above}.ln_1.dx")
+                    self._out(incoming, dout, both, "add")
+            elif layer == "attn.c_proj":
+                incoming = f"{at}.dresid_mid"
+                self._out(incoming, dout, (f"{at}.dresid_post", f"{at}.ln_2.dx"), "add")
+            elif layer == "attn.c_attn":
+                three = tuple(f"{at}.attn.d{name}" for name in "qkv")
+                self._out(incoming, dout, three, "join")
+            dx = self.inner.linear_backward(dout, weight)
+            self._out(f"{at}.{_d(_IN[layer])}", dx, (incoming, self._weights(site)[0]))
+        return dx
+
+    def gelu_backward(self, dout: Array, cache: Any) -> Array:
+        at = self._of_cache(cache)
+        with self._at(at, "gelu_backward"):
+            dx = self.inner.gelu_backward(dout, cache)
+            self._out(f"{at}.dpre", dx, (f"{at}.dpost", f"{at}.pre"))
+        return dx
+
+    def layernorm_backward(self, dout: Array, cache: Any) -> Array:
+        site = self._of_cache(cache)
+        with self._at(site, "layernorm_backward"):
+            dx = self.inner.layernorm_backward(dout, cache)
+            at = f"blocks.{self._layers - 1}.dresid_post" if site == "ln_f" else f"{site}.dx"
+            self._out(at, dx, (f"{site}.dout", self._weights(site)[0]))
+        return dx
+
+    def attention_backward(self, dz: Array, cache: Any) -> Any:
+        at = self._of_cache(cache)
+        with self._at(at, "attention_backward"):
+            grads = self.inner.attention_backward(dz, cache)
+            inputs = (f"{at}.dz", f"{at}.q", f"{at}.k", f"{at}.v")
+            for name in ("dq", "dk", "dv"):
+                self._out(f"{at}.{name}", getattr(grads, name), inputs)
+            for name in ("dprefix_k", "dprefix_v"):
+                for b, a in enumerate(getattr(grads, name)):
+                    if a.shape[1]:
+                        self._out(f"{at}.{name}", a, inputs, sequence=b)
+        return grads
+
+    # ---- the other half, with need="all" ----
+
+    def embed_backward_params(
+        self, dx: Array, tokens: Array, positions: Array, wte: Array, wpe: Array
+    ) -> tuple[Array, Array]:
+        with self._at("embed", "embed_backward_params"):
+            stream = "blocks.0.dresid_pre"
+            parts = ("blocks.0.dresid_mid", "blocks.0.ln_1.dx")
+            self._out(stream, dx, parts, "add")
+            grads = self.inner.embed_backward_params(dx, tokens, positions, wte, wpe)
+            for name, a in zip(("dwte", "dwpe"), grads, strict=True):
+                self._out(f"embed.{name}", a, (stream,))
+        return grads
+
+    def layernorm_backward_params(self, dout: Array, cache: Any) -> tuple[Array, Array]:
+        site = self._of_cache(cache)
+        with self._at(site, "layernorm_backward_params"):
+            grads = self.inner.layernorm_backward_params(dout, cache)
+            for name, a in zip(("dgain", "dbias"), grads, strict=True):
+                self._out(f"{site}.{name}", a, (f"{site}.dout",))
+        return grads
+
+    def linear_backward_params(self, dout: Array, x: Array) -> tuple[Array, Array]:
+        site = self._inputs[_address(x)][0]
+        with self._at(site, "linear_backward_params"):
+            grads = self.inner.linear_backward_params(dout, x)
+            for name, a in zip(("dweight", "dbias"), grads, strict=True):
+                self._out(f"{site}.{name}", a)
+        return grads
+
+    def _weights(self, site: str) -> tuple[str, str]:
+        """The names of a layer's weights in the checkpoint."""
+        start = site.replace("blocks.", "h.", 1)
+        return f"{start}.weight", f"{start}.bias"
+
+
+def _places(weights: Weights) -> Iterator[tuple[str, Array]]:
+    """Where in the model each weight stands that tells a call's place."""
+    for name, a in weights.items():
+        if name.startswith("h.") and name.endswith(".weight"):
+            yield f"blocks.{name[2:].removesuffix('.weight')}", a
+    yield "ln_f", weights["ln_f.weight"]
+    yield "head", weights.get("lm_head.weight", weights["wte.weight"])
+
+
+def _address(a: Array) -> int:
+    """Where an array's first number lies: a view of the whole has the same."""
+    if _ops.home(a) == "cupy":
+        return int(cast(Any, a).data.ptr)
+    return int(a.__array_interface__["data"][0])
+
+
+def _name(ops: Ops) -> str:
+    return getattr(ops, "__name__", type(ops).__name__)
