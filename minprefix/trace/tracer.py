@@ -282,10 +282,11 @@ class Tracer:
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         site = self._where(weight)
-        if site == "head":
+        at_head = site == "head"
+        if at_head:
             self._suffix = f".from_{self._rows}" if self._rows else ""
             self._rows += len(x)
-        at_head, site = site == "head", site + self._suffix
+            site += self._suffix
         self._inputs[_address(x)] = (site, x)
         with self._at(site, "linear"):
             out = self.inner.linear(x, weight, bias)
