@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix import files
+from minprefix import files, hub
 from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
@@ -35,14 +35,6 @@ PINNED = {
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
 PINNED |= {full: (full, revision) for full, revision in PINNED.values()}
-WANTED = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-]
 
 #: keys of config.json that shape the arithmetic and have one implemented value (or a few)
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -112,47 +104,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
             'model.safetensors, "tiny" for the model that ships, or a name on the hub like "gpt2"'
         )
     repo, pinned = PINNED.get(str(name), (str(name), None))
-    return _download(repo, revision or pinned)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        try:  # for a commit that is not in the cache, snapshot_download would retry half a minute
-            HfApi().model_info(repo, revision=revision, timeout=10)
-            offline = False
-        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except Exception:  # every way in which a network fails, of whatever client library
-            offline = True
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=WANTED, local_files_only=offline
-            )
-        )
-    except RevisionNotFoundError as error:
-        raise InputError(
-            f"model {repo!r} has no revision {revision!r} on the hub: give a branch, a tag or a "
-            "whole commit"
-        ) from error
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise InputError(
-            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, "
-            "or give a folder with config.json and model.safetensors"
-        ) from error
-    except Exception as error:  # every way in which a network fails, of whatever client library
-        at = f" at {revision}" if revision else ""
-        raise InputError(
-            f"cannot fetch model {repo!r}{at} from the hub ({type(error).__name__}): without a "
-            "network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
-            "folder and give that folder instead of the name"
-        ) from error
+    return hub.snapshot(repo, revision or pinned)
 
 
 # ---- config.json ------------------------------------------------------------------------------

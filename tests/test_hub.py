@@ -1,12 +1,18 @@
 """Models by name, from a hub that runs in this process: a small server that answers as it does."""
 
+import collections
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,16 +27,27 @@ WANTED = {"config.json", "model.safetensors", "tokenizer.json", "vocab.json", "m
 
 
 class Hub:
-    """A hub with repositories {name: {revision: {file: bytes}}}; `requests` is what it was asked
-    for."""
+    """A hub with repositories {name: {revision: {file: bytes}}}. `requests` is what it was asked
+    for, `ranges` {file: [the first byte of each request]}, `tokens` the ones it was sent.
 
-    def __init__(self, repos):
-        self.repos, self.requests = repos, []
+    `faults` {"org/name" (its listing) or "org/name/file": [...]} is what goes wrong with the next
+    requests, one fault each, the last one for ever: None; a status; "drop"; "whole" or "elsewhere"
+    (what a Range is answered with); ("stall" | "cut" | "drip", the byte at which); ("redirect",
+    to); ("serve", other bytes). `listed` {"org/name": {...}} is what the listing says otherwise;
+    `listings` is called after each of them.
+    """
+
+    def __init__(self, repos, faults=(), listed=(), listings=lambda: None):
+        self.repos, self.faults, self.listed = repos, dict(faults), dict(listed)
+        self.listings, self.commit = listings, COMMIT
+        self.requests, self.ranges, self.tokens = [], collections.defaultdict(list), set()
+        self.closing = threading.Event()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                hub.answer(self)
+                with contextlib.suppress(ConnectionError):  # the client gave up
+                    hub.answer(self)
 
             do_HEAD = do_GET
 
@@ -39,13 +56,14 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
 
     def __enter__(self):
         self.thread.start()
         return self
 
     def __exit__(self, *_):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -53,44 +71,81 @@ class Hub:
     def answer(self, request):
         path = request.path.partition("?")[0].strip("/")
         self.requests.append(f"{request.command} {path}")
+        self.tokens.add(request.headers.get("Authorization"))
         api = path.startswith("api/models/")
         path = path.removeprefix("api/models/")
         parts = path.split("/")
         if api and len(parts) == 2:
             parts += ["revision", "main"]
-        if len(parts) < 4 or "/".join(parts[:2]) not in self.repos:
+        repo = "/".join(parts[:2])
+        if len(parts) < 4 or repo not in self.repos:
             return self.refuse(request, "RepoNotFound")
-        revisions, rest = self.repos["/".join(parts[:2])], "/".join(parts[4:])
+        revisions, rest = self.repos[repo], urllib.parse.unquote("/".join(parts[4:]))
         verb, revision = parts[2:4]
         if revision not in revisions:
             return self.refuse(request, "RevisionNotFound")
         files = revisions[revision]
+        commit = revision if len(revision) == 40 else self.commit
         if api and verb == "revision":
-            siblings = [{"rfilename": name} for name in files]
-            info = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings}
-            return self.send(request, json.dumps(info).encode())
+            siblings = [self.entry(name, data, "rfilename") for name, data in files.items()]
+            info = {"id": repo, "sha": commit, "siblings": siblings} | self.listed.get(repo, {})
+            self.send(request, repo, json.dumps(info).encode())
+            return self.listings()
         if api and verb == "tree":
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
-                for name, data in files.items()
-            ]
-            return self.send(request, json.dumps(tree).encode())
+            tree = [{"type": "file"} | self.entry(n, data, "path") for n, data in files.items()]
+            return self.send(request, repo, json.dumps(tree).encode())
         if verb == "resolve" and rest in files:
-            commit = {"X-Repo-Commit": revision if len(revision) == 40 else COMMIT}
-            return self.send(request, files[rest], commit)
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{announced(rest, files[rest])}"'}
+            if rest.endswith(".safetensors"):
+                headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": len(files[rest])}
+            return self.send(request, f"{repo}/{rest}", files[rest], headers)
         return self.refuse(request, "EntryNotFound")
 
-    def send(self, request, data, headers=(), status=200):
+    def entry(self, name, data, key):
+        """One file as a listing names it, without what is in it."""
+        entry = {key: name, "size": len(data), "blobId": git_hash(data), "oid": git_hash(data)}
+        if name.endswith(".safetensors"):  # what the real hub keeps outside of git
+            entry["lfs"] = {"size": len(data), "sha256": announced(name, data), "pointerSize": 134}
+            entry["lfs"]["oid"] = entry["lfs"]["sha256"]
+        return entry
+
+    def send(self, request, name, data, headers=(), status=200):
+        faults, fault = self.faults.get(name), None
+        if faults and request.command == "GET":
+            fault = faults.pop(0) if len(faults) > 1 else faults[0]
+        kind, what = fault if isinstance(fault, tuple) else (fault, None)
+        first = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=")[:-1])
+        if request.command == "GET":
+            self.ranges[name].append(first)
+        if kind == "drop":
+            return request.connection.shutdown(socket.SHUT_RDWR)
+        headers = dict(headers)
+        if isinstance(kind, int):
+            status, data = kind, b"{}"
+        elif kind == "redirect":
+            status, data, headers["Location"] = 302, b"", what + request.path
+        elif kind == "serve":
+            data = what
+        if first and status == 200 and kind != "whole":
+            status, said = 206, 0 if kind == "elsewhere" else first
+            headers["Content-Range"] = f"bytes {said}-{len(data) - 1}/{len(data)}"
+            data = data[first:]
         request.send_response(status)
-        always = {"ETag": f'"{etag(data)}"', "Content-Length": str(len(data))}
-        for name, value in (always | dict(headers)).items():
-            request.send_header(name, value)
+        for key, value in ({"Content-Length": len(data)} | headers).items():
+            request.send_header(key, str(value))
         request.end_headers()
         if request.command == "GET":
-            request.wfile.write(data)
+            broken = kind in ("stall", "cut", "drip")
+            request.wfile.write(data[: max(what - first, 0)] if broken else data)
+        while kind in ("stall", "drip") and not self.closing.wait(0.2):
+            if kind == "drip":
+                request.wfile.write(b"x")
+        if kind == "cut":
+            request.connection.shutdown(socket.SHUT_RDWR)
+        return None
 
     def refuse(self, request, code):
-        self.send(request, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, 404)
+        self.send(request, None, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, 404)
 
     def fetched(self):
         """The files that were fetched, and the revisions that they were fetched at."""
@@ -99,8 +154,14 @@ class Hub:
         return {"/".join(p[4:]) for p in gets}, {p[3] for p in gets}
 
 
-def etag(data):
-    return hashlib.sha1(data).hexdigest()
+def git_hash(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def announced(name, data):
+    """The hash that the hub announces for a file."""
+    large = name.endswith(".safetensors")
+    return hashlib.sha256(data).hexdigest() if large else git_hash(data)
 
 
 @pytest.fixture(scope="module")
@@ -125,28 +186,43 @@ def files(local):
 # a process of its own: huggingface_hub reads its settings when it is imported
 LOAD = """
 import json, sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from minprefix import GPT2, Batch, InputError
-for name, revision in json.loads(sys.argv[1]):
+from minprefix import GPT2, Batch, InputError, hub
+names, at_once, before = json.loads(sys.argv[1])
+hub.PAUSE = 0.01
+exec(before)
+def load(asked):
+    name, revision = asked
     try:
         model = GPT2.load(name, revision=revision)
     except InputError as error:
-        print(json.dumps({"error": str(error)}))
-    else:
-        logits = model.logits(Batch.pack([model.encode("a d j b")]))
-        print(json.dumps({"name": model.name, "logits": logits.tolist()}))
+        return {"error": str(error)}
+    logits = model.logits(Batch.pack([model.encode("a d j b")]))
+    return {"name": model.name, "logits": logits.tolist()}
+for said in ThreadPoolExecutor(at_once).map(load, names):
+    print(json.dumps(said))
 """
 
 
-def load(url, home, *names, **more):
-    """What GPT2.load says of each (name, revision), in a process whose hub is at `url`."""
+def load(url, home, *names, at_once=1, before="", status=0, **more):
+    """What GPT2.load says of each (name, revision), in a process whose hub is at `url` and that
+    runs the code `before` first."""
+    command = [sys.executable, "-c", LOAD, json.dumps([names, at_once, before])]
+    done = subprocess.run(
+        command, env=surroundings(url, home, **more), capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def surroundings(url, home, **more):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     kept |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
-    command = [sys.executable, "-c", LOAD, json.dumps(names)]
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return kept | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"} | more
 
 
 def assert_right(said, local, name):
@@ -158,10 +234,12 @@ def assert_right(said, local, name):
 
 def test_a_name_is_fetched_once_and_then_comes_from_the_cache(tmp_path, local, files):
     with Hub({"org/name": {"main": files, COMMIT: files}}) as hub:
-        said, _ = load(hub.url, tmp_path, ("org/name", None))
-        assert_right(said[0], local, "org/name")
+        said, _ = load(hub.url, tmp_path, ("org/name", None), ("org/name", None), at_once=2)
+        for one in said:  # of which one waited for the other
+            assert_right(one, local, "org/name")
         names, _ = hub.fetched()
         assert names == WANTED - {"merges.txt"}  # and not the pickle, nor anything else
+        assert sum("/resolve/" in r for r in hub.requests) == len(names)
         url = hub.url
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):  # the server is gone
         said, _ = load(url, tmp_path, ("org/name", None), **more)
@@ -250,3 +328,281 @@ def test_without_a_network_a_sentence_says_at_once_how_to_place_the_files(tmp_pa
 def test_files_that_were_placed_by_hand_are_that_model(tmp_path, local):
     said, _ = load("http://127.0.0.1:9", tmp_path, (str(local), None))
     assert_right(said[0], local, str(local))
+
+
+# ---- a server that fails ------------------------------------------------------------------------
+
+LARGE = "model.safetensors"
+
+
+def hub_of(files, faults, **more):
+    """A hub with the same `files` in a repository org/KEY for each of `faults` {KEY: (file, or ""
+    for the listing, [...])}."""
+    repos = {f"org/{key}": {"main": files, COMMIT: files} for key in faults}
+    where = {f"org/{k}/{file}".rstrip("/"): list(f) for k, (file, f) in faults.items()}
+    return Hub(repos, where, **more)
+
+
+def load_all(hub, home, **more):
+    """{KEY: what GPT2.load says of org/KEY}, all at once, so that their waits are one."""
+    names = sorted(hub.repos)
+    said, _ = load(hub.url, home, *((n, None) for n in names), at_once=len(names), **more)
+    return {name.removeprefix("org/"): one for name, one in zip(names, said, strict=True)}
+
+
+def blobs(home, name):
+    return home / "hub" / f"models--org--{name}" / "blobs"
+
+
+def test_a_server_that_recovers_is_asked_again_for_what_is_still_missing(tmp_path, local, files):
+    half = len(files[LARGE]) // 2
+    faults = {
+        "stall": (LARGE, [("stall", half), None]),
+        "drip": (LARGE, [("drip", half), None]),
+        "cut": (LARGE, [("cut", half), ("cut", half + 9), None]),
+        "short": (LARGE, [("serve", files[LARGE][:half]), None]),
+        "drop": (LARGE, ["drop", None]),
+        "500": (LARGE, [500, 503, None]),
+        "429": (LARGE, [429, None]),
+        "416": (LARGE, [("cut", half), 416, None]),
+        "whole": (LARGE, [("cut", half), "whole", None]),
+        "elsewhere": (LARGE, [("cut", half), "elsewhere", None]),
+        "listing-500": ("", [500, None]),
+        "listing-429": ("", [429, None]),
+        "listing-cut": ("", [("cut", 9), None]),
+        "listing-stall": ("", [("stall", 9), None]),
+        "listing-drip": ("", [("drip", 9), None]),
+    }
+    with hub_of(files, faults) as hub:
+        for key, said in load_all(hub, tmp_path).items():
+            assert_right(said, local, f"org/{key}")
+        begun = {key: hub.ranges[f"org/{key}/{LARGE}"] for key in faults}
+    assert begun["stall"] == begun["short"] == [0, half]
+    assert begun["cut"] == [0, half, half + 9]
+    assert begun["drip"][0] == 0
+    assert half <= begun["drip"][1] < half + 100
+    assert begun["whole"] == [0, half]
+    assert begun["elsewhere"] == [0, half, half]
+    assert begun["500"] == [0, 0, 0]
+    assert begun["416"] == [0, half, 0]
+
+
+def test_a_server_that_stays_broken_ends_in_a_sentence_and_the_next_command_goes_on(
+    tmp_path, local, files
+):
+    half, whole = len(files[LARGE]) // 2, len(files[LARGE])
+    broken = {
+        "stall": (LARGE, [("stall", half)]), "cut": (LARGE, [("cut", half)]),
+        "drop": (LARGE, ["drop"]), "500": (LARGE, [500]), "429": (LARGE, [429]),
+    }  # fmt: skip
+    listing = {
+        "listing-stall": ("", [("stall", 9)]), "listing-cut": ("", [("cut", 9)]),
+        "listing-500": ("", [500]), "listing-429": ("", [429]),
+    }  # fmt: skip
+    refused = {"404": (LARGE, [404]), "listing-403": ("", [403])}
+    with hub_of(files, broken | listing | refused) as hub:
+        said = load_all(hub, tmp_path, before="hub.ATTEMPTS = 2")
+        tries = {key: len(hub.ranges[f"org/{key}/{LARGE}"]) for key in broken | refused}
+        tries |= {key: len(hub.ranges[f"org/{key}"]) for key in listing}
+        hub.faults.clear()
+        hub.ranges.clear()
+        again = load_all(hub, tmp_path)
+        begun = {key: hub.ranges[f"org/{key}/{LARGE}"] for key in broken}
+    assert tries.pop("404") == 1  # an answer, not a failure
+    assert tries.pop("listing-403") == 0
+    assert set(tries.values()) == {2}
+    for key in broken:
+        kept = half if key in ("stall", "cut") else 0
+        told = f"{LARGE} of model 'org/{key}' broke off after {kept:,} of {whole:,} bytes, for the "
+        assert said[key]["error"].startswith(told)
+        assert said[key]["error"].endswith("the same command goes on from there")
+        assert begun[key] == [kept]
+    for key in listing | refused.keys():
+        assert said[key]["error"].startswith(f"cannot fetch model 'org/{key}' from the hub (")
+        assert said[key]["error"].endswith(BY_HAND)
+    for key in ("500", "429", "listing-500", "listing-429", "404", "listing-403"):
+        assert f"(the hub answered {key[-3:]})" in said[key]["error"]
+    for key, one in again.items():
+        assert_right(one, local, f"org/{key}")
+
+
+def test_a_file_that_is_not_what_was_announced_is_removed_and_named_with_both_hashes(
+    tmp_path, local, files
+):
+    other = {LARGE: files[LARGE][::-1], "config.json": files["config.json"].replace(b"1", b"2")}
+    faults = {
+        "large": (LARGE, [("serve", other[LARGE])]),
+        "small": ("config.json", [("serve", other["config.json"])]),
+        "late": (LARGE, [("cut", 99), ("serve", other[LARGE])]),
+        "longer": (LARGE, [("serve", files[LARGE] + b"more")]),
+    }
+    with hub_of(files, faults) as hub:
+        said = load_all(hub, tmp_path)
+        for key, file in (("large", LARGE), ("small", "config.json"), ("late", LARGE)):
+            want, got = announced(file, files[file]), announced(file, other[file])
+            kind = "sha256" if file == LARGE else "git's sha1"
+            assert said[key]["error"].startswith(
+                f"{file} of model 'org/{key}' as it came from the hub is not the file that the hub "
+                f"announced ({kind} {got}, expected {want}): it was removed; "
+            )
+            assert not any(p.name.startswith(want) for p in blobs(tmp_path, key).iterdir())
+        assert "hub sends more than the " in said["longer"]["error"]
+        assert not any("incomplete" in p.name for p in blobs(tmp_path, "longer").iterdir())
+        assert hub.ranges[f"org/late/{LARGE}"] == [
+            0,
+            99,
+            0,
+        ]  # the first bytes could be the wrong ones
+        hub.faults.clear()
+        for key, one in load_all(hub, tmp_path).items():
+            assert_right(one, local, f"org/{key}")
+
+
+def test_a_listing_that_names_other_places_or_no_hash_or_another_commit_brings_nothing(
+    tmp_path, local, files
+):
+    outside = {"model/../../../../../model.safetensors": b"x", "../config.json": b"x"}
+    outside |= {"..\\config.json": b"x", "model\\..\\..\\x.safetensors": b"x"}
+    name = "config.json"
+    listed = {
+        "org/bare": {"siblings": [{"rfilename": name}]},
+        "org/path": {"siblings": [{"rfilename": name, "size": 1, "blobId": "../../../evil"}]},
+        "org/commit": {"sha": "../" * 13 + "x"},
+        "org/moved": {"sha": "e" * 40},
+    }
+    repos = {"org/outside": {"main": outside | files, COMMIT: outside | files}}
+    repos |= {name: {"main": files, COMMIT: files} for name in listed}
+    with Hub(repos, listed=listed) as hub:
+        asked = [("org/outside", None), ("org/bare", None), ("org/path", None)]
+        asked += [("org/commit", None), ("org/moved", COMMIT), ("org/outside", "../../../main")]
+        said, _ = load(hub.url, tmp_path / "home", *asked)
+        assert hub.fetched()[0] == WANTED - {"merges.txt"}
+    assert_right(said[0], local, "org/outside")
+    for one in said[1:3]:
+        assert one["error"].startswith("the hub announces no hash for config.json of 'org/")
+    assert said[3]["error"].startswith("the hub answers commit '../../")
+    assert said[4]["error"].startswith(
+        f"the hub answers commit '{'e' * 40}' for {COMMIT} of 'org/m"
+    )
+    assert said[5]["error"].startswith("revision '../../../main' is no branch, tag or commit")
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_branch_that_moves_during_a_download_is_not_mixed(tmp_path, local, files):
+    newer, moved = dict.fromkeys(files, b"{}"), "d" * 40
+
+    def move():
+        hub.repos["org/name"]["main"], hub.commit = newer, moved
+
+    with Hub({"org/name": {"main": files, COMMIT: files, moved: newer}}, listings=move) as hub:
+        said, _ = load(hub.url, tmp_path, ("org/name", None))
+        assert_right(said[0], local, "org/name")
+        assert hub.fetched()[1] == {COMMIT}
+        assert sum(r.startswith("GET api/") for r in hub.requests) == 1
+        said, _ = load(hub.url, tmp_path, ("org/name", None), ("org/name", COMMIT))
+        assert "has no model_type" in said[0]["error"]  # the newer one
+        assert_right(said[1], local, "org/name")
+        assert hub.fetched()[1] == {COMMIT, moved}
+
+
+def test_bytes_from_another_server_are_checked_and_that_server_gets_no_token(
+    tmp_path, local, files
+):
+    repos = {f"org/{n}": {"main": files, COMMIT: files} for n in ("right", "lies")}
+    wrong = {f"org/lies/{LARGE}": [("serve", files[LARGE][::-1])]}
+    with Hub(repos, wrong) as other:
+        redirects = {f"{name}/{LARGE}": [("redirect", other.url)] for name in repos}
+        with Hub(repos, redirects) as hub:
+            said = load_all(hub, tmp_path, HF_TOKEN="hf_secret")
+            assert hub.tokens == {"Bearer hf_secret"}
+        assert other.tokens == {None}
+    assert_right(said["right"], local, "org/right")
+    assert "is not the file that the hub announced" in said["lies"]["error"]
+
+
+KILL = "import os, signal\ndef kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+def test_a_kill_during_a_download_or_before_the_check_costs_nothing_and_risks_nothing(
+    tmp_path, local, files
+):
+    half, want = len(files[LARGE]) // 2, announced(LARGE, files[LARGE])
+    partial = blobs(tmp_path, "name") / f"{want}.minprefix.incomplete"
+    faults = {"name": (LARGE, [("stall", half), ("serve", files[LARGE][::-1]), None])}
+    with hub_of(files, faults) as hub:
+        command = [sys.executable, "-c", LOAD, json.dumps([[("org/name", None)], 1, ""])]
+        where = surroundings(hub.url, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="60")
+        running = subprocess.Popen(command, env=where)
+        for _ in range(3000):
+            if partial.exists() and partial.stat().st_size == half:
+                break
+            time.sleep(0.01)
+        assert running.poll() is None
+        running.kill()
+        running.wait()
+        # a server that lies, and a kill before anybody looked
+        before = KILL + f"digest = hub._digest\nhub._digest = lambda p, h: kill() if h == '{want}' "
+        load(hub.url, tmp_path, ("org/name", None), before=before + "else digest(p, h)", status=-9)
+        assert hub.ranges[f"org/name/{LARGE}"] == [0, half]
+        assert partial.stat().st_size == len(files[LARGE])
+        (said,), _ = load(hub.url, tmp_path, ("org/name", None), HF_HUB_OFFLINE="1")
+        assert said["error"].endswith(BY_HAND)
+        (said,), _ = load(hub.url, tmp_path, ("org/name", None))
+        assert_right(said, local, "org/name")
+        assert hub.ranges[f"org/name/{LARGE}"] == [0, half, 0]
+
+
+# the client's own download
+CLIENT = """
+import sys
+from huggingface_hub import snapshot_download
+for name in sys.argv[2:]:
+    print(snapshot_download(name, local_files_only=sys.argv[1] == "offline"))
+"""
+
+
+def client(url, home, where, *names):
+    command = [sys.executable, "-c", CLIENT, where, *names]
+    said = subprocess.run(
+        command, env=surroundings(url, home), capture_output=True, text=True, check=True
+    )
+    return said.stdout.splitlines()
+
+
+def test_what_other_software_fetched_or_changed_is_checked_before_it_is_used(
+    tmp_path, local, files
+):
+    """... and the client itself finds what was fetched here."""
+    lie = (LARGE, [("serve", files[LARGE][::-1])])
+    with hub_of(files, {"right": ("", []), "wrong": lie, "ours": ("", [])}) as hub:
+        client(hub.url, tmp_path, "online", "org/right", "org/wrong")
+        load(hub.url, tmp_path, ("org/ours", None))
+        (folder,) = client(hub.url, tmp_path, "offline", "org/ours")
+        hub.faults.clear()
+        hub.requests.clear()
+        said = load_all(hub, tmp_path, HF_HUB_OFFLINE="1")
+        assert not hub.requests
+        assert_right(said["right"], local, "org/right")
+        assert_right(said["ours"], local, "org/ours")
+        assert f"sha256 {announced(LARGE, files[LARGE][::-1])}" in said["wrong"]["error"]
+        assert not (blobs(tmp_path, "wrong") / announced(LARGE, files[LARGE])).exists()
+
+        weights = Path(folder) / LARGE
+        weights.write_bytes(files[LARGE][::-1])  # as large as before
+        said = load_all(hub, tmp_path)
+        for key in hub.repos:
+            assert_right(said[key.removeprefix("org/")], local, key)
+        fetched = [r for r in hub.requests if "/resolve/" in r]
+        assert sorted(fetched) == [
+            f"GET org/{k}/resolve/{COMMIT}/{LARGE}" for k in ("ours", "wrong")
+        ]
+        weights.write_bytes(files[LARGE][::-1])
+        said = load_all(hub, tmp_path, HF_HUB_OFFLINE="1")
+        assert f"{LARGE} of model 'org/ours' in the cache is not the file" in said["ours"]["error"]
+
+
+def test_a_disk_without_room_is_a_sentence(tmp_path, files):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+    with hub_of(files, {"name": ("", [])}) as hub:
+        (said,), _ = load(hub.url, tmp_path, ("org/name", None), before=limit)
+    assert said["error"].startswith(f"cannot keep model 'org/name' in the cache {tmp_path}/hub (")

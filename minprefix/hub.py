@@ -1,0 +1,488 @@
+"""Models from the hub: one commit, every file checked against its hash, a broken download resumed.
+
+huggingface_hub talks to the hub (addresses, tokens, proxies, errors) and says where the cache is,
+whose layout is kept, so that other software finds the files. Its own download uses whatever bytes
+of the right number came, starts again from the first one, and waits for a listing without end.
+
+What is trusted is the listing that the hub sends for a commit, over TLS: it announces a sha256 for
+each large file and git's sha1 for the others. A pinned commit names the listing that is asked for;
+that the listing belongs to the commit is the hub's word.
+
+A file takes its place in the cache only after its check, so a kill leaves none there unchecked.
+Beside them `minprefix/<commit>.json` keeps the listing, with the size and time of each file when it
+was checked: one that has both still is not read again, any other (placed by other software, or
+changed since) is.
+
+A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
+(10 s) counts as broken off, as do a dropped connection and the statuses 408, 429 and 5xx. After
+`ATTEMPTS` of them, with pauses of 1, 2 and 4 s between, there is a sentence: within a minute of
+the last useful byte.
+"""
+
+import contextlib
+import hashlib
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minprefix import files
+from minprefix.errors import InputError
+
+WANTED = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+#: how often a request is made, with PAUSE seconds before the second and twice as many each time
+ATTEMPTS, PAUSE = 4, 1.0
+SLOWEST = 1000  #: bytes a second
+COMMIT, HASH = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+#: in short what git allows, for it becomes a path
+REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s\\:~^?*\[]+")
+
+
+class File(NamedTuple):
+    """A file as the hub announces it: sha256 (64 digits), or git's sha1 of a small one (40)."""
+
+    size: int
+    hash: str
+
+
+class Cache(NamedTuple):
+    """Where huggingface_hub keeps a repository: blobs under their hashes, snapshots that link to
+    them under their names."""
+
+    folder: Path
+
+    def commit(self, revision: str | None) -> str | None:
+        """What `revision` was when it was last fetched."""
+        if revision is not None and COMMIT.fullmatch(revision):
+            return revision
+        with contextlib.suppress(OSError, ValueError):
+            found = (self.folder / "refs" / (revision or "main")).read_text()
+            return found if COMMIT.fullmatch(found) else None
+        return None
+
+    def place(self, commit: str, name: str) -> Path:
+        return self.folder / "snapshots" / commit / name
+
+    def remove(self, path: Path) -> None:
+        """A file, and the blob that it links to."""
+        if path.is_symlink():
+            (self.folder / "blobs" / Path(os.readlink(path)).name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    def record(self, commit: str) -> Path:
+        return self.folder / "minprefix" / f"{commit}.json"
+
+    def checked(self, commit: str) -> "Checked":
+        """The record of a commit; {} if there is none, or a damaged one."""
+        with contextlib.suppress(InputError):
+            found = files.read_json(self.record(commit), "the record of a download")
+            known: Checked = {}
+            for name, entry in found.items():
+                match entry:
+                    case [str(digest), int(), int()] if HASH.fullmatch(digest) and _wanted(name):
+                        known[name] = entry
+            return known if known.keys() == found.keys() else {}
+        return {}
+
+
+#: {name: [hash, size, time]} of all files in a listing; time 0 is that of a file not yet checked
+Checked = dict[str, list[Any]]
+
+
+def snapshot(repo: str, revision: str | None) -> Path:
+    """The folder of a model's files at a commit, each as the hub announced it.
+
+    A branch is resolved to its commit once, by the request that lists the files. A commit that was
+    fetched and checked needs no request; without a network a branch is what it last was. Raises
+    InputError, in bounded time; another process that fetches the same model is waited for.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return _snapshot(repo, revision)
+    except InputError:
+        raise
+    except GatedRepoError as error:
+        raise InputError(
+            f"model {repo!r} is gated: accept its terms on the hub, then set HF_TOKEN to a token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"model {repo!r} has no revision {revision!r} on the hub: give a branch, a tag or a "
+            "whole commit"
+        ) from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise InputError(
+            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, "
+            "or give a folder with config.json and model.safetensors"
+        ) from error
+    except Exception as error:  # every way in which a network fails, of whatever client library
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"cannot keep model {repo!r} in the cache {constants.HF_HUB_CACHE} "
+                f"({error.strerror}): make room there, or set HF_HOME to another folder"
+            ) from error
+        at = f" at {revision}" if revision else ""
+        raise InputError(
+            f"cannot fetch model {repo!r}{at} from the hub ({_reason(error)}): without a "
+            "network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
+            "folder and give that folder instead of the name"
+        ) from error
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo)
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise InputError(f"revision {revision!r} is no branch, tag or commit: give one of these")
+    cache = Cache(Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}")
+    commit = cache.commit(revision)
+    checked = cache.checked(commit) if commit else {}
+    if commit is not None and commit == revision and _stand(cache, commit, checked):
+        return cache.place(commit, "")
+    there = commit is not None and cache.place(commit, "config.json").exists()
+    try:
+        found, listing = _again(lambda: _listing(repo, revision), 1 if there else ATTEMPTS)
+    except Exception as error:
+        if commit is None or not there or not _network(error):
+            raise
+        _check_offline(repo, commit, cache, checked)
+        return cache.place(commit, "")
+    hashes = {name: file.hash for name, file in listing.items()}
+    if commit != found or hashes != _hashes(checked) or not _stand(cache, found, checked):
+        with _lock(cache.folder):
+            _fill(repo, found, listing, cache)
+            if found != revision:
+                with contextlib.suppress(InputError):
+                    files.write_text(cache.folder / "refs" / (revision or "main"), found)
+    return cache.place(found, "")
+
+
+def _fill(repo: str, commit: str, listing: dict[str, File], cache: Cache) -> None:
+    """Bring all files of a listing to their places, and keep record of it."""
+    checked = cache.checked(commit)  # perhaps by the process that was waited for
+    for name, file in listing.items():
+        if name not in checked or checked[name][0] != file.hash:
+            checked[name] = [file.hash, file.size, 0]
+    checked = {name: checked[name] for name in listing}
+    with contextlib.suppress(InputError):  # a cache that nobody may write
+        files.write_json(cache.record(commit), checked)
+    for name, file in listing.items():
+        place = cache.place(commit, name)
+        if not _stands(place, checked[name]):
+            _bring(repo, commit, name, file, cache)
+            checked[name] = [file.hash, *_stamp(place)]
+    with contextlib.suppress(InputError):
+        files.write_json(cache.record(commit), checked)
+
+
+def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
+    """A commit, and the wanted files of it."""
+    from huggingface_hub import HfApi, constants
+
+    wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    info = _in_time(
+        lambda _: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=wait)
+    )
+    commit = str(info.sha)
+    if not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision or "") and commit != revision):
+        asked = revision or "its main branch"
+        raise InputError(f"the hub answers commit {commit!r} for {asked} of {repo!r}: try again")
+    listing = {}
+    for found in info.siblings or ():
+        name = found.rfilename
+        if _wanted(name):
+            announced = (found.lfs.size, found.lfs.sha256) if found.lfs else ()
+            size, digest = announced or (found.size, found.blob_id)
+            if type(size) is not int or not HASH.fullmatch(str(digest)):
+                raise InputError(
+                    f"the hub announces no hash for {name} of {repo!r} at {commit}, so it cannot "
+                    "be checked: fetch the files by hand and give their folder"
+                )
+            listing[name] = File(size, digest)
+    return commit, listing
+
+
+def _wanted(name: str) -> bool:
+    """No name of these leaves the folder."""
+    return not {"/", "\\"} & set(name) and any(fnmatchcase(name, wanted) for wanted in WANTED)
+
+
+# ---- what is in the cache -----------------------------------------------------------------------
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file: other ones, and it is no longer the one that was checked."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _stands(path: Path, entry: list[Any]) -> bool:
+    try:
+        return _stamp(path) == entry[1:]
+    except OSError:
+        return False
+
+
+def _stand(cache: Cache, commit: str, checked: Checked) -> bool:
+    return bool(checked) and all(_stands(cache.place(commit, n), e) for n, e in checked.items())
+
+
+def _hashes(checked: Checked) -> dict[str, str]:
+    return {name: entry[0] for name, entry in checked.items()}
+
+
+def _digest(path: Path, announced: str) -> str:
+    """The hash of a file, of the kind that was announced for it."""
+    with open(path, "rb") as f:
+        if len(announced) == 64:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+        start = b"blob %d\0" % os.fstat(f.fileno()).st_size
+        digest = hashlib.sha1(start, usedforsecurity=False)  # git's name for it, not our choice
+        while block := f.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _check_offline(repo: str, commit: str, cache: Cache, checked: Checked) -> None:
+    """Raise InputError unless the files of a commit are those that were announced when they came.
+
+    What only other software fetched is recognised by its name in the cache, which is the hash."""
+    announced = _hashes(checked)
+    if not checked:
+        found = [path for path in cache.place(commit, "").iterdir() if _wanted(path.name)]
+        announced = {p.name: Path(os.readlink(p)).name if p.is_symlink() else "" for p in found}
+    for name, want in announced.items():
+        path = cache.place(commit, name)
+        if name in checked and _stands(path, checked[name]):
+            continue
+        if not path.exists() or not HASH.fullmatch(want):
+            raise InputError(
+                f"{name} of model {repo!r} at {commit} is not in the cache, or was never checked: "
+                "load the model once with a network"
+            )
+        if (got := _digest(path, want)) != want:
+            cache.remove(path)
+            raise _wrong(f"{name} of model {repo!r} in the cache", want, got)
+
+
+def _wrong(what: str, want: str, got: str) -> InputError:
+    kind = "sha256" if len(want) == 64 else "git's sha1"
+    return InputError(
+        f"{what} is not the file that the hub announced ({kind} {got}, expected {want}): it was "
+        "removed; load the model again with a network, and if that stays so, do not trust the "
+        "server"
+    )
+
+
+def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
+    """Put a file where it belongs, from the cache or from the hub."""
+    place, blob = cache.place(commit, name), cache.folder / "blobs" / file.hash
+    for path in (place, blob):  # from elsewhere, or no longer what was checked
+        if path.exists():
+            if _digest(path, file.hash) != file.hash:
+                cache.remove(path)
+            elif path == place:
+                return
+    if not blob.exists():
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        partial = blob.with_name(f"{file.hash}.minprefix.incomplete")
+        _fetch(repo, commit, name, file, partial)
+        os.replace(partial, blob)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    try:
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    except OSError:  # Windows, where links are a privilege
+        os.replace(blob, place)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time fetches a model, the others wait; none can into a read-only cache."""
+    from huggingface_hub.utils import WeakFileLock
+
+    path = folder.parent / ".locks" / folder.name / "minprefix.lock"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(WeakFileLock(path))
+        yield
+
+
+# ---- what comes from the hub --------------------------------------------------------------------
+
+
+def _fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None:
+    """Download into `partial`, going on after what is there, and check it."""
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(repo, name, revision=commit)
+
+    def attempt() -> None:
+        partial.touch()
+        resumed = partial.stat().st_size
+        if resumed < file.size:
+            _in_time(lambda arrived: _receive(url, partial, file.size, name, arrived))
+        if (got := _digest(partial, file.hash)) != file.hash:
+            partial.unlink()
+            if resumed:  # perhaps only the older bytes are wrong
+                raise _Break(f"the hash was {got} after a resumed download")
+            raise _wrong(f"{name} of model {repo!r} as it came from the hub", file.hash, got)
+
+    try:
+        _again(attempt, ATTEMPTS)
+    except Exception as error:
+        if not _transient(error):
+            raise
+        kept = partial.stat().st_size if partial.exists() else 0
+        raise InputError(
+            f"{name} of model {repo!r} broke off after {kept:,} of {file.size:,} bytes, for the "
+            f"{ATTEMPTS}th time ({_reason(error)}): what came is kept, the same command goes on "
+            "from there"
+        ) from error
+
+
+def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[int], None]) -> None:
+    """Append to `partial` what it lacks."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+    from tqdm import tqdm
+
+    have = partial.stat().st_size
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=wait) as response:
+        if response.status_code == 416:  # what is there cannot be continued
+            partial.unlink()
+            raise _Break("the hub answered 416")
+        hf_raise_for_status(response)
+        if response.status_code != 206:  # all of it comes again
+            have = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise _Break("the hub sent another range than the one asked for")
+        silent = are_progress_bars_disabled() or None  # None: only on a terminal
+        with (
+            open(partial, "ab" if have else "wb") as f,
+            tqdm(
+                desc=name, total=size, initial=have, unit="B", unit_scale=True, disable=silent
+            ) as bar,
+        ):
+            for block in response.iter_bytes():
+                arrived(len(block))
+                have += len(block)
+                if have > size:
+                    partial.unlink()
+                    raise InputError(
+                        f"the hub sends more than the {size:,} bytes of {name} that it announced: "
+                        "what came was removed; try again, or do not trust the server"
+                    )
+                f.write(block)
+                f.flush()  # a kill, too, leaves all that came
+                bar.update(len(block))
+            os.fsync(f.fileno())  # before its name says that it is whole
+    if have < size:
+        raise _Break("the hub sent fewer bytes than it announced")
+
+
+class _Break(Exception):
+    """A download that may go better the next time."""
+
+
+def _reason(error: Exception) -> str:
+    status = _status(error)
+    if status is not None:
+        return f"the hub answered {status}"
+    return str(error) if isinstance(error, _Break) else type(error).__name__
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _network(error: Exception) -> bool:
+    """Whether this is the network or the server, and not the answer to what was asked."""
+    status = _status(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    local = isinstance(error, OSError) and error.errno is not None
+    return not local and not isinstance(error, InputError)
+
+
+def _transient(error: Exception) -> bool:
+    """Whether the next attempt may go better: not where nothing can be reached at all."""
+    unreachable = ("ConnectError", "ProxyError", "OfflineModeIsEnabled")
+    return _network(error) and type(error).__name__ not in unreachable
+
+
+def _again(work: Callable[[], Any], attempts: int) -> Any:
+    """`work()`, up to so many times."""
+    for left in range(attempts - 1, -1, -1):
+        try:
+            return work()
+        except Exception as error:
+            if not left or not _transient(error):
+                raise
+        time.sleep(PAUSE * 2 ** (attempts - 1 - left))
+    raise AssertionError
+
+
+def _in_time(work: Callable[[Callable[[int], None]], Any]) -> Any:
+    """`work(arrived)`, which calls `arrived(n)` for every n bytes, in a thread that is given up
+    when too few come: the client's own time begins anew with every byte."""
+    from huggingface_hub import constants
+
+    wait, came, given_up = constants.HF_HUB_DOWNLOAD_TIMEOUT, [0], threading.Event()
+    done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def arrived(n: int) -> None:
+        if given_up.is_set():
+            raise _Break("given up")
+        came[0] += n
+
+    def run() -> None:
+        try:
+            done.put((work(arrived), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            before = came[0]
+            with contextlib.suppress(queue.Empty):
+                result, error = done.get(timeout=1.1 * wait)  # the client's own comes first
+                break
+            if came[0] - before < SLOWEST * wait:
+                raise _Break(f"less than {SLOWEST * wait:,} bytes came in {wait} s")
+    finally:
+        given_up.set()
+    if error is not None:
+        raise error
+    return result
