@@ -15,8 +15,8 @@ changed since) is.
 
 A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
 (10 s) counts as broken off, as do a dropped connection and the statuses 408, 429 and 5xx. After
-`ATTEMPTS` of them, with pauses of 1, 2 and 4 s between, there is a sentence: within a minute of
-the last useful byte.
+`ATTEMPTS` of them for one file, with pauses of 1, 2 and 4 s between, there is a sentence: within a
+minute of the last useful byte. A model in the cache waits for one attempt at the listing, 11 s.
 """
 
 import contextlib
@@ -162,7 +162,8 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         return cache.place(commit, "")
     there = commit is not None and cache.place(commit, "config.json").exists()
     try:
-        found, listing = _again(lambda: _listing(repo, revision), 1 if there else ATTEMPTS)
+        attempts = 1 if there else ATTEMPTS
+        found, listing = _again(lambda: _listing(repo, revision), attempts, _reached)
     except Exception as error:
         if commit is None or not there or not _network(error):
             raise
@@ -351,15 +352,15 @@ def _fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None
             raise _wrong(f"{name} of model {repo!r} as it came from the hub", file.hash, got)
 
     try:
-        _again(attempt, ATTEMPTS)
+        _again(attempt, ATTEMPTS, _network)
     except Exception as error:
-        if not _transient(error):
+        if not _network(error):
             raise
         kept = partial.stat().st_size if partial.exists() else 0
         raise InputError(
-            f"{name} of model {repo!r} broke off after {kept:,} of {file.size:,} bytes, for the "
-            f"{ATTEMPTS}th time ({_reason(error)}): what came is kept, the same command goes on "
-            "from there"
+            f"{name} of model {repo!r} broke off after {kept:,} of {file.size:,} bytes, at the "
+            f"last of {ATTEMPTS} attempts ({_reason(error)}): what came is kept, the same command "
+            "goes on from there"
         ) from error
 
 
@@ -435,19 +436,19 @@ def _network(error: Exception) -> bool:
     return not local and not isinstance(error, InputError)
 
 
-def _transient(error: Exception) -> bool:
-    """Whether the next attempt may go better: not where nothing can be reached at all."""
+def _reached(error: Exception) -> bool:
+    """Whether a listing may come the next time: not where nothing can be reached at all."""
     unreachable = ("ConnectError", "ProxyError", "OfflineModeIsEnabled")
     return _network(error) and type(error).__name__ not in unreachable
 
 
-def _again(work: Callable[[], Any], attempts: int) -> Any:
-    """`work()`, up to so many times."""
+def _again(work: Callable[[], Any], attempts: int, worthwhile: Callable[[Exception], bool]) -> Any:
+    """`work()`, up to so many times while its errors are worth it."""
     for left in range(attempts - 1, -1, -1):
         try:
             return work()
         except Exception as error:
-            if not left or not _transient(error):
+            if not left or not worthwhile(error):
                 raise
         time.sleep(PAUSE * 2 ** (attempts - 1 - left))
     raise AssertionError
