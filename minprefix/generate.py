@@ -118,7 +118,9 @@ def generate_ids(
     decoding = decoding or Decoding()
     drawn = whole("numbers", range(len(prompts)) if numbers is None else numbers)
     if len(drawn) != len(prompts):
-        raise InputError(f"numbers has {len(drawn)} entries for {len(prompts)} prompts: one each")
+        raise InputError(
+            f"numbers has {len(drawn)} entries for {len(prompts)} prompts: give one each"
+        )
     if min(drawn, default=0) < 0:
         raise InputError(f"numbers holds {min(drawn)}: expected whole numbers from 0")
     if not len(prompts):
