@@ -13,6 +13,7 @@ from minprefix import Batch, Config, InputError, Prefix, loss_and_grad, loss_and
 from minprefix.ops import reference
 from minprefix.trace import Trace, trace
 from minprefix.trace.instrument import source_of
+from minprefix.trace.mirror import BETWEEN, MIRROR, mirrored
 from minprefix.trace.record import summarise
 from minprefix.trace.tracer import Tracer
 from tests.conftest import random_model, relative_error
@@ -292,3 +293,24 @@ def test_a_bug_in_the_text_is_seen_where_it_is(model, prefix, batch):
     wrong, right = Trace(tracer.records), trace(model, batch, prefix)
     differ = [r.key for r in wrong if not np.array_equal(r.value, right[r.key].value)]
     assert differ[0] == "blocks.2.attn.dq_b#0"
+
+
+# ---- what mirrors what ----
+
+
+def test_every_line_of_the_backward_mirrors_one_of_the_forward(whole):
+    source, backward = source_of(reference), [r for r in whole if r.direction == "backward"]
+    for (op, name), target in MIRROR.items():
+        assert (op, name) in source.made, (op, name)
+        assert target in source.made, target
+    used = set()
+    for record in backward:
+        if record.op in BETWEEN:
+            continue
+        name = record.name.rpartition(".")[2]
+        line, text = mirrored(source, record.op, name)
+        used.add((record.op, name if (record.op, name) in MIRROR else "return"))
+        assert source.lines[line - 1].strip().startswith(text.split()[0])
+    assert used == set(MIRROR)
+    assert mirrored(source, "attention", "pattern") is None
+    assert mirrored(source, "attention_backward", "dscores")[1].startswith("pattern = softmax(")
