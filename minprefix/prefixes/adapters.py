@@ -1,0 +1,222 @@
+"""A prefix in the layout of the `adapters` library (AdapterHub), both ways, without that library.
+
+    adapter.safetensors    one flat tensor: (P, layers, 2, NH, hs), row-major, keys before values
+    adapter_config.json    prefix_length, and in leave_out the layers that see no prefix
+
+That library gives the first real token position 0, whatever P is, so only prefixes of that rule
+leave or come. `tests/adapters_library.md` says what was shown against it: equal logits with
+attn_implementation="eager", in padded batches and while generating, too, while P + T is at most
+n_positions. With "sdpa", its default, it hides the wrong keys; and the directory does not say with
+which of the two a prefix was trained.
+"""
+
+import json
+import os
+import re
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from minprefix import files
+from minprefix.errors import InputError
+from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
+
+CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
+PICKLE = "pytorch_adapter.bin"
+#: how a prefix that was written here is used there, and how one is saved there to be read here (its
+#: own use_safetensors=True stops at tensors that share memory)
+USE = (
+    'GPT2LMHeadModel.from_pretrained(BASE, attn_implementation="eager"), adapters.init(model), '
+    "model.load_adapter(DIR, use_safetensors=True, set_active=True), model.eval()"
+)
+CONVERT = (
+    'state = torch.load("pytorch_adapter.bin", weights_only=True); safetensors.torch.save_file('
+    '{n: t for n, t in state.items() if ".pool." not in n}, "adapter.safetensors")'
+)
+#: the library's PrefixTuningConfig, as it is written; another key could change what is computed
+DEFAULTS = {
+    "architecture": "prefix_tuning",
+    "bottleneck_size": 512,
+    "cross_prefix": False,
+    "dropout": 0.0,
+    "encoder_prefix": True,
+    "flat": True,
+    "init_weights_seed": None,
+    "leave_out": [],
+    "non_linearity": "tanh",
+    "prefix_length": 30,
+    "shared_gating": True,
+    "use_gating": False,
+}
+FLAT = "control_trans"
+#: its MLP's parameters -> ours; the weights of linear layers are (out, in) there
+MLP = {
+    "wte.weight": "embedding",
+    "control_trans.0.weight": "weight_1",
+    "control_trans.0.bias": "bias_1",
+    "control_trans.2.weight": "weight_2",
+    "control_trans.2.bias": "bias_2",
+}
+
+
+def is_adapters(folder: Path) -> bool:
+    """Whether that library's weights are there; its config has the name of PEFT's."""
+    return any(os.path.lexists(folder / name) for name in (TENSORS, PICKLE))
+
+
+def save_adapters(
+    prefix: Prefix, directory: str | Path, name: str = "prefix", n_layer: int | None = None
+) -> None:
+    """Write `prefix`, an MLP folded, as the adapter `name` into a folder of its own. A subset of
+    layers needs the model's `n_layer`. Raises InputError for what that library cannot express."""
+    folder, kv = Path(directory), prefix.to("numpy").kv
+    n, _, NH, P, hs = kv.shape
+    if prefix.position_offset != 0:
+        raise InputError(
+            f"this prefix has its first token at position {prefix.position_offset}, the adapters "
+            "library has it at 0 and would compute something else: train with --position-offset 0"
+        )
+    if P == 0 or n == 0:
+        raise InputError(f"a prefix of {P} slots in {n} layers is none: nothing to export")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise InputError(f"the adapter's name is {name!r}: expected letters, digits, '-' and '_'")
+    if prefix.subset and (n_layer is None or n_layer <= prefix.layers[-1]):
+        raise InputError(
+            f"the prefix sits in layers {list(prefix.layers)} of {n_layer}: the adapters library "
+            "asks which ones are left out, so give the model that the prefix belongs to"
+        )
+    with np.errstate(over="ignore"):  # an infinity is refused
+        written = flatten(kv).reshape(-1).astype(np.float32) if kv.dtype.kind == "f" else None
+    if written is None or not np.isfinite(written).all():
+        raise InputError(f"cannot export a prefix of {kv.dtype} that is not all finite in float32")
+    others = sorted({p.name for p in folder.glob("[!.]*")} - {TENSORS, CONFIG})
+    if others:
+        raise InputError(f"{str(folder)!r} holds {', '.join(others)}: export into an empty folder")
+    left_out = sorted(set(range(n_layer or n)) - set(prefix.layers)) if prefix.subset else []
+    about = {
+        "config": DEFAULTS | {"prefix_length": P, "leave_out": left_out},
+        "hidden_size": NH * hs,
+        "model_class": "GPT2LMHeadModel",
+        "model_name": "",
+        "model_type": "gpt2",
+        "name": name,
+        "version": "adapters.1.3.0",
+    }
+    contents = {
+        TENSORS: save({f"transformer.{_stem(name)}{FLAT}": written}, {"format": "pt"}),
+        CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
+    }
+    files.write_together(folder, contents, contents)
+
+
+def load_adapters(directory: str | Path, n_head: int) -> Prefix:
+    """The prefix that that library trained, an MLP folded. How many heads it has the directory does
+    not say. Raises InputError for what is damaged or has no counterpart here."""
+    folder = Path(directory)
+    files.finish_save(folder, (TENSORS, CONFIG))
+    if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
+        raise InputError(
+            f"{str(folder)!r} holds {PICKLE}, and a pickle is never opened here: convert it where "
+            f"that library is, with {CONVERT}"
+        )
+    about = _read_config(folder / CONFIG)
+    if (folder / HEAD).exists() and _read(folder / HEAD).get("config") is not None:
+        raise InputError(
+            f"{folder / HEAD} is an output layer of the adapter's own, and here there is the "
+            "model's: if the prefix was trained without it, save it with with_head=False"
+        )
+    config, C = about["config"], about["hidden_size"]
+    if n_head < 1 or C % n_head:
+        raise InputError(f"{folder / CONFIG}: hidden_size is {C}, not a multiple of {n_head} heads")
+    tensors = _read_tensors(folder / TENSORS, about)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        t = {name: a.astype(np.float32) for name, a in tensors.items()}
+        if FLAT in t:  # even if `flat` is false: eject_prefix_tuning leaves it so
+            flat = t[FLAT].reshape(config["prefix_length"], -1)
+            kv = unflatten(flat, flat.shape[1] // (2 * C), n_head, C // n_head)
+        elif config["non_linearity"] == "tanh":
+            mlp = {ours: t[name].T for name, ours in MLP.items()}
+            kv = MLPPrefix(mlp | {"embedding": t["wte.weight"]}, n_head).kv
+        else:
+            raise InputError(
+                f"{folder / CONFIG}: non_linearity is {config['non_linearity']!r}, only 'tanh' is "
+                f"folded here: call model.eject_prefix_tuning({about['name']!r}) before saving"
+            )
+    if not np.isfinite(kv).all():
+        raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
+    left_out = set(config["leave_out"])
+    sees = islice((i for i in count() if i not in left_out), len(kv))
+    return Prefix(kv, list(sees) if left_out else None, position_offset=0)
+
+
+def _stem(name: str) -> str:
+    return f"prefix_tuning.prefix_tunings.{name}.self_prefix."
+
+
+def _whole(path: Path) -> Path:
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{path} is no file: copy the adapters library's directory whole")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return files.read_json(_whole(path), "the adapters library's config")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Raises InputError for a key that is unknown, and for a value that changes what is computed
+    into something that no prefix here can."""
+    about = _read(path)
+    config = about.get("config")
+    if not isinstance(config, dict) or config.get("architecture") != "prefix_tuning":
+        raise InputError(
+            f"{path}: architecture is not 'prefix_tuning': minprefix reads no other kind of adapter"
+        )
+    for key in sorted(config.keys() ^ DEFAULTS.keys()):
+        state = "unknown" if key in config else "missing"
+        raise InputError(f"{path}: key {key!r} is {state}: expected what adapters 1.3.0 writes")
+    if config["use_gating"] is not False:
+        raise InputError(
+            f"{path}: use_gating is {config['use_gating']!r}: a gate changes the prefix with the "
+            "input, which no prefix here does; train it without one"
+        )
+    model, name = about.get("model_type"), about.get("name")
+    if model != "gpt2" or not isinstance(name, str):
+        raise InputError(
+            f"{path}: model_type is {model!r} and name is {name!r}: expected 'gpt2' and text"
+        )
+    sizes = config | {"hidden_size": about.get("hidden_size")}
+    for key in ("prefix_length", "bottleneck_size", "hidden_size"):
+        if type(sizes[key]) is not int or sizes[key] < 1:
+            raise InputError(f"{path}: {key} is {sizes[key]!r}: expected a whole number from 1")
+    left_out = config["leave_out"]
+    if not isinstance(left_out, list) or any(type(i) is not int for i in left_out):
+        raise InputError(f"{path}: leave_out is {left_out!r}: expected a list of layers")
+    return about
+
+
+def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """`FLAT` alone, or what `MLP` names; of the shapes that the config says."""
+    tensors, _ = files.map_tensors(_whole(path), "the adapter")
+    config, C = about["config"], about["hidden_size"]
+    P, h = config["prefix_length"], config["bottleneck_size"]
+    root = "transformer." if any(n.startswith("transformer.") for n in tensors) else ""
+    stem = root + _stem(about["name"])
+    shapes: dict[str, tuple[int, ...]]
+    if stem + FLAT in tensors or config["flat"] is not False:
+        n = tensors.get(stem + FLAT, np.empty(0)).size // (2 * C * P)
+        shapes = {FLAT: (n * 2 * C * P,)}
+    else:
+        n = tensors.get(f"{stem}control_trans.2.bias", np.empty(0)).size // (2 * C)
+        shapes = dict(zip(MLP, [(P, C), (h, C), (h,), (n * 2 * C, h), (n * 2 * C,)], strict=True))
+    expected = {stem + part: shape for part, shape in shapes.items()}
+    found = {n: a.shape if a.dtype.kind == "f" else str(a.dtype) for n, a in tensors.items()}
+    if found != expected or n == 0:
+        raise InputError(
+            f"{path} holds {str(found)[:400]}: expected {expected} of floating-point numbers, for "
+            f"one layer or more; is it of another save than {CONFIG}, or not of a GPT-2?"
+        )
+    return {n.removeprefix(stem): a for n, a in tensors.items()}
