@@ -225,6 +225,7 @@ MISSING = dict(list(mlp().items())[:4])
         (inner(architecture="lora"), None, "no other kind"),
         (config_of(config=None), None, "no other kind"),
         (inner(bias=1), None, "key 'bias' is unknown"),
+        (config_of(config={"architecture": "prefix_tuning"}), None, "'bottleneck_size' is missing"),
         (inner(flat=False, non_linearity="relu"), mlp(), "'relu', only 'tanh'.*eject_prefix"),
         (config_of(model_type="bert"), None, "model_type is 'bert'"),
         (config_of(name=3), None, "name is 3"),
