@@ -4,6 +4,7 @@ budget of bytes."""
 import difflib
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from minprefix.prefix import Prefix
 
 #: what a prefix may be called: it is a folder's name, and never a way out of the store
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}")
+#: for how many seconds a prefix that somebody is just saving is waited for
+PATIENCE = 2.0
 
 
 @dataclass
 class _Held:
     prefix: Prefix
-    stamp: tuple[int, ...]  # of the file that it was read from
+    stamp: tuple[int, ...]  # of the files that it was read from
     size: int  # bytes
 
 
@@ -98,7 +101,8 @@ class PrefixStore:
     @property
     def held(self) -> int:
         """How many bytes of keys and values are held."""
-        return sum(h.size for h in self._held.values())
+        with self._lock:
+            return sum(h.size for h in self._held.values())
 
     def __repr__(self) -> str:
         return (
@@ -109,38 +113,57 @@ class PrefixStore:
     # ---- getting, adding, removing ----
 
     def __getitem__(self, name: str) -> Prefix:
-        with self._lock:
+        until = time.monotonic() + PATIENCE
+        while True:
             folder = self.place(name)
-            files.finish_save(folder, artifact.FILES)
-            stamp = _stamp(folder)
-            held = self._held.get(name)
-            if held is not None and held.stamp == stamp:
-                self._held.move_to_end(name)
-                return held.prefix
-            self._held.pop(name, None)
-            size = self.size(name)
-            if size > self.budget:
-                raise InputError(
-                    f"prefix {name!r} has {size:,} bytes, the store may hold {self.budget:,}: "
-                    "give it a larger budget"
-                )
-            while self.held + size > self.budget:  # before reading, so that both never stand
-                self._held.popitem(last=False)
-            dtype = str(self.model.dtype)
-            prefix = artifact.load_prefix(folder, self.model, dtype, self._fingerprints)
-            prefix = prefix.to(self.model.backend)
-            for a in prefix.parameters.values():  # shared by all who ask
-                if self.model.backend == "numpy":
-                    a.flags.writeable = False
-            self._held[name] = _Held(prefix, stamp, size)
-            return prefix
+            before = _stamp(folder)
+            try:
+                with self._lock:
+                    return self._get(name, folder)
+            except InputError:
+                saving = (folder / files.SAVING).exists() or _stamp(folder) != before
+                if not saving or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)  # somebody replaces it this moment: the next look finds one or other
+
+    def _get(self, name: str, folder: Path) -> Prefix:
+        files.finish_save(folder, artifact.FILES)
+        stamp = _stamp(folder)
+        held = self._held.get(name)
+        if held is not None and held.stamp == stamp:
+            self._held.move_to_end(name)
+            return held.prefix
+        self._held.pop(name, None)
+        size = self._size_within_budget(name)
+        while self.held + size > self.budget:  # before reading, so that both never stand
+            self._held.popitem(last=False)
+        dtype = str(self.model.dtype)
+        prefix = artifact.load_prefix(folder, self.model, dtype, self._fingerprints)
+        prefix = prefix.to(self.model.backend)
+        for a in prefix.parameters.values():  # shared by all who ask
+            if self.model.backend == "numpy":
+                a.flags.writeable = False
+        self._held[name] = _Held(prefix, stamp, size)
+        return prefix
 
     def size(self, name: str) -> int:
         """The bytes that this prefix takes when it is held; its numbers are not read for it."""
         folder = self.place(name)
-        path = next(folder / n for n in artifact.TENSORS if (folder / n).exists())
-        tensors, _ = files.map_tensors(path, "the prefix")
-        return sum(a.size for a in tensors.values()) * self.model.dtype.itemsize
+        files.finish_save(folder, artifact.FILES)
+        for path in (folder / n for n in artifact.TENSORS):
+            if path.exists():
+                tensors, _ = files.map_tensors(path, "the prefix")
+                return sum(a.size for a in tensors.values()) * self.model.dtype.itemsize
+        raise InputError(f"prefix {name!r}: {str(folder)!r} holds none")
+
+    def _size_within_budget(self, name: str) -> int:
+        size = self.size(name)
+        if size > self.budget:
+            raise InputError(
+                f"prefix {name!r} has {size:,} bytes, the store may hold {self.budget:,}: "
+                "give it a larger budget"
+            )
+        return size
 
     def add(self, name: str, prefix: Prefix, force: bool = False, **record: Any) -> None:
         """Save `prefix` under a new name; `force`: or in place of the one that has it. `record`:
@@ -155,20 +178,33 @@ class PrefixStore:
                 f"a prefix cannot be called {name!r}: expected 1 to 100 letters, digits, blanks, "
                 "'.', '_' and '-', the first of them a letter, a digit or '_'"
             )
-        if self._exists(name) and not force:
-            raise InputError(f"there is a prefix {name!r} already: choose another name")
-        artifact.save_prefix(prefix, self.folder / name, self.model, **record)
+        self._check_own(self.folder / name)
+        prefix.check(self.model.config, self.model.name)
+        with self._lock:
+            if self._exists(name) and not force:
+                raise InputError(f"there is a prefix {name!r} already: choose another name")
+            artifact.save_prefix(prefix, self.folder / name, self.model, **record)
 
     def remove(self, name: str) -> None:
         """Remove its files; its folder too, if nothing else is in it."""
         folder = self.place(name)
         if self.folder is None:
             raise InputError("this store is a list of folders: remove the folder yourself")
+        self._check_own(folder)
         with self._lock:
             self._held.pop(name, None)
-            files.write_together(folder, {}, artifact.FILES)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            with files.only_writer(folder):
+                files.finish_save(folder, artifact.FILES)
+                # without its tensor it is no prefix: a kill leaves a whole one or none
+                for part in (*artifact.TENSORS, *artifact.FILES):
+                    (folder / part).unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def _check_own(self, folder: Path) -> None:
+        """A link may be read through; what is written through it would be in another place."""
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a link to another folder: change the prefix there")
 
     # ---- using many at once ----
 
@@ -187,24 +223,21 @@ class PrefixStore:
         Prompts of one prefix are taken together, and a batch has at most as many prefixes as the
         budget holds. `decoding`: one for all, or one each.
         """
-        if len(names) != len(prompts):
-            raise InputError(f"{len(names)} names for {len(prompts)} prompts: give one each")
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
+        for what, given in (("names", names), ("decodings", each)):
+            if len(given) != len(prompts):
+                raise InputError(f"{len(given)} {what} for {len(prompts)} prompts: give one each")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: expected at least 1")
+        # all of them, before the first prompt is answered
+        sizes = {n: 0 if n is None else self._size_within_budget(n) for n in set(names)}
         order = sorted(
             range(len(prompts)), key=lambda i: (repr(each[i]), names[i] or "", len(prompts[i]))
         )
         written: list[list[int]] = [[] for _ in prompts]
-        for rows in self._batches(order, names, each, batch_size):
-            distinct = list(dict.fromkeys(names[i] for i in rows))
-            prefixes = [None if name is None else self[name] for name in distinct]
-            new = generate_ids(
-                self.model,
-                [prompts[i] for i in rows],
-                prefixes,
-                [distinct.index(names[i]) for i in rows],
-                each[rows[0]],
-                ops,
-                numbers=rows,
+        for rows in self._batches(order, names, each, batch_size, sizes):
+            new = self._answer(
+                [prompts[i] for i in rows], [names[i] for i in rows], each[rows[0]], ops, rows
             )
             for i, ids in zip(rows, new, strict=True):
                 written[i] = ids
@@ -216,26 +249,35 @@ class PrefixStore:
         names: Sequence[str | None],
         each: Sequence[Decoding],
         batch_size: int,
+        sizes: Mapping[str | None, int],
     ) -> Iterator[list[int]]:
         """Rows of one decoding, at most `batch_size`, whose prefixes fit into the budget
         together."""
         rows: list[int] = []
-        sizes: dict[str | None, int] = {None: 0}
-        inside: set[str | None] = set()
         for i in order:
-            name = names[i]
-            if name not in sizes:
-                sizes[name] = self.size(name or "")
-            needed = sum(sizes[n] for n in inside | {name})
+            needed = sum(sizes[name] for name in {names[j] for j in [*rows, i]})
             if rows and (
                 len(rows) == batch_size or each[i] != each[rows[0]] or needed > self.budget
             ):
                 yield rows
-                rows, inside = [], set()
+                rows = []
             rows.append(i)
-            inside.add(name)
         if rows:
             yield rows
+
+    def _answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str | None],
+        decoding: Decoding,
+        ops: str | Ops | None,
+        numbers: Sequence[int],
+    ) -> list[list[int]]:
+        """Of one batch. When it returns, nobody uses the prefixes any more."""
+        distinct = list(dict.fromkeys(names))
+        prefixes = [None if name is None else self[name] for name in distinct]
+        which = [distinct.index(name) for name in names]
+        return generate_ids(self.model, prompts, prefixes, which, decoding, ops, numbers)
 
 
 def _holds_prefix(folder: Path) -> bool:
@@ -248,7 +290,7 @@ def _holds_prefix(folder: Path) -> bool:
 def _stamp(folder: Path) -> tuple[int, ...]:
     """Changes with every save: files are replaced, never written into."""
     stamp: list[int] = []
-    for name in (*artifact.TENSORS, artifact.ABOUT):
+    for name in artifact.FILES:
         try:
             found = (folder / name).stat()
         except OSError:
