@@ -11,6 +11,7 @@ from minprefix.errors import InputError
 class Request(NamedTuple):
     prompt: str
     prefix: str | None  # its name; None: the frozen model itself
+    where: str  # "requests.jsonl, line 12"
     fields: dict[str, Any]  # the whole line, to be given back with the answer
 
 
@@ -33,7 +34,13 @@ def read_requests(path: str | Path, default: str | None = None) -> list[Request]
             )
         if name is not None and not isinstance(name, str):
             raise InputError(f"{where}: prefix is {files.shown(name)}: expected a name, or null")
-        requests.append(Request(prompt, name, value))
+        try:
+            json.dumps(value, ensure_ascii=False).encode()  # it is given back with the answer
+        except UnicodeEncodeError as error:  # JSON can escape what no text can hold
+            raise InputError(
+                f"{where}: half a character ({error.object[error.start]!a})"
+            ) from error
+        requests.append(Request(prompt, name, where, value))
     if not requests:
         raise InputError(f"{path} holds no requests: expected at least one line")
     return requests

@@ -367,8 +367,8 @@ def generate_many(
     model: "GPT2",
     decoding: "Callable[[int], Decoding]",
 ) -> int:
-    """Answer every line of --data with the prefix that it names; `decoding` for a number of
-    positions that are left."""
+    """Answer every line of --data with the prefix that it names; `decoding`: what the options say
+    where so many new tokens have room."""
     from minprefix import files
     from minprefix.artifact import read_about
     from minprefix.data.pairs import Template
@@ -380,29 +380,40 @@ def generate_many(
         raise InputError("--store is a folder of prefixes, --prefix names some: give one of them")
     if args.store is not None and not args.store.is_dir():
         raise InputError(f"--store {str(args.store)!r} does not exist: give a folder of prefixes")
+    if args.out is not None and args.out.exists():
+        raise InputError(f"{args.out} is there already: remove it, or choose another --out")
     bare = "prefix" if None in places else None
     inside = {name or "prefix": place for name, place in places.items()}
     if len(inside) < len(places):
         raise InputError("--prefix: a prefix beside a bare folder cannot be called 'prefix'")
     store = PrefixStore(args.store or inside, model, args.store_bytes)
     requests = read_requests(args.data, bare)
+    names = [request.prefix for request in requests]
     templates: dict[str | None, Template | None] = {}
-    for request in requests:  # all of them, before the first is answered
-        if request.prefix in templates:
-            continue
-        text = args.template
-        if request.prefix is not None:
-            record = read_about(store.place(request.prefix)) or {}
-            text = text or (record.get("training") or {}).get("template") or Template().text
-        templates[request.prefix] = None if args.raw or text is None else Template(text)
+    starts: dict[str | None, int] = {}
+    for name in dict.fromkeys(names):  # all of them, once, before the first is answered
+        text, starts[name] = args.template, 0
+        if name is not None:
+            starts[name] = store[name].position_offset
+            record = read_about(store.place(name)) or {}
+            own = (record.get("training") or {}).get("template", Template().text)
+            text = own if text is None else text
+        templates[name] = None if args.raw or text is None else Template(text)
     prompts, each = [], []
     for request in requests:
-        template = templates[request.prefix]
+        template, start = templates[request.prefix], starts[request.prefix]
         ids = model.encode(template.prompt(request.prompt) if template else request.prompt)
-        start = store[request.prefix].position_offset if request.prefix is not None else 0
+        room = model.config.n_positions - start - len(ids) + 1
+        how = decoding(room)
+        if how.max_new_tokens > room:
+            raise InputError(
+                f"{request.where}: {len(ids)} tokens from position {start} leave room for "
+                f"{max(0, room)} new ones of the model's {model.config.n_positions} positions, "
+                f"and {how.max_new_tokens} are to be written: shorten the prompt or give fewer "
+                "--max-new-tokens"
+            )
         prompts.append(ids)
-        each.append(decoding(model.config.n_positions - start - len(ids) + 1))
-    names = [request.prefix for request in requests]
+        each.append(how)
     written = store.generate_ids(prompts, names, each, args.batch_size, args.backend)
     lines = []
     for request, ids in zip(requests, written, strict=True):
