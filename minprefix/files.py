@@ -8,9 +8,10 @@ import reprlib
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+T = TypeVar("T")
+
 #: safetensors' names of the types that are read here; bfloat16 (BF16) has no NumPy type and is
 #: widened
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
@@ -31,26 +34,74 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int
 def write_bytes(path: Path, data: bytes) -> None:
     """Write beside the target, flush to disk, then rename over it: there is always one whole file.
 
-    Raises InputError if the disk refuses; what stood at `path` before is untouched.
+    Raises InputError if the disk refuses or another process is writing this file; what stood at
+    `path` before is untouched.
     """
     with _refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, data)
+        with _only_writer_of(path):
+            try:
+                _write(temporary(path), data)
+                os.replace(temporary(path), path)
+            except BaseException:  # Ctrl-C, too, leaves nothing beside the target
+                with contextlib.suppress(OSError):
+                    temporary(path).unlink()
+                raise
+        _flush_folder(path.parent)  # the rename itself must reach the disk, too
+
+
+def temporary(path: Path) -> Path:
+    """Where `path` is written before it takes its name. There is one: what a kill left is
+    replaced."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill left is replaced
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def _only_writer_of(path: Path) -> Iterator[None]:
+    """The lock is on the temporary file: a kill lets go of it, and other files can be written."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(temporary(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)  # the rename itself must reach the disk, too
-    except BaseException:  # Ctrl-C, too, leaves nothing beside the target
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        # what was opened may have taken its name since: then it is the other's whole file
+        if not _locked(handle) or not _same(handle, temporary(path)):
+            raise _Busy(
+                f"another process is writing {path}: wait for it to end, or choose another folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _locked(handle: int) -> bool:
+    """Lock an open file or folder for this handle. -> whether no other has it; True, too, on a file
+    system without locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+class _Busy(InputError):
+    """Another process or thread writes there."""
 
 
 def _flush_folder(path: Path) -> None:
@@ -79,6 +130,8 @@ def _refused(path: Path) -> Iterator[None]:
 
 #: where the files of one save wait until all of them are there, and the list that says so
 SAVING, COMPLETE = ".saving", "complete.json"
+PATIENCE = 10.0  # s  for which a reader waits for others to end a save
+MOMENT = 0.1  # s  for which a writer waits: so long at most does a reader take to finish a save
 
 
 def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str]) -> None:
@@ -97,47 +150,112 @@ def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str
     with only_writer(folder):
         finish_save(folder, names)
         try:
+            with _refused(folder / names[-1]):
+                waiting.mkdir(exist_ok=True)
             for name, data in contents.items():
                 with _refused(folder / name):
-                    waiting.mkdir(exist_ok=True)
                     _write(waiting / name, data)
-            with _refused(folder):
-                _write(waiting / COMPLETE, json.dumps(sorted(contents)).encode())
+            with _refused(folder / names[-1]):
+                _flush_folder(folder)  # `waiting` itself must be there before the decision
+                _write(temporary(waiting / COMPLETE), json.dumps(sorted(contents)).encode())
+                os.replace(temporary(waiting / COMPLETE), waiting / COMPLETE)
+                _flush_folder(waiting)
         except BaseException:
-            shutil.rmtree(waiting, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _forget(waiting)
             raise
         finish_save(folder, names)
 
 
 def finish_save(folder: Path, names: Iterable[str]) -> None:
     """Complete a save of `names` that a kill cut short after it was decided; forget one that was
-    not. Raises InputError if another process is at it."""
-    waiting = folder / SAVING
-    if not os.path.lexists(waiting):
+    not, if this process may: it is in nobody's way. Raises InputError if another process is at it
+    or the disk refuses."""
+    waiting, names = folder / SAVING, tuple(names)
+    try:
+        kind = waiting.lstat().st_mode
+    except OSError:  # there is none
         return
-    with only_writer(folder), _refused(folder):
-        if waiting.is_symlink():
-            raise InputError(f"{waiting} is a link: a save makes a folder there; remove it")
-        if (waiting / COMPLETE).exists():
-            complete = read_json(waiting / COMPLETE, "the list of a save", list)
-            if not set(map(str, complete)) <= set(names):
-                raise InputError(
-                    f"{waiting / COMPLETE} names files that are no part of a save: {complete}; "
-                    f"remove {waiting}"
-                )
-            for name in names:
-                if name in complete and (waiting / name).exists():
-                    os.replace(waiting / name, folder / name)
-                elif name not in complete:  # of what stood here before
-                    (folder / name).unlink(missing_ok=True)
-            _flush_folder(folder)
-            (waiting / COMPLETE).unlink()
-        shutil.rmtree(waiting)
+    if not stat.S_ISDIR(kind):
+        raise InputError(f"{waiting} is no folder, and a save makes one there: remove it")
+    decided = (waiting / COMPLETE).exists()
+    try:
+        with only_writer(folder):
+            if (waiting / COMPLETE).exists():
+                _take_places(folder, names)
+            _forget(waiting)
+    except InputError:
+        if decided:
+            raise
+    except OSError as error:
+        if decided:
+            raise InputError(
+                f"a save into {folder} was cut short and cannot be finished "
+                f"({error.strerror or error}): make room, or open it once as someone who may write "
+                "there"
+            ) from error
+
+
+def _take_places(folder: Path, names: tuple[str, ...]) -> None:
+    waiting = folder / SAVING
+    complete = read_json(waiting / COMPLETE, "the list of a save", list)
+    if not set(map(str, complete)) <= set(names):
+        raise InputError(
+            f"{waiting / COMPLETE} names files that are no part of a save: {complete}; remove "
+            f"{waiting}"
+        )
+    for name in names:
+        if name not in complete:  # of what stood here before
+            (folder / name).unlink(missing_ok=True)
+        elif (waiting / name).exists():  # else a kill came after its move
+            os.replace(waiting / name, folder / name)
+    _flush_folder(folder)
+
+
+def _forget(waiting: Path) -> None:
+    (waiting / COMPLETE).unlink(missing_ok=True)  # first: a list without its files would be obeyed
+    shutil.rmtree(waiting, ignore_errors=True)
+
+
+def read_together(folder: Path, names: Iterable[str], read: Callable[[], T]) -> T:
+    """What `read` makes of the files `names`, all of one save, though others may be saving there
+    meanwhile. Raises what `read` raises, and InputError if there is no end to their saving."""
+    names, end = tuple(names), time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(_Busy):  # the other will have finished in a moment
+            finish_save(folder, names)
+            before, value, failed = _standing(folder, names), None, None
+            try:
+                value = read()
+            except (InputError, OSError) as error:  # two files of two saves do not fit
+                failed = error
+            if before is not None and before == _standing(folder, names):
+                if failed is not None:
+                    raise failed
+                return cast(T, value)
+        time.sleep(0.002)
+    raise _busy(folder)
+
+
+def _standing(folder: Path, names: tuple[str, ...]) -> list[tuple[int, ...] | None] | None:
+    """Which files stand at `names`; None while those of a save take their places."""
+    if (folder / SAVING / COMPLETE).exists():
+        return None
+    found: list[tuple[int, ...] | None] = []
+    for name in names:
+        try:
+            s = (folder / name).stat()
+            found.append((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
 
 
 #: the folders that this process holds: (device, inode) -> thread, how many times
 _held: dict[tuple[int, int], tuple[int, int]] = {}
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_held.clear)  # a child holds nothing
 
 
 @contextlib.contextmanager
@@ -152,37 +270,41 @@ def only_writer(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    found, me = folder.stat(), threading.get_ident()
-    key = (found.st_dev, found.st_ino)
-    with _lock:
-        thread, times = _held.get(key, (me, 0))
-        if thread == me:
-            _held[key] = (me, times + 1)
-    if thread != me:
-        raise _busy(folder)
-    handle = None
     try:
-        if times == 0:
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise _busy(folder) from error
-            except OSError:  # a file system without locks
-                pass
-        yield
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {folder}: {error.strerror}: choose another folder"
+        ) from error
+    try:
+        found, me = os.fstat(handle), threading.get_ident()
+        key = (found.st_dev, found.st_ino)
+        end = time.monotonic() + MOMENT
+        while True:
+            with _lock:
+                thread, times = _held.get(key, (me, 0))
+                if thread == me and (times or _locked(handle)):
+                    _held[key] = (me, times + 1)
+                    break
+            if time.monotonic() > end:
+                raise _busy(folder)
+            time.sleep(0.005)
+        try:
+            yield
+        finally:
+            with _lock:
+                if times:
+                    _held[key] = (me, times)
+                else:
+                    del _held[key]
+                    with contextlib.suppress(OSError):  # a forked child has the handle, too
+                        fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
-        if handle is not None:
-            os.close(handle)  # lets go of the lock
-        with _lock:
-            if times:
-                _held[key] = (me, times)
-            else:
-                del _held[key]
+        os.close(handle)
 
 
-def _busy(folder: Path) -> InputError:
-    return InputError(
+def _busy(folder: Path) -> _Busy:
+    return _Busy(
         f"another process is writing into {folder}: wait for it to end, or choose another folder"
     )
 
@@ -404,22 +526,25 @@ def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
 
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:
     """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one,
-    unless `force`, which removes those files and leaves others alone. `resume`: whether the
-    sentence may advise it."""
+    unless `force`, which removes those files and leaves others alone, or if another process writes
+    there. `resume`: whether the sentence may advise it."""
     try:
-        found = [mark for mark in marks if (path / mark).exists()]
-        if found and not force:
-            go_on = "continue it with --resume, " if resume else ""
-            raise InputError(
-                f"{path} already holds a run ({', '.join(found)}): choose another --out, {go_on}or "
-                "replace it with --force"
-            )
-        for mark in found:
-            if (path / mark).is_dir():
-                shutil.rmtree(path / mark)
-            else:
-                (path / mark).unlink()
         path.mkdir(parents=True, exist_ok=True)
+        with only_writer(path):
+            found = [mark for mark in marks if os.path.lexists(path / mark)]
+            if found and not force:
+                go_on = "continue it with --resume, " if resume else ""
+                raise InputError(
+                    f"{path} already holds a run ({', '.join(found)}): choose another --out, "
+                    f"{go_on}or replace it with --force"
+                )
+            for mark in found:
+                if mark == SAVING:
+                    _forget(path / mark)
+                elif (path / mark).is_dir():
+                    shutil.rmtree(path / mark)
+                else:
+                    (path / mark).unlink()
     except OSError as error:
         raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
 

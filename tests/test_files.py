@@ -1,15 +1,27 @@
 """Writing that never leaves half a file, and reading that says where a file is wrong."""
 
+import contextlib
 import errno
+import itertools
+import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minprefix import InputError, files
+from tests.reliability import saves
+from tests.reliability.calls import CALLS, struck
+
+fcntl = files.fcntl
+posix = pytest.mark.skipif(os.name != "posix", reason="no locks on folders")
 
 
 @pytest.fixture
@@ -19,6 +31,16 @@ def old(tmp_path):
     folder.mkdir()
     (folder / "state").write_bytes(b"the last good state")
     return folder / "state"
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder of a file system that flushes at once, where there is one."""
+    if not os.path.isdir("/dev/shm"):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 def content(folder):
@@ -175,6 +197,455 @@ def test_a_file_that_is_a_folder_is_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*taken: Is a directory"):
         files.write_bytes(tmp_path / "taken", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+# ---- one writer to a file, and to a folder ----
+
+
+def python(program, *args, **how):
+    """A process that runs `program`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+def in_thread(work):
+    """What `work` returned or raised in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        return future.exception() or future.result()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from minprefix import files
+with files.only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+IN_USE = "another process is writing into {}: wait for it to end, or choose another folder"
+
+
+@posix
+def test_a_folder_that_another_process_writes_into_is_refused_until_it_is_killed(old):
+    other = python(HOLD, old.parent)
+    assert other.stdout.readline() == "held\n"
+    for write in (
+        lambda: files.write_together(old.parent, {"state": b"new"}, ["state"]),
+        lambda: files.new_folder(old.parent, ["state"], force=True),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(IN_USE.format(old.parent))}$"):
+            write()
+    assert content(old.parent) == {"state": b"the last good state"}
+    other.kill()
+    other.communicate()
+    files.write_together(old.parent, {"state": b"new"}, ["state"])
+    assert content(old.parent) == {"state": b"new"}
+
+
+@posix
+def test_a_folder_that_another_thread_writes_into_is_refused_and_the_same_thread_is_not(old):
+    def take():
+        with files.only_writer(old.parent):
+            return "mine"
+
+    for _ in range(2):
+        with files.only_writer(old.parent):
+            assert take() == "mine"
+            with pytest.raises(ValueError, match="a failure"), files.only_writer(old.parent):
+                raise ValueError("a failure")
+            assert str(in_thread(take)) == IN_USE.format(old.parent)  # still held
+        assert in_thread(take) == "mine"
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+from minprefix import InputError, files
+folder = Path(sys.argv[1])
+def take():
+    try:
+        with files.only_writer(folder):
+            return "taken"
+    except InputError:
+        return "refused"
+with files.only_writer(folder):
+    if not os.fork():
+        print(take(), flush=True)
+        sys.stdin.readline()
+        print(take(), flush=True)
+        os._exit(0)
+    os.read(int(sys.argv[2]), 1)
+print(take(), flush=True)  # while the child lives, which has what was open when it was forked
+os.wait()
+"""
+
+
+@posix
+def test_a_child_that_was_forked_holds_nothing_and_keeps_nothing(tmp_path):
+    read, write = os.pipe()
+    process = python(FORK, tmp_path, read, pass_fds=[read])
+    assert process.stdout.readline() == "refused\n"
+    os.write(write, b".")
+    assert process.stdout.readline() == "taken\n"
+    assert process.communicate("\n")[0] == "taken\n"
+    os.close(read)
+    os.close(write)
+
+
+@posix
+def test_a_folder_to_hold_that_is_not_there_is_a_sentence(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"cannot write into .*none: No such file"),
+        files.only_writer(tmp_path / "none"),
+    ):
+        pass
+
+
+@posix
+def test_a_file_that_another_thread_is_writing_is_refused_and_stays_its_own(old, monkeypatch):
+    fsync, said = os.fsync, []
+
+    def write_in_between(handle):
+        monkeypatch.setattr(os, "fsync", fsync)
+        said.append(in_thread(lambda: files.write_bytes(old, b"the other's")))
+        said.append(in_thread(lambda: files.write_bytes(old.with_name("another"), b"x")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", write_in_between)
+    files.write_bytes(old, b"mine" * 1000)
+    assert re.match("another process is writing .*state: wait", str(said[0]))
+    assert said[1] is None
+    assert content(old.parent) == {"state": b"mine" * 1000, "another": b"x"}
+
+
+@posix
+def test_a_file_that_took_its_name_between_opening_and_locking_is_not_written_over(
+    old, monkeypatch
+):
+    flock = fcntl.flock
+
+    def write_first(handle, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        files.write_bytes(old, b"the other's")
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", write_first)
+    with pytest.raises(InputError, match=r"another process is writing .*state"):
+        files.write_bytes(old, b"mine")
+    assert content(old.parent) == {"state": b"the other's"}
+
+
+@posix
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(old, tmp_path):
+    files.temporary(old).symlink_to(tmp_path / "outside")
+    with pytest.raises(
+        InputError, match=r"cannot write .*state: Too many levels of symbolic links"
+    ):
+        files.write_bytes(old, b"new")
+    assert not (tmp_path / "outside").exists()
+    assert old.read_bytes() == b"the last good state"
+
+
+WRITE_IN_A_LOOP = """
+import sys
+from pathlib import Path
+from minprefix import InputError, files
+path, me, told, wrote = Path(sys.argv[1]), sys.argv[2].encode(), 0, 0
+while wrote < 150:
+    try:
+        files.write_bytes(path, (me + b"%d " % wrote) * 20_000)
+        wrote += 1
+    except InputError as error:
+        assert "another process is writing" in str(error), error
+        told += 1
+print(wrote, told)
+"""
+
+
+@posix
+def test_of_two_processes_that_write_one_file_each_writes_it_whole_or_is_told(in_memory):
+    path = in_memory / "run" / "file"
+    both = [python(WRITE_IN_A_LOOP, path, me) for me in "ab"]
+    whole = 0
+    while any(p.poll() is None for p in both):
+        if path.exists():
+            data = path.read_bytes()
+            assert data == data[: data.index(b" ") + 1] * 20_000
+            whole += 1
+    assert [p.communicate()[0].split()[0] for p in both] == ["150", "150"]
+    assert whole
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+# ---- several files as one ----
+
+
+def save(folder, new):
+    files.write_together(folder, new, saves.NAMES)
+
+
+@pytest.mark.parametrize(("before", "after"), saves.SAVES)
+def test_files_written_together_replace_those_before_and_no_others(tmp_path, before, after):
+    saves.start(tmp_path / "run", before)
+    save(tmp_path / "run", after)
+    assert saves.content(tmp_path / "run") == after | saves.OTHERS
+
+
+def test_files_written_together_make_the_folders_above(tmp_path):
+    save(tmp_path / "a" / "b", saves.NEW)
+    assert saves.content(tmp_path / "a") == {"b": b""} | {f"b/{n}": d for n, d in saves.NEW.items()}
+
+
+@posix
+def test_a_save_killed_at_any_call_leaves_the_old_files_or_the_new_ones_and_nothing_else(in_memory):
+    command = [sys.executable, "-m", "tests.reliability.saves", str(in_memory), "few"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert min(json.loads(done.stdout).values()) > 50
+
+
+class Refusal:
+    """What a system may answer, as `struck` wants it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self):
+        raise self.error
+
+
+@posix
+@pytest.mark.parametrize(
+    ("error", "on"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_a_save_refused_at_any_call_leaves_the_old_files_or_the_new_ones(in_memory, error, on):
+    folder, act = in_memory / "run", Refusal(error)
+    needs_room = {"open", "mkdir", "replace", "fsync"} if on else set(CALLS)
+    found = []
+    for when in saves.WHEN:
+        for n in itertools.count():
+            saves.start(folder, saves.OLD)
+            said = None
+            with struck(n, when, act, lambda call, _: call in needs_room, on) as seen:
+                try:
+                    save(folder, saves.NEW)
+                except (InputError, KeyboardInterrupt) as e:
+                    said = e
+            if len(seen) <= n:
+                break
+            if isinstance(said, InputError):
+                assert re.search(r"make room|choose another folder", str(said)), said
+            files.finish_save(folder, saves.NAMES)
+            left = saves.content(folder)
+            assert left in (saves.OLD | saves.OTHERS, saves.NEW | saves.OTHERS), (when, n, said)
+            assert said or left == saves.NEW | saves.OTHERS, (when, n)
+            found.append(left == saves.NEW | saves.OTHERS)
+            save(folder, saves.NEW)
+            assert saves.content(folder) == saves.NEW | saves.OTHERS
+    assert set(found) == {True, False}
+
+
+def test_where_no_files_were_saved_before_nothing_is_said_to_be_intact(tmp_path):
+    refuse = Refusal(OSError(errno.ENOSPC, "No space left on device"))
+    for n in range(3, 12):
+        with struck(n, "before", refuse), pytest.raises(InputError) as said:
+            save(tmp_path / str(n), saves.NEW)
+        assert re.search("cannot write .*: No space left on device; make room", str(said.value))
+        assert saves.content(tmp_path / str(n)) == {}
+
+
+def cut_short(folder, decided):
+    """A folder where a save was killed right before or right after it was decided."""
+    saves.start(folder, saves.OLD)
+    when = "after" if decided else "before"
+    decision = "replace", str(folder / files.SAVING / files.COMPLETE)
+    with (
+        contextlib.suppress(SystemExit),
+        pytest.MonkeyPatch.context() as patched,
+        struck(0, when, Refusal(SystemExit()), lambda *call: call == decision),
+    ):
+        patched.setattr(files, "_forget", lambda waiting: None)  # as the killed one does
+        save(folder, saves.NEW)
+    assert (folder / files.SAVING / "config").exists()
+    assert (folder / files.SAVING / files.COMPLETE).exists() == decided
+
+
+def no_leave(call, path):
+    return call in ("mkdir", "replace", "unlink", "rmdir")
+
+
+@posix
+def test_who_may_not_write_reads_the_old_files_beside_a_save_that_was_not_decided(tmp_path):
+    cut_short(tmp_path / "run", decided=False)
+    with struck(0, "before", Refusal(PermissionError(13, "Permission denied")), no_leave, on=True):
+        files.finish_save(tmp_path / "run", saves.NAMES)
+        read = (tmp_path / "run" / "config").read_bytes
+        assert files.read_together(tmp_path / "run", saves.NAMES, read) == saves.OLD["config"]
+
+
+@posix
+def test_who_may_not_write_is_told_of_a_save_that_was_decided(tmp_path):
+    cut_short(tmp_path / "run", decided=True)
+    sentence = "cut short and cannot be finished .Permission denied.: .* as someone who may write"
+    with (
+        struck(0, "before", Refusal(PermissionError(13, "Permission denied")), no_leave, on=True),
+        pytest.raises(InputError, match=sentence),
+    ):
+        files.finish_save(tmp_path / "run", saves.NAMES)
+    files.finish_save(tmp_path / "run", saves.NAMES)
+    assert saves.content(tmp_path / "run") == saves.NEW | saves.OTHERS
+
+
+@posix
+def test_a_save_under_way_is_not_forgotten_by_one_who_reads(tmp_path):
+    cut_short(tmp_path / "run", decided=False)
+    before = saves.content(tmp_path / "run")
+    with files.only_writer(tmp_path / "run"):
+        assert in_thread(lambda: files.finish_save(tmp_path / "run", saves.NAMES)) is None
+        assert saves.content(tmp_path / "run") == before
+
+
+@posix
+def test_a_save_that_another_completes_is_waited_for(tmp_path):
+    cut_short(tmp_path / "run", decided=True)
+    read = (tmp_path / "run" / "config").read_bytes
+    with ThreadPoolExecutor(1) as pool:
+        with files.only_writer(tmp_path / "run"):
+            found = pool.submit(files.read_together, tmp_path / "run", saves.NAMES, read)
+            with pytest.raises(TimeoutError):
+                found.result(timeout=0.3)
+        assert found.result() == saves.NEW["config"]
+
+
+def test_one_who_reads_is_told_when_there_is_no_end_to_the_saving(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    saves.start(tmp_path, {})
+    with pytest.raises(InputError, match=re.escape(IN_USE.format(tmp_path))):
+        files.read_together(tmp_path, saves.NAMES, lambda: save(tmp_path, saves.NEW))
+
+
+def test_what_is_wrong_with_the_files_is_said_to_the_one_who_reads(tmp_path):
+    saves.start(tmp_path, saves.OLD)
+    with pytest.raises(InputError, match="cannot read it"):
+        files.read_together(tmp_path, saves.NAMES, Refusal(InputError("cannot read it")))
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_something_else_in_place_of_the_folder_of_a_save_is_a_sentence(tmp_path, kind):
+    saves.start(tmp_path / "run", saves.OLD)
+    (tmp_path / "elsewhere").mkdir()
+    waiting = tmp_path / "run" / files.SAVING
+    if kind == "file":
+        waiting.write_bytes(b"")
+    else:
+        waiting.symlink_to(tmp_path / "elsewhere")
+    for work in (
+        lambda: save(tmp_path / "run", saves.NEW),
+        lambda: files.finish_save(tmp_path / "run", saves.NAMES),
+    ):
+        with pytest.raises(InputError, match=rf"{waiting} is no folder, .*: remove it"):
+            work()
+    assert (tmp_path / "run" / "config").read_bytes() == saves.OLD["config"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("listed", ['["../outside"]', '["config", "notes.txt"]', "[1]", "{}", "["])
+def test_a_list_that_no_save_wrote_moves_nothing(tmp_path, listed):
+    cut_short(tmp_path / "run", decided=True)
+    (tmp_path / "run" / files.SAVING / files.COMPLETE).write_text(listed)
+    (tmp_path / "run" / files.SAVING / "notes.txt").write_text("not mine")
+    before = saves.content(tmp_path)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "run" / files.SAVING))):
+        files.finish_save(tmp_path / "run", saves.NAMES)
+    assert saves.content(tmp_path) == before
+
+
+def test_force_forgets_a_save_that_was_cut_short(tmp_path):
+    cut_short(tmp_path / "run", decided=True)
+    with pytest.raises(InputError, match=r"already holds a run \(\.saving, config\)"):
+        files.new_folder(tmp_path / "run", [files.SAVING, "config"], force=False)
+    files.new_folder(tmp_path / "run", [files.SAVING, *saves.NAMES], force=True)
+    assert saves.content(tmp_path / "run") == saves.OTHERS
+
+
+SAVE_IN_A_LOOP = """
+import sys
+from pathlib import Path
+from minprefix import InputError, files
+from tests.reliability import saves
+saved = told = 0
+while saved < 150:
+    word = b"%s %d, " % (sys.argv[2].encode(), saved)
+    tensor = "tensor" if saved % 2 else "own"
+    new = {"config": word, "about": word * 500, tensor: word * 3000}
+    try:
+        files.write_together(Path(sys.argv[1]), new, saves.NAMES)
+        saved += 1
+    except InputError as error:
+        assert "another process is writing" in str(error), error
+        told += 1
+print(saved, told)
+"""
+
+
+def one_save(folder):
+    """The word that all files of a save hold; AssertionError if they are of two saves."""
+    found = {n: (folder / n).read_bytes() for n in saves.NAMES if (folder / n).exists()}
+    if not found:
+        return None
+    words = {data.split(b", ")[0] for data in found.values()}
+    if len(words) > 1 or len(found) != 3:
+        raise InputError(f"{sorted(found)} are of {words}")
+    return words.pop()
+
+
+@posix
+def test_while_two_processes_save_into_a_folder_a_reader_sees_one_save_or_the_other(in_memory):
+    folder = in_memory / "run"
+    folder.mkdir()
+    both = [python(SAVE_IN_A_LOOP, folder, me) for me in "ab"]
+    seen = set()
+    while any(p.poll() is None for p in both):
+        seen.add(files.read_together(folder, saves.NAMES, lambda: one_save(folder)))
+    assert [p.communicate()[0].split()[0] for p in both] == ["150", "150"]
+    assert len(seen) > 2
+    assert one_save(folder)
+    assert files.SAVING not in saves.content(folder)
+
+
+@posix
+def test_while_two_threads_save_into_a_folder_a_reader_sees_one_save_or_the_other(in_memory):
+    folder = in_memory / "run"
+    folder.mkdir()
+
+    def keep_saving(me):
+        saved = 0
+        for i in range(60):
+            with contextlib.suppress(InputError):
+                word = f"{me} {i}, ".encode()
+                save(folder, {"config": word, "about": word * 50, "own": word * 300})
+                saved += 1
+        return saved
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(keep_saving, me) for me in "ab"]
+        while not all(f.done() for f in both):
+            files.read_together(folder, saves.NAMES, lambda: one_save(folder))
+        assert all(f.result() for f in both)
+    assert one_save(folder)
+    assert files.SAVING not in saves.content(folder)
 
 
 def test_text_and_json_are_utf_8_with_their_own_letters(tmp_path):
