@@ -8,6 +8,7 @@ draws what the run that never stopped drew, and ends in the same bytes.
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -36,8 +37,9 @@ from minprefix.prefix import Prefix, dropout_mask
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 #: what says that a folder holds a run
 RUN_FILES = (
-    STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json", "adapter_model.safetensors",
-    "prefix.safetensors", "mlp.safetensors", "metrics.json", "samples.md", "predictions.jsonl",
+    files.SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
+    "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
+    "samples.md", "predictions.jsonl",
 )  # fmt: skip
 LOSSES = ("token-mean", "sentence-sum")
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
@@ -163,8 +165,9 @@ def train(
     loss.png. `about` is recorded, too; everything recorded must be the same when resuming. The
     process keeps the memory that it frees from here on (`ops.memory`).
 
-    Raises InputError when resuming what is not there or was another run, when the disk refuses, and
-    when the loss turns NaN (the last good state stays).
+    Raises InputError when resuming what is not there or was another run, when another process
+    writes into `out`, when the disk refuses, and when the loss turns NaN (the last good state
+    stays).
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
@@ -173,14 +176,34 @@ def train(
     memory.keep_freed()
     if settings.backend == "cupy":
         cast(Any, get("cupy")).matmul_precision(settings.matmul)
-    out, start, before = Path(out), time.time(), digest(model.weights)
-    if not resume and (out / STATE).exists():
-        raise InputError(
-            f"{out} already holds a run: resume it, remove it, or choose another folder"
-        )
-    for leftover in out.glob(".*.tmp"):  # of a run that was killed while saving
-        leftover.unlink()
-    record = _record(model, prefix, examples, settings, valid, about)
+    out = Path(out)
+    if resume:
+        _read_state(out)  # a sentence where there is no run, not a folder
+    else:
+        files.new_folder(out, (), force=False)
+    with files.only_writer(out):
+        if not resume and (out / STATE).exists():
+            raise InputError(
+                f"{out} already holds a run: resume it, remove it, or choose another folder"
+            )
+        for name in RUN_FILES:  # of a run that was killed while saving
+            files.temporary(out / name).unlink(missing_ok=True)
+        record = _record(model, prefix, examples, settings, valid, about)
+        return _train(model, prefix, examples, settings, out, valid, record, resume, progress)
+
+
+def _train(
+    model: GPT2,
+    prefix: Prefix,
+    examples: Sequence[Encoded],
+    settings: Settings,
+    out: Path,
+    valid: Sequence[Encoded] | None,
+    record: dict[str, Any],
+    resume: bool,
+    progress: bool,
+) -> Result:
+    start, before = time.time(), digest(model.weights)
     state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
     if not resume:
         save_state(out, prefix, state, record)  # from here on there is always a last good state
@@ -199,6 +222,7 @@ def train(
             chosen = batches.at(state.step)
             loss, grads, norm = _gradient(model, prefix, chosen, settings, state, out)
             if state.step > first_step and state.step % settings.save_every == 0:
+                log.flush()  # a state is never ahead of its log
                 save_state(out, prefix, state, record)  # only now are these parameters known good
             lr = _update(prefix, grads, norm, settings, state)
             entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
@@ -209,6 +233,7 @@ def train(
         for name, p in prefix.parameters.items():  # nobody has seen the loss that these give
             if not np.isfinite(p).all():
                 raise _not_finite(f"parameter {name}", float("nan"), state.step, out)
+        log.flush()
         save_state(out, prefix, state, record)  # at the end, or where Ctrl-C stopped it
     finished = state.step == settings.steps
     if finished:
@@ -490,9 +515,19 @@ class Log:
             self._file.close()
 
     def write(self, entry: dict[str, Any]) -> None:
-        try:
+        with self._refused():
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
+
+    def flush(self) -> None:
+        """What was written reaches the disk."""
+        with self._refused():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"cannot write {self.path}: {error.strerror}; the last state saved is intact: make "
