@@ -1,6 +1,5 @@
 """Runs that are killed, interrupted or out of disk: through the command line, as users see them."""
 
-import json
 import os
 import re
 import resource
@@ -9,147 +8,52 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
-from minprefix import Config, cli
-from minprefix.files import map_tensors
-from tests.conftest import random_model
-
-STEPS = 240
-STATE, ADAPTER = "state.safetensors", "adapter_model.safetensors"
-OPTIONS = [
-    f"--steps={STEPS}", "--save-every=4", "--eval-every=20", "--batch-size=3",
-    "--micro-batch-size=2", "--prefix-length=3", "--dropout=0.1", "--warmup=10",
-    "--schedule=cosine", "--weight-decay=0.01", "--lr=0.02",
-]  # fmt: skip
-MINPREFIX = [sys.executable, "-m", "minprefix"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A folder with a random model, its tokenizer, train.jsonl and valid.jsonl."""
-    folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-    words = ["red", "fox", "hills", "cheap", "thai", "food", "river", "inn", "near", "the"]
-    pairs = [
-        {"source": " ".join(rng.choice(words, 3)), "target": " ".join(rng.choice(words, 4))}
-        for _ in range(20)
-    ]
-    for name, part in (("train", pairs[:14]), ("valid", pairs[14:])):
-        text = "".join(json.dumps(pair) + "\n" for pair in part)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    bpe = ByteLevelBPETokenizer()
-    lines = [f"{pair['source']}\n{pair['target']}" for pair in pairs]
-    bpe.train_from_iterator(lines, 300, special_tokens=["<|endoftext|>"], show_progress=False)
-    config = Config(
-        n_layer=2,
-        n_head=2,
-        n_embd=16,
-        vocab_size=bpe.get_vocab_size(),
-        n_positions=48,
-        eos_token_id=0,
-    )
-    model = random_model(config, dtype="float32")
-    model.tokenizer = Tokenizer.from_str(bpe.to_str())
-    model.save(folder / "model")
-    return folder
-
-
-def command(world, out, *more):
-    files = [
-        f"--model={world}/model",
-        f"--data={world}/train.jsonl",
-        f"--valid={world}/valid.jsonl",
-    ]
-    return [*MINPREFIX, "train", *files, *OPTIONS, "--out", str(out), *more]
-
-
-def finish(argv, **how):
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, **how)
+from minprefix import Prefix, cli
+from tests.reliability.runs import (
+    MINPREFIX,
+    STATE,
+    STEPS,
+    assert_same_end,
+    command,
+    finish,
+    kill_at_random,
+    log,
+    make_world,
+    numbers,
+    one_sentence,
+    size,
+    struck,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
-def whole(world) -> Path:
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world):
     """The run that nothing interrupted."""
     done = finish(command(world, world / "whole"))
     assert done.returncode == 0, done.stderr
     return world / "whole"
 
 
-def losses(out):
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(e["step"], e["loss"], e.get("valid_loss")) for e in lines]
-
-
-def numbers(out):
-    """The progress that the state file holds; it must load whole."""
-    tensors, metadata = map_tensors(out / STATE, "the state")
-    assert all(np.isfinite(a).all() for a in tensors.values())
-    return json.loads(metadata["minprefix"])["state"]
-
-
-def assert_same_end(out, whole):
-    assert (out / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
-    assert losses(out) == losses(whole)
-    assert len(losses(out)) == STEPS
-    ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (out, whole))
-    assert ours == theirs
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
-
-
-def one_sentence(done):
-    """What a failed command said: a single line on its own, no traceback."""
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in re.split(r"[\n\r]", done.stderr) if "minprefix: error:" in line]
-    assert len(lines) == 1, done.stderr
-    assert done.stderr.rstrip().endswith(lines[0])
-    return lines[0]
-
-
 # ---- kill -9 ----
-
-
-def wait_for(condition, process, seconds=30.0):
-    """Look as often as possible, until it is so or the process ended."""
-    end = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.0002)
-
-
-def size(path):
-    return path.stat().st_size if path.exists() else 0
-
-
-def kill_at_random(process, out, moment, rng):
-    if moment == "start-up":
-        time.sleep(rng.uniform(0.0, 0.3))
-    elif moment == "training":
-        wait_for(lambda: (out / STATE).exists(), process)
-        written, more = size(out / "log.jsonl"), rng.integers(1, 1500)
-        wait_for(lambda: size(out / "log.jsonl") > written + more, process)
-        time.sleep(rng.uniform(0.0, 0.01))
-    else:  # saving
-        number = int(rng.integers(1, 4))
-        for _ in range(number):
-            wait_for(lambda: not any(out.glob(f".{STATE}*")), process)
-            wait_for(lambda: any(out.glob(f".{STATE}*")), process)
-    process.kill()
-    return process.wait() == -signal.SIGKILL
 
 
 def test_kill_9_at_20_random_moments_loses_nothing(world, whole, tmp_path):
     out, rng, saved = tmp_path / "run", np.random.default_rng(0), [0]
-    moments = ["start-up"] * 5 + ["training"] * 8 + ["saving"] * 7
+    moments = ["start-up"] * 4 + ["training"] * 8 + ["saving the state"] * 8
     rng.shuffle(moments)
     while moments:
         more = "--resume" if (out / STATE).exists() else "--force"
-        for hidden in out.glob(".*"):  # so that "saving" sees the next life's
+        for hidden in out.glob(".*"):  # so that "saving the state" sees the next life's
             hidden.unlink()
         process = subprocess.Popen(
             command(world, out, more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -171,53 +75,100 @@ def test_kill_9_at_20_random_moments_loses_nothing(world, whole, tmp_path):
     assert_same_end(out, whole)
 
 
-#: the command line, killed the n-th time that it puts a file into place: "half", with half of the
-#: new file written; "before", with all of it; "after", when it is in place
-KILLED_WHILE_SAVING = """
-import os, signal, sys
-from minprefix import cli
-when, name, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-replace = os.replace
-def die(old, new):
-    global n
-    n -= os.path.basename(new) == name
-    if n == 0:
-        if when == "half":
-            os.truncate(old, os.path.getsize(old) // 2)
-        if when == "after":
-            replace(old, new)
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(old, new)
-os.replace = die
-sys.exit(cli.main(sys.argv[4:]))
-"""
-
-
 def test_a_kill_at_every_point_of_saving_loses_nothing_and_leaves_nothing(world, whole, tmp_path):
     out = tmp_path / "run"
+    # of a file: open to lock, open to write, fsync, replace
     points = [
-        ("half", STATE, 1),
-        ("after", STATE, 1),
-        ("half", "log.jsonl", 1),
-        ("half", STATE, 4),
-        ("before", STATE, 3),
-        ("after", STATE, 2),
-        ("half", "loss.png", 1),
-        ("half", ADAPTER, 1),
-        ("before", "minprefix.json", 1),
-        ("before", "metrics.json", 1),
+        (STATE, 2, "half"),  # of the first state
+        (STATE, 3, "after"),
+        ("log.jsonl", 2, "half"),
+        (STATE, 14, "half"),
+        (STATE, 11, "before"),
+        (STATE, 7, "after"),
+        ("loss.png", 2, "half"),
+        ("prefix", 4, "half"),
+        ("prefix", 13, "before"),
+        ("prefix", 15, "after"),
+        ("metrics.json", 2, "half"),
     ]
-    for when, name, n in points:
+    for part, n, when in points:
         more = "--resume" if (out / STATE).exists() else "--force"
-        argv = command(world, out, more)[len(MINPREFIX) :]
-        how = [sys.executable, "-c", KILLED_WHILE_SAVING, when, name, str(n)]
-        done = finish([*how, *argv])
-        assert done.returncode == -signal.SIGKILL, (when, name, done.stderr)
+        done = finish(struck(command(world, out, more), part, n, when))
+        assert done.returncode == -signal.SIGKILL, (part, n, when, done.stderr)
         if (out / STATE).exists():
             numbers(out)
     done = finish(command(world, out, "--resume"))
     assert done.returncode == 0, done.stderr
     assert_same_end(out, whole)  # which lists the folder: no half-written file is left in it
+
+
+# ---- two processes, one folder ----
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_folder_in_which_a_run_is_under_way_is_refused_and_untouched(
+    world, whole, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        command(world, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as first:
+        wait_for(lambda: size(out / "log.jsonl") > 3000, first)
+        first.send_signal(signal.SIGSTOP)  # so that all that changes is the second one's doing
+        before = content(out)
+        for more in ([], ["--force"], ["--resume"]):
+            assert cli.main(command(world, out, *more)[len(MINPREFIX) :]) == 2
+            said = capsys.readouterr().err.strip().splitlines()
+            assert said == [
+                f"minprefix: error: another process is writing into {out}: wait for it to end, or "
+                "choose another folder"
+            ]
+            assert content(out) == before
+        first.send_signal(signal.SIGCONT)
+        assert first.communicate(timeout=120)[1] is not None
+    assert first.returncode == 0
+    assert_same_end(out, whole)
+
+
+SAVE_IN_A_LOOP = """
+import sys
+import numpy as np
+from minprefix import InputError, Prefix
+n, me = 0, int(sys.argv[2])
+while n < 40:
+    n += 1
+    # slots and files differ from save to save
+    prefix = Prefix(np.full((2, 2, 2, 1 + n % 3, 8), me + n), [1] if n % 2 else None)
+    try:
+        prefix.save(sys.argv[1])
+    except InputError as error:
+        assert "another process is writing" in str(error), error
+"""
+
+
+def test_while_two_processes_save_prefixes_into_a_folder_each_one_loaded_is_whole(tmp_path):
+    out = tmp_path / "prefix"
+    Prefix(np.zeros((2, 2, 2, 1, 8))).save(out)
+    argv = [sys.executable, "-c", SAVE_IN_A_LOOP, str(out)]
+    both = [subprocess.Popen([*argv, me]) for me in ("100", "200")]
+    seen = set()
+    while any(p.poll() is None for p in both):
+        prefix = Prefix.load(out)
+        assert len(set(prefix.kv.flat)) == 1
+        n = int(prefix.kv.flat[0])
+        assert n == 0 or prefix.length == 1 + n % 100 % 3
+        assert n == 0 or prefix.subset == n % 2
+        seen.add(n)
+    assert [p.returncode for p in both] == [0, 0]
+    assert len(seen) > 2
+    names = {p.name for p in out.iterdir()}
+    assert names in (
+        {"prefix.safetensors", "minprefix.json"},
+        {"adapter_config.json", "adapter_model.safetensors", "minprefix.json"},
+    )
 
 
 # ---- a disk that fills up ----
@@ -275,7 +226,7 @@ def test_ctrl_c_ends_with_130_and_the_command_it_says_finishes_to_the_same_bytes
     assert "Traceback" not in said
     step = numbers(out)["step"]
     assert 0 < step < STEPS
-    assert losses(out)[-1][0] == step  # the step under way was finished and saved
+    assert log(out)[-1]["step"] == step  # the step under way was finished and saved
     found = re.search(r"stopped, everything is saved; go on with: minprefix (.*)", said)
     done = finish([*MINPREFIX, *shlex.split(found[1])])
     assert done.returncode == 0, done.stderr
@@ -298,7 +249,7 @@ def test_force_starts_again_and_leaves_other_files_alone(world, tmp_path):
     for name in (STATE, "log.jsonl", "samples.md", "notes.txt"):
         (out / name).write_text("old", encoding="utf-8")
     assert cli.main(command(world, out, "--steps=11", "--force")[len(MINPREFIX) :]) == 0
-    assert [step for step, _, _ in losses(out)] == list(range(1, 12))
+    assert [line["step"] for line in log(out)] == list(range(1, 12))
     assert numbers(out)["step"] == 11
     assert not (out / "samples.md").exists()
     assert (out / "notes.txt").read_text(encoding="utf-8") == "old"

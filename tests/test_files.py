@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -421,6 +422,31 @@ class Refusal:
 
 
 @posix
+def test_a_save_refused_right_after_its_decision_and_killed_while_it_is_forgotten_leaves_the_old(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    waiting = folder / files.SAVING
+    saves.start(folder, saves.OLD)
+
+    def cut_short(path, ignore_errors):
+        (path / "config").unlink()
+        raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", cut_short)
+    refuse = Refusal(OSError(errno.EIO, "Input/output error"))
+    with (
+        contextlib.suppress(SystemExit),
+        struck(0, "before", refuse, lambda *call: call == ("fsync", str(waiting))),
+    ):
+        save(folder, saves.NEW)
+    assert not (waiting / "config").exists()
+    monkeypatch.undo()
+    files.finish_save(folder, saves.NAMES)
+    assert saves.content(folder) == saves.OLD | saves.OTHERS
+
+
+@posix
 @pytest.mark.parametrize(
     ("error", "on"),
     [
@@ -534,6 +560,15 @@ def test_one_who_reads_is_told_when_there_is_no_end_to_the_saving(tmp_path, monk
     saves.start(tmp_path, {})
     with pytest.raises(InputError, match=re.escape(IN_USE.format(tmp_path))):
         files.read_together(tmp_path, saves.NAMES, lambda: save(tmp_path, saves.NEW))
+
+
+def test_files_that_are_taking_their_places_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    cut_short(tmp_path / "run", decided=True)
+    # it was decided right after the reader had looked for a save to finish
+    monkeypatch.setattr(files, "finish_save", lambda folder, names: None)
+    with pytest.raises(InputError, match="another process is writing"):
+        files.read_together(tmp_path / "run", saves.NAMES, lambda: "files of two saves")
 
 
 def test_what_is_wrong_with_the_files_is_said_to_the_one_who_reads(tmp_path):
