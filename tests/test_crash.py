@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from minprefix import Prefix, cli
+from tests.reliability import calls
 from tests.reliability.runs import (
     MINPREFIX,
     STATE,
@@ -102,6 +103,16 @@ def test_a_kill_at_every_point_of_saving_loses_nothing_and_leaves_nothing(world,
     assert_same_end(out, whole)  # which lists the folder: no half-written file is left in it
 
 
+def test_each_line_of_the_log_reaches_the_disk_before_a_state_that_counts_it(world, tmp_path):
+    out = tmp_path / "run"
+    of_run = lambda call, path: calls.part(path) in (STATE, "log.jsonl")  # noqa: E731
+    with calls.struck(-1, of=of_run) as seen:
+        assert cli.main(command(world, out, "--steps=22")[len(MINPREFIX) :]) == 0
+    order = [call for call in seen if call in ("fsync log.jsonl", f"replace {STATE}")]
+    # the first state is of no step; then every 4 of 22, and the last
+    assert order == [f"replace {STATE}", *["fsync log.jsonl", f"replace {STATE}"] * 6]
+
+
 # ---- two processes, one folder ----
 
 
@@ -138,10 +149,11 @@ import sys
 import numpy as np
 from minprefix import InputError, Prefix
 n, me = 0, int(sys.argv[2])
-while n < 40:
+while n < 20:
     n += 1
     # slots and files differ from save to save
-    prefix = Prefix(np.full((2, 2, 2, 1 + n % 3, 8), me + n), [1] if n % 2 else None)
+    kv = np.full((2, 2, 2, 1 + n % 3, 8), float(me + n))
+    prefix = Prefix(kv, position_offset=0 if n % 2 else None)
     try:
         prefix.save(sys.argv[1])
     except InputError as error:
@@ -160,7 +172,7 @@ def test_while_two_processes_save_prefixes_into_a_folder_each_one_loaded_is_whol
         assert len(set(prefix.kv.flat)) == 1
         n = int(prefix.kv.flat[0])
         assert n == 0 or prefix.length == 1 + n % 100 % 3
-        assert n == 0 or prefix.subset == n % 2
+        assert n == 0 or (prefix.position_offset == 0) == n % 2
         seen.add(n)
     assert [p.returncode for p in both] == [0, 0]
     assert len(seen) > 2

@@ -615,6 +615,22 @@ def test_force_forgets_a_save_that_was_cut_short(tmp_path):
     assert saves.content(tmp_path / "run") == saves.OTHERS
 
 
+def test_a_kill_while_force_forgets_a_save_makes_no_mixture_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    cut_short(folder, decided=True)
+
+    def killed(path, ignore_errors=False):
+        (path / "config").unlink()
+        raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with contextlib.suppress(SystemExit):
+        files.new_folder(folder, [files.SAVING, *saves.NAMES], force=True)
+    monkeypatch.undo()
+    files.finish_save(folder, saves.NAMES)
+    assert saves.content(folder) == saves.OLD | saves.OTHERS
+
+
 SAVE_IN_A_LOOP = """
 import sys
 from pathlib import Path

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def kill_runs(world: Path, kind: str, kills: int, rng: np.random.Generator) -> C
                 reader.process.communicate()
                 reader = Reader(out, whole)
                 count["readers killed"] += 1
-            print(f"\r{kind}: {done} of {kills} kills", end="", file=sys.stderr)
+        print(f"{kind}: {done} of {kills} kills", file=sys.stderr)
         if not ended:
             finish_well(command(world, out, resume(out), kind=kind))
         if reader:
@@ -123,7 +124,6 @@ def kill_runs(world: Path, kind: str, kills: int, rng: np.random.Generator) -> C
         except (AssertionError, OSError) as error:
             raise Lost(f"{kind}: the end in {out} differs from {whole}: {error}") from error
         count["ends"] += 1
-    print(file=sys.stderr)
     return count
 
 
@@ -237,14 +237,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    rng, counts = np.random.default_rng(args.seed), {}
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     try:
         world = make_world(folder)
         (world / "whole").mkdir()
-        for i, kind in enumerate(KINDS):
-            share = args.kills // len(KINDS) + (i < args.kills % len(KINDS))
-            counts[kind] = kill_runs(world, kind, share, rng)
+        shares = {
+            kind: args.kills // len(KINDS) + (i < args.kills % len(KINDS))
+            for i, kind in enumerate(KINDS)
+        }
+        with ThreadPoolExecutor(2) as pool:
+            work = {
+                kind: pool.submit(
+                    kill_runs, world, kind, share, np.random.default_rng([args.seed, i])
+                )
+                for i, (kind, share) in enumerate(shares.items())
+            }
+        counts = {kind: future.result() for kind, future in work.items()}
         saves = kill_saves()
     except Lost as lost:
         print(f"\nLOST: {lost}")

@@ -160,8 +160,7 @@ def fill(disk: Disk, kind: str, folder: Path, world: Path, whole: Path) -> Count
             raise Lost(f"a run on {disk.name} of {level} {kind}: {error}") from error
         finally:
             place.remove()
-        print(f"\r{kind}: {level}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        print(f"{level} {kind}", file=sys.stderr)
     return count
 
 
