@@ -1,6 +1,7 @@
 """Requests for many prefixes at once: a JSONL file, each line with a prompt and the name of a
 prefix."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
