@@ -262,7 +262,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         held = files.map_tensors(path, "the model")[0]
         for name in set(held) & set(tensors):
             raise InputError(
-                f"{folder}: tensor {files.shown(name)} is there twice, in {shard} and before it"
+                f"{folder}: tensor {files.shown(name)} is there twice, in {shard!r} and before it"
             )
         tensors |= held
     lost = sorted(set(shard_of) - set(tensors))

@@ -357,9 +357,10 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What a library said, on one line; it may quote the file at any length."""
+    """What a library said, on one line; it may quote the file, at any length."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def inside(folder: Path, name: str, what: str) -> Path:
@@ -368,16 +369,17 @@ def inside(folder: Path, name: str, what: str) -> Path:
     `folder` may be a link. A file in it may be one only to a regular file within the folder, or, as
     the hub's cache is laid out, from `<repo>/snapshots/<commit>` into `<repo>/blobs`. Raises
     InputError for any other link, for a folder, a pipe or a device, and for a `name` that is a
-    path.
+    path or cannot be printed.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+    plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\")
+    if not plain or name in ("", ".", ".."):
         raise InputError(f"{shown(name)} is no name of a file: expected {what} within {folder}")
     path = folder / name
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return path
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _unreadable(path, what, error) from error
     if path.is_symlink():
         target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
@@ -409,31 +411,41 @@ def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     return InputError(f"cannot read {what} {path}{link}: {getattr(error, 'strerror', 0) or error}")
 
 
-def read_text(path: Path, what: str, largest: int | None = None) -> str:
-    """Raises InputError if `path` is missing, no regular file, unreadable, above `largest` bytes or
-    not UTF-8; `what` it should be is in the sentence. Line ends become \\n."""
+def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
+    """Raises InputError if `path` is missing, no regular file, unreadable or above `largest` bytes;
+    `what` it should be is in the sentence."""
     size = regular(path, what)
     if largest is not None and size > largest:
         raise InputError(
             f"{path} has {size:,} bytes: expected at most {largest:,} for {what}; it is damaged"
         )
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
+    except MemoryError as error:
+        raise _too_large(path, size) from error
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
+
+
+def _too_large(path: Path, size: int) -> InputError:
+    return InputError(
+        f"{path} has {size:,} bytes, for which there is no memory: split it, or take a larger "
+        "machine"
+    )
+
+
+def read_text(path: Path, what: str, largest: int | None = None) -> str:
+    """As `read_bytes`; raises InputError for what is not UTF-8, too. Line ends become \\n."""
+    data = read_bytes(path, what, largest)
+    try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark
-        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as "
             "UTF-8"
         ) from error
-    except MemoryError as error:
-        raise InputError(
-            f"{path} has {size:,} bytes, for which there is no memory: split it, or take a larger "
-            "machine"
-        ) from error
-    except OSError as error:
-        raise _unreadable(path, what, error) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, what: str, kind: type = dict) -> Any:
@@ -494,7 +506,7 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
     """
-    regular(path, what)
+    size = regular(path, what)
     try:
         # the library checks header, sizes and bounds; it has no view without a copy, so the map is
         # ours
@@ -511,6 +523,8 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
             f"{path} is not a whole safetensors file ({said(error)}): {what} is damaged, fetch or "
             "save it again"
         ) from error
+    except MemoryError as error:
+        raise _too_large(path, size) from error
 
 
 def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:

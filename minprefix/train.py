@@ -495,15 +495,19 @@ class Log:
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _lines(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
+        what = "the log of the run"
+        if not files.inside(self.path.parent, self.path.name, what).exists():
             return []
         lines = []
-        for text in self.path.read_bytes().splitlines():
+        for text in files.read_bytes(self.path, what).splitlines():
             try:
-                line = json.loads(text)
-                lines.append({"step": int(line["step"]), "loss": float(line["loss"]), **line})
-            except (ValueError, TypeError, KeyError):  # the half line of a run that was killed
-                break
+                line = json.loads(text.decode("utf-8"))
+                numbers = {k: float(line[k]) for k in ("loss", "valid_loss") if k in line}
+                if type(line["step"]) is not int or "loss" not in numbers:
+                    break
+                lines.append(line | numbers)
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                break  # the half line of a run that was killed
         return lines
 
     def __enter__(self) -> "Log":
