@@ -255,7 +255,12 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
-    for shard in sorted({_shard_name(index, shard) for shard in shard_of.values()}):
+    odd = [shard for shard in shard_of.values() if not isinstance(shard, str)]
+    if odd:
+        raise _no_shard(index, odd[0])
+    for shard in sorted(set(shard_of.values())):
+        if shard in ("", "..") or Path(shard).name != shard or len(shard) > 255:
+            raise _no_shard(index, shard)  # what leads out of the folder is not in it
         path = files.inside(folder, shard, "a shard of the model")
         if not path.exists():
             raise _no_shard(index, shard)
@@ -271,14 +276,6 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             f"{index} names tensor {files.shown(lost[0])}, but {shard_of[lost[0]]} does not hold it"
         )
     return tensors
-
-
-def _shard_name(index: Path, shard: Any) -> str:
-    """Raises InputError for what leads out of the folder, and for what no file is called."""
-    plain = isinstance(shard, str) and shard not in ("", "..") and Path(shard).name == shard
-    if not plain or len(shard) > 255:
-        raise _no_shard(index, shard)
-    return shard
 
 
 def _no_shard(index: Path, shard: Any) -> InputError:
@@ -306,7 +303,10 @@ def save_model(model: GPT2, directory: str | Path) -> None:
 
 
 #: bytes: a tokenizer has to read and write these, or it would fail in the middle of the work
-PROBE = bytes(range(32, 127)).decode() + "\t\n  aaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
+PROBE = (
+    bytes(range(32, 127)).decode()
+    + "\t\n  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
+)
 
 
 def read_tokenizer(folder: Path) -> "Tokenizer | None":

@@ -356,8 +356,8 @@ def listed(names: Iterable[Any]) -> str:
     return (", ".join(map(shown, names[:8])) or "none") + more
 
 
-def said(error: BaseException) -> str:
-    """What a library said, on one line; it may quote the file, at any length."""
+def said(error: BaseException | str) -> str:
+    """What a library or a file said, on one line that can be printed and ends."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -492,11 +492,11 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for key, held in pairs:
-        if key in value:
-            raise ValueError(f"key {shown(key)} is there twice")
-        value[key] = held
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(twice)} is there twice")
     return value
 
 

@@ -600,7 +600,7 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
         optional = key.startswith("best") and key in state
         number = type(value) is int and 0 <= value < 2**63
         if key == "best_loss":
-            number = isinstance(value, int | float) and math.isfinite(value)
+            number = number or (type(value) is float and math.isfinite(value))
         if not number and not (optional and value is None):
             raise InputError(
                 f"{path} is not the state of a run: its {key} is {files.shown(value)}; it is "
@@ -683,4 +683,5 @@ def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
     if saved == now or name in _PLACES:
         return None
     what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
-    return f"{what.replace('.', ' ')} was {files.shown(saved)} and is now {files.shown(now)}"
+    what = files.said(what.replace(".", " "))
+    return f"{what} was {files.shown(saved)} and is now {files.shown(now)}"

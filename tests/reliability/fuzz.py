@@ -369,8 +369,9 @@ class Worker:
                 start = time.monotonic()
                 line = self.line(self.limit)
                 if line is None:
-                    died = self.process.poll()
-                    what = f"no answer in {self.limit:g} s" if died is None else f"died ({died})"
+                    what = f"no answer in {self.limit:g} s"
+                    if time.monotonic() - start < self.limit:  # it closed its end
+                        what = f"died ({self.process.wait()})"
                     self.stop()
                     tail = (self.root / "stderr").read_text(errors="replace")[-600:]
                     said = {"ended": "raised", "grown": 0, "how": what, "findings": [what + tail]}

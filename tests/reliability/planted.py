@@ -49,7 +49,7 @@ def says(text: str) -> Any:
 
 
 def imports(path: Path) -> bytes:
-    import this  # noqa: F401
+    import tabnanny  # noqa: F401
 
     raise InputError("imported")
 
@@ -72,7 +72,7 @@ PLANTED = {
         planted("gives another", lambda path: b"another"),
         planted("follows links", follows),
         planted(
-            "opens outside", lambda path: Path("/etc/hostname").read_bytes() and path.read_bytes()
+            "opens outside", lambda path: Path("/etc/passwd").read_bytes() and path.read_bytes()
         ),
         planted("imports", imports),
         planted("evaluates", lambda path: eval("1 + 1")),
