@@ -157,9 +157,10 @@ def _stem(name: str) -> str:
 
 
 def _whole(path: Path) -> Path:
-    if path.is_symlink() or not path.is_file():
+    inside = files.inside(path.parent, path.name, "a file of the adapters library's directory")
+    if not inside.exists():
         raise InputError(f"{path} is no file: copy the adapters library's directory whole")
-    return path
+    return inside
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -208,15 +208,47 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from minprefix import files
     from minprefix.artifact import FILES, load_prefix, read_about
+    from minprefix.prefixes import adapters
     from minprefix.prefixes.export import to_peft
 
     prefix, about = load_prefix(args.path), read_about(args.path)
-    base = args.base or (about["base"]["name"] if about else None)
+    base = about["base"] if about else {}
+    if args.base is not None and args.to != "peft":
+        raise InputError("--base is for PEFT: the adapters library does not ask for a name")
+    here = [name for name in (*FILES, adapters.TENSORS) if (args.out / name).exists()]
+    if here and not args.force:
+        raise InputError(
+            f"{args.out} already holds a prefix ({', '.join(here)}): choose another --out, or "
+            "replace it with --force"
+        )
+    if args.to == "peft":
+        to_peft(prefix, args.out, args.base or base.get("name"))
+        print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+    else:
+        adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
+        print(f"written to {args.out}, to be used as in\n  {adapters.USE}")
+    return 0
+
+
+def bring(args: argparse.Namespace) -> int:
+    from minprefix import files
+    from minprefix.artifact import ABOUT, FILES, load_prefix, save_prefix
+    from minprefix.model import GPT2
+    from minprefix.prefixes import adapters
+
+    model = GPT2.load(args.model, revision=args.revision)
+    if adapters.is_adapters(args.path):
+        prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
+    elif (args.path / ABOUT).exists():
+        raise InputError(f"{args.path} was saved by minprefix: it needs no import")
+    else:
+        prefix, library = load_prefix(args.path), "PEFT"
+    prefix.check(model.config, model.name)
     files.new_folder(args.out, FILES, args.force, resume=False)
-    to_peft(prefix, args.out, base)
-    print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+    training = {"command": "import", "library": library, "of": [{"folder": str(args.path)}]}
+    save_prefix(prefix, args.out, model, training)
+    print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
     return 0
 
 
@@ -475,10 +507,20 @@ def add_commands(
         "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out for-peft",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
-    p.add_argument("--to", choices=("peft",), required=True, help="the library")
+    p.add_argument("--to", choices=("peft", "adapters"), required=True, help="the library")
     p.add_argument(
         "--base", metavar="NAME", help="what the model is called there (default: as here)"
     )
+    _out_options(p)
+
+    p = command(
+        "import",
+        bring,
+        "take in a prefix that PEFT or the adapters library wrote, and record its base",
+        "minprefix import from-peft --model gpt2 --out runs/taken",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="what that library saved")
+    model_options(p)
     _out_options(p)
 
     p = command(

@@ -10,7 +10,7 @@ from minprefix.prefix import Prefix, flatten
 
 
 def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
-    """Write PEFT's two files, and nothing else; `base`: the name or folder under which PEFT's user
+    """Write PEFT's two files, in place of a prefix that is there; `base`: the name or folder under which PEFT's user
     finds the model. An MLP is folded. Raises InputError for what PEFT cannot express."""
     reason = artifact.why_not_peft(prefix)
     if reason:
@@ -23,4 +23,4 @@ def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
         artifact.PEFT_TENSOR: files.tensor_bytes(tensor, {"format": "pt"}),
         artifact.PEFT_CONFIG: files.json_bytes(artifact.peft_config(prefix, base)),
     }
-    files.write_together(Path(directory), contents, (artifact.PEFT_TENSOR, artifact.PEFT_CONFIG))
+    files.write_together(Path(directory), contents, artifact.FILES)
