@@ -10,8 +10,9 @@ from minprefix.prefix import Prefix, flatten
 
 
 def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
-    """Write PEFT's two files, in place of a prefix that is there; `base`: the name or folder under which PEFT's user
-    finds the model. An MLP is folded. Raises InputError for what PEFT cannot express."""
+    """Write PEFT's two files, in place of a prefix that is there; `base`: the name or folder under
+    which PEFT's user finds the model. An MLP is folded. Raises InputError for what PEFT cannot
+    express."""
     reason = artifact.why_not_peft(prefix)
     if reason:
         raise InputError(
