@@ -22,7 +22,7 @@ from minprefix.generate import Decoding, generate_ids
 from minprefix.optim import AdamW
 from minprefix.prefix import MLPPrefix, flatten
 from minprefix.train import Settings, train
-from tests.conftest import hf_logits, random_model, to_hf
+from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
 PEFT_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 HIDDEN = 7
@@ -193,9 +193,9 @@ def assert_the_same_prefix(model: GPT2, prefix: Prefix, theirs: PeftModel, shape
     seqs = sequences(shape)
     ours, want = model.logits(Batch.pack(seqs), prefix), their_logits(theirs, seqs)
     assert ours.dtype == want.dtype == np.float32
-    assert np.abs(ours - want).max() < 1e-5
+    assert relative_error(ours, want) < 1e-5
     bare = model.logits(Batch.pack(seqs))
-    assert np.abs(bare - want).max() > 1e-2  # the prefix matters
+    assert relative_error(bare, want) > 1e-2  # the prefix matters
     written = generate_ids(model, seqs, prefix, decoding=Decoding(8))
     assert written == [their_greedy(theirs, ids, 8, model.config.eos_token_id) for ids in seqs]
 
@@ -255,7 +255,7 @@ def test_a_text_prefix_in_peft_is_prompting_transformers_with_the_text(tmp_path,
     for ids in sequences(shape):
         with torch.no_grad():
             prompted = hf_logits(hf(shape), np.array(start + ids))[len(start) :].numpy()
-        assert np.abs(their_logits(theirs, [ids]) - prompted).max() < 1e-5
+        assert relative_error(their_logits(theirs, [ids]), prompted) < 1e-5
 
 
 @pytest.mark.parametrize("through_mlp", [False, True], ids=["flat", "mlp"])
