@@ -150,6 +150,10 @@ class Template:
     text: str = "{source}\n{target}"
 
     def __post_init__(self) -> None:
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:  # from a shell, or escaped in JSON
+            raise InputError(f"template {self.text!a} is not UTF-8: type it as UTF-8") from error
         unknown = set(re.findall(r"\{\w+\}", self.text)) - {"{source}", "{target}"}
         if unknown:
             raise InputError(
