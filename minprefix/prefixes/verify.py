@@ -1,12 +1,14 @@
 """Is a saved prefix still what it says it is? Its fingerprints, and its recorded evaluation, once
 more."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minprefix import artifact
+from minprefix import artifact, files
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss, predict
@@ -40,10 +42,15 @@ def evaluation(
     """What is recorded with a prefix, to be computed again: its loss on the first pairs of the file
     `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
     encoded = encoded[:EXAMPLES]
-    sources = list(dict.fromkeys(pair.source for pair in pairs))[:SAMPLES]
     room = model.config.n_positions - prefix.position_offset
-    longest = max(len(model.encode(template.prompt(source))) for source in sources)
-    decoding = Decoding(max_new_tokens=max(1, min(40, room - longest + 1)))
+    lengths = (
+        (source, len(model.encode(template.prompt(source))))
+        for source in dict.fromkeys(pair.source for pair in pairs)
+    )  # a pair that was left out for its length may have a source without room
+    fitting = dict(islice((pair for pair in lengths if pair[1] <= room), SAMPLES))
+    sources = list(fitting)
+    longest = max(fitting.values(), default=room)
+    decoding = Decoding(max_new_tokens=min(40, room - longest + 1))
     written = predict(model, prefix, sources, template, decoding, backend)
     return {
         "of": of,
@@ -69,10 +76,17 @@ def verify(
     Its files, the model's and tokenizer's fingerprints, those of its data, then its loss and its
     samples once more. `model`: by default the one of the recorded name; `data` and `valid`: by
     default the files at the recorded places. What is not to be had is not checked, which is said.
-    Raises InputError for a folder that holds no prefix with a record, or a damaged one.
+    Nothing more is checked of files that are not those that were saved. Raises InputError for a
+    folder that holds no prefix with a record, and for a record that cannot be read.
     """
     folder = Path(folder)
-    prefix, about = artifact.load_prefix(folder), artifact.read_about(folder)
+    if folder.is_dir():
+        files.finish_save(folder, artifact.FILES)
+    about = artifact.read_about(folder)
+    found = [] if about is None else [_files(folder, about["files"])]
+    if found and not found[0].right:
+        return found
+    prefix = artifact.load_prefix(folder)
     if about is None:
         raise InputError(
             f"{str(folder)!r} has no {artifact.ABOUT}: PEFT wrote it, and there is nothing to "
@@ -80,15 +94,20 @@ def verify(
         )
     if about["prefix"]["kind"] == "mlp":
         artifact.load_mlp(folder)
-    names = ", ".join(sorted(about["files"]))
-    found = [Finding("files", True, f"{names}: as they were saved")]
-    training = about["training"] or {}
-    model, said = _base(about["base"]["name"], training, model)
-    found += [said] if model is None else _fingerprints(about["base"], model)
+    training, reason = about["training"] or {}, ""
+    if model is None:
+        model, reason = _base(about["base"]["name"], training)
+    found += (
+        [Finding("base", None, reason)] if model is None else _fingerprints(about["base"], model)
+    )
     pairs: dict[str, list[Pair]] = {}
     for of, place in (("data", data), ("valid", valid)):
         if training.get(f"{of}_sha256"):
             found.append(_data(of, training, place, pairs))
+        elif place is not None:
+            raise InputError(
+                f"--{of} {place}: the prefix records no fingerprint of its {of}: leave it out"
+            )
     if about["evaluation"] is None:
         found.append(Finding("evaluation", True, "none was recorded"))
     elif model is None or not all(f.right for f in found if f.what in ("base", "tokenizer")):
@@ -98,16 +117,26 @@ def verify(
     return found
 
 
-def _base(
-    name: str | None, training: dict[str, Any], model: GPT2 | None
-) -> tuple[GPT2 | None, Finding]:
-    if model is not None or name is None:
-        return model, Finding("base", None, "no model was recorded: give --model")
+def _files(folder: Path, recorded: dict[str, str]) -> Finding:
+    for name, was in recorded.items():
+        if name not in artifact.FILES or not (folder / name).is_file():
+            return Finding("files", False, f"{name} was saved, and is not here")
+        now = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if now != was:
+            text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."
+            return Finding("files", False, text)
+    return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
+
+
+def _base(name: str | None, training: dict[str, Any]) -> tuple[GPT2 | None, str]:
+    """The recorded model, or why it is not to be had."""
+    if name is None:
+        return None, "no model was recorded: give --model"
     revision = (training.get("options") or {}).get("revision")
     try:
-        return GPT2.load(name, revision=revision), Finding("base", True, "")
+        return GPT2.load(name, revision=revision), ""
     except InputError as error:
-        return None, Finding("base", None, f"{error} (or give --model)")
+        return None, f"{error} (or give --model)"
 
 
 def _fingerprints(recorded: dict[str, Any], model: GPT2) -> list[Finding]:
