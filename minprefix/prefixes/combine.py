@@ -34,8 +34,6 @@ def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
     position rules.
     """
     _check_fit(prefixes, "concatenate", lengths=False)
-    _warn("concatenating prefixes")
-    kv = np.concatenate([p.to("numpy").kv for p in prefixes], axis=3)
     usual = all(p.position_offset == p.length for p in prefixes)
     offsets = {p.position_offset for p in prefixes}
     if not usual and len(offsets) > 1:
@@ -43,6 +41,8 @@ def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
             f"cannot concatenate prefixes whose tokens start at positions {sorted(offsets)}: "
             "expected one position for all, or that each starts its tokens after its own slots"
         )
+    _warn("concatenating prefixes")
+    kv = np.concatenate([p.to("numpy").kv for p in prefixes], axis=3)
     return Prefix(kv, _layers(prefixes[0]), None if usual else offsets.pop())
 
 
@@ -59,7 +59,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
     _warn("averaging prefixes")
     dtype = prefixes[0].kv.dtype
     mean = sum(
-        w / total * p.to("numpy").kv.astype(np.float64)
+        w / total * p.to("numpy").kv.astype(np.result_type(p.kv.dtype, np.float64))
         for w, p in zip(given, prefixes, strict=True)
     )
     first = prefixes[0]
