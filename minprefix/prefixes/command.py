@@ -128,11 +128,17 @@ def _say(name: str, value: Any, indent: int = 0) -> None:
         for key, part in value.items():
             _say(key, part, indent + 2)
         return
-    text = repr(value) if isinstance(value, str) and indent else str(value)
+    text = repr(value) if isinstance(value, str) and indent else _plain(str(value))
     lines = textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False) or [""]
-    print(f"{' ' * indent + name:<12} {lines[0]}")
+    print(f"{' ' * indent + _plain(name):<12} {lines[0]}")
     for line in lines[1:]:
         print(f"{'':<12} {line}")
+
+
+def _plain(text: str) -> str:
+    """A record may come from anyone: what would steer a terminal, or is half a character, is
+    spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 # ---- diff -------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ def diff(args: argparse.Namespace) -> int:
         found = differences(one, two)
         print("how they came to be" if found else "how they came to be: the same")
         for name, was, now in found:
-            print(f"  {name:<34} {_short(was)}  |  {_short(now)}")
+            print(f"  {_plain(name):<34} {_short(was)}  |  {_short(now)}")
     try:
         rows = distances(a, b)
     except InputError as error:
@@ -168,9 +174,14 @@ def diff(args: argparse.Namespace) -> int:
     print(f"  {'layer':<6}{'keys':>10}{'cosine':>9}{'values':>12}{'cosine':>9}")
     for k, v in zip(rows[::2], rows[1::2], strict=True):
         print(
-            f"  {k.layer:<6}{k.relative:>10.4f}{k.cosine:>9.4f}{v.relative:>12.4f}{v.cosine:>9.4f}"
+            f"  {k.layer:<6}{k.relative:>10.4f}{_cosine(k.cosine):>9}"
+            f"{v.relative:>12.4f}{_cosine(v.cosine):>9}"
         )
     return 0
+
+
+def _cosine(x: float) -> str:
+    return "-" if x != x else f"{x:.4f}"  # zeros have no direction
 
 
 def _short(value: Any) -> str:
@@ -191,7 +202,7 @@ def verify(args: argparse.Namespace) -> int:
     found = verify(args.path, model, args.data, args.valid)
     for what, right, text in found:
         mark = {True: "ok", False: "WRONG", None: "not checked"}[right]
-        print(f"{mark:<12} {what:<11} {text}")
+        print(f"{mark:<12} {what:<11} {_plain(text)}")
     wrong = sum(f.right is False for f in found)
     unchecked = sum(f.right is None for f in found)
     if wrong:
@@ -208,22 +219,23 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from minprefix.artifact import FILES, load_prefix, read_about
+    from minprefix.artifact import load_prefix, read_about
     from minprefix.prefixes import adapters
     from minprefix.prefixes.export import to_peft
 
+    _refuse_taken(args)
     prefix, about = load_prefix(args.path), read_about(args.path)
     base = about["base"] if about else {}
     if args.base is not None and args.to != "peft":
         raise InputError("--base is for PEFT: the adapters library does not ask for a name")
-    here = [name for name in (*FILES, adapters.TENSORS) if (args.out / name).exists()]
-    if here and not args.force:
+    if args.out.exists() and args.out.samefile(args.path):
         raise InputError(
-            f"{args.out} already holds a prefix ({', '.join(here)}): choose another --out, or "
-            "replace it with --force"
+            "--out is the prefix itself: the other library's files alone would take the place of "
+            "its record; choose another --out"
         )
     if args.to == "peft":
         to_peft(prefix, args.out, args.base or base.get("name"))
+        _remove_rest(args)
         print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
     else:
         adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
@@ -232,11 +244,11 @@ def export(args: argparse.Namespace) -> int:
 
 
 def bring(args: argparse.Namespace) -> int:
-    from minprefix import files
-    from minprefix.artifact import ABOUT, FILES, load_prefix, save_prefix
+    from minprefix.artifact import ABOUT, load_prefix, save_prefix
     from minprefix.model import GPT2
     from minprefix.prefixes import adapters
 
+    _refuse_taken(args)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
         prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
@@ -245,9 +257,9 @@ def bring(args: argparse.Namespace) -> int:
     else:
         prefix, library = load_prefix(args.path), "PEFT"
     prefix.check(model.config, model.name)
-    files.new_folder(args.out, FILES, args.force, resume=False)
     training = {"command": "import", "library": library, "of": [{"folder": str(args.path)}]}
     save_prefix(prefix, args.out, model, training)
+    _remove_rest(args)
     print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
     return 0
 
@@ -260,13 +272,14 @@ def combine(args: argparse.Namespace) -> int:
 
     if args.weights is not None and args.how != "average":
         raise InputError("--weights belong to --how average")
-    prefixes, record = _of(args.paths)
+    _refuse_taken(args)
+    prefixes, record, model = _of(args.paths, args)
     with _said():
         made = (
             concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
         )
     more = {} if args.weights is None else {"weights": args.weights}
-    _save_made(args, made, record, {"command": f"combine --how {args.how}", **more})
+    _save_made(args, made, record, {"command": f"combine --how {args.how}", **more}, model)
     return 0
 
 
@@ -274,12 +287,12 @@ def prune(args: argparse.Namespace) -> int:
     from minprefix.batch import Batch
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.evaluate import mean_loss
-    from minprefix.model import GPT2
     from minprefix.prefixes.combine import prune, slot_attention
 
-    model = GPT2.load(args.model, revision=args.revision)
-    prefixes, record = _of([args.path], model)
-    (prefix,) = prefixes
+    if args.limit < 1:
+        raise InputError(f"--limit is {args.limit}: expected at least 1")
+    _refuse_taken(args)
+    (prefix,), record, model = _of([args.path], args)
     template = Template((record[0]["training"] or {}).get("template", Template().text))
     pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
     room = model.config.n_positions - prefix.position_offset
@@ -298,33 +311,42 @@ def prune(args: argparse.Namespace) -> int:
     before, after = (mean_loss(model, p, encoded) for p in (prefix, made))
     print(f"loss of {prefix.length} slots {before:.4f}, of {made.length} {after:.4f}, of none "
           f"{mean_loss(model, None, encoded):.4f}")  # fmt: skip
-    more = {"keep": args.keep, "data_sha256": fingerprint(args.data), "loss": [before, after]}
+    columns = {"source_column": args.source_column, "target_column": args.target_column}
+    more = {
+        "keep": args.keep,
+        "loss": [before, after],
+        "data_sha256": fingerprint(args.data),
+        "options": {"data": str(args.data), **columns},
+    }
     _save_made(args, made, record, {"command": "prune", **more}, model)
     return 0
 
 
 def _of(
-    paths: Sequence[Path], model: "GPT2 | None" = None
-) -> "tuple[list[Prefix], list[dict[str, Any]]]":
-    """Prefixes of one base, and their records. Raises InputError if they are of several."""
-    from minprefix.artifact import load_prefix, read_about
+    paths: Sequence[Path], args: argparse.Namespace
+) -> "tuple[list[Prefix], list[dict[str, Any]], GPT2]":
+    """Prefixes of one base, their records, and that base: --model, or the one that the first
+    records. Raises InputError for a prefix of another."""
+    from minprefix.artifact import load_prefix, read_about, tokenizer_fingerprint
+    from minprefix.model import GPT2
 
-    prefixes = [load_prefix(path, model) for path in paths]
-    records = [read_about(path) for path in paths]
-    for path, record in zip(paths, records, strict=True):
+    records = []
+    for path in paths:
+        load_prefix(path)  # a sentence for what is none, before a model is looked for
+        record = read_about(path)
         if record is None:
             raise InputError(
                 f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; load "
                 "it in Python and save it with its model first"
             )
-        a, b = records[0], record
-        if a is not None and a["base"]["sha256"] != b["base"]["sha256"]:
-            raise InputError(
-                f"{str(paths[0])!r} and {str(path)!r} were trained on different bases "
-                f"({a['base']['name']!r}, sha256 {str(a['base']['sha256'])[:12]}..., and "
-                f"{b['base']['name']!r}, sha256 {str(b['base']['sha256'])[:12]}...)"
-            )
-    return prefixes, [record for record in records if record is not None]
+        records.append(record)
+    name = args.model or records[0]["base"]["name"]
+    if name is None:
+        raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
+    model = GPT2.load(name, revision=args.revision)
+    fingerprints = (model.fingerprint(), tokenizer_fingerprint(model))
+    prefixes = [load_prefix(path, model, fingerprints=fingerprints) for path in paths]
+    return prefixes, records, model
 
 
 def _save_made(
@@ -332,15 +354,10 @@ def _save_made(
     made: "Prefix",
     records: list[dict[str, Any]],
     how: dict[str, Any],
-    model: "GPT2 | None" = None,
+    model: "GPT2",
 ) -> None:
-    from minprefix import files
-    from minprefix.artifact import FILES, save_prefix
-    from minprefix.model import GPT2
+    from minprefix.artifact import save_prefix
 
-    base = records[0]["base"]
-    if model is None:
-        model = GPT2.load(args.model or base["name"] or "", revision=args.revision)
     paths = getattr(args, "paths", None) or [args.path]
     templates = {(r["training"] or {}).get("template") for r in records}
     training = {
@@ -352,15 +369,33 @@ def _save_made(
     }
     if len(templates) == 1 and None not in templates:
         training["template"] = templates.pop()
-    if base["sha256"] is not None and base["sha256"] != model.fingerprint():
-        raise InputError(
-            f"{str(paths[0])!r} was trained on another base: on {base['name']!r} (sha256 "
-            f"{base['sha256'][:12]}...), and this is {model.name!r} (sha256 "
-            f"{model.fingerprint()[:12]}...); give --model"
-        )
-    files.new_folder(args.out, FILES, args.force, resume=False)
+    made.check(model.config, model.name)
     save_prefix(made, args.out, model, training)
+    _remove_rest(args)
     print(f"{made}\nwritten to {args.out}")
+
+
+def _refuse_taken(args: argparse.Namespace) -> None:
+    """Before any work: raises InputError if --out holds a run or a prefix, unless --force."""
+    from minprefix.train import RUN_FILES
+
+    found = [name for name in RUN_FILES if (args.out / name).exists()]
+    if found and not args.force:
+        raise InputError(
+            f"{args.out} already holds a run ({', '.join(found)}): choose another --out, or "
+            "replace it with --force"
+        )
+
+
+def _remove_rest(args: argparse.Namespace) -> None:
+    """The new prefix has taken the place of the old one; what else the run there left, its log and
+    its scores, is of the old one."""
+    from minprefix import files
+    from minprefix.artifact import FILES
+    from minprefix.train import RUN_FILES
+
+    if args.force:
+        files.new_folder(args.out, [name for name in RUN_FILES if name not in FILES], force=True)
 
 
 @contextmanager

@@ -10,16 +10,16 @@ from minprefix.prefix import Prefix, flatten
 
 
 def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
-    """Write PEFT's two files, in place of a prefix that is there; `base`: the name or folder under
-    which PEFT's user finds the model. An MLP is folded. Raises InputError for what PEFT cannot
-    express."""
+    """Write PEFT's two files, in place of whatever prefix is there; `base`: the name or folder
+    under which PEFT's user finds the model. An MLP is folded. Raises InputError for what PEFT
+    cannot express, and leaves what is there."""
     reason = artifact.why_not_peft(prefix)
     if reason:
         raise InputError(
             f"PEFT cannot express this prefix: {reason}; train one for all layers and with the "
             "usual positions to export it"
         )
-    tensor = {"prompt_embeddings": flatten(prefix.kv).astype(np.float32)}
+    tensor = {"prompt_embeddings": flatten(prefix.to("numpy").kv).astype(np.float32)}
     contents = {
         artifact.PEFT_TENSOR: files.tensor_bytes(tensor, {"format": "pt"}),
         artifact.PEFT_CONFIG: files.json_bytes(artifact.peft_config(prefix, base)),
