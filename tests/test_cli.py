@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from minprefix import GPT2, Config, Prefix
 from minprefix.cli import main
 from minprefix.data.world import table_to_text
 from minprefix.ops import threads
+from minprefix.prefix import MLPPrefix
 from tests.conftest import random_model
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
@@ -294,6 +296,134 @@ def test_it_runs_as_a_process_with_status_2_and_no_traceback(tmp_path):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("minprefix: error: model folder './nowhere' does not exist")
+
+
+# ---- to start from a trained prefix ----
+
+
+def started_from(kind, model_dir, data, folder, ok):
+    """A trained prefix to start from, and what `train` needs for it."""
+    how = {
+        "flat": ["--prefix-length", 3],
+        "mlp": ["--prefix-length", 3, "--mlp-hidden", 4],
+        "odd": ["--prefix-length", 3, "--layers", "1", "--position-offset", "0"],
+    }[kind]
+    ok(*train(model_dir, data, folder, *how))
+    more = ["--mlp-hidden", 4] if kind == "mlp" else []
+    return ["--init", "prefix", "--init-prefix", folder, *more]
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp", "odd"])
+def test_training_starts_from_the_very_numbers_of_a_trained_prefix(
+    ok, model_dir, data, tmp_path, monkeypatch, kind
+):
+    import minprefix.train
+
+    start = started_from(kind, model_dir, data, tmp_path / "first", ok)
+    seen = {}
+    real = minprefix.train.train
+
+    def look(model, prefix, *rest):
+        seen["prefix"] = type(prefix)
+        seen.update({name: a.copy() for name, a in prefix.parameters.items()})
+        seen["where"] = (prefix.layers, prefix.subset, prefix.position_offset)
+        return real(model, prefix, *rest)
+
+    monkeypatch.setattr(minprefix.train, "train", look)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir()}
+    ok(*train(model_dir, data, tmp_path / "second", *start))
+    load = MLPPrefix.load if kind == "mlp" else Prefix.load
+    first, second = load(tmp_path / "first"), load(tmp_path / "second")
+    assert seen["prefix"] is type(first)
+    assert seen["where"] == (first.layers, first.subset, first.position_offset)
+    for name, a in first.parameters.items():
+        np.testing.assert_array_equal(seen[name], a)
+    assert any((second.parameters[n] != a).any() for n, a in first.parameters.items())
+    assert {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir()} == before
+    about = json.loads((tmp_path / "second" / "minprefix.json").read_text())
+    assert about["training"]["init"]["init"] == "prefix"
+    assert about["training"]["init"]["init_prefix"] == str(tmp_path / "first")
+
+
+def test_a_flat_prefix_may_start_from_what_an_mlp_folds_to_or_what_peft_wrote(
+    ok, model_dir, data, tmp_path
+):
+    started_from("mlp", model_dir, data, tmp_path / "mlp", ok)
+    (tmp_path / "mlp" / "minprefix.json").unlink()
+    start = ["--init", "prefix", "--init-prefix", tmp_path / "mlp"]
+    ok(*train(model_dir, data, tmp_path / "flat", *start, "--lr", "1e-30"))
+    before, after = (Prefix.load(tmp_path / name).kv for name in ("mlp", "flat"))
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+def test_a_run_that_started_from_a_prefix_resumes_to_the_same_bytes(
+    ok, model_dir, data, tmp_path, monkeypatch, kind
+):
+    import minprefix.train
+
+    start = started_from(kind, model_dir, data, tmp_path / "first", ok)
+    ok(*train(model_dir, data, tmp_path / "whole", *start))
+    real, steps = minprefix.train._update, []
+
+    def stop_after_three(*args):
+        steps.append(1)
+        if len(steps) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(minprefix.train, "_update", stop_after_three)
+    argv = train(model_dir, data, tmp_path / "cut", *start)
+    assert main([str(a) for a in argv]) == 130
+    assert not (tmp_path / "cut" / "minprefix.json").exists()
+    ok("train", "--out", tmp_path / "cut", "--resume")
+    names = ["adapter_model.safetensors"] + ["mlp.safetensors"] * (kind == "mlp")
+    for name in names:
+        whole, cut = ((tmp_path / run / name).read_bytes() for run in ("whole", "cut"))
+        assert whole == cut
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--prefix-length", 5], "--prefix-length is 5, the prefix in "),
+        (["--layers", "0"], "--layers is [0], the prefix in "),
+        (["--position-offset", 0], "--position-offset is 0, the prefix in "),
+        (["--mlp-hidden", 4], "holds no MLP: the prefix is flat, or PEFT wrote it without"),
+        (["--init-std", 1], "--init-std belongs to --init normal, and --init is prefix"),
+        (["--init-text", "a"], "--init-text belongs to --init text, and --init is prefix"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_contradicts_the_prefix_to_start_from_is_refused(
+    ok, refused, model_dir, data, tmp_path, more, sentence
+):
+    start = started_from("flat", model_dir, data, tmp_path / "first", ok)
+    assert sentence in refused(*train(model_dir, data, tmp_path / "out", *start, *more))
+    assert not (tmp_path / "out").exists()
+    same = ["--prefix-length", 3, "--position-offset", 3]
+    ok(*train(model_dir, data, tmp_path / "out", *start, *same))
+
+
+def test_a_start_that_is_missing_of_another_base_or_of_another_width_is_refused(
+    ok, refused, model_dir, data, tmp_path
+):
+    def said(*options):
+        return refused(*train(model_dir, data, tmp_path / "out", *options))
+
+    assert "--init prefix needs --init-prefix: the folder of" in said("--init", "prefix")
+    assert "belongs to --init prefix, and --init is normal" in said("--init-prefix", "x")
+    assert "'gone' does not exist" in said("--init", "prefix", "--init-prefix", "gone")
+    model = GPT2.load(model_dir)
+    other = random_model(model.config, seed=9, dtype="float32")
+    Prefix.normal(model.config, 3).save(tmp_path / "p", other)
+    sentence = said("--init", "prefix", "--init-prefix", tmp_path / "p")
+    assert "was trained on another base" in sentence
+    assert other.fingerprint()[:12] in sentence
+    assert model.fingerprint()[:12] in sentence
+    start = started_from("mlp", model_dir, data, tmp_path / "mlp", ok)
+    assert "--mlp-hidden is 5, the prefix in" in said(*start[:-1], 5)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- bad input: the model ----
