@@ -186,8 +186,6 @@ def train(
             raise InputError(
                 f"{out} already holds a run: resume it, remove it, or choose another folder"
             )
-        for name in RUN_FILES:  # of a run that was killed while saving
-            files.temporary(out / name).unlink(missing_ok=True)
         record = _record(model, prefix, examples, settings, valid, about)
         return _train(model, prefix, examples, settings, out, valid, record, resume, progress)
 

@@ -124,9 +124,8 @@ def test_a_folder_in_which_a_run_is_under_way_is_refused_and_untouched(
     world, whole, tmp_path, capsys
 ):
     out = tmp_path / "run"
-    with subprocess.Popen(
-        command(world, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as first:
+    first = subprocess.Popen(command(world, out), stdout=subprocess.DEVNULL)
+    try:
         wait_for(lambda: size(out / "log.jsonl") > 3000, first)
         first.send_signal(signal.SIGSTOP)  # so that all that changes is the second one's doing
         before = content(out)
@@ -139,8 +138,9 @@ def test_a_folder_in_which_a_run_is_under_way_is_refused_and_untouched(
             ]
             assert content(out) == before
         first.send_signal(signal.SIGCONT)
-        assert first.communicate(timeout=120)[1] is not None
-    assert first.returncode == 0
+        assert first.wait(timeout=120) == 0
+    finally:
+        first.kill()
     assert_same_end(out, whole)
 
 

@@ -615,6 +615,19 @@ def test_force_forgets_a_save_that_was_cut_short(tmp_path):
     assert saves.content(tmp_path / "run") == saves.OTHERS
 
 
+def test_a_save_over_one_that_was_cut_short_completes_that_first(tmp_path):
+    folder = tmp_path / "run"
+    cut_short(folder, decided=True)
+    refuse = Refusal(OSError(errno.ENOSPC, "No space left on device"))
+    first = "open", str(folder / files.SAVING / "config")
+    with (
+        struck(0, "before", refuse, lambda *call: call == first),
+        pytest.raises(InputError, match="No space left on device"),
+    ):
+        save(folder, saves.OLD)
+    assert saves.content(folder) == saves.NEW | saves.OTHERS
+
+
 def test_a_kill_while_force_forgets_a_save_makes_no_mixture_of_it(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     cut_short(folder, decided=True)

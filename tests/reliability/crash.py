@@ -203,7 +203,7 @@ def report(kinds: dict[str, Counter[str]], saves: Counter[str]) -> str:
     n_kills = sum(kills.values())
     rows = ["| killed while | kills |", "|---|---:|"]
     rows += [f"| {moment} | {n} |" for moment, n in sorted(kills.items(), key=lambda kv: -kv[1])]
-    return "\n".join(
+    return page.wrap(
         [
             f"{n_kills} kills in {total['runs']} runs of {len(kinds)} kinds ({'; '.join(kinds)}), "
             f"of {STEPS} steps each, with a state saved every 4.",
@@ -211,8 +211,7 @@ def report(kinds: dict[str, Counter[str]], saves: Counter[str]) -> str:
             *rows,
             "",
             f"- After {total['whole states']} kills the state was whole and no older than before; "
-            f"{total['no state yet']} kills came before there was one. The others: "
-            f"{n_kills - total['whole states'] - total['no state yet']}.",
+            f"the other {total['no state yet']} came before there was one.",
             f"- After {total['whole prefixes']} kills a prefix was there, whole; after "
             f"{total['no prefix yet']} none yet; half a prefix after none.",
             f"- {total['ends']} of {total['runs']} runs ended with every file byte-equal to the "

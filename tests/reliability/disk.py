@@ -141,8 +141,6 @@ def fill(disk: Disk, kind: str, folder: Path, world: Path, whole: Path) -> Count
             count["levels"] += 1
             if done.returncode == 0:
                 count["with room for all"] += 1
-                if kind == "bytes" and count["with room for all"] > 2:
-                    break
             else:
                 sentence = one_sentence(done)
                 hit = re.search(r"cannot (?:write|make folder) (\S+?):", sentence)
@@ -161,6 +159,8 @@ def fill(disk: Disk, kind: str, folder: Path, world: Path, whole: Path) -> Count
         finally:
             place.remove()
         print(f"{level} {kind}", file=sys.stderr)
+        if count["with room for all"] == 3:  # larger ones say nothing new
+            break
     return count
 
 
@@ -233,7 +233,7 @@ def report(disk: Disk, runs: dict[str, Counter[str]], saves: dict[str, Counter[s
             f"{c['old']} the disk was full and the old one stayed whole, at {c['new']} the new one "
             "was saved; a mixture or less than one at none."
         )
-    return "\n".join(lines)
+    return page.wrap(lines)
 
 
 def main() -> int:

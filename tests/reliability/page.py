@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import re
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,17 @@ def machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "safetensors"))
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return f"Python {platform.python_version()}, {packages}; {system}"
+
+
+def wrap(lines: list[str]) -> str:
+    """Paragraphs and list items as lines of the page's width; rows of a table stay."""
+    return "\n".join(
+        line
+        if line.startswith("|")
+        else textwrap.fill(line, 115, subsequent_indent=indent, break_on_hyphens=False)
+        for line in lines
+        for indent in ("  " if line.startswith("- ") else "",)
+    )
 
 
 def write(section: str, text: str) -> None:
