@@ -175,6 +175,12 @@ def load_prefix(
     `fingerprints`: the model's, and its tokenizer's, from someone who has them already.
     """
     folder = _folder(directory)
+    prefix, about = files.read_together(folder, FILES, lambda: _read_prefix(folder, dtype))
+    _check_base(folder, about, prefix, model, fingerprints)
+    return prefix
+
+
+def _read_prefix(folder: Path, dtype: str) -> tuple[Prefix, dict[str, Any] | None]:
     about = read_about(folder)
     if _file(folder, PEFT_TENSOR).exists():
         prefix = _read_peft(folder, dtype)
@@ -187,7 +193,7 @@ def load_prefix(
                 "numbers; the prefix is damaged"
             )
         own = about["prefix"]
-        prefix = Prefix(tensors["kv"].astype(dtype), own["layers"], own["position_offset"])
+        prefix = Prefix(_as(tensors["kv"], dtype), own["layers"], own["position_offset"])
     else:
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
@@ -199,8 +205,12 @@ def load_prefix(
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
     if about is not None:
         _check_files(folder, about, TENSORS)
-    _check_base(folder, about, prefix, model, fingerprints)
-    return prefix
+    return prefix, about
+
+
+def _as(a: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as that
+        return a.astype(dtype)
 
 
 def _folder(directory: str | Path) -> Path:
@@ -209,7 +219,6 @@ def _folder(directory: str | Path) -> Path:
         raise InputError(
             f"prefix folder {str(folder)!r} does not exist: expected one that was saved"
         )
-    files.finish_save(folder, FILES)
     return folder
 
 
@@ -248,6 +257,12 @@ def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "flo
     """The MLP that was kept beside a folded prefix, to train on. Raises InputError where there is
     none."""
     folder = _folder(directory)
+    mlp, about = files.read_together(folder, FILES, lambda: _read_mlp(folder, dtype))
+    _check_base(folder, about, mlp, model)
+    return mlp
+
+
+def _read_mlp(folder: Path, dtype: str) -> tuple[MLPPrefix, dict[str, Any]]:
     about = read_about(folder)
     if about is None or not _file(folder, MLP).exists():
         raise InputError(
@@ -268,18 +283,17 @@ def load_mlp(directory: str | Path, model: GPT2 | None = None, dtype: str = "flo
     found = {name: a.shape for name, a in tensors.items()}
     if found != expected or any(a.dtype.kind != "f" for a in tensors.values()):
         raise InputError(
-            f"{folder / MLP} holds {found}: expected {expected} of floating-point numbers, from "
-            f"{ABOUT}"
+            f"{folder / MLP} holds {files.listed(found.items())}: expected {expected} of "
+            f"floating-point numbers, from {ABOUT}"
         )
-    for name, a in tensors.items():
+    parameters = {name: _as(a, dtype) for name, a in tensors.items()}
+    for name, a in parameters.items():
         if not np.isfinite(a).all():
             raise InputError(f"{folder / MLP}: {name} holds NaN or infinity: it is damaged")
-    parameters = {name: a.astype(dtype) for name, a in tensors.items()}
     mlp = MLPPrefix(parameters, base["n_head"], own["layers"], own["position_offset"])
     _check_about(folder, about, mlp)
     _check_files(folder, about, (MLP,))
-    _check_base(folder, about, mlp, model)
-    return mlp
+    return mlp, about
 
 
 def read_about(directory: str | Path) -> dict[str, Any] | None:
@@ -390,5 +404,4 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
             f"{folder / PEFT_TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} "
             f"from {PEFT_CONFIG}"
         )
-    kv = unflatten(tensors["prompt_embeddings"], L, NH, C // NH).astype(dtype)
-    return Prefix(kv)
+    return Prefix(_as(unflatten(tensors["prompt_embeddings"], L, NH, C // NH), dtype))

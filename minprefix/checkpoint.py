@@ -245,8 +245,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not index.exists():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         hint = (
-            f"{pickled[0]} is a pickle, which can run any code and is never opened: convert it "
-            "with transformers' save_pretrained"
+            f"{files.said(pickled[0])} is a pickle, which can run any code and is never opened: "
+            "convert it with transformers' save_pretrained"
             if pickled
             else "expected that, or shards with model.safetensors.index.json"
         )
@@ -302,7 +302,7 @@ def save_model(model: GPT2, directory: str | Path) -> None:
 # ---- tokenizer --------------------------------------------------------------------------------
 
 
-#: bytes: a tokenizer has to read and write these, or it would fail in the middle of the work
+#: a tokenizer has to encode and decode this, or it would fail in the middle of the work
 PROBE = (
     bytes(range(32, 127)).decode()
     + "\t\n  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"

@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -298,16 +299,14 @@ class Tally:
     loaded: int = 0
     sentences: Counter[str] = field(default_factory=Counter)
     grown: int = 0  # the largest growth in memory
-    slowest: float = 0.0
     findings: list[str] = field(default_factory=list)
 
-    def add(self, name: str, seed: int, i: int, said: dict[str, Any], seconds: float) -> None:
+    def add(self, name: str, seed: int, i: int, said: dict[str, Any]) -> None:
         self.inputs += 1
         self.loaded += said["ended"] == "loaded"
         if said["ended"] not in ("loaded", "raised"):
             self.sentences[said["ended"]] += 1
         self.grown = max(self.grown, said["grown"])
-        self.slowest = max(self.slowest, seconds)
         again = f"--reader {name!r} --seed {seed} --input {i}"
         self.findings += [f"{again} ({said['how']}): {finding}" for finding in said["findings"]]
 
@@ -377,7 +376,7 @@ class Worker:
                     said = {"ended": "raised", "grown": 0, "how": what, "findings": [what + tail]}
                 else:
                     said = json.loads(line)
-                tally.add(name, self.seed, first, said, time.monotonic() - start)
+                tally.add(name, self.seed, first, said)
                 first += 1
                 if line is None:
                     break
@@ -443,7 +442,8 @@ def page_of(tallies: dict[str, Tally], seed: int) -> str:
     n, of = len(whole.findings), f"{whole.inputs:,} inputs (seed {seed})"
     times = sorted({READERS[name].times for name in tallies})
     return (
-        f"{of}, findings: {n}. Good files of every kind are damaged by bytes, by the structure of "
+        f"{of}, findings: {n} (tokenizers {version('tokenizers')}, hypothesis "
+        f"{version('hypothesis')}). Good files of every kind are damaged by bytes, by the structure of "
         "their JSON (with values that `hypothesis` draws and some that an attacker would choose), "
         "by the header of their tensors, by lines, or replaced by links, pipes, devices and the "
         "like. An input passes if the reader gives what the file says, told by other code, or one "
