@@ -42,7 +42,7 @@ def test_2000_damaged_inputs_end_in_what_the_file_says_or_in_one_sentence():
 def worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "values.json").write_text(json.dumps(["0", '"x"', "[1, null]"]))
-    worker = Worker(folder, 0, limit=2)
+    worker = Worker(folder, 0, limit=1, patience=2)
     yield worker
     worker.stop()
 
@@ -51,6 +51,7 @@ NOTICED = {
     "raises": "ZeroDivisionError",
     "dies": r"died (-6)",
     "hangs": "no answer in 2 s",
+    "spins": "no answer in",
     "allocates": "MemoryError",
     "gives another": "not what the file says",
     "follows links": "outside",
@@ -70,7 +71,9 @@ NOTICED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_fuzzing_notices_a_reader_that(worker, name):
     tally = Tally()
-    worker.read(name, 0, {"dies": 3, "hangs": 2, "follows links": 200}.get(name, 20), tally)
+    worker.read(
+        name, 0, {"dies": 3, "hangs": 2, "spins": 2, "follows links": 200}.get(name, 20), tally
+    )
     assert any(NOTICED[name] in finding for finding in tally.findings), tally.findings[:3]
 
 

@@ -116,7 +116,7 @@ def instead(rng: random.Random, data: bytes) -> bytes:
         lambda: b"," * 1_000_000,
         lambda: b"source,target\n" + b'"' + b"x" * 200_000,
         lambda: b"source,target\n" + b"," * 1_000_000 + b"\n",
-        lambda: b"source,target\n" + b",\n" * 400_000,
+        lambda: b"source,target\n" + b",\n" * 50_000,
         lambda: b"[" + b"[]," * 100_000 + b"[]]",
         lambda: b"{" + b",".join(b'"%d":{}' % i for i in range(50_000)) + b"}",
         lambda: (

@@ -4,9 +4,10 @@
     python -m tests.reliability.fuzz --reader NAME --seed 0 --input 4711        one of them again
 
 Readers run in a process of their own that reports each input. It is killed and counted where it
-takes longer than LIMIT seconds, may hold at most BASE + `times` the size of the input beyond what
-it held before (asked of the system: an allocation above it fails), and an audit hook reports every
-file opened outside the folder, every import, every piece of code and every process.
+takes more than LIMIT seconds of the processor or PATIENCE by the clock. It may hold at most BASE +
+`times` the size of the input beyond what it held before (asked of the system: an allocation above
+it fails), and an audit hook reports every file opened outside the folder, every import, every piece
+of code and every process.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 MODULE = "tests.reliability.fuzz"
-LIMIT = 10.0  # seconds for one input
+LIMIT = 10.0  # seconds of the processor for one input
+PATIENCE = 120.0  # seconds by the clock: who waits for a pipe takes none of the processor's
 BASE = 64 << 20  # bytes, and to them `Reader.times` the size of the input
 LONGEST = 1500  # characters of a sentence
 
@@ -314,8 +316,11 @@ class Tally:
 class Worker:
     """The process that reads, started again after each death."""
 
-    def __init__(self, root: Path, seed: int, limit: float) -> None:
-        self.root, self.seed, self.limit, self.process = root, seed, limit, None
+    def __init__(
+        self, root: Path, seed: int, limit: float = LIMIT, patience: float = PATIENCE
+    ) -> None:
+        self.root, self.seed, self.process = root, seed, None
+        self.limit, self.patience = limit, patience
 
     def start(self) -> None:
         kept = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -338,20 +343,33 @@ class Worker:
             self.errors.close()
             self.process = None
 
-    def line(self, limit: float) -> str | None:
-        """The next line that it writes; None if it died or takes longer."""
+    def line(self, limit: float) -> tuple[str | None, str]:
+        """-> the next line that it writes, or None and why there is none."""
         assert self.process is not None
-        out, end = self.process.stdout.fileno(), time.monotonic() + limit
+        out, end, used = self.process.stdout.fileno(), time.monotonic() + self.patience, self.used()
         while b"\n" not in self.buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([out], [], [], left)[0]:
-                return None
+            if not select.select([out], [], [], 0.1)[0]:
+                if self.used() - used > limit:
+                    return None, f"no answer in {limit:g} s of the processor"
+                if time.monotonic() > end:
+                    return None, f"no answer in {self.patience:g} s"
+                continue
             got = os.read(out, 1 << 16)
             if not got:
-                return None
+                return None, f"died ({self.process.wait()})"
             self.buffer += got
         line, _, self.buffer = self.buffer.partition(b"\n")
-        return line.decode()
+        return line.decode(), ""
+
+    def used(self) -> float:
+        """Seconds of the processor that it took so far."""
+        assert self.process is not None
+        try:
+            with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as f:
+                user, system = f.read().rpartition(")")[2].split()[11:13]
+        except OSError:  # no Linux: the clock alone
+            return 0.0
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def read(self, name: str, first: int, last: int, tally: Tally) -> None:
         """Inputs `first` .. `last` - 1 of a reader."""
@@ -361,16 +379,12 @@ class Worker:
             assert self.process is not None
             self.process.stdin.write(json.dumps([name, first, last]).encode() + b"\n")
             self.process.stdin.flush()
-            if self.line(120) != "ready":
+            if self.line(120)[0] != "ready":
                 said = (self.root / "stderr").read_text(errors="replace")
                 raise SystemExit(f"reader {name!r} cannot read its own good files:\n{said[-3000:]}")
             while first < last:
-                start = time.monotonic()
-                line = self.line(self.limit)
+                line, what = self.line(self.limit)
                 if line is None:
-                    what = f"no answer in {self.limit:g} s"
-                    if time.monotonic() - start < self.limit:  # it closed its end
-                        what = f"died ({self.process.wait()})"
                     self.stop()
                     tail = (self.root / "stderr").read_text(errors="replace")[-600:]
                     said = {"ended": "raised", "grown": 0, "how": what, "findings": [what + tail]}
@@ -386,7 +400,6 @@ def fuzz(
     inputs: int,
     seed: int = 0,
     names: list[str] | None = None,
-    limit: float = LIMIT,
     progress: bool = False,
 ) -> dict[str, Tally]:
     """`inputs` inputs, shared out among the readers -> how they ended, by reader."""
@@ -398,7 +411,7 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         root = Path(os.path.realpath(folder))
         (root / "values.json").write_text(json.dumps(draw_values(seed)))
-        worker = Worker(root, seed, limit)
+        worker = Worker(root, seed)
         try:
             for n, name in enumerate(names):
                 share = inputs // len(names) + (n < inputs % len(names))
@@ -443,17 +456,17 @@ def page_of(tallies: dict[str, Tally], seed: int) -> str:
     times = sorted({READERS[name].times for name in tallies})
     return (
         f"{of}, findings: {n} (tokenizers {version('tokenizers')}, hypothesis "
-        f"{version('hypothesis')}). Good files of every kind are damaged by bytes, by the structure of "
-        "their JSON (with values that `hypothesis` draws and some that an attacker would choose), "
-        "by the header of their tensors, by lines, or replaced by links, pipes, devices and the "
-        "like. An input passes if the reader gives what the file says, told by other code, or one "
-        f"sentence of at most {LONGEST:,} printable characters. A finding is everything else: an "
-        f"exception, more than {LIMIT:g} s, more memory than {BASE >> 20} MiB and "
-        f"{' or '.join(map(str, times))} times the bytes on disk (the second for JSONL and CSV, "
-        "where a pair can be two bytes; asked of the system, so that more cannot be had), a file "
-        "opened outside the folder, a write, an import, code run, a process, a socket (an audit "
-        "hook reports them; links to good files outside show what is read by Rust, of which the "
-        "hook hears nothing).\n\n"
+        f"{version('hypothesis')}). Good files of every kind are damaged by bytes, by the "
+        "structure of their JSON (with values that `hypothesis` draws and some that an attacker "
+        "would choose), by the header of their tensors, by lines, or replaced by links, pipes, "
+        "devices and the like. An input passes if the reader gives what the file says, told by "
+        f"other code, or one sentence of at most {LONGEST:,} printable characters. A finding is "
+        f"everything else: an exception, more than {LIMIT:g} s of the processor or {PATIENCE:g} s "
+        f"of waiting, more memory than {BASE >> 20} MiB and {' or '.join(map(str, times))} times "
+        "the bytes on disk (the second for JSONL and CSV, where a pair can be two bytes; asked of "
+        "the system, so that more cannot be had), a file opened outside the folder, a write, an "
+        "import, code run, a process, a socket (an audit hook reports them; links to good files "
+        "outside show what is read by Rust, of which the hook hears nothing).\n\n"
         f"{HEAD}\n" + "\n".join(rows) + "\n" + row("**all**", whole)
     )
 

@@ -68,6 +68,7 @@ PLANTED = {
         planted("raises", lambda path: 1 / 0),
         planted("dies", lambda path: os.abort()),
         planted("hangs", lambda path: time.sleep(60)),
+        planted("spins", lambda path: sum(0 for _ in iter(int, 1))),
         planted("allocates", allocates),
         planted("gives another", lambda path: b"another"),
         planted("follows links", follows),
