@@ -296,6 +296,12 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[MLPPrefix, dict[str, Any]]:
     return mlp, about
 
 
+def load_with_about(directory: str | Path) -> tuple[Prefix, dict[str, Any] | None]:
+    """A prefix and its record, of one save."""
+    folder = _folder(directory)
+    return files.read_together(folder, FILES, lambda: _read_prefix(folder, "float32"))
+
+
 def read_about(directory: str | Path) -> dict[str, Any] | None:
     """minprefix.json; None where PEFT alone wrote the directory. Raises InputError for another
     format version and for what its schema does not allow."""
@@ -315,18 +321,25 @@ def read_about(directory: str | Path) -> dict[str, Any] | None:
 def _check_schema(path: Path, about: dict[str, Any]) -> None:
     """Raises InputError for the first thing that artifact.schema.json does not allow."""
     for error in _validator().iter_errors(about):
-        above = "".join(f"{part}." for part in error.absolute_path)
-        known, found = error.schema.get("properties", {}), error.instance
+        at, found = list(error.absolute_path), error.instance
         if error.validator == "required":
-            key = above + next(k for k in error.validator_value if k not in found)
-            raise InputError(f"{path}: key {key!r} is missing: the file is damaged or edited")
+            missing = next(key for key in error.validator_value if key not in found)
+            raise InputError(
+                f"{path}: key '{_dotted([*at, missing])}' is missing: the file is damaged or edited"
+            )
         if error.validator == "additionalProperties":
-            key = files.shown(above + min(set(found) - set(known)))
-            raise InputError(f"{path}: key {key} is unknown: the file is damaged or edited")
+            unknown = min(set(found) - set(error.schema.get("properties", {})))
+            raise InputError(
+                f"{path}: key '{_dotted([*at, unknown])}' is unknown: the file is damaged or edited"
+            )
         raise InputError(
-            f"{path}: {above.rstrip('.')} is {files.shown(found)}: expected "
-            f"{error.schema['description']}"
+            f"{path}: {_dotted(at)} is {files.shown(found)}: expected {error.schema['description']}"
         )
+
+
+def _dotted(keys: list[Any]) -> str:
+    """base.sha256; a key out of a file may be anything."""
+    return ".".join(files.shown(str(key))[1:-1] for key in keys)
 
 
 @cache
@@ -341,7 +354,8 @@ def _validator() -> Any:
 
 def _check_about(folder: Path, about: dict[str, Any], prefix: Prefix) -> None:
     """Raises InputError where minprefix.json and the tensor beside it are not of one save."""
-    n, _, NH, P, hs = prefix.kv.shape
+    with np.errstate(over="ignore", invalid="ignore"):  # an MLP of huge weights is only measured
+        n, _, NH, P, hs = prefix.kv.shape
     found: dict[str, Any] = {
         "prefix.length": P,
         "base.n_head": NH,
@@ -389,7 +403,7 @@ def _read_peft(folder: Path, dtype: str) -> Prefix:
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
-        if type(config.get(key)) is not int or config[key] < 1:
+        if type(config.get(key)) is not int or not 1 <= config[key] < 2**31:
             raise InputError(
                 f"{path}: {key} is {files.shown(config.get(key))}: expected a whole number from 1"
             )

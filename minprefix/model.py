@@ -3,13 +3,15 @@
 The arithmetic is in `gpt2`; here is what stands around it, and every check of what comes in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
@@ -172,10 +174,33 @@ class GPT2:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
-        return self._need_tokenizer().encode(text, add_special_tokens=False).ids
+        with self._tokenizing() as tokenizer:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each, faster."""
+        with self._tokenizing() as tokenizer:
+            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._need_tokenizer().decode(list(ids))
+        with self._tokenizing() as tokenizer:
+            return tokenizer.decode(list(ids))
+
+    @contextmanager
+    def _tokenizing(self) -> "Iterator[Tokenizer]":
+        """A tokenizer.json may come from anyone, and one that the library cannot run makes its Rust
+        panic, which is no Exception: a sentence, too."""
+        tokenizer = self._need_tokenizer()
+        try:
+            yield tokenizer
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:
+            raise InputError(
+                f"the tokenizer of model {self.name!r} fails on this text ({files.said(error)}): "
+                "fetch its files again"
+            ) from error
 
     def _need_tokenizer(self) -> "Tokenizer":
         if self.tokenizer is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minprefix import files
 from minprefix.errors import InputError
 from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
@@ -383,7 +384,9 @@ def _check_layers(
         return tuple(range(n))
     chosen = tuple(layers)
     if chosen != tuple(sorted(set(chosen))) or (chosen and chosen[0] < 0) or len(chosen) != n:
-        raise InputError(f"layers {list(chosen)}: expected {n} different ones from 0, ascending")
+        raise InputError(
+            f"layers {files.shown(list(chosen))}: expected {n} different ones from 0, ascending"
+        )
     if n_layer is not None and chosen and chosen[-1] >= n_layer:
         raise InputError(
             f"layer {chosen[-1]} does not exist: the model has layers 0 to {n_layer - 1}"

@@ -16,7 +16,6 @@ import pytest
 from minprefix import GPT2, Config, InputError, Prefix, artifact, files
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
-from minprefix.prefixes import store as store_module
 from minprefix.prefixes.store import PrefixStore
 from tests.conftest import random_model
 
@@ -259,7 +258,7 @@ def save_cut_short(folder, decided, monkeypatch, save):
     with monkeypatch.context() as patch:
 
         def cut(path, data):
-            if path.name == files.COMPLETE:
+            if path.name == f".{files.COMPLETE}.tmp":
                 patch.setattr(files, "finish_save", killed)
                 if not decided:
                     killed()
@@ -311,8 +310,11 @@ def test_a_prefix_that_is_being_replaced_all_the_time_is_always_one_or_the_other
 
 
 def test_a_save_that_takes_too_long_is_not_waited_for(store, monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
     (store.folder / "a" / files.SAVING).mkdir()
+    store["a"]  # an undecided save is in nobody's way
+    (store.folder / "a" / files.SAVING).mkdir(exist_ok=True)
+    (store.folder / "a" / files.SAVING / files.COMPLETE).write_text("[]")
     with files.only_writer(store.folder / "a"):
         said = []
 

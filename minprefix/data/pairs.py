@@ -199,18 +199,13 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
     target, or more than `room` tokens (n_positions - P); `skip_long` leaves the latter out."""
-    tokenizer = model._need_tokenizer()
-    prompts = tokenizer.encode_batch_fast(
-        [template.prompt(p.source) for p in pairs], add_special_tokens=False
-    )
-    completions = tokenizer.encode_batch_fast(
-        [template.completion(p.target) for p in pairs], add_special_tokens=False
-    )
+    prompts = model.encode_many([template.prompt(p.source) for p in pairs])
+    completions = model.encode_many([template.completion(p.target) for p in pairs])
     end = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
-        ids = [*prompt.ids, *completion.ids, *end]
-        if not prompt.ids:
+        ids = [*prompt, *completion, *end]
+        if not prompt:
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
@@ -224,5 +219,5 @@ def encode_pairs(
                 "shorten the line or the prefix, or leave such lines out (train and evaluate do so "
                 "with --skip-long)"
             )
-        encoded.append(Encoded(ids, len(prompt.ids)))
+        encoded.append(Encoded(ids, len(prompt)))
     return encoded

@@ -25,19 +25,16 @@ if TYPE_CHECKING:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from minprefix.artifact import FILES, PEFT_CONFIG, TENSORS, read_about
-    from minprefix.files import finish_save
+    from minprefix.artifact import FILES
+    from minprefix.files import SAVING
 
     path = Path(args.path)
-    if path.is_dir():
-        finish_save(path, FILES)
-    about = read_about(path) if path.is_dir() else None
-    if about is None and (path / "state.safetensors").exists():
+    if any((path / name).exists() for name in (*FILES, SAVING)):
+        _inspect_prefix(path)
+    elif (path / "state.safetensors").exists():
         raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
-    if about is None and not any((path / name).exists() for name in (PEFT_CONFIG, *TENSORS)):
-        _inspect_model(args.path)
     else:
-        _inspect_prefix(path, about)
+        _inspect_model(args.path)
     return 0
 
 
@@ -64,10 +61,10 @@ def _inspect_model(name: str) -> None:
         _say("training", files.read_json(folder / "training.json", "how the model was trained"))
 
 
-def _inspect_prefix(path: Path, about: dict[str, Any] | None) -> None:
-    from minprefix.artifact import load_prefix, why_not_peft
+def _inspect_prefix(path: Path) -> None:
+    from minprefix.artifact import load_with_about, why_not_peft
 
-    prefix = load_prefix(path)
+    prefix, about = load_with_about(path)
     _say("prefix", prefix)
     if prefix.kv.size:
         for i, name in enumerate(("keys", "values")):
@@ -145,12 +142,12 @@ def _plain(text: str) -> str:
 
 
 def diff(args: argparse.Namespace) -> int:
-    from minprefix.artifact import load_prefix, read_about
+    from minprefix.artifact import load_with_about
     from minprefix.prefixes.compare import differences, distances
 
-    a, b = (load_prefix(path) for path in (args.a, args.b))
+    (a, about_a), (b, about_b) = (load_with_about(path) for path in (args.a, args.b))
     print(f"A  {args.a}: {a}\nB  {args.b}: {b}\n")
-    records = [read_about(path) for path in (args.a, args.b)]
+    records = [about_a, about_b]
     if None in records:
         without = " and ".join(
             name for name, record in zip("AB", records, strict=True) if record is None
@@ -219,12 +216,12 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from minprefix.artifact import load_prefix, read_about
+    from minprefix.artifact import load_with_about
     from minprefix.prefixes import adapters
     from minprefix.prefixes.export import to_peft
 
     _refuse_taken(args)
-    prefix, about = load_prefix(args.path), read_about(args.path)
+    prefix, about = load_with_about(args.path)
     base = about["base"] if about else {}
     if args.base is not None and args.to != "peft":
         raise InputError("--base is for PEFT: the adapters library does not ask for a name")
@@ -327,13 +324,12 @@ def _of(
 ) -> "tuple[list[Prefix], list[dict[str, Any]], GPT2]":
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records. Raises InputError for a prefix of another."""
-    from minprefix.artifact import load_prefix, read_about, tokenizer_fingerprint
+    from minprefix.artifact import load_prefix, load_with_about, tokenizer_fingerprint
     from minprefix.model import GPT2
 
     records = []
     for path in paths:
-        load_prefix(path)  # a sentence for what is none, before a model is looked for
-        record = read_about(path)
+        _, record = load_with_about(path)
         if record is None:
             raise InputError(
                 f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; load "

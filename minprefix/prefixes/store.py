@@ -4,7 +4,6 @@ budget of bytes."""
 import difflib
 import re
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from minprefix.prefix import Prefix
 
 #: what a prefix may be called: it is a folder's name, and never a way out of the store
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}")
-#: for how many seconds a prefix that somebody is just saving is waited for
-PATIENCE = 2.0
 
 
 @dataclass
@@ -113,21 +110,11 @@ class PrefixStore:
     # ---- getting, adding, removing ----
 
     def __getitem__(self, name: str) -> Prefix:
-        until = time.monotonic() + PATIENCE
-        while True:
-            folder = self.place(name)
-            before = _stamp(folder)
-            try:
-                with self._lock:
-                    return self._get(name, folder)
-            except InputError:
-                saving = (folder / files.SAVING).exists() or _stamp(folder) != before
-                if not saving or time.monotonic() > until:
-                    raise
-            time.sleep(0.01)  # somebody replaces it this moment: the next look finds one or other
+        folder = self.place(name)
+        with self._lock:  # somebody may be replacing it this moment
+            return files.read_together(folder, artifact.FILES, lambda: self._get(name, folder))
 
     def _get(self, name: str, folder: Path) -> Prefix:
-        files.finish_save(folder, artifact.FILES)
         stamp = _stamp(folder)
         held = self._held.get(name)
         if held is not None and held.stamp == stamp:
@@ -149,7 +136,9 @@ class PrefixStore:
     def size(self, name: str) -> int:
         """The bytes that this prefix takes when it is held; its numbers are not read for it."""
         folder = self.place(name)
-        files.finish_save(folder, artifact.FILES)
+        return files.read_together(folder, artifact.FILES, lambda: self._size(name, folder))
+
+    def _size(self, name: str, folder: Path) -> int:
         for path in (folder / n for n in artifact.TENSORS):
             if path.exists():
                 tensors, _ = files.map_tensors(path, "the prefix")
@@ -157,7 +146,7 @@ class PrefixStore:
         raise InputError(f"prefix {name!r}: {str(folder)!r} holds none")
 
     def _size_within_budget(self, name: str) -> int:
-        size = self.size(name)
+        size = self._size(name, self.place(name))
         if size > self.budget:
             raise InputError(
                 f"prefix {name!r} has {size:,} bytes, the store may hold {self.budget:,}: "
