@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from minprefix.errors import InputError
 
@@ -327,6 +325,8 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str,
 
 
 def tensor_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    from safetensors.numpy import save  # not before it is needed: this module is imported always
+
     return save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata)
 
 
@@ -506,6 +506,8 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     size = regular(path, what)
     try:
         # the library checks header, sizes and bounds; it has no view without a copy, so the map is
