@@ -43,13 +43,16 @@ def save_prefix(
     training: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
+    fingerprints: tuple[str, str | None] | None = None,
 ) -> None:
     """Write `prefix` into `directory`, in place of what may be there: all of it, or nothing.
 
     `model` is its base, whose fingerprints are recorded. `training` says how it came to be,
     `metrics` how good it is, `evaluation` what `minprefix verify` is to compute again
-    (`prefixes.verify`). Raises InputError for numbers that no file can hold, if the disk
-    refuses, and if another process writes there.
+    (`prefixes.verify`). `fingerprints`: as in `load_prefix`.
+
+    Raises InputError for numbers that no file can hold, if the disk refuses, and if another process
+    writes there.
     """
     prefix = prefix.to("numpy")
     n, _, NH, P, hs = prefix.kv.shape
@@ -70,14 +73,17 @@ def save_prefix(
         tensors[OWN_TENSOR] = files.tensor_bytes({"kv": prefix.kv.astype(np.float32)}, {})
     if isinstance(prefix, MLPPrefix):
         tensors[MLP] = files.tensor_bytes(prefix.parameters, {})
+    if model is not None:
+        fingerprints = fingerprints or (model.fingerprint(), tokenizer_fingerprint(model))
+    base_sha, tokenizer_sha = (None, None) if fingerprints is None else fingerprints
     about = {
         "format": FORMAT,
         "saved": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": packages(),
         "base": {
             "name": None if model is None else model.name,
-            "sha256": None if model is None else model.fingerprint(),
-            "tokenizer_sha256": None if model is None else tokenizer_fingerprint(model),
+            "sha256": base_sha,
+            "tokenizer_sha256": tokenizer_sha,
             "n_layer": n if model is None else model.config.n_layer,
             "n_head": NH,
             "head_size": hs,

@@ -77,8 +77,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: expected a whole number from 1")
         for wrong, sentence in (
             (
                 self.micro_batch_size is not None and self.micro_batch_size < 1,
@@ -668,7 +669,13 @@ def _groups(
 
 
 #: options that say where something lies; what lies there is compared by its fingerprint
-_PLACES = {"about.options.model", "about.options.data", "about.options.valid"}
+_PLACES = {
+    "about.options.model",
+    "about.options.data",
+    "about.options.valid",
+    "about.options.init_prefix",
+    "about.init.init_prefix",
+}
 
 
 def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:

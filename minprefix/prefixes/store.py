@@ -172,6 +172,7 @@ class PrefixStore:
         with self._lock:
             if self._exists(name) and not force:
                 raise InputError(f"there is a prefix {name!r} already: choose another name")
+            record |= {"fingerprints": self._fingerprints}
             artifact.save_prefix(prefix, self.folder / name, self.model, **record)
 
     def remove(self, name: str) -> None:
