@@ -119,12 +119,15 @@ class Tracer:
         self._bytes = 0
         self._layers = model.config.n_layer
         self._sites = {_address(a): site for site, a in _places(model.weights)}
-        self._cache_site: dict[int, tuple[str, Any]] = {}  # id -> site, and the cache, to keep it
+        # id -> sites, and the cache, to keep it: an implementation with a stack of its own may give
+        # the same cache, None say, every time
+        self._cache_site: dict[tuple[str, int], tuple[list[str], Any]] = {}
         self._site, self._op, self._direction = "", "", "forward"
         self._block = -1
         self._forward: set[str] = set()  # keys of what was computed inside ops of the forward
         self._kept: dict[int, tuple[Any, Record]] = {}  # of this op: a value and its record
-        self._inputs: dict[int, tuple[str, Array]] = {}  # address -> which linear layer took it
+        # address -> which linear layers took what lies there; outputs may share a buffer
+        self._inputs: dict[int, tuple[list[str], Array]] = {}
         self._rows, self._suffix = 0, ""  # of the logits, which come some rows at a time
         self._head = "lm_head.weight" if "lm_head.weight" in model.weights else "wte.weight"
         self.source: Source | None = None
@@ -232,14 +235,16 @@ class Tracer:
             self._block = int(site.split(".")[1])
         return site
 
-    def _of_cache(self, cache: Any) -> str:
-        site = self._cache_site[id(cache)][0]
+    def _of_cache(self, op: str, cache: Any, last: bool = True) -> str:
+        """Where the forward was that left it; `last`: nobody asks again."""
+        sites, _ = self._cache_site[op, id(cache)]
+        site = sites.pop() if last and len(sites) > 1 else sites[-1]  # a backward goes up the stack
         if site.startswith("blocks."):
             self._block = int(site.split(".")[1])
         return site
 
-    def _remember(self, cache: Any, site: str) -> None:
-        self._cache_site[id(cache)] = (site, cache)
+    def _remember(self, op: str, cache: Any, site: str) -> None:
+        self._cache_site.setdefault((op, id(cache)), ([], cache))[0].append(site)
 
     def _residual(self, site: str, x: Array) -> None:
         """What a layernorm is given is the residual stream, which the model has added up."""
@@ -277,7 +282,7 @@ class Tracer:
             else:
                 stream = self._stream(self._block)
             self._out(f"{site}.out", out, (stream, *self._weights(site)))
-        self._remember(cache, site)
+        self._remember("layernorm", cache, site)
         return out, cache
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -287,7 +292,7 @@ class Tracer:
             self._suffix = f".from_{self._rows}" if self._rows else ""
             self._rows += len(x)
             site += self._suffix
-        self._inputs[_address(x)] = (site, x)
+        self._inputs.setdefault(_address(x), ([], x))[0].append(site)
         with self._at(site, "linear"):
             out = self.inner.linear(x, weight, bias)
             if at_head:
@@ -304,7 +309,7 @@ class Tracer:
         with self._at(at, "gelu"):
             out, cache = self.inner.gelu(x)
             self._out(f"{at}.post", out, (f"{at}.pre",))
-        self._remember(cache, at)
+        self._remember("gelu", cache, at)
         return out, cache
 
     def attention(
@@ -328,7 +333,7 @@ class Tracer:
                         given.append(f"{at}.{name}#{b}")
             z, cache = self.inner.attention(q, k, v, prefix_k, prefix_v, offsets)
             self._out(f"{at}.z", z, (f"{at}.q", f"{at}.k", f"{at}.v", *given))
-        self._remember(cache, at)
+        self._remember("attention", cache, at)
         return z, cache
 
     def cross_entropy(self, logits: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
@@ -372,14 +377,14 @@ class Tracer:
         return dx
 
     def gelu_backward(self, dout: Array, cache: Any) -> Array:
-        at = self._of_cache(cache)
+        at = self._of_cache("gelu", cache)
         with self._at(at, "gelu_backward"):
             dx = self.inner.gelu_backward(dout, cache)
             self._out(f"{at}.dpre", dx, (f"{at}.dpost", f"{at}.pre"))
         return dx
 
     def layernorm_backward(self, dout: Array, cache: Any) -> Array:
-        site = self._of_cache(cache)
+        site = self._of_cache("layernorm", cache)
         with self._at(site, "layernorm_backward"):
             dx = self.inner.layernorm_backward(dout, cache)
             at = f"blocks.{self._layers - 1}.dresid_post" if site == "ln_f" else f"{site}.dx"
@@ -387,7 +392,7 @@ class Tracer:
         return dx
 
     def attention_backward(self, dz: Array, cache: Any) -> Any:
-        at = self._of_cache(cache)
+        at = self._of_cache("attention", cache)
         with self._at(at, "attention_backward"):
             grads = self.inner.attention_backward(dz, cache)
             inputs = (f"{at}.dz", f"{at}.q", f"{at}.k", f"{at}.v")
@@ -414,7 +419,7 @@ class Tracer:
         return grads
 
     def layernorm_backward_params(self, dout: Array, cache: Any) -> tuple[Array, Array]:
-        site = self._of_cache(cache)
+        site = self._of_cache("layernorm", cache, last=False)
         with self._at(site, "layernorm_backward_params"):
             grads = self.inner.layernorm_backward_params(dout, cache)
             for name, a in zip(("dgain", "dbias"), grads, strict=True):
@@ -422,7 +427,8 @@ class Tracer:
         return grads
 
     def linear_backward_params(self, dout: Array, x: Array) -> tuple[Array, Array]:
-        site = self._inputs[_address(x)][0]
+        sites, _ = self._inputs[_address(x)]
+        site = sites.pop() if len(sites) > 1 else sites[0]
         with self._at(site, "linear_backward_params"):
             grads = self.inner.linear_backward_params(dout, x)
             for name, a in zip(("dweight", "dbias"), grads, strict=True):
