@@ -15,6 +15,11 @@ call stands, and names its value as the field does:
 and each gradient is `d` + name. What an operation computes on its way (`blocks.i.attn.scores`) is
 seen in the reference alone, whose text is run with a call after each assignment
 (`trace.instrument`).
+
+With `arguments`, what each operation was given has a record, too: an operation that is wrong and a
+model that hands it the wrong thing look alike without. `blocks.0.mlp.c_proj(x)`,
+`embed(positions)`, `blocks.0.attn.backward(dz)`; and what enters and leaves the whole:
+`batch.rows`, `prefix.kv#0`, `dprefix.kv#0`, `dwte.weight`.
 """
 
 import pdb
@@ -29,7 +34,7 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import Weights
-from minprefix.model import GPT2, loss_backward
+from minprefix.model import GPT2, digest, loss_backward
 from minprefix.ops import reference
 from minprefix.ops.contract import Array, Ops
 from minprefix.trace import instrument
@@ -59,6 +64,8 @@ _BETWEEN = {
     "split": "q, k, v = {inputs[0]}, NH heads of size hs each",
     "join": "{name} = dq, dk and dv side by side",
     "given": "learned, or what the prefix's text left",
+    "enter": "what the model hands to an op",
+    "sum": "the sum of what every place that uses it says",
 }
 
 
@@ -71,32 +78,54 @@ def trace(
     need: Literal["prefix", "all"] = "prefix",
     max_bytes: int = 2**30,
     stop_at: str | None = None,
+    arguments: bool = False,
 ) -> Trace:
     """Run the loss of `batch` forward and backward, and keep every value under its name.
 
     `names`: keep only those that match one of these patterns (`blocks.2.*`). `need`="all" takes the
     gradients of the weights, too. `stop_at`: open the debugger where this name has just been
-    computed, in the reference's own text, its variables alive.
+    computed, in the reference's own text, its variables alive. `arguments`: keep what each
+    operation was given, too; two traces can then be told apart to the very step (`trace.compare`).
 
     The result is that of an untraced run, bit for bit. Raises InputError if nothing matches, and if
     what is kept would exceed `max_bytes`, with how to narrow it.
     """
-    tracer = Tracer(model, ops, names, max_bytes, stop_at)
-    loss, _, _ = loss_backward(model, prefix, batch, "mean", tracer, need)
+    tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
+    prefixes = list(prefix) if isinstance(prefix, Sequence) else [prefix]
+    tracer.begin(batch, prefixes)
+    loss, dkvs, dweights = loss_backward(model, prefix, batch, "mean", tracer, need)
+    tracer.end(prefixes, dkvs, dweights)
     if not tracer.records:
         raise unknown(names if isinstance(names, str) else names[0], tracer.names_seen)
     if stop_at is not None and not tracer.stopped:
         raise unknown(stop_at, tracer.names_seen)
-    about = {
-        "model": model.name,
+    about = about_inputs(model, batch, prefixes) | {
         "implementation": tracer.implementation,
-        "tokens": batch.tokens.tolist(),
-        "offsets": batch.offsets.tolist(),
-        "dtype": str(model.dtype),
+        "names": [names] if isinstance(names, str) else list(names),
+        "arguments": arguments,
+        "reduction": "mean",
         "need": need,
         "loss": loss,
     }
     return Trace(tracer.records, about)
+
+
+def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]") -> dict[str, Any]:
+    """Of what a trace is: two of them can be compared where all of this is the same."""
+    kvs = {
+        f"{j} from {p.position_offset}, layers {p.layers}": p.kv
+        for j, p in enumerate(prefixes)
+        if p is not None
+    }
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.dtype),
+        "tokens": batch.tokens.tolist(),
+        "offsets": batch.offsets.tolist(),
+        "prefix_of": batch.prefix.tolist(),
+        "prefixes": digest(kvs, np.float32),
+    }
 
 
 class Tracer:
@@ -109,10 +138,13 @@ class Tracer:
         names: str | Sequence[str] = "*",
         max_bytes: int = 2**30,
         stop_at: str | None = None,
+        arguments: bool = False,
     ) -> None:
         self.inner = _ops.get(ops)
         self.implementation = ops if isinstance(ops, str) else _name(ops)
         self.names, self.max_bytes, self.stop_at = names, max_bytes, stop_at
+        self.arguments = arguments
+        self._prefix_of: list[int] = []  # of each sequence
         self.records: list[Record] = []
         self.names_seen: dict[str, None] = {}
         self.stopped = False
@@ -128,6 +160,7 @@ class Tracer:
         self._kept: dict[int, tuple[Any, Record]] = {}  # of this op: a value and its record
         # address -> which linear layers took what lies there; outputs may share a buffer
         self._inputs: dict[int, tuple[list[str], Array]] = {}
+        self._normed: set[str] = set()  # the norms that the forward has been at
         self._rows, self._suffix = 0, ""  # of the logits, which come some rows at a time
         self._head = "lm_head.weight" if "lm_head.weight" in model.weights else "wte.weight"
         self.source: Source | None = None
@@ -157,7 +190,7 @@ class Tracer:
         if matches(record, self.names):
             if not isinstance(record.value, np.ndarray):
                 record.value = _ops.to(np.asanyarray(record.value), "numpy")
-            if self.source is None:  # a fast implementation may overwrite it
+            if self.source is None or self.arguments:  # a fast or a wrong one may overwrite it
                 record.value = record.value.copy()
             self._bytes += record.value.nbytes
             if self._bytes > self.max_bytes:
@@ -222,6 +255,67 @@ class Tracer:
                 continue
             self._keep(record)
 
+    # ---- around the operations, with `arguments` ----
+
+    def begin(self, batch: Batch, prefixes: "Sequence[Prefix | None]") -> None:
+        """What the whole computation is given."""
+        if not self.arguments:
+            return
+        self._direction, self._prefix_of = "forward", batch.prefix.tolist()
+        for name in ("tokens", "offsets", "rows", "targets", "weights"):
+            self._out(f"batch.{name}", getattr(batch, name), (), "given")
+        for j, prefix in enumerate(prefixes):
+            if prefix is not None:
+                self._out("prefix.kv", prefix.kv, (), "given", j)
+
+    def end(
+        self, prefixes: "Sequence[Prefix | None]", dkvs: Sequence[Array], dweights: Weights
+    ) -> None:
+        """What it gives back: the gradient of each prefix, and of each weight."""
+        if not self.arguments:
+            return
+        self._direction, self._kept = "backward", {}
+        for j, (prefix, dkv) in enumerate(zip(prefixes, dkvs, strict=False)):
+            if prefix is None:
+                continue
+            seen_by = [b for b, i in enumerate(self._prefix_of) if i == j]
+            parts = [
+                f"blocks.{i}.attn.{name}#{b}"
+                for i in prefix.layers
+                for name in ("dprefix_k", "dprefix_v")
+                for b in seen_by
+            ]
+            self._out("dprefix.kv", dkv, parts if prefix.length else (), "sum", j)
+        for name, a in dweights.items():
+            self._out(f"d{name}", a, self._parts(name), "sum")
+
+    def _parts(self, weight: str) -> tuple[str, ...]:
+        """What a weight's gradient is the sum of."""
+        site, _, kind = weight.rpartition(".")
+        site = f"blocks.{site[2:]}" if site.startswith("h.") else site
+        if site in ("wte", "wpe"):
+            tied = (f"head.dweight{self._suffix}",) if weight == self._head else ()
+            return (f"embed.d{site}", *tied)
+        if site == "lm_head":
+            return (f"head.dweight{self._suffix}",)
+        if "ln_" in site:
+            return (f"{site}.{'dgain' if kind == 'weight' else 'dbias'}",)
+        return (f"{site}.d{kind}",)
+
+    def _enter(
+        self, name: str, value: Any, inputs: Sequence[str], outside: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """What an op is given, made of `inputs`, and of what comes from `outside` -> what the
+        op's own inputs are called."""
+        if not self.arguments:
+            return tuple(inputs)
+        self._out(name, value, (*inputs, *outside), "enter")
+        return (name,)
+
+    def _reordered(self) -> tuple[str, ...]:
+        """The top layer goes on with some rows of the stream."""
+        return ("batch.rows",) if self._block == self._layers - 1 else ()
+
     @contextmanager
     def _at(self, site: str, op: str) -> Iterator[None]:
         self._site, self._op, self._kept = site, op, {}
@@ -266,14 +360,21 @@ class Tracer:
 
     def embed(self, tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
         with self._at("embed", "embed"):
+            given = self._enter("embed(tokens)", tokens, (), ("batch.tokens",))
+            given += self._enter("embed(positions)", positions, (), ("batch.offsets",))
             x = self.inner.embed(tokens, positions, wte, wpe)
-            self._out("blocks.0.resid_pre", x, ("wte.weight", "wpe.weight"))
+            self._out("blocks.0.resid_pre", x, (*given, "wte.weight", "wpe.weight"))
         return x
 
     def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
+        weights = self._weights(self._where(gain))
         site = self._where(gain)
+        if site in self._normed:  # the second norm of a block, with the weights of the first
+            site = site.replace("ln_1", "ln_2")
+        self._normed.add(site)
         with self._at(site, "layernorm"):
             self._residual(site, x)
+            eps_in = self._enter(f"{site}(eps)", eps, ())
             out, cache = self.inner.layernorm(x, gain, bias, eps)
             if site == "ln_f":
                 stream = f"blocks.{self._layers - 1}.resid_post"
@@ -281,7 +382,10 @@ class Tracer:
                 stream = f"blocks.{self._block}.resid_mid"
             else:
                 stream = self._stream(self._block)
-            self._out(f"{site}.out", out, (stream, *self._weights(site)))
+            entered: tuple[str, ...] = (stream,)
+            if stream == "blocks.0.resid_pre":  # any other is a sum, of what came in
+                entered = self._enter(f"{site}(x)", x, (stream,))
+            self._out(f"{site}.out", out, (*entered, *eps_in, *weights))
         self._remember("layernorm", cache, site)
         return out, cache
 
@@ -294,21 +398,25 @@ class Tracer:
             site += self._suffix
         self._inputs.setdefault(_address(x), ([], x))[0].append(site)
         with self._at(site, "linear"):
-            out = self.inner.linear(x, weight, bias)
             if at_head:
-                self._out(f"logits{self._suffix}", out, ("ln_f.out", self._head))
+                entered = self._enter(f"{site}(x)", x, ("ln_f.out",))
+                out = self.inner.linear(x, weight, bias)
+                self._out(f"logits{self._suffix}", out, (*entered, self._head))
             else:
                 block, _, layer = site.partition(f".{self._block}.")
                 at = f"{block}.{self._block}"
-                inputs = (f"{at}.{_IN[layer]}", *self._weights(site))
-                self._out(f"{at}.{_OUT[layer]}", out, inputs)
+                rows = self._reordered() if layer == "attn.c_proj" else ()
+                entered = self._enter(f"{site}(x)", x, (f"{at}.{_IN[layer]}",), rows)
+                out = self.inner.linear(x, weight, bias)
+                self._out(f"{at}.{_OUT[layer]}", out, (*entered, *self._weights(site)))
         return out
 
     def gelu(self, x: Array) -> tuple[Array, Any]:
         at = f"blocks.{self._block}.mlp"
         with self._at(at, "gelu"):
+            entered = self._enter(f"{at}.gelu(x)", x, (f"{at}.pre",))
             out, cache = self.inner.gelu(x)
-            self._out(f"{at}.post", out, (f"{at}.pre",))
+            self._out(f"{at}.post", out, entered)
         self._remember("gelu", cache, at)
         return out, cache
 
@@ -325,11 +433,12 @@ class Tracer:
         with self._at(at, "attention"):
             for name, a in (("q", q), ("k", k), ("v", v)):
                 self._out(f"{at}.{name}", a, (f"{at}.qkv",), "split")
-            given = []
+            given = [*self._enter(f"{at}(offsets)", offsets, (), ("batch.offsets",))]
             for b in range(len(offsets) - 1):
+                of = (f"prefix.kv#{self._prefix_of[b]}",) if self.arguments else ()
                 if prefix_k[b].shape[1]:
                     for name, a in (("prefix_k", prefix_k[b]), ("prefix_v", prefix_v[b])):
-                        self._out(f"{at}.{name}", a, (), "given", b)
+                        self._out(f"{at}.{name}", a, of, "given", b)
                         given.append(f"{at}.{name}#{b}")
             z, cache = self.inner.attention(q, k, v, prefix_k, prefix_v, offsets)
             self._out(f"{at}.z", z, (f"{at}.q", f"{at}.k", f"{at}.v", *given))
@@ -337,65 +446,84 @@ class Tracer:
         return z, cache
 
     def cross_entropy(self, logits: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
-        with self._at(f"loss{self._suffix}", "cross_entropy"):
+        at = f"loss{self._suffix}"
+        with self._at(at, "cross_entropy"):
+            given = self._enter(f"{at}(logits)", logits, (f"logits{self._suffix}",))
+            given += self._enter(f"{at}(targets)", targets, (), ("batch.targets",))
+            given += self._enter(f"{at}(weights)", weights, (), ("batch.weights",))
             loss, cache = self.inner.cross_entropy(logits, targets, weights)
-            self._out(f"loss{self._suffix}", loss, (f"logits{self._suffix}",))
+            self._out(at, loss, given)
         return loss, cache
 
     # ---- backward ----
 
     def cross_entropy_backward(self, cache: Any) -> Array:
-        with self._at(f"loss{self._suffix}", "cross_entropy_backward"):
+        at = f"loss{self._suffix}"
+        with self._at(at, "cross_entropy_backward"):
             dlogits = self.inner.cross_entropy_backward(cache)
-            self._out(f"dlogits{self._suffix}", dlogits, (f"logits{self._suffix}",))
+            given: tuple[str, ...] = (f"logits{self._suffix}",)
+            if self.arguments:
+                given = (f"{at}(logits)", f"{at}(targets)", f"{at}(weights)")
+            self._out(f"dlogits{self._suffix}", dlogits, given)
         return dlogits
 
     def linear_backward(self, dout: Array, weight: Array) -> Array:
         site = self._where(weight)
         with self._at(site, "linear_backward"):
             if site == "head":
+                came = (f"dlogits{self._suffix}",)
+                entered = self._enter(f"{site}{self._suffix}.backward(dout)", dout, came)
                 dx = self.inner.linear_backward(dout, weight)
-                incoming = f"dlogits{self._suffix}"
-                self._out(f"ln_f.dout{self._suffix}", dx, (incoming, self._head))
+                self._out(f"ln_f.dout{self._suffix}", dx, (*entered, self._head))
                 return dx
             at, layer = f"blocks.{self._block}", site.partition(f".{self._block}.")[2]
-            incoming = f"{at}.{_d(_OUT[layer])}"
-            if layer == "mlp.c_proj":  # the residual stream's gradient is also the MLP's
-                incoming = f"{at}.dresid_post"
-                if self._block < self._layers - 1:
-                    above = f"blocks.{self._block + 1}"
-                    both = (f"{above}.dresid_mid", f"{above}.ln_1.dx")
-                    self._out(incoming, dout, both, "add")
-            elif layer == "attn.c_proj":
-                incoming = f"{at}.dresid_mid"
-                self._out(incoming, dout, (f"{at}.dresid_post", f"{at}.ln_2.dx"), "add")
-            elif layer == "attn.c_attn":
-                three = tuple(f"{at}.attn.d{name}" for name in "qkv")
-                self._out(incoming, dout, three, "join")
+            came = (self._came(layer, dout),)
+            entered = self._enter(f"{site}.backward(dout)", dout, came)
             dx = self.inner.linear_backward(dout, weight)
-            self._out(f"{at}.{_d(_IN[layer])}", dx, (incoming, self._weights(site)[0]))
+            self._out(f"{at}.{_d(_IN[layer])}", dx, (*entered, self._weights(site)[0]))
         return dx
+
+    def _came(self, layer: str, dout: Array) -> str:
+        """The name of the gradient that comes back to a linear layer. Where the model has made it
+        of others it gets its record here, once."""
+        at = f"blocks.{self._block}"
+        name, op, parts = f"{at}.{_d(_OUT[layer])}", "", tuple[str, ...]()
+        if layer == "mlp.c_proj":  # the residual stream's gradient is also the MLP's
+            name = f"{at}.dresid_post"
+            if self._block < self._layers - 1:
+                above = f"blocks.{self._block + 1}"
+                op, parts = "add", (f"{above}.dresid_mid", f"{above}.ln_1.dx")
+        elif layer == "attn.c_proj":
+            name, op, parts = f"{at}.dresid_mid", "add", (f"{at}.dresid_post", f"{at}.ln_2.dx")
+        elif layer == "attn.c_attn":
+            op, parts = "join", tuple(f"{at}.attn.d{letter}" for letter in "qkv")
+        if op and name not in self.names_seen:
+            self._out(name, dout, parts, op)
+        return name
 
     def gelu_backward(self, dout: Array, cache: Any) -> Array:
         at = self._of_cache("gelu", cache)
         with self._at(at, "gelu_backward"):
+            entered = self._enter(f"{at}.gelu.backward(dout)", dout, (f"{at}.dpost",))
             dx = self.inner.gelu_backward(dout, cache)
-            self._out(f"{at}.dpre", dx, (f"{at}.dpost", f"{at}.pre"))
+            self._out(f"{at}.dpre", dx, (*entered, f"{at}.pre"))
         return dx
 
     def layernorm_backward(self, dout: Array, cache: Any) -> Array:
         site = self._of_cache("layernorm", cache)
         with self._at(site, "layernorm_backward"):
+            entered = self._enter(f"{site}.backward(dout)", dout, (f"{site}.dout",))
             dx = self.inner.layernorm_backward(dout, cache)
             at = f"blocks.{self._layers - 1}.dresid_post" if site == "ln_f" else f"{site}.dx"
-            self._out(at, dx, (f"{site}.dout", self._weights(site)[0]))
+            self._out(at, dx, (*entered, self._weights(site)[0]))
         return dx
 
     def attention_backward(self, dz: Array, cache: Any) -> Any:
         at = self._of_cache("attention", cache)
         with self._at(at, "attention_backward"):
+            came = self._enter(f"{at}.backward(dz)", dz, (f"{at}.dz",), self._reordered())
             grads = self.inner.attention_backward(dz, cache)
-            inputs = (f"{at}.dz", f"{at}.q", f"{at}.k", f"{at}.v")
+            inputs = (*came, f"{at}.q", f"{at}.k", f"{at}.v")
             for name in ("dq", "dk", "dv"):
                 self._out(f"{at}.{name}", getattr(grads, name), inputs)
             for name in ("dprefix_k", "dprefix_v"):
@@ -413,26 +541,40 @@ class Tracer:
             stream = "blocks.0.dresid_pre"
             parts = ("blocks.0.dresid_mid", "blocks.0.ln_1.dx")
             self._out(stream, dx, parts, "add")
+            inputs: tuple[str, ...] = (stream,)
+            for name, a in (("tokens", tokens), ("positions", positions)):
+                argument = f"embed.backward_params({name})"
+                inputs += self._enter(argument, a, (), (f"embed({name})",))
             grads = self.inner.embed_backward_params(dx, tokens, positions, wte, wpe)
             for name, a in zip(("dwte", "dwpe"), grads, strict=True):
-                self._out(f"embed.{name}", a, (stream,))
+                self._out(f"embed.{name}", a, inputs)
         return grads
 
     def layernorm_backward_params(self, dout: Array, cache: Any) -> tuple[Array, Array]:
         site = self._of_cache("layernorm", cache, last=False)
         with self._at(site, "layernorm_backward_params"):
+            entered = self._enter(f"{site}.backward_params(dout)", dout, (f"{site}.dout",))
             grads = self.inner.layernorm_backward_params(dout, cache)
             for name, a in zip(("dgain", "dbias"), grads, strict=True):
-                self._out(f"{site}.{name}", a, (f"{site}.dout",))
+                self._out(f"{site}.{name}", a, entered)
         return grads
 
     def linear_backward_params(self, dout: Array, x: Array) -> tuple[Array, Array]:
         sites, _ = self._inputs[_address(x)]
         site = sites.pop() if len(sites) > 1 else sites[0]
         with self._at(site, "linear_backward_params"):
+            if site.startswith("blocks."):
+                self._block = int(site.split(".")[1])
+                at, layer = f"blocks.{self._block}", site.split(".", 2)[2]
+                came, went = self._came(layer, dout), f"{at}.{_IN[layer]}"
+            else:
+                came, went = f"dlogits{self._suffix}", "ln_f.out"
+            inputs = self._enter(f"{site}.backward_params(dout)", dout, (came,))
+            kept = (f"{site}(x)",) if self.arguments else (went,)
+            inputs += self._enter(f"{site}.backward_params(x)", x, kept)
             grads = self.inner.linear_backward_params(dout, x)
             for name, a in zip(("dweight", "dbias"), grads, strict=True):
-                self._out(f"{site}.{name}", a)
+                self._out(f"{site}.{name}", a, inputs)
         return grads
 
     def _weights(self, site: str) -> tuple[str, str]:
