@@ -19,11 +19,11 @@ def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]
     missing = [f for f in needed if f not in OPTIONAL and not implementation.has(f)]
     if missing:
         raise NotOffered(f"{function} (or all ops: {', '.join(missing)} missing)")
-    house = House(_Guarded(implementation))
+    house = House(Guarded(implementation))
     return lambda problem: getattr(house, function)(problem)
 
 
-class _Guarded:
+class Guarded:
     """The ops of an implementation, called with care: NumPy arrays in, NumPy arrays out, caches as
     they are."""
 
