@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, results
+from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS, results
 from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array, AttentionGrads
@@ -31,6 +31,8 @@ class Guarded:
         self._implementation = implementation
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in TENSORS:
+            raise AttributeError(name)
         foreign = self._implementation.has("asarray")
         tops = results(name)
 

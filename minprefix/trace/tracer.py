@@ -65,6 +65,8 @@ _BETWEEN = {
     "join": "{name} = dq, dk and dv side by side",
     "given": "learned, or what the prefix's text left",
     "enter": "what the model hands to an op",
+    "fold": "kv = tanh(E W1 + b1) W2 + b2, cut into layers, keys and values, heads",
+    "fold_backward": "from {inputs[0]} back through the network",
     "sum": "the sum of what every place that uses it says",
 }
 
@@ -112,10 +114,11 @@ def trace(
 
 def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]") -> dict[str, Any]:
     """Of what a trace is: two of them can be compared where all of this is the same."""
-    kvs = {
-        f"{j} from {p.position_offset}, layers {p.layers}": p.kv
+    parameters = {
+        f"{j} from {p.position_offset}, layers {p.layers}: {name}": a
         for j, p in enumerate(prefixes)
         if p is not None
+        for name, a in p.parameters.items()
     }
     return {
         "model": model.name,
@@ -124,7 +127,7 @@ def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]")
         "tokens": batch.tokens.tolist(),
         "offsets": batch.offsets.tolist(),
         "prefix_of": batch.prefix.tolist(),
-        "prefixes": digest(kvs, np.float32),
+        "prefixes": digest(parameters, np.float32),
     }
 
 
@@ -232,6 +235,8 @@ class Tracer:
         _, known = self._kept.get(id(value), (None, None))
         if known is not None and known.key == record.key and known.inside:
             known.inside, known.inputs = False, record.inputs  # it has the line that computed it
+            if known.value is not value:  # a copy, and more was added since (np.add.at)
+                known.value = value.copy()
         else:
             self._keep(record)
 
@@ -266,7 +271,8 @@ class Tracer:
             self._out(f"batch.{name}", getattr(batch, name), (), "given")
         for j, prefix in enumerate(prefixes):
             if prefix is not None:
-                self._out("prefix.kv", prefix.kv, (), "given", j)
+                op = "given" if "kv" in prefix.parameters else "fold"
+                self._out("prefix.kv", prefix.kv, (), op, j)
 
     def end(
         self, prefixes: "Sequence[Prefix | None]", dkvs: Sequence[Array], dweights: Weights
@@ -286,6 +292,9 @@ class Tracer:
                 for b in seen_by
             ]
             self._out("dprefix.kv", dkv, parts if prefix.length else (), "sum", j)
+            for name, a in prefix.backward(dkv).items():
+                if name != "kv":
+                    self._out(f"dprefix.{name}", a, (f"dprefix.kv#{j}",), "fold_backward", j)
         for name, a in dweights.items():
             self._out(f"d{name}", a, self._parts(name), "sum")
 

@@ -1,0 +1,342 @@
+"""Where two computations of the same thing part: the first op, forward and backward, whose output
+is off while all that it was given is right.
+
+What is compared is two traces of the same inputs, tensor by tensor: the largest difference,
+relative to the largest value of the first trace's tensor. The records' inputs make a graph; a
+tensor that is off and of which no input is off is where something went wrong, and whatever comes
+after it follows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from minprefix.errors import InputError
+from minprefix.ops.contract import Array
+from minprefix.trace.record import Record, Trace
+
+#: by default two tensors agree when their difference is at most this much of the largest value
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+DIRECTIONS = ("forward", "backward")
+
+#: what two traces must have in common, and what to call it
+_INPUTS = {
+    "tokens": "tokens",
+    "offsets": "offsets, where sequences begin",
+    "prefix_of": "choice of prefixes, one for each sequence",
+    "fingerprint": "weights, by their sha256",
+    "prefixes": "prefixes, by their sha256",
+    "reduction": "reduction of the loss",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of the two traces."""
+
+    key: str
+    direction: str
+    op: str
+    inputs: tuple[str, ...]  # the nearest ones that both traces have
+    error: float  # infinite where it has another shape, is missing or not finite
+    off: bool
+    at_fault: bool  # off, and none of its inputs is
+    inside: bool = False  # an intermediate of an op
+    text: str = ""  # the source line that makes it, in the second trace
+    line: int = 0
+    said: str = ""  # what is wrong with it, where that is no number
+
+    @property
+    def argument(self) -> bool:
+        """It is what the model hands to an op, not what an op gives."""
+        return self.op in ("enter", "given")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of trace `b` with trace `a`, which counts as right."""
+
+    a: str
+    b: str
+    rows: tuple[Row, ...]  # in the order in which `a` computes them
+    tolerance: float
+    problem: str = ""
+    stopped: str = ""  # what ended `b` before its time
+
+    @cached_property
+    def first(self) -> dict[str, Row | None]:
+        """In each direction the first tensor that is off while its inputs are right."""
+        return {
+            d: next((r for r in self.rows if r.at_fault and r.direction == d), None)
+            for d in DIRECTIONS
+        }
+
+    @property
+    def culprit(self) -> Row | None:
+        """The first of all."""
+        return self.first["forward"] or self.first["backward"]
+
+    @property
+    def same(self) -> bool:
+        return self.culprit is None
+
+    def inside(self, row: Row) -> Row | None:
+        """The first line within the op that made `row` whose value is off."""
+        at = self.rows.index(row)
+        start = at
+        while start > 0 and self.rows[start - 1].op == row.op:
+            start -= 1
+        return next((r for r in self.rows[start:at] if r.inside and r.off), None)
+
+
+def compare(
+    a: Trace, b: Trace, tolerance: float | None = None, wiring: Trace | None = None
+) -> Comparison:
+    """`a` counts as right. `wiring`: a trace whose records say what is made of what, where those of
+    `a` do not. Raises InputError for traces of different inputs, and for those without a tensor in
+    common."""
+    check_same_inputs(a, b)
+    if tolerance is None:
+        tolerance = max(TOLERANCE.get(str(t.about.get("dtype")), 1e-9) for t in (a, b))
+    graph = a if wiring is None else wiring
+    whole = wiring is None and _is_whole(a) and _is_whole(b)
+    ours, theirs = _first_of_each(a), _first_of_each(b)
+    both = [r for r in graph if r.key in ours and (r.key in theirs or (whole and not r.inside))]
+    if not both:
+        raise InputError("the two traces have no name in common: trace both with the same names")
+    present = {r.key for r in both}
+    nearest = _Nearest(graph, present)
+    rows, off = list[Row](), set[str]()
+
+    def add(record: Record, inputs: tuple[str, ...], error: float, said: str, of: Record) -> None:
+        if not error <= tolerance:
+            off.add(record.key)
+        at_fault = record.key in off and not record.inside and not off.intersection(inputs)
+        rows.append(
+            Row(
+                record.key, record.direction, record.op, inputs, error, record.key in off,
+                at_fault, record.inside, of.text, of.line, said,
+            )
+        )  # fmt: skip
+
+    for record in both:
+        want, got = ours[record.key], theirs.get(record.key)
+        error, said = _difference(want, got)
+        inputs = nearest(record.key)
+        if whole and got is not None and not record.inside and got.inputs != want.inputs:
+            said = _other_inputs(want, got)
+            for name in got.inputs:
+                if name in theirs and name not in ours:  # an op was given more than it should be
+                    if name not in off:
+                        add(theirs[name], (), math.inf, "has no counterpart", theirs[name])
+                    inputs += (name,)
+        add(record, inputs, error, said, record if got is None else got)
+    names = [str(t.about.get("implementation", "")) for t in (a, b)]
+    stopped = str(b.about.get("stopped", ""))
+    return Comparison(names[0], names[1], tuple(rows), tolerance, stopped=stopped)
+
+
+def check_same_inputs(a: Trace, b: Trace) -> None:
+    """Raises InputError with the first difference."""
+    for name, called in _INPUTS.items():
+        x, y = a.about.get(name), b.about.get(name)
+        if x is None or y is None or x == y:
+            continue
+        where, its = "", "are"
+        if isinstance(x, list) and isinstance(y, list):
+            if len(x) != len(y):
+                where, x, y = " in number", len(x), len(y)
+            else:
+                i = next(i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q)
+                where, x, y, its = f" at {i}", x[i], y[i], "is"
+        raise InputError(
+            f"the two traces are of different inputs: their {called} differ{where}, the first {its}"
+            f" {x!s:.16}, the second {y!s:.16}: trace both on one model, batch and prefix"
+        )
+
+
+def _is_whole(trace: Trace) -> bool:
+    """It has every name, and what each op was given: what it lacks was not computed."""
+    return trace.about.get("names") == ["*"] and bool(trace.about.get("arguments"))
+
+
+def _first_of_each(trace: Trace) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in trace:
+        found.setdefault(record.key, record)
+    return found
+
+
+class _Nearest:
+    """The inputs of a record that are compared; in the place of one that is not, its own."""
+
+    def __init__(self, graph: Trace, present: set[str]) -> None:
+        self._inputs = {r.key: r.inputs for r in graph}
+        self._present = present
+        self._found: dict[str, tuple[str, ...]] = {}
+
+    def __call__(self, key: str) -> tuple[str, ...]:
+        if key not in self._found:
+            self._found[key] = ()  # for a graph that is none: a damaged file may hold a circle
+            found: list[str] = []
+            for name in self._inputs.get(key, ()):
+                found += [name] if name in self._present else self(name)
+            self._found[key] = tuple(dict.fromkeys(found))
+        return self._found[key]
+
+
+def _difference(want: Record, got: Record | None) -> tuple[float, str]:
+    """The error, and a word where it is no number."""
+    if got is None:
+        return math.inf, "is never computed"
+    x, y = want.value, got.value
+    if x.shape != y.shape:
+        if x.size != y.size or x.ndim == y.ndim:
+            return math.inf, f"has shape {y.shape} in the place of {x.shape}"
+        y = y.reshape(x.shape)  # (N, NH, hs) and (N, C) hold the same
+    error = relative_error(y, x)
+    bad = int((~np.isfinite(y)).sum()) if math.isinf(error) else 0
+    return error, f"holds {bad} numbers that are not finite" if bad else ""
+
+
+def relative_error(got: Array, want: Array) -> float:
+    """max |got - want| / max |want|; where the right tensor is 0, max |got|. What is not finite
+    in both alike is no difference, and infinite in one alone."""
+    got, want = (np.asarray(a, np.float64) for a in (got, want))
+    with np.errstate(all="ignore"):
+        apart = ~((got == want) | (np.isnan(got) & np.isnan(want)))
+        if not apart.any():
+            return 0.0
+        error = float(np.abs(got[apart] - want[apart]).max())
+    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    error = error / scale if scale > 0 else error
+    return error if math.isfinite(error) else math.inf
+
+
+def _other_inputs(want: Record, got: Record) -> str:
+    ours = [name for name in want.inputs if name not in got.inputs]
+    theirs = [name for name in got.inputs if name not in want.inputs]
+    if not theirs:
+        return ""
+    return f"is made of {', '.join(theirs)} in the place of {', '.join(ours) or 'nothing'}"
+
+
+# ---- as text, as data, as a picture -------------------------------------------------------------
+
+
+def text(c: Comparison, everything: bool = False) -> str:
+    """A table of every op's error, and below it where the two part. `everything`: also what the
+    ops were given, and what lies inside them."""
+    shown = [r for r in c.rows if everything or r.at_fault or not (r.inside or r.argument)]
+    wide = max(len(r.key) for r in shown)
+    lines = []
+    for direction in DIRECTIONS:
+        lines.append(direction)
+        for r in shown:
+            if r.direction == direction:
+                mark = "  <- first" if r is c.first[direction] else "  off" if r.off else ""
+                error = f"{r.error:.1e}" if math.isfinite(r.error) else "-"
+                lines.append(f"  {r.key:<{wide}}  {r.op:<25} {error:>8}{mark}")
+    return "\n".join([*lines, "", verdict(c)])
+
+
+def verdict(c: Comparison) -> str:
+    """Where the two part, in sentences."""
+    of = f" ({c.problem})" if c.problem else ""
+    if c.same:
+        worst = max(c.rows, key=lambda r: r.error)
+        return (
+            f"{c.b} agrees with {c.a}{of}: {len(c.rows)} tensors, the largest error "
+            f"{worst.error:.0e} of the largest value, at {worst.key}"
+        )
+    lines = [f"{c.b} parts from {c.a}{of}, at a tolerance of {c.tolerance:.0e}:"]
+    for direction in DIRECTIONS:
+        row = c.first[direction]
+        if row is not None:
+            lines.append(f"  {direction + ':':<9} {sentence(c, row)}")
+        elif any(r.off for r in c.rows if r.direction == direction):
+            lines.append(f"  {direction + ':':<9} what is off follows from the forward")
+        elif c.stopped and direction == "backward":
+            lines.append(f"  {direction + ':':<9} it was not reached")
+        else:
+            lines.append(f"  {direction + ':':<9} nothing is off")
+    if c.stopped:
+        lines.append(f"  it ended early: {c.stopped}")
+    return "\n".join(lines)
+
+
+def sentence(c: Comparison, row: Row) -> str:
+    """What is wrong with the first tensor that is off."""
+    how = row.said or f"is off by {row.error:.1e} of its largest value"
+    right = _listed(row.inputs)
+    while_ = f"while {right} agree{'' if len(row.inputs) > 1 else 's'}" if right else ""
+    if row.op == "enter":
+        said = f"{row.key}, what the model hands to the op, {how}"
+    elif row.op in BETWEEN:
+        said = f"{row.key}, the model's own {BETWEEN[row.op]}, {how}"
+    else:
+        said = f"{row.op}: {row.key} {how}"
+    said = f"{said} {while_}".rstrip()
+    inner = c.inside(row)
+    if inner is not None:
+        said += f"; inside it the first is {inner.key}, line {inner.line}: {inner.text}"
+    return said
+
+
+#: what the model does itself, between two ops of the contract
+BETWEEN = {
+    "add": "sum on the residual stream",
+    "split": "cut into queries, keys and values",
+    "join": "joining of dq, dk and dv",
+    "sum": "sum over all that use it",
+    "given": "choice of what the op sees",
+    "fold": "prefix as its network gives it",
+    "fold_backward": "way back through the prefix's network",
+}
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Everything, for programs."""
+    last = comparisons[-1]
+    return {
+        "a": last.a,
+        "b": last.b,
+        "same": last.same,
+        "problems": [
+            {
+                "problem": c.problem,
+                "tolerance": c.tolerance,
+                "same": c.same,
+                "stopped": c.stopped,
+                "first": {
+                    d: row and {"name": row.key, "op": row.op, "sentence": sentence(c, row)}
+                    for d, row in c.first.items()
+                },
+                "tensors": [
+                    {
+                        "name": r.key,
+                        "direction": r.direction,
+                        "op": r.op,
+                        "inside": r.inside,
+                        "inputs": list(r.inputs),
+                        "error": r.error if math.isfinite(r.error) else str(r.error),
+                        "off": r.off,
+                        "at_fault": r.at_fault,
+                        "said": r.said,
+                    }
+                    for r in c.rows
+                ],
+            }
+            for c in comparisons
+        ],
+    }

@@ -1,0 +1,226 @@
+"""The two sides of a comparison: traces of one problem by two implementations.
+
+An implementation of the ops runs under this project's model, and every op is seen. A whole model
+(`run_model`) shows what it gives by name: then both sides do, and in between there may be gaps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from minprefix.batch import Batch
+from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, ModelProblem
+from minprefix.conformance.implementation import Broken, Implementation, NotOffered, load
+from minprefix.conformance.problems import model_problem
+from minprefix.conformance.whole import Guarded, whole
+from minprefix.errors import InputError
+from minprefix.model import GPT2, loss_backward
+from minprefix.ops import reference
+from minprefix.ops.contract import Array, Ops
+from minprefix.prefix import MLPPrefix, Prefix
+from minprefix.trace.compare import Comparison, compare
+from minprefix.trace.record import Trace
+from minprefix.trace.tracer import Tracer, about_inputs
+
+# ---- what is computed ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`mlp`: the parameters of a network that the first prefix goes through, and its `kv`."""
+
+    why: str
+    model: ModelProblem
+    mlp: Mapping[str, Array] | None = None
+
+
+def problems(dtype: str = "float64") -> dict[str, Problem]:
+    """In the order in which one would look at them. Those with numbers at the edge of what float64
+    can hold are for float64 alone."""
+    shape = {"layer_norm_epsilon": 1e-2, "n_inner": 14}  # as no default has it
+    own_head = shape | {"tie_word_embeddings": False}
+    usual = model_problem(
+        (5, 3, 4), (2, 1, 3), (0, 1, 0), (3, 2), need="all", config=shape, dtype=dtype
+    )
+    several = model_problem(
+        (4, 6, 3, 4), (2, 4, 1, 2), (0, 1, 0, 2), (2, 3, 0), reduction="sum", config=own_head,
+        dtype=dtype, seed=1,
+    )  # fmt: skip
+    found = {
+        "usual": Problem("three sequences, two prefixes, the gradient of every weight", usual),
+        "frozen": Problem(
+            "four sequences, a prefix through a network, one flat and none; the sum of the loss, "
+            "a frozen model",
+            *_through_a_network(several),
+        ),
+    }
+    if dtype != "float64":
+        return found
+    return found | {
+        "large": Problem("scores and logits in the thousands", _large(several)),
+        "far": Problem("a residual stream far from 0", _far(usual)),
+    }
+
+
+def _through_a_network(problem: ModelProblem) -> tuple[ModelProblem, dict[str, Array]]:
+    """The first prefix becomes what a network gives."""
+    kv = problem.prefixes[0]
+    L, _, NH, P, hs = kv.shape
+    C, hidden, rng = NH * hs, 6, np.random.default_rng(3)
+    shapes = {
+        "embedding": (P, C), "weight_1": (C, hidden), "bias_1": (hidden,),
+        "weight_2": (hidden, 2 * L * C), "bias_2": (2 * L * C,),
+    }  # fmt: skip
+    parameters = {n: rng.normal(0, 0.5, shape).astype(kv.dtype) for n, shape in shapes.items()}
+    folded = MLPPrefix(parameters, NH).kv
+    return replace(problem, prefixes=[folded, *problem.prefixes[1:]]), parameters
+
+
+def _large(problem: ModelProblem) -> ModelProblem:
+    """Keys so long, in the first layer, that scores differ by thousands: whatever is not hidden by
+    -inf shows through. And logits whose probabilities underflow."""
+    w, C = dict(problem.weights), problem.config.n_embd
+    grown = w["h.0.attn.c_attn.weight"].copy()
+    grown[:, C : 2 * C] *= 1e4
+    w |= {"h.0.attn.c_attn.weight": grown, "lm_head.weight": 1e3 * w["lm_head.weight"]}
+    return replace(problem, weights=w)
+
+
+def _far(problem: ModelProblem) -> ModelProblem:
+    w = dict(problem.weights)
+    return replace(problem, weights=w | {"wpe.weight": w["wpe.weight"] + 1e4})
+
+
+# ---- who computes it ----------------------------------------------------------------------------
+
+
+#: what stands around the ops; a bug of the zoo may sit in any of it
+HOUSE = SimpleNamespace(
+    GPT2=GPT2, Batch=Batch, Prefix=Prefix, MLPPrefix=MLPPrefix, loss_backward=loss_backward
+)
+
+
+def compare_implementations(
+    a: str | Implementation,
+    b: str | Implementation,
+    dtype: str = "float64",
+    tolerance: float | None = None,
+) -> Iterator[Comparison]:
+    """A comparison for each problem; whoever has seen enough stops. Raises InputError for an
+    implementation that cannot be run."""
+    first, second = load(a), load(b)
+    by_ops = has_ops(first) and has_ops(second)
+    for name, problem in problems(dtype).items():
+        if by_ops:
+            ours, theirs = (trace_ops(problem, _ops(i), i.name) for i in (first, second))
+            if ours.about["stopped"]:
+                raise InputError(
+                    f"{first.name} {ours.about['stopped']}: give one that runs as the first, "
+                    "it counts as right"
+                )
+            found = compare(ours, theirs, tolerance)
+        else:
+            wiring = trace_ops(problem, "reference", "reference")
+            ours, theirs = (trace_whole(problem, i, wiring) for i in (first, second))
+            found = compare(ours, theirs, tolerance, wiring)
+        yield replace(found, problem=name)
+
+
+def has_ops(implementation: Implementation) -> bool:
+    needed = [f for functions in FUNCTIONS.values() for f in functions if f not in OPTIONAL]
+    return all(implementation.has(f) for f in needed)
+
+
+def _ops(implementation: Implementation) -> str | Ops:
+    """The reference shows what is inside its ops; any other is called with care."""
+    if implementation.functions is reference:
+        return "reference"
+    return cast(Ops, Guarded(implementation))
+
+
+def trace_ops(
+    problem: Problem,
+    ops: str | Ops,
+    name: str,
+    house: SimpleNamespace = HOUSE,
+) -> Trace:
+    """Every op of the problem's loss and gradients. What ends it early is said in
+    `about["stopped"]`. `ops`: or the text of the reference, with a change in it."""
+    p = problem.model
+    model = house.GPT2(p.config, dict(p.weights), name="the problem's")
+    batch = house.Batch.pack(p.sequences, p.loss_from, p.prefix_of)
+    prefixes = [
+        house.Prefix(kv.copy(), position_offset=offset)
+        for kv, offset in zip(p.prefixes, p.position_offsets, strict=True)
+    ]
+    if problem.mlp is not None:
+        own = {name: a.copy() for name, a in problem.mlp.items()}
+        prefixes[0] = house.MLPPrefix(own, p.config.n_head, position_offset=p.position_offsets[0])
+    tracer = tracer_of(ops, model)
+    stopped = ""
+    try:
+        with np.errstate(all="ignore"):
+            tracer.begin(batch, prefixes)
+            _, dkvs, dweights = house.loss_backward(
+                model, prefixes, batch, p.reduction, tracer, p.need
+            )
+            tracer.end(prefixes, dkvs, dweights)
+    except NotOffered as error:
+        raise InputError(f"{name} lacks {error}: fill it in, or give one that has it") from error
+    except Broken as error:
+        stopped = str(error)
+    except Exception as error:  # whatever a wrong implementation raises, the trace until then holds
+        stopped = f"raised {type(error).__name__}: {error}".replace("\n", " ")
+    about = {"implementation": name, "names": ["*"], "arguments": True, "stopped": stopped}
+    inputs = about_inputs(model, batch, prefixes)
+    return Trace(tracer.records, inputs | about | {"reduction": p.reduction, "need": p.need})
+
+
+def tracer_of(ops: str | Ops, model: GPT2) -> Tracer:
+    if isinstance(ops, str) and "\n" in ops:
+        return Tracer.of_text(ops, model, arguments=True)
+    return Tracer(model, ops, arguments=True)
+
+
+def trace_whole(problem: Problem, implementation: Implementation, wiring: Trace) -> Trace:
+    """What a whole model shows, under the names of a trace."""
+    if not (implementation.has("run_model") or has_ops(implementation)):
+        raise InputError(
+            f"{implementation.name} has neither all ops nor run_model: `minprefix check` grades "
+            "what is there"
+        )
+    try:
+        with np.errstate(all="ignore"):
+            found = whole(implementation, "run_model")(problem.model)
+    except (NotOffered, Broken) as error:
+        raise InputError(f"{implementation.name} cannot run a model: {error}") from error
+    values = {
+        name: implementation.asnumpy(a, name)
+        for name, a in _named_as_in_a_trace(found, problem.model).items()
+    }
+    records = [replace(r, value=values[r.key]) for r in wiring if r.key in values]
+    about = {k: wiring.about[k] for k in ("tokens", "dtype")}
+    return Trace(records, about | {"implementation": implementation.name})
+
+
+def _named_as_in_a_trace(found: Mapping[str, Any], problem: ModelProblem) -> dict[str, Any]:
+    """The suite's names and the trace's differ where a block begins, and in what is of one
+    sequence or prefix."""
+    top = problem.config.n_layer - 1
+    named: dict[str, Any] = {}
+    for name, a in found.items():
+        if name == "ln_f.in":
+            name = f"blocks.{top}.resid_post"
+        elif name.endswith(".resid_pre") and name != "blocks.0.resid_pre":
+            name = f"blocks.{int(name.split('.')[1]) - 1}.resid_post"
+        elif name.endswith("]"):  # blocks.0.attn.pattern[2]
+            name = name[:-1].replace("[", "#")
+        named[name] = a
+    for j in range(len(problem.prefixes)):
+        parts = [named.pop(f"prefix.{j}.{part}", None) for part in ("dk", "dv")]
+        if all(part is not None for part in parts):
+            named[f"dprefix.kv#{j}"] = np.stack(cast(Sequence[Any], parts), axis=1)
+    return named
