@@ -492,6 +492,12 @@ class Tracer:
             self._out(f"{at}.{_d(_IN[layer])}", dx, (*entered, self._weights(site)[0]))
         return dx
 
+    def _backwards(self) -> Iterator[str]:
+        """The linear layers in the order of the backward."""
+        yield "head"
+        for i in reversed(range(self._layers)):
+            yield from (f"blocks.{i}.{layer}" for layer in reversed(_OUT))
+
     def _came(self, layer: str, dout: Array) -> str:
         """The name of the gradient that comes back to a linear layer. Where the model has made it
         of others it gets its record here, once."""
@@ -569,7 +575,9 @@ class Tracer:
         return grads
 
     def linear_backward_params(self, dout: Array, x: Array) -> tuple[Array, Array]:
-        sites, _ = self._inputs[_address(x)]
+        sites, _ = self._inputs.get(_address(x), ([], x))
+        if not sites:  # no layer took it: a wrong model
+            sites = [next(s for s in self._backwards() if f"{s}.dweight" not in self.names_seen)]
         site = sites.pop() if len(sites) > 1 else sites[0]
         with self._at(site, "linear_backward_params"):
             if site.startswith("blocks."):
