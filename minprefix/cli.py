@@ -11,6 +11,7 @@ from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
 from minprefix.errors import InputError
 from minprefix.prefixes.command import add_commands as prefix_commands
+from minprefix.trace.compare_command import add_command as compare_command
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Encoded, Pair, Template
@@ -875,6 +876,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
 
     prefix_commands(command, _model_options, _column_options, _threads_option)
+
+    compare_command(command)
 
     p = command(
         "vectors",

@@ -7,14 +7,17 @@ tensor that is off and of which no input is off is where something went wrong, a
 after it follows.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minprefix import files
 from minprefix.errors import InputError
 from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
@@ -109,7 +112,7 @@ def compare(
     if not both:
         raise InputError("the two traces have no name in common: trace both with the same names")
     present = {r.key for r in both}
-    nearest = _Nearest(graph, present)
+    nearest = _nearest(graph, present)
     rows, off = list[Row](), set[str]()
 
     def add(record: Record, inputs: tuple[str, ...], error: float, said: str, of: Record) -> None:
@@ -126,7 +129,7 @@ def compare(
     for record in both:
         want, got = ours[record.key], theirs.get(record.key)
         error, said = _difference(want, got)
-        inputs = nearest(record.key)
+        inputs = nearest.get(record.key, ())  # what is inside an op is not followed up
         if whole and got is not None and not record.inside and got.inputs != want.inputs:
             said = _other_inputs(want, got)
             for name in got.inputs:
@@ -165,28 +168,29 @@ def _is_whole(trace: Trace) -> bool:
 
 
 def _first_of_each(trace: Trace) -> dict[str, Record]:
+    """Of records of one name the first; what an op gives back before what it has inside, which a
+    wrong op may give back under another name."""
     found: dict[str, Record] = {}
     for record in trace:
-        found.setdefault(record.key, record)
+        if record.key not in found or (found[record.key].inside and not record.inside):
+            found[record.key] = record
     return found
 
 
-class _Nearest:
-    """The inputs of a record that are compared; in the place of one that is not, its own."""
-
-    def __init__(self, graph: Trace, present: set[str]) -> None:
-        self._inputs = {r.key: r.inputs for r in graph}
-        self._present = present
-        self._found: dict[str, tuple[str, ...]] = {}
-
-    def __call__(self, key: str) -> tuple[str, ...]:
-        if key not in self._found:
-            self._found[key] = ()  # for a graph that is none: a damaged file may hold a circle
-            found: list[str] = []
-            for name in self._inputs.get(key, ()):
-                found += [name] if name in self._present else self(name)
-            self._found[key] = tuple(dict.fromkeys(found))
-        return self._found[key]
+def _nearest(graph: Trace, present: set[str]) -> dict[str, tuple[str, ...]]:
+    """For each tensor those of its inputs that are compared; in the place of one that is not, its
+    own. A trace of some names says of the others what they are made of."""
+    made_of = graph.about.get("made_of", {r.key: list(r.inputs) for r in graph})
+    lists = made_of.values() if isinstance(made_of, dict) else [None]
+    if not all(isinstance(of, list) and all(isinstance(n, str) for n in of) for of in lists):
+        raise InputError("a trace does not say what is made of what: it is damaged, save it again")
+    nearest: dict[str, tuple[str, ...]] = {}
+    for key, inputs in made_of.items():  # in the order of the computation
+        found: list[str] = []
+        for name in inputs:
+            found += [name] if name in present else nearest.get(name, ())
+        nearest[key] = tuple(dict.fromkeys(found))
+    return nearest
 
 
 def _difference(want: Record, got: Record | None) -> tuple[float, str]:
@@ -228,9 +232,8 @@ def _other_inputs(want: Record, got: Record) -> str:
 # ---- as text, as data, as a picture -------------------------------------------------------------
 
 
-def text(c: Comparison, everything: bool = False) -> str:
-    """A table of every op's error, and below it where the two part. `everything`: also what the
-    ops were given, and what lies inside them."""
+def table(c: Comparison, everything: bool = False) -> str:
+    """Every op's error. `everything`: also what the ops were given, and what lies inside them."""
     shown = [r for r in c.rows if everything or r.at_fault or not (r.inside or r.argument)]
     wide = max(len(r.key) for r in shown)
     lines = []
@@ -241,7 +244,7 @@ def text(c: Comparison, everything: bool = False) -> str:
                 mark = "  <- first" if r is c.first[direction] else "  off" if r.off else ""
                 error = f"{r.error:.1e}" if math.isfinite(r.error) else "-"
                 lines.append(f"  {r.key:<{wide}}  {r.op:<25} {error:>8}{mark}")
-    return "\n".join([*lines, "", verdict(c)])
+    return "\n".join(lines)
 
 
 def verdict(c: Comparison) -> str:
@@ -275,7 +278,9 @@ def sentence(c: Comparison, row: Row) -> str:
     right = _listed(row.inputs)
     while_ = f"while {right} agree{'' if len(row.inputs) > 1 else 's'}" if right else ""
     if row.op == "enter":
-        said = f"{row.key}, what the model hands to the op, {how}"
+        kept = "backward_params" in row.key and "(dout)" not in row.key
+        what = "what is left of the forward for it" if kept else "what the model hands to the op"
+        said = f"{row.key}, {what}, {how}"
     elif row.op in BETWEEN:
         said = f"{row.key}, the model's own {BETWEEN[row.op]}, {how}"
     else:
@@ -340,3 +345,71 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
             for c in comparisons
         ],
     }
+
+
+def picture(c: Comparison, path: Path) -> None:
+    """The error of each tensor in the order in which they arise, as PNG or SVG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    rows = [r for r in c.rows if not r.inside and not r.argument]
+    shown = [r for r in c.rows if r in rows or r.at_fault]
+    top = 10 * max([1.0, *(r.error for r in shown if math.isfinite(r.error))])
+    floor = 1e-17
+    figure = Figure(figsize=(9, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    heights = [top if math.isinf(r.error) else max(r.error, floor) for r in shown]
+    axes.plot(range(len(shown)), heights, color="0.75", linewidth=1, zorder=1)
+    kinds = (
+        ("within the tolerance", "o", "0.55", lambda r: not r.off),
+        ("off", "s", "black", lambda r: r.off and math.isfinite(r.error)),
+        ("no number: missing, another shape, not finite", "^", "black",
+         lambda r: r.off and math.isinf(r.error)),
+    )  # fmt: skip
+    for label, marker, colour, is_one in kinds:
+        at = [i for i, r in enumerate(shown) if is_one(r)]
+        if at:
+            axes.scatter(
+                at, [heights[i] for i in at], s=14, marker=marker, color=colour, label=label
+            )
+    axes.axhline(c.tolerance, color="black", linestyle="--", linewidth=1, label="tolerance")
+    for direction, row in c.first.items():
+        if row is not None:
+            i = shown.index(row)
+            axes.scatter([i], [heights[i]], s=130, facecolor="none", edgecolor="C3", linewidth=1.8)
+            left = i < len(shown) / 2
+            axes.annotate(
+                f"first {direction}:\n{row.key}", (i, heights[i]), xytext=(8 if left else -8, -40),
+                textcoords="offset points", ha="left" if left else "right", fontsize=9,
+            )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(floor / 3, top * 5)
+    ticks = _where_parts_begin(shown)
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=60, ha="right", fontsize=8)
+    back = next((i for i, r in enumerate(shown) if r.direction == "backward"), len(shown))
+    axes.axvline(back - 0.5, color="0.5", linewidth=1)
+    axes.text(back - 1, top * 3, "forward", ha="right", va="top", color="0.35")
+    axes.text(back, top * 3, "backward", ha="left", va="top", color="0.35")
+    axes.set_ylabel("error, of the largest value (lowest: none)")
+    problem = f", problem {c.problem}" if c.problem else ""
+    axes.set_title(f"{c.b} against {c.a}{problem}")
+    axes.grid(True, axis="y", color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center right", fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, format=path.suffix[1:])
+    files.write_bytes(path, data.getvalue())
+
+
+def _where_parts_begin(rows: Sequence[Row]) -> dict[int, str]:
+    """Index -> the block, or what stands before and after them."""
+    found, last = dict[int, str](), ""
+    for i, r in enumerate(rows):
+        parts = r.key.split(".")
+        part = ".".join(parts[:2]) if parts[0] == "blocks" else "ends"
+        part = "sums" if r.op == "sum" else part
+        if part != last and part != "ends":
+            found[i] = part
+        last = part
+    return found

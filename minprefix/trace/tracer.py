@@ -102,6 +102,7 @@ def trace(
     if stop_at is not None and not tracer.stopped:
         raise unknown(stop_at, tracer.names_seen)
     about = about_inputs(model, batch, prefixes) | {
+        "made_of": {key: list(inputs) for key, inputs in tracer.made_of.items()},
         "implementation": tracer.implementation,
         "names": [names] if isinstance(names, str) else list(names),
         "arguments": arguments,
@@ -150,6 +151,7 @@ class Tracer:
         self._prefix_of: list[int] = []  # of each sequence
         self.records: list[Record] = []
         self.names_seen: dict[str, None] = {}
+        self.made_of: dict[str, tuple[str, ...]] = {}  # what was given back, kept or not
         self.stopped = False
         self._bytes = 0
         self._layers = model.config.n_layer
@@ -225,6 +227,7 @@ class Tracer:
     ) -> None:
         """What an op gives back, or the model makes between two ops."""
         record = Record(name, self._direction, op or self._op, value, tuple(inputs), sequence)
+        self.made_of[record.key] = record.inputs
         if self.source is not None and op is None:
             line = self.source.made.get((self._op, "return"), 0)
             base = self._op.removesuffix("_params").removesuffix("_backward")

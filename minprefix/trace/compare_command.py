@@ -1,0 +1,107 @@
+"""`minprefix compare`: where two implementations, or two saved traces, part."""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from minprefix.errors import InputError
+
+
+def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """`command`: see `minprefix.cli`."""
+    p = command(
+        "compare",
+        run,
+        "run two implementations side by side, or read two saved traces: the first op, forward and "
+        "backward, that is off while what it was given is right",
+        "minprefix compare reference my_ops.py --picture growth.png\n"
+        "  minprefix compare reference tests/peft_adapter.py\n"
+        "  minprefix compare runs/trace-a runs/trace-b\n\n"
+        "exit status: 0 they agree, 1 they part, 2 they cannot be compared",
+    )
+    p.add_argument(
+        "a",
+        metavar="A",
+        help="counts as right: 'reference', 'numpy', 'cupy', a file (my_ops.py), a module, an "
+        "object in one (package.ops:mine), or a folder that Trace.save wrote",
+    )
+    p.add_argument("b", metavar="B", help="likewise")
+    p.add_argument(
+        "--dtype",
+        choices=("float64", "float32"),
+        help="of the problems that implementations are run on (default float64)",
+    )
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="of a tensor's largest value (default 1e-9 in float64, 1e-4 in float32)",
+    )
+    p.add_argument(
+        "--all", action="store_true", help="what ops are given and hold inside in the table, too"
+    )
+    p.add_argument(
+        "--picture", type=Path, metavar="FILE", help="the growth of the error (.png, .svg)"
+    )
+    p.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything, for programs; - prints it"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """-> 0 if they agree, 1 if not. Raises InputError for what cannot be compared."""
+    from minprefix import files
+    from minprefix.trace import compare as comparing
+    from minprefix.trace.record import Trace
+    from minprefix.trace.sides import compare_implementations, problems
+
+    if args.tolerance is not None and not (args.tolerance >= 0 and math.isfinite(args.tolerance)):
+        raise InputError(f"--tolerance is {args.tolerance}: expected 0 or more, such as 1e-6")
+    if args.picture is not None and args.picture.suffix not in (".png", ".svg"):
+        raise InputError(
+            f"--picture {args.picture} is no picture: give a name that ends in .png or .svg"
+        )
+    saved = [_is_saved(spec) for spec in (args.a, args.b)]
+    if any(saved) and not all(saved):
+        folder, other = (args.a, args.b) if saved[0] else (args.b, args.a)
+        raise InputError(
+            f"{folder} is a saved trace and {other} is not: give two traces, or two implementations"
+        )
+    if all(saved):
+        if args.dtype is not None:
+            raise InputError("--dtype is of a run, and saved traces have run: leave it out")
+        traces = [Trace.load(folder) for folder in (args.a, args.b)]
+        found = [comparing.compare(traces[0], traces[1], args.tolerance)]
+        found[0] = replace(found[0], a=args.a, b=args.b)
+    else:
+        dtype, found = args.dtype or "float64", []
+        for comparison in compare_implementations(args.a, args.b, dtype, args.tolerance):
+            found.append(comparison)
+            if not comparison.same:
+                break
+    last = found[-1]
+    if args.json == Path("-"):
+        print(json.dumps(comparing.as_json(found), indent=2))
+    else:
+        shown = last if not last.same else found[0]
+        why = {name: problem.why for name, problem in problems().items()}
+        if shown.problem:
+            print(f"{shown.problem}: {why[shown.problem]}")
+        print(comparing.table(shown, args.all), end="\n\n")
+        for comparison in found:
+            print(comparing.verdict(comparison))
+        if args.json is not None:
+            files.write_json(args.json, comparing.as_json(found))
+    if args.picture is not None:
+        comparing.picture(last if not last.same else found[0], args.picture)
+    return 0 if last.same else 1
+
+
+def _is_saved(spec: str) -> bool:
+    from minprefix.trace.record import RECORDS, TENSORS
+
+    path = Path(spec)
+    return path.is_dir() and any((path / name).exists() for name in (RECORDS, TENSORS))
