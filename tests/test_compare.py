@@ -84,6 +84,8 @@ SAMPLE = [
     "outputs-share-a-buffer",
     "last-norm-skipped-in-the-backward",
     "second-norm-skipped",
+    "second-norm-with-the-weights-of-the-first",
+    "mask-adds-minus-1e4",
 ]
 
 
@@ -106,6 +108,14 @@ def test_a_wrong_finger_does_not_count():
     assert score.where(bug) == "attention"
     assert not found.right
     assert "**0 of 1** (0%)" in score.page([found])
+
+
+@pytest.mark.parametrize("name", ["second-norm-skipped", "activation-skipped", "last-norm-skipped"])
+def test_a_wrong_model_is_traced_to_its_end(name: str):
+    """The linear layer's backward is given what no layer took."""
+    c = score.compared(BUGS[name])
+    assert c.stopped == ""
+    assert all(r.said != "is never computed" for r in c.rows)
 
 
 # ---- two implementations ------------------------------------------------------------------------
@@ -253,7 +263,7 @@ def test_a_whole_model_is_compared_by_the_names_that_it_shows():
 
 
 def test_the_other_model_may_be_one_of_pytorch():
-    adapter = load("tests/peft_adapter.py")
+    adapter = load(str(Path(__file__).with_name("peft_adapter.py")))
     c = next(compare_implementations("reference", adapter))
     assert c.same, verdict(c)
     assert {"blocks.1.attn.dq", "blocks.0.resid_post", "dprefix.kv#1", "dwte.weight"} <= {
