@@ -375,8 +375,8 @@ def _check_about(folder: Path, about: dict[str, Any], prefix: Prefix) -> None:
         part, _, name = key.partition(".")
         if about[part][name] != value:
             raise InputError(
-                f"{folder / ABOUT}: {key} is {about[part][name]!r}, the tensors beside it have "
-                f"{value!r}: the files are not of one save; copy them again, together"
+                f"{folder / ABOUT}: {key} is {files.shown(about[part][name])}, the tensors beside it "
+                f"have {files.shown(value)}: the files are not of one save; copy them again, together"
             )
 
 
