@@ -373,10 +373,11 @@ def _check_about(folder: Path, about: dict[str, Any], prefix: Prefix) -> None:
         found["base.n_layer"] = n
     for key, value in found.items():
         part, _, name = key.partition(".")
-        if about[part][name] != value:
+        recorded = about[part][name]
+        if recorded != value:
             raise InputError(
-                f"{folder / ABOUT}: {key} is {files.shown(about[part][name])}, the tensors beside it "
-                f"have {files.shown(value)}: the files are not of one save; copy them again, together"
+                f"{folder / ABOUT}: {key} is {files.shown(recorded)}, the tensors beside it have "
+                f"{files.shown(value)}: the files are not of one save; copy them again, together"
             )
 
 
