@@ -135,6 +135,7 @@ class State:
     best_loss: float | None = None  # the lowest validation loss so far,
     best_step: int | None = None  # the step that it was seen at,
     best: dict[str, np.ndarray] = field(default_factory=dict)  # and the parameters that had it
+    start: dict[str, np.ndarray] = field(default_factory=dict)  # kv before step 1
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,10 @@ def train(
 ) -> Result:
     """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
 
-    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step),
-    loss.png. `about` is recorded, too; everything recorded must be the same when resuming. The
-    process keeps the memory that it frees from here on (`ops.memory`).
+    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step; some
+    say more of each layer, see `_sees_layers`), loss.png. `about` is recorded, too; everything
+    recorded must be the same when resuming. The process keeps the memory that it frees from here on
+    (`ops.memory`).
 
     Raises InputError when resuming what is not there or was another run, when another process
     writes into `out`, when the disk refuses, and when the loss turns NaN (the last good state
@@ -205,6 +207,7 @@ def _train(
     start, before = time.time(), digest(model.weights)
     state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
     if not resume:
+        state.start = {"kv": prefix.kv.copy()}
         save_state(out, prefix, state, record)  # from here on there is always a last good state
     first_step, batches, log = state.step, _Batches(examples, settings), Log(out / LOG, state.step)
     bar = tqdm(
@@ -219,12 +222,14 @@ def _train(
         while state.step < settings.steps and not stop.asked:
             started = time.perf_counter()
             chosen = batches.at(state.step)
-            loss, grads, norm = _gradient(model, prefix, chosen, settings, state, out)
+            loss, grads, norm, dkv_norms = _gradient(model, prefix, chosen, settings, state, out)
             if state.step > first_step and state.step % settings.save_every == 0:
                 log.flush()  # a state is never ahead of its log
                 save_state(out, prefix, state, record)  # only now are these parameters known good
             lr = _update(prefix, grads, norm, settings, state)
             entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
+            if dkv_norms is not None:
+                entry |= _layer_entry(prefix, dkv_norms, state)
             if valid and (state.step % settings.eval_every == 0 or state.step == settings.steps):
                 entry["valid_loss"] = _validate(model, prefix, valid, settings, state, out)
             log.write(entry)
@@ -299,17 +304,19 @@ def _gradient(
     settings: Settings,
     state: State,
     out: Path,
-) -> tuple[float, dict[str, np.ndarray], float]:
-    """-> the loss, the gradient of each parameter, and their global norm; all of them finite."""
+) -> tuple[float, dict[str, np.ndarray], float, np.ndarray | None]:
+    """-> the loss, the gradient of each parameter, and their global norm, all of them finite; and
+    at some steps the norms of dkv by layer."""
     with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
         with _room(model, prefix, chosen, settings.micro_batch_size or len(chosen), out):
             loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
         grads = prefix.backward(dkv)
         norm = global_norm(grads)
+    dkv_norms = norms(dkv) if _sees_layers(state.step + 1, settings) else None  # before clipping
     for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise _not_finite(name, value, state.step + 1, out)
-    return loss, grads, norm
+    return loss, grads, norm, dkv_norms
 
 
 @contextmanager
@@ -365,6 +372,33 @@ def _log_entry(
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds),
     }
+
+
+def _sees_layers(step: int, settings: Settings) -> bool:
+    """At the first step, at the last, and a hundred times between them but not more often than at
+    every tenth: the log stays readable, and what leaves a GPU stays little."""
+    return step in (1, settings.steps) or step % max(10, settings.steps // 100) == 0
+
+
+def norms(kv: np.ndarray) -> np.ndarray:
+    """(layers, 2, NH, P, hs) -> (layers, 2): the Euclidean norm of each layer's keys and values."""
+    wide = kv.astype(np.float64)  # whose squares do not overflow
+    return np.sqrt((wide * wide).sum(axis=(2, 3, 4)))
+
+
+def _layer_entry(prefix: Prefix, dkv_norms: np.ndarray, state: State) -> dict[str, Any]:
+    """What a line of the log says of each layer: the gradient at the prefix, before the step, and
+    how far the step has taken it from its start. A state of an earlier version has no start."""
+    parts = {"grad_norm": dkv_norms}
+    for start in state.start.values():
+        parts["distance"] = norms(prefix.kv.astype(np.float64) - start)
+    both = to(np.stack(list(parts.values())), "numpy")  # (1 or 2, layers, 2) at once off a GPU
+    entry: dict[str, Any] = {"layers": list(prefix.layers)}
+    for name, by_layer in zip(parts, both, strict=True):
+        if np.isfinite(by_layer).all():  # a step too long is found by the next one
+            for what, column in zip(("keys", "values"), by_layer.T, strict=True):
+                entry[f"{name}_{what}"] = [float(f"{x:.5g}") for x in column]
+    return entry
 
 
 def batch_gradient(
@@ -484,30 +518,32 @@ def _ctrl_c() -> Iterator[_Stop]:
 # ---- the log ----------------------------------------------------------------------------------
 
 
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, none where there is no log."""
+    what = "the log of the run"
+    if not files.inside(path.parent, path.name, what).exists():
+        return []
+    lines = []
+    for text in files.read_bytes(path, what).splitlines():
+        try:
+            line = json.loads(text.decode("utf-8"))
+            numbers = {k: float(line[k]) for k in ("loss", "valid_loss") if k in line}
+            if type(line["step"]) is not int or "loss" not in numbers:
+                break
+            lines.append(line | numbers)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            break  # the half line of a run that was killed
+    return lines
+
+
 class Log:
     """log.jsonl: a line a step. A run that resumes at `step` drops the lines of later steps: it
     writes them again."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [line for line in self._lines() if line["step"] <= step]
+        kept = [line for line in log_lines(path) if line["step"] <= step]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def _lines(self) -> list[dict[str, Any]]:
-        what = "the log of the run"
-        if not files.inside(self.path.parent, self.path.name, what).exists():
-            return []
-        lines = []
-        for text in files.read_bytes(self.path, what).splitlines():
-            try:
-                line = json.loads(text.decode("utf-8"))
-                numbers = {k: float(line[k]) for k in ("loss", "valid_loss") if k in line}
-                if type(line["step"]) is not int or "loss" not in numbers:
-                    break
-                lines.append(line | numbers)
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                break  # the half line of a run that was killed
-        return lines
 
     def __enter__(self) -> "Log":
         self._file = open(self.path, "a", encoding="utf-8")  # closed by __exit__
@@ -539,7 +575,7 @@ class Log:
 
     def read(self) -> tuple[list[int], list[float], list[tuple[int, float]]]:
         """Steps, losses, and (step, validation loss) where there is one."""
-        lines = self._lines()
+        lines = log_lines(self.path)
         valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
         return [e["step"] for e in lines], [e["loss"] for e in lines], valid
 
@@ -555,6 +591,7 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
             ("m", state.adam.m),
             ("v", state.adam.v),
             ("best", state.best),
+            ("start", state.start),
         )
         for name, a in arrays.items()
     }
@@ -633,7 +670,8 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
         m=groups["m"],
         v=groups["v"],
     )
-    return State(numbers["step"], adam, numbers["best_loss"], numbers["best_step"], groups["best"])
+    best = (numbers["best_loss"], numbers["best_step"], groups["best"])
+    return State(numbers["step"], adam, *best, groups["start"])
 
 
 def _groups(
@@ -641,13 +679,16 @@ def _groups(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of a state, off the file, which will be replaced. Raises InputError unless they
     fit the prefix and `numbers`, and are finite."""
-    groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "m": {}, "v": {}, "best": {}}
     wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
+    kv = prefix.kv
+    at_start = {"kv": (kv.shape, kv.dtype)}
     stepped, found = numbers["t"] > 0, numbers["best_loss"] is not None
     there = {"parameter": True, "m": stepped, "v": stepped, "best": found}
+    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in (*there, "start")}
     for full, a in tensors.items():
         group, _, name = full.partition(".")
-        if group not in groups or wanted.get(name) != (a.shape, a.dtype):
+        fits = at_start if group == "start" else wanted
+        if group not in groups or fits.get(name) != (a.shape, a.dtype):
             raise InputError(
                 f"{path}: the tensors {files.shown(full)} {files.shown(a.shape)} ({a.dtype}) do "
                 "not fit the prefix: damaged"
@@ -659,8 +700,9 @@ def _groups(
                 "squares, which no training leaves there: the file is damaged"
             )
         groups[group][name] = to(np.array(a), prefix.backend)
-    for group, arrays in groups.items():
-        if arrays.keys() != (wanted.keys() if there[group] else set()):
+    for group, is_there in there.items():  # an earlier version kept no start
+        arrays = groups[group]
+        if arrays.keys() != (wanted.keys() if is_there else set()):
             raise InputError(
                 f"{path}: {len(arrays)} tensors {group!r} at step {numbers['step']}, for a prefix "
                 f"of {len(wanted)}: the file is damaged"

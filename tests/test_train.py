@@ -15,7 +15,7 @@ from minprefix import Batch, InputError, Prefix, loss, loss_and_grad
 from minprefix.artifact import save_prefix
 from minprefix.data.pairs import Encoded
 from minprefix.evaluate import mean_loss
-from minprefix.files import map_tensors
+from minprefix.files import map_tensors, write_tensors
 from minprefix.optim import learning_rate
 from minprefix.prefix import dropout_mask
 from minprefix.train import Settings, batch_gradient, load_state, train
@@ -302,11 +302,13 @@ def test_the_log_has_a_line_a_step_with_these_fields(config, small, tmp_path):
     train(small, start("flat", config), examples, settings, tmp_path, valid, progress=False)
     lines = log_of(tmp_path)
     always = {"step", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second"}
+    by_layer = {f"{a}_{b}" for a in ("grad_norm", "distance") for b in ("keys", "values")}
     for i, line in enumerate(lines):
         due = i + 1 in (3, 6, 7)  # every 3 steps and the last
-        assert set(line) == always | ({"valid_loss"} if due else set())
+        wanted = always | ({"valid_loss"} if due else set())
+        assert set(line) == wanted | (by_layer | {"layers"} if i + 1 in (1, 7) else set())
         assert line["lr"] == learning_rate(i, 7, 2e-3, 3, "cosine")
-        assert all(np.isfinite(value) for value in line.values())
+        assert all(np.isfinite(value).all() for value in line.values())
     assert [line["step"] for line in lines] == list(range(1, 8))
     total = sum(len(e.ids) for e in examples)
     assert [a["tokens"] + b["tokens"] for a, b in zip(lines[::2], lines[1::2], strict=False)] == [
@@ -324,6 +326,68 @@ def test_the_logged_loss_and_norm_are_those_before_the_step_and_before_clipping(
     line = log_of(tmp_path)[0]
     assert line["loss"] == pytest.approx(value, rel=1e-5)
     assert line["grad_norm"] == pytest.approx(float(np.linalg.norm(dkv)), rel=1e-4)
+
+
+# ---- what the log says of each layer ----
+
+
+def by_layer(line, name):
+    """(layers, 2)"""
+    return np.transpose([line[f"{name}_keys"], line[f"{name}_values"]])
+
+
+@KINDS
+def test_the_log_has_the_gradient_and_the_distance_of_every_layer(config, small, tmp_path, kind):
+    examples, prefix = encoded(5), start(kind, config)
+    before, settings = prefix.kv.copy(), Settings(steps=12, batch_size=5, clip=1e-6)
+    _, dkv = loss_and_grad(small, prefix.fold(), pack(examples))
+    train(small, prefix, examples, settings, tmp_path, progress=False)
+    lines = {line["step"]: line for line in log_of(tmp_path) if "layers" in line}
+    assert list(lines) == [1, 10, 12]
+    assert lines[1]["layers"] == [0, 1, 2]
+    each = [[np.linalg.norm(dkv[j, i]) for i in range(2)] for j in range(3)]
+    np.testing.assert_allclose(by_layer(lines[1], "grad_norm"), each, rtol=1e-4)
+    if kind == "flat":
+        total = np.linalg.norm(by_layer(lines[10], "grad_norm"))
+        assert total == pytest.approx(lines[10]["grad_norm"], rel=1e-4)
+    moved = prefix.kv - before
+    each = [[np.linalg.norm(moved[j, i]) for i in range(2)] for j in range(3)]
+    np.testing.assert_allclose(by_layer(lines[12], "distance"), each, rtol=1e-4)
+    assert np.min(each) > 0
+
+
+def test_the_log_names_the_layers_that_have_a_prefix(config, small, tmp_path):
+    prefix = start("flat", config, layers=[0, 2])
+    train(small, prefix, encoded(5), Settings(steps=1), tmp_path, progress=False)
+    (line,) = log_of(tmp_path)
+    assert line["layers"] == [0, 2]
+    assert by_layer(line, "distance").shape == (2, 2)
+
+
+@pytest.mark.parametrize(("steps", "lines"), [(1, 1), (5, 2), (95, 11), (1000, 101), (4321, 102)])
+def test_about_a_hundred_lines_of_a_run_are_long(steps, lines):
+    settings = Settings(steps=steps)
+    assert sum(loop._sees_layers(i, settings) for i in range(1, steps + 1)) == lines
+
+
+def test_a_state_of_an_earlier_version_goes_on_without_distances(halfway, tmp_path):
+    path = tmp_path / "state.safetensors"
+    tensors, metadata = map_tensors(path, "the state")
+    write_tensors(path, {n: a.copy() for n, a in tensors.items() if n != "start.kv"}, metadata)
+    assert halfway().step == 12
+    last = log_of(tmp_path)[-1]
+    assert "grad_norm_keys" in last
+    assert "distance_keys" not in last
+    assert "start.kv" not in state_of(tmp_path)[0]
+
+
+def test_a_start_of_another_shape_is_a_sentence(halfway, tmp_path):
+    path = tmp_path / "state.safetensors"
+    tensors, metadata = map_tensors(path, "the state")
+    write_tensors(path, {n: a.copy() for n, a in tensors.items()} | {"start.kv": np.ones(3)},
+                  metadata)  # fmt: skip
+    with pytest.raises(InputError, match=r"'start.kv' .* do not fit the prefix: damaged"):
+        halfway()
 
 
 def test_the_loss_picture_is_a_png(config, small, tmp_path, monkeypatch, no_picture):
