@@ -364,6 +364,15 @@ def test_the_log_names_the_layers_that_have_a_prefix(config, small, tmp_path):
     assert by_layer(line, "distance").shape == (2, 2)
 
 
+def test_a_distance_that_is_no_number_is_not_logged(config, small, tmp_path):
+    settings = Settings(steps=20, lr=1e39, schedule="constant")  # above what float32 holds
+    with pytest.raises(InputError, match="stopped"):
+        train(small, start("flat", config), encoded(9), settings, tmp_path, progress=False)
+    (line,) = log_of(tmp_path)
+    assert "grad_norm_keys" in line
+    assert "distance_keys" not in line
+
+
 @pytest.mark.parametrize(("steps", "lines"), [(1, 1), (5, 2), (95, 11), (1000, 101), (4321, 102)])
 def test_about_a_hundred_lines_of_a_run_are_long(steps, lines):
     settings = Settings(steps=steps)
