@@ -107,6 +107,11 @@ class Batch:
             f"prefixes {prefixes}, {self.tokens.dtype}, cpu)"
         )
 
+    def _repr_html_(self) -> str:
+        from minprefix import notebook
+
+        return notebook.batch(self)
+
 
 def whole(name: str, values: Any) -> list[int]:
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
 from minprefix.errors import InputError
+from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
 from minprefix.trace.compare_command import add_command as compare_command
 
@@ -876,6 +877,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
 
     prefix_commands(command, _model_options, _column_options, _threads_option)
+    plot_command(command, _model_options)
 
     compare_command(command)
 

@@ -122,6 +122,11 @@ class GPT2:
             f"M parameters, {self.dtype}, {_ops.DEVICES[self.backend]})"
         )
 
+    def _repr_html_(self) -> str:
+        from minprefix import notebook
+
+        return notebook.model(self)
+
     def fingerprint(self) -> str:
         """sha256 over names, shapes and float32 values of all weights: the same for every file
         layout and stored precision of the same model."""

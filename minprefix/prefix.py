@@ -209,6 +209,11 @@ class Prefix:
             f"parameters, {self.kv.dtype}, {DEVICES[self.backend]})"
         )
 
+    def _repr_html_(self) -> str:
+        from minprefix import notebook
+
+        return notebook.prefix(self)
+
     # ---- on disk ----
 
     def save(self, directory: str | Path, model: "GPT2 | None" = None) -> None:

@@ -31,7 +31,7 @@ from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
 from minprefix.ops import BACKENDS, Ops, get, memory, to
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
-from minprefix.plots import loss_picture
+from minprefix.plots.training import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
 
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"

@@ -92,6 +92,11 @@ class Record:
     def __repr__(self) -> str:
         return f"{self.key} {self.shape} {self.value.dtype} {self.summary}"
 
+    def _repr_html_(self) -> str:
+        from minprefix import notebook
+
+        return notebook.record(self)
+
 
 @dataclass(eq=False)
 class Trace:
@@ -151,6 +156,11 @@ class Trace:
             f"Trace({forward} records forward, {len(self) - forward} backward, "
             f"{self.nbytes / 1e6:.1f} MB, {self.about.get('implementation', '')})"
         )
+
+    def _repr_html_(self) -> str:
+        from minprefix import notebook
+
+        return notebook.trace(self)
 
     # ---- on disk ----
 

@@ -1,0 +1,1 @@
+"""Pictures: of a training (`training`) and of attention (`attention`), as PNG or SVG."""

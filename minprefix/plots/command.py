@@ -1,0 +1,145 @@
+"""`minprefix plot`: pictures of attention and of a training."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprefix.errors import InputError
+
+if TYPE_CHECKING:
+    from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+
+# Each command imports what it needs: `minprefix --help` should not wait for it.
+
+
+def _attention(args: argparse.Namespace) -> str | None:
+    from minprefix.plots.attention import shares, shares_picture
+
+    if args.prefix is None:
+        raise InputError(
+            "plot attention shows the share of attention on a prefix: give --prefix DIR (plot "
+            "pattern needs none)"
+        )
+    model, prefix, ids = _sequence(args)
+    assert prefix is not None
+    if not prefix.layers or not prefix.length:
+        raise InputError(f"{args.prefix} has no slots: there is no attention on them to show")
+    share = shares(model, ids, prefix)
+    tokens = [model.decode([i]) for i in ids]
+    shares_picture(args.out, share, prefix.layers, prefix.length, tokens, _name(args, model))
+    return None
+
+
+def _pattern(args: argparse.Namespace) -> str | None:
+    from minprefix.plots.attention import check_place, patterns, patterns_picture
+
+    model, prefix, ids = _sequence(args)
+    check_place(model, args.layer, args.head)
+    pattern = patterns(model, ids, prefix)[args.layer]  # (NH, T, P+T)
+    heads = range(len(pattern)) if args.head is None else [args.head]
+    length = pattern.shape[2] - len(ids)
+    tokens = [model.decode([i]) for i in ids]
+    patterns_picture(args.out, pattern, length, tokens, args.layer, heads, _name(args, model))
+    return None
+
+
+def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int]]":
+    """The model, the prefix if one was named, and the tokens of the prompt."""
+    from minprefix.artifact import load_prefix, read_about
+    from minprefix.data.pairs import Template
+    from minprefix.model import GPT2
+
+    model = GPT2.load(args.model, revision=args.revision)
+    prefix, prompt = None, args.prompt
+    if args.prefix is not None:
+        prefix = load_prefix(args.prefix, model)
+        recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
+        if not args.raw:
+            prompt = (Template() if recorded is None else Template(recorded)).prompt(prompt)
+    ids = model.encode(prompt)
+    if not ids:
+        raise InputError("--prompt has no token: give some text")
+    return model, prefix, ids
+
+
+def _name(args: argparse.Namespace, model: "GPT2") -> str:
+    name = Path(model.name).name
+    return name if args.prefix is None else f"{args.prefix} on {name}"
+
+
+def _gradients(args: argparse.Namespace) -> str | None:
+    from minprefix.plots.training import gradients_picture, read_run
+
+    return gradients_picture(args.out, read_run(args.run_folder))
+
+
+def _distance(args: argparse.Namespace) -> str | None:
+    from minprefix.plots.training import distance_picture, read_run
+
+    return distance_picture(args.out, read_run(args.run_folder))
+
+
+def _loss(args: argparse.Namespace) -> str | None:
+    from minprefix.plots.training import losses_picture, read_run
+
+    return losses_picture(args.out, [read_run(folder) for folder in args.run_folders])
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from minprefix.plots.drawing import check_ending
+
+    check_ending(args.out)
+    said = args.draw(args)
+    print(f"written to {args.out}")
+    if said:
+        print(said)
+    return 0
+
+
+PLOTS = (
+    ("attention", _attention, "share of attention on the prefix, by layer, head and token"),
+    ("pattern", _pattern, "where each token looks, the prefix's columns set apart"),
+    ("gradients", _gradients, "norm of the gradient at the prefix over training, by layer"),
+    ("distance", _distance, "distance of the prefix from its start over training, by layer"),
+    ("loss", _loss, "loss curves of one run or of several"),
+)
+
+
+def add_command(command: Callable[..., Any], model_options: Callable[..., None]) -> None:
+    p = command(
+        "plot",
+        _plot,
+        "draw attention or a training, as PNG or SVG",
+        "minprefix plot attention --prefix runs/demo --prompt 'name[The Red Fox], food[Thai]' "
+        "--out share.png\n  minprefix plot loss runs/a runs/b --out loss.svg",
+    )
+    parts = p.add_subparsers(required=True, metavar="|".join(name for name, _, _ in PLOTS))
+    for name, draw, what in PLOTS:
+        part = parts.add_parser(
+            name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False
+        )
+        part.set_defaults(draw=draw)
+        if name in ("attention", "pattern"):
+            model_options(part)
+            part.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+            part.add_argument(
+                "--prompt",
+                metavar="TEXT",
+                required=True,
+                help="with a prefix it is the source of the prefix's template",
+            )
+            part.add_argument(
+                "--raw", action="store_true", help="the prompt as it is, without a template"
+            )
+        elif name == "loss":
+            part.add_argument("run_folders", type=Path, nargs="+", metavar="RUN")
+        else:
+            part.add_argument("run_folder", type=Path, metavar="RUN")
+        if name == "pattern":
+            part.add_argument("--layer", type=int, default=0, metavar="I", help="default 0")
+            part.add_argument("--head", type=int, metavar="I", help="default all of the layer")
+        part.add_argument(
+            "--out", type=Path, metavar="FILE", required=True, help="a .png or a .svg"
+        )

@@ -1,0 +1,297 @@
+"""Pictures of a training, from its log."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minprefix import files
+from minprefix.errors import InputError
+from minprefix.plots.drawing import (
+    COLOURS,
+    DASHES,
+    MARKS,
+    MORE_IS_DARKER,
+    headline,
+    new_figure,
+    plain,
+    save,
+    set_title,
+)
+
+
+def loss_picture(
+    path: Path,
+    steps: Sequence[int],
+    losses: Sequence[float],
+    valid: Sequence[tuple[int, float]],
+    title: str,
+) -> None:
+    """The loss of each step, its running mean, and the validation loss."""
+    figure = new_figure(7, 4.2)
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.75", linewidth=1, label="each step")
+    width = _width(losses)
+    if width > 1:
+        mean = _running_mean(losses, width)
+        axes.plot(
+            steps[width - 1 :], mean, color="C0", linewidth=1.8, label=f"mean of {width} steps"
+        )
+    if valid:
+        axes.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
+    _log_scale(axes, [*losses, *(v for _, v in valid)])
+    plain(axes, "step", "loss (nats)")
+    axes.set_title(title, parse_math=False)
+    axes.legend(frameon=False)
+    save(figure, path, title)
+
+
+def _width(losses: Sequence[float]) -> int:
+    return max(1, len(losses) // 30)
+
+
+def _running_mean(losses: Sequence[float], width: int) -> np.ndarray:
+    return np.convolve(losses, np.ones(width) / width, mode="valid")
+
+
+def _log_scale(axes: Any, values: Sequence[float]) -> None:
+    low, high = min(values, default=1), max(values, default=1)
+    if low > 0 and high / low > 20:
+        axes.set_yscale("log")
+
+
+# ---- runs -------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    name: str
+    log: Path
+    lines: list[dict[str, Any]]
+
+
+def read_run(folder: Path) -> Run:
+    """Raises InputError for a folder that holds no log, and for a log that no training writes."""
+    from minprefix.train import LOG, log_lines
+
+    if not folder.is_dir():
+        raise InputError(f"run folder {str(folder)!r} does not exist: give one that train wrote")
+    path = files.inside(folder, LOG, "the log of the run")
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds no log of a training ({LOG} is missing): give a folder that train or "
+            "demo wrote"
+        )
+    lines = log_lines(path)
+    if not lines:
+        raise InputError(f"{path} holds no step: wait for the first, or train again")
+    before = 0
+    for line in lines:
+        if line["step"] <= before:
+            raise InputError(f"{path} has step {line['step']} after step {before}: it is damaged")
+        before = line["step"]
+        for name in ("loss", "valid_loss", "grad_norm"):
+            if name in line and not _number(line[name]):
+                said = files.shown(line[name])
+                raise InputError(f"{path}, step {before}: {name} is {said}: it is damaged")
+    return Run(str(folder), path, lines)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+class ByLayer(NamedTuple):
+    """What a log says of the keys and values of each layer, at some of its steps."""
+
+    steps: list[int]
+    layers: list[int]
+    values: np.ndarray  # (steps, layers, 2)
+
+
+def by_layer(run: Run, name: str) -> ByLayer | None:
+    """`name` is "grad_norm" or "distance". None where the log has none of it: an earlier version
+    wrote it. Raises InputError for what is no list of numbers."""
+    lines = [line for line in run.lines if f"{name}_keys" in line]
+    if not lines:
+        return None
+    values: list[np.ndarray] = []
+    for line in lines:
+        lists: list[Any] = [
+            line.get("layers"),
+            *(line.get(f"{name}_{what}") for what in ("keys", "values")),
+        ]
+        if not _of_layers(lists) or lists[0] != lines[0]["layers"]:
+            raise InputError(
+                f"{run.log}, step {line['step']}: {name}_keys and {name}_values are not a number "
+                "for each of its layers: it is damaged"
+            )
+        values.append(np.transpose(lists[1:]))  # (layers, 2)
+    layers = lines[0]["layers"]
+    if not layers:
+        raise InputError(f"{run.log}: no layer has a prefix, so there is nothing to draw")
+    return ByLayer([line["step"] for line in lines], layers, np.array(values))
+
+
+def _of_layers(lists: Sequence[Any]) -> bool:
+    """Whether they are lists of numbers, 0 or more, of one length."""
+    return (
+        all(isinstance(numbers, list) for numbers in lists)
+        and len({len(numbers) for numbers in lists}) == 1
+        and all(_number(x) and x >= 0 for numbers in lists for x in numbers)
+    )
+
+
+# ---- losses of several runs -------------------------------------------------------------------
+
+
+def losses_picture(path: Path, runs: Sequence[Run]) -> str | None:
+    """The losses of several runs together. -> a sentence about what could not be drawn. Raises
+    InputError for more runs than can be told apart."""
+    most = len(DASHES) * len(MARKS)
+    if len(runs) > most:
+        raise InputError(f"{len(runs)} runs are too many to be told apart: give at most {most}")
+    names = _short_names([run.name for run in runs])
+    valid = [[(e["step"], e["valid_loss"]) for e in run.lines if "valid_loss" in e] for run in runs]
+    title = "Loss while training" if len(runs) == 1 else f"Loss while training, {len(runs)} runs"
+    panels = 2 if any(valid) else 1
+    figure = new_figure(7 if panels == 1 else 11, 4.4 + 0.2 * -(-len(runs) // 3))
+    axes = np.atleast_1d(figure.subplots(1, panels, sharey=True))
+    everything: list[float] = []
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        losses, steps = [e["loss"] for e in run.lines], [e["step"] for e in run.lines]
+        width = _width(losses)
+        mean = _running_mean(losses, width)
+        style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "marker": MARKS[i % 7],
+                 "markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}  # fmt: skip
+        # marks in different places, so that lines that lie upon each other show theirs
+        marked = (0.04 + 0.11 * (i % len(runs)) / len(runs), 0.11)
+        axes[0].plot(steps[width - 1 :], mean, markevery=marked, **style, label=name)
+        everything += [*mean.tolist(), *(v for _, v in valid[i])]
+        if valid[i]:
+            axes[1].plot(*zip(*valid[i], strict=True), **style)
+    set_title(axes[0], "on the training batches (running mean)")
+    plain(axes[0], "step", "loss (nats)")
+    if panels == 2:
+        set_title(axes[1], "on the validation pairs")
+        plain(axes[1], "step")
+    _log_scale(axes[0], everything)
+    headline(figure, title)
+    legend = figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=4
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    save(figure, path, title)
+    without = [name for name, pairs in zip(names, valid, strict=True) if not pairs]
+    if panels == 2 and without:
+        return f"no validation loss was logged in {', '.join(without)}"
+    return None
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of their paths, where those differ."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(short) and all(short) else list(names)
+
+
+# ---- of each layer ----------------------------------------------------------------------------
+
+
+def gradients_picture(path: Path, run: Run) -> str | None:
+    """How large the gradient at the prefix is, by layer. -> a sentence about what the log lacks."""
+    found = by_layer(run, "grad_norm")
+    every = [(e["step"], e["grad_norm"]) for e in run.lines if "grad_norm" in e]
+    lacking = (
+        f"{run.log} has no gradient norm of each layer: an earlier version wrote it; train again "
+        "to have them"
+    )
+    if found is None and not every:
+        raise InputError(lacking)
+    title = f"Norm of the gradient at the prefix while training: {run.name}"
+    _layers_picture(
+        path, title, found, every, "norm of the gradient",
+        "norm of the gradient\n(before clipping)", logarithmic=True,
+    )  # fmt: skip
+    return lacking if found is None else None
+
+
+def distance_picture(path: Path, run: Run) -> str | None:
+    """How far the prefix has come from its start, by layer."""
+    found = by_layer(run, "distance")
+    if found is None:
+        raise InputError(
+            f"{run.log} has no distance of the prefix from its start: an earlier version wrote it "
+            "or began the run; train again to have them"
+        )
+    title = f"Distance of the prefix from its start while training: {run.name}"
+    label = "Euclidean distance\nfrom the start"
+    _layers_picture(path, title, found, (), "distance", label, logarithmic=False)
+    return None
+
+
+def _layers_picture(
+    path: Path,
+    title: str,
+    found: ByLayer | None,
+    every: Sequence[tuple[int, float]],
+    short: str,
+    label: str,
+    logarithmic: bool,
+) -> None:
+    """Above the norms over all layers, below those of each, keys and values apart."""
+    rows = 0.0 if found is None else min(7.0, max(1.8, 0.22 * len(found.layers)))
+    figure = new_figure(9.5, 3.4 if found is None else 3.8 + rows)
+    if found is None:
+        axes = figure.subplots()
+    else:
+        grid = figure.add_gridspec(2, 2, height_ratios=(2.4, rows))
+        axes = figure.add_subplot(grid[0, :])
+    if every:
+        axes.plot(*zip(*every, strict=True), color="0.75", linewidth=1,
+                  label="of all that is trained, each step")  # fmt: skip
+    if found is not None:
+        total = np.sqrt((found.values**2).sum(axis=1))  # (steps, 2)
+        for i, (what, dash, mark) in enumerate((("keys", "--", "s"), ("values", "-", "o"))):
+            axes.plot(found.steps, total[:, i], dash, marker=mark, color=COLOURS[i], markersize=4,
+                      markerfacecolor="white", label=f"{what} of all layers")  # fmt: skip
+    plain(axes, "step", label)
+    if logarithmic:
+        axes.set_yscale("log", nonpositive="mask")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    headline(figure, title)
+    if found is not None:
+        panels = [figure.add_subplot(grid[1, i]) for i in range(2)]
+        _heat_maps(figure, panels, found, short, logarithmic)
+    save(figure, path, title)
+
+
+def _heat_maps(
+    figure: Any, panels: Sequence[Any], found: ByLayer, label: str, logarithmic: bool
+) -> None:
+    from matplotlib.colors import LogNorm, Normalize
+
+    steps, n = np.array(found.steps, float), len(found.layers)
+    middle = (steps[1:] + steps[:-1]) / 2
+    edges = np.concatenate([[steps[0] - 0.5], middle, [steps[-1] + 0.5]])
+    values, scale = found.values, Normalize(0, found.values.max() or 1)
+    if logarithmic:
+        positive = values[values > 0]
+        low, high = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
+        scale = LogNorm(low, max(high, low * 1.1))
+        values = np.maximum(values, low)
+    for i, (axes, what) in enumerate(zip(panels, ("keys", "values"), strict=True)):
+        mesh = axes.pcolormesh(
+            edges, np.arange(n + 1), values[:, :, i].T, norm=scale, cmap=MORE_IS_DARKER,
+            rasterized=True,
+        )  # fmt: skip
+        axes.invert_yaxis()  # layer 0 above, as one reads
+        every = -(-n // 24)
+        axes.set_yticks(np.arange(0, n, every) + 0.5, found.layers[::every])
+        axes.set_xlabel("step")
+        set_title(axes, f"{what}, by layer")
+    panels[0].set_ylabel("layer")
+    figure.colorbar(mesh, ax=list(panels), label=f"{label}\n(darker: larger)")
