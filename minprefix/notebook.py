@@ -3,7 +3,7 @@ inline SVG in shades of grey, so that they look the same on light and dark pages
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def model(m: "GPT2") -> str:
 
 def prefix(p: "Prefix") -> str:
     kv = p.kv
-    n, _, NH, P, hs = kv.shape
+    _, _, NH, P, hs = kv.shape
     facts = [
         ("slots", P),
         ("layers", ", ".join(map(str, p.layers)) or "none"),
@@ -57,24 +57,23 @@ def prefix(p: "Prefix") -> str:
     if not kv.size:
         return shown
     sizes = to(abs(kv).mean(axis=(2, 4)), "numpy").swapaxes(0, 1)  # (2, layers, P)
-    maps = [
-        f"<td>mean size of {what}, layer by slot{_heat(a)}</td>"
-        for what, a in zip(("keys", "values"), sizes, strict=True)
-    ]
+    maps = []
+    for what, every in zip(("keys", "values"), sizes, strict=True):
+        a, said = _slice(every, rows=COLUMNS)
+        maps.append(f"<td>mean size of {what}, layer by slot {said}{_heat(a)}</td>")
     return f"{shown}<table><tr>{''.join(maps)}</tr></table>"
 
 
 def batch(b: "Batch") -> str:
-    rows = []
+    rows, targets = [], set((b.rows + 1).tolist())
     for i in range(min(len(b), SEQUENCES)):
         start, end = int(b.offsets[i]), int(b.offsets[i + 1])
-        targets = set((b.rows + 1).tolist())
         ids = [
             f"<b><u>{b.tokens[j]}</u></b>" if j in targets else str(b.tokens[j])
             for j in range(start, min(end, start + TOKENS))
         ]
         more = f" … {end - start - TOKENS} more" if end - start > TOKENS else ""
-        predicted = sum(start <= row < end for row in b.rows.tolist())
+        predicted = len(targets & set(range(start, end)))
         cells = [str(i), str(end - start), str(predicted), str(b.prefix[i])]
         rows.append([*cells, _Html(" ".join(ids) + more)])
     heads = ("sequence", "tokens", "predicted", "prefix", "token ids (bold: predicted)")
@@ -136,29 +135,29 @@ def _facts(title: str, facts: Iterable[tuple[str, object]]) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left_out: int) -> str:
     head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td style="text-align:left">{_cell(v)}</td>' for v in row)}</tr>"
-        for row in rows
-    )
+    body = ""
+    for row in rows:
+        cells = "".join(f'<td style="text-align:left">{_cell(v)}</td>' for v in row)
+        body += f"<tr>{cells}</tr>"
     more = f"<div>… {left_out} more</div>" if left_out else ""
     return f"<table><tr>{head}</tr>{body}</table>{more}"
 
 
-def _slice(value: np.ndarray) -> tuple[np.ndarray, str]:
-    """The first rows and columns of the last two axes, and a sentence that says so."""
+def _slice(value: np.ndarray, rows: int = ROWS) -> tuple[np.ndarray, str]:
+    """The first rows and columns of the last two axes, and words that say so."""
     a = np.atleast_2d(value)
     first = a[(0,) * (a.ndim - 2)]  # (rows, columns)
-    shown = first[:ROWS, :COLUMNS]
+    shown = first[:rows, :COLUMNS]
     if shown.size == value.size:
-        return shown, "all of it:"
-    at = f"[{', '.join(['0'] * (a.ndim - 2))}], " if a.ndim > 2 else ""
-    return shown, f"{at}the first {shown.shape[0]} x {shown.shape[1]} numbers:"
+        return shown, ""
+    at = f"at [{', '.join(['0'] * (a.ndim - 2))}] " if a.ndim > 2 else ""
+    return shown, f"{at}the first {shown.shape[0]} x {shown.shape[1]} numbers"
 
 
 def _heat(a: np.ndarray) -> str:
     """(rows, columns) as cells from white, the least, to black, the most; what is not finite is
     crossed out. One path for each shade keeps it short."""
-    a = np.asarray(a)[:ROWS, :COLUMNS].real.astype(np.float64)
+    a = a.real.astype(np.float64)
     finite = np.isfinite(a)
     least, most = (a[finite].min(), a[finite].max()) if finite.any() else (np.nan, np.nan)
     part = (np.where(finite, a, least) - least) / ((most - least) or 1)
@@ -178,5 +177,5 @@ def _heat(a: np.ndarray) -> str:
         f'<div><svg role="img" aria-label="heat map, {rows} rows, {columns} columns, {said}" '
         f'viewBox="0 0 {columns} {rows}" width="{columns * 10}" height="{rows * 10}" '
         'shape-rendering="crispEdges" style="border:1px solid #808080;background:#fff">'
-        f"{''.join(paths)}</svg><br><small>{said}</small></div>"
+        f"{''.join(paths)}</svg><br/><small>{said}</small></div>"
     )
