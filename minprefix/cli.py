@@ -13,6 +13,7 @@ from minprefix.errors import InputError
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
 from minprefix.trace.compare_command import add_command as compare_command
+from minprefix.trace.view import add_command as view_command
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Encoded, Pair, Template
@@ -878,8 +879,8 @@ def _parser() -> argparse.ArgumentParser:
 
     prefix_commands(command, _model_options, _column_options, _threads_option)
     plot_command(command, _model_options)
-
     compare_command(command)
+    view_command(command, _model_options)
 
     p = command(
         "vectors",
