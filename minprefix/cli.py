@@ -13,7 +13,6 @@ from minprefix.errors import InputError
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
 from minprefix.trace.compare_command import add_command as compare_command
-from minprefix.trace.view import add_command as view_command
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Encoded, Pair, Template
@@ -323,6 +322,15 @@ def _check(args: argparse.Namespace) -> int:
     from minprefix.conformance.command import check
 
     return check(args)
+
+
+# ---- view -------------------------------------------------------------------------------------
+
+
+def _view(args: argparse.Namespace) -> int:
+    from minprefix.trace.view import view  # not at the top: minprefix.trace imports safetensors
+
+    return view(args)
 
 
 # ---- who computes, and where ------------------------------------------------------------------
@@ -880,7 +888,28 @@ def _parser() -> argparse.ArgumentParser:
     prefix_commands(command, _model_options, _column_options, _threads_option)
     plot_command(command, _model_options)
     compare_command(command)
-    view_command(command, _model_options)
+
+    p = command(
+        "view",
+        _view,
+        "write a page that walks through the forward and the backward, op by op",
+        'minprefix view --prefix runs/demo --prompt "name[The Red Fox], type[restaurant], '
+        'food[Thai], price[cheap], area[hills]" --out fox.html',
+    )
+    _model_options(p)
+    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix; without it GPT-2")
+    p.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        required=True,
+        help="with a prefix it is the source of the prefix's template",
+    )
+    p.add_argument(
+        "--target", metavar="TEXT", help="predict this (default: each token of the prompt)"
+    )
+    p.add_argument("--template", type=_unescape, help="default: the prefix's own")
+    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
+    p.add_argument("--out", type=Path, metavar="FILE.html", required=True, help="the page")
 
     p = command(
         "vectors",

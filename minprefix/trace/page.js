@@ -19,7 +19,8 @@
     return element;
   };
   const link = (n, text, more = {}) =>
-    make("a", { href: "#" + encodeURI(records[n].link).replace("#", "%23"), ...more }, text);
+    make("a", { href: hashOf(records[n]), ...more }, text);
+  const hashOf = (record) => "#" + encodeURI(record.link).replace("#", "%23");
   const times = (shape) => (shape.length ? shape.join(" × ") : "one number");
 
   // ---- numbers --------------------------------------------------------------------------------
@@ -49,13 +50,13 @@
     return unpacked.get(record.value);
   }
 
-  function say(x) {
+  function say(x, digits = 3) {
     if (x === null || Number.isNaN(x)) return "NaN";
     if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
     if (x === 0) return "0";
     const a = Math.abs(x);
-    const text = a >= 1e-3 && a < 1e5 ? String(Number(x.toPrecision(3)))
-      : x.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+    const text = a >= 1e-3 && a < 1e5 ? String(Number(x.toPrecision(digits)))
+      : x.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
     return text.replace("-", "−").replace("e-", "e−");
   }
 
@@ -154,7 +155,7 @@
     strip.style.background = `linear-gradient(to right, ${colours.join(",")})`;
     const ticks = make("div", { class: "ticks" });
     parts.forEach((part, i) => {
-      const tick = make("span", {}, say(part * largest));
+      const tick = make("span", {}, say(part * largest, 2));
       tick.style.left = `${25 * i}%`;
       ticks.append(tick);
     });
@@ -242,7 +243,7 @@
         if (record.top !== undefined && l.height >= 13) {
           const light = 0.3 * shade[0] + 0.6 * shade[1] + 0.1 * shade[2] > 125;
           context.fillStyle = light ? "#000" : "#fff";
-          context.font = "11px " + MONO;
+          context.font = "12px " + MONO;
           clipped(context, data.words[data.picked[record.top][r][c]], x + 3, y + l.height / 2 + 1, l.cell - 5);
         }
       }
@@ -256,7 +257,7 @@
         context.fillStyle = violet;
         context.fillRect(x, y + 3, Math.max(1, part * 40), l.height - 6);
         context.fillStyle = strong;
-        context.font = "11px " + MONO;
+        context.font = "12px " + MONO;
         context.fillText(`${Math.round(part * 100)}%`, x + 46, y + l.height / 2 + 1);
       }
     }
@@ -671,8 +672,8 @@
     $("where").className = record.backward ? "bwd" : "fwd";
     $("where").append(make("span", { class: "frozen" }, `  ${record.place} · ${record.op}` +
       (record.inside ? " · inside the op" : "")));
-    $("name").replaceChildren(record.link, " ",
-      link(now, "#", { "aria-label": "link to this step", class: "frozen" }));
+    $("name").textContent = record.link;
+    $("self").href = hashOf(record);
     const [formula, origin] = record.formula;
     $("formula").replaceChildren(formula, origin ? make("cite", {}, origin) : "");
     drawLines(record);
@@ -699,7 +700,7 @@
   function go(n) {
     now = Math.max(0, Math.min(last, n));
     $("missing").hidden = true;
-    history.replaceState(null, "", "#" + encodeURI(records[now].link).replace("#", "%23"));
+    history.replaceState(null, "", hashOf(records[now]));
     drawStep();
   }
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,15 @@ IN_THE_MODEL = {
 }
 #: what attention calls
 _CALLED = {"attention": ["_heads_first", "softmax", "visible"]}
+#: how ops call what they are given
+_ARGUMENTS = {"x", "dx", "dout", "dz", "logits", "probs"}
+#: a linear layer -> the gradient that comes to it
+_INCOMING = {
+    "attn.c_attn": "attn.dqkv",
+    "attn.c_proj": "dresid_mid",
+    "mlp.c_fc": "mlp.dpre",
+    "mlp.c_proj": "dresid_post",
+}
 #: the axes of what the source gives no shape comment
 _AXES = {
     "split": ("N", "NH", "hs"),
@@ -109,9 +118,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _data(
-    model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
-) -> dict[str, Any]:
+def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace") -> dict[str, Any]:
     from minprefix.ops import reference
     from minprefix.trace.instrument import source_of
 
@@ -237,40 +244,67 @@ def _forward_op(op: str) -> str:
 
 
 def _inputs(trace: "Trace", places: Sequence[str]) -> list[list[Any]]:
-    """What the line of each record read: numbers of records, and names of weights.
-
-    Of an intermediate the names on its line say it; one that is an argument is the first input of
-    the op that it is within.
-    """
-    first: list[Record | None] = [None] * len(trace)  # what the op gives back in the end
+    """What the line of each record read: numbers of records, and names of weights."""
+    ends: list[Record | None] = [None] * len(trace)  # what the op gives back in the end
     for n in reversed(range(len(trace))):
         record, after = trace.records[n], n + 1
         if not record.inside:
-            first[n] = record
+            ends[n] = record
         elif after < len(trace) and trace.records[after].op == record.op:
-            first[n] = first[after]
+            ends[n] = ends[after]
+    taken = {  # by each linear layer
+        place: record.inputs[0]
+        for record, place in zip(trace, places, strict=True)
+        if record.op == "linear" and not record.inside
+    }
     known: dict[str, int] = {}
-    found: list[list[Any]] = []
-    for record, end, place in zip(trace, first, places, strict=True):
-        read = list(record.inputs)
-        if record.inside:
-            tail, read = f"#{record.sequence}", []
-            assigned = record.name.rpartition(".")[2]
-            for name in _names(record.text) - {assigned}:
-                at = (f"{place}.{name}{tail}", f"{place}.{name}")
-                read += [key for key in at if key in known][:1]
-            read = sorted(read, key=known.__getitem__) or list(end.inputs[:1] if end else ())
-        found.append([known.get(key, known.get(f"{key}#0", key)) for key in read])
+    read = []
+    for record, end, place in zip(trace, ends, places, strict=True):
+        if record.op == "linear_backward_params":
+            x = [taken[place]] if record.name.endswith("weight") else []
+            read.append([*x, _incoming(record, place)])
+        else:
+            read.append(_on_the_line(record, end.inputs if end else (), place, known))
         known[record.key] = record.number
-    return found
+    return [[known.get(key, known.get(f"{key}#0", key)) for key in keys] for keys in read]
+
+
+def _on_the_line(
+    record: "Record", given: Sequence[str], place: str, known: dict[str, int]
+) -> list[str]:
+    """By the names on the line of a record; where one of them is an argument, or none is known,
+    what its op was `given`."""
+    names = _names(record.text)
+    read = []
+    for name in names:
+        of_each = f"{place}.{name.removesuffix('s')}#0"  # dq of all that are in dqs
+        at = (f"{place}.{name}#0", f"{place}.{name}", of_each)
+        read += [key for key in at if key in known][:1]
+    read.sort(key=known.__getitem__)
+    weights = [key for key in given if key.endswith((".weight", ".bias"))]
+    if not read or names & _ARGUMENTS - {key.rpartition(".")[2] for key in read}:
+        more = [key for key in given if key not in weights]
+        if record.inside:  # backward, x is what comes after dout: du_dx of gelu_backward
+            more = more[1:2] if "x" in names and record.direction == "backward" else more[:1]
+        read += [key for key in more if key not in read]
+    for here, key in zip(({"weight", "gain", "wte"}, {"bias", "wpe"}), weights, strict=False):
+        read += [key] if names & here else []
+    return read
+
+
+def _incoming(record: "Record", place: str) -> str:
+    """The gradient that comes to a linear layer."""
+    block, _, layer = re.sub(r"^(blocks\.\d+)\.", r"\1 ", place).partition(" ")
+    if layer:
+        return f"{block}.{_INCOMING[layer]}"
+    return "".join(["dlogits", *re.findall(r"\.from_\d+", record.name)])
 
 
 def _names(line: str) -> set[str]:
-    try:
-        tree = ast.parse(line)
-    except SyntaxError:  # a line of a function's end stands alone: `return ...`
-        tree = ast.parse(f"def f():\n {line}")
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    """What a line reads."""
+    tree = ast.parse(f"def f():\n {line or 'pass'}")  # `return` stands in a function
+    loaded = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in loaded if isinstance(node.ctx, ast.Load)}
 
 
 def _mirror(
@@ -282,7 +316,6 @@ def _mirror(
     last = record.name.rpartition(".")[2]
     if record.op in BETWEEN:
         name = record.name.removesuffix(last) + last.removeprefix("d")
-        name = re.sub(r"^blocks\.0\.resid_pre$", "blocks.0.resid_pre", name)
         made = trace[name].number if name in trace else None
         return {"record": made, "words": BETWEEN[record.op]}
     found = mirrored(source, record.op, re.sub(r"\.from_\d+", "", last))
@@ -347,17 +380,17 @@ def _code(trace: "Trace") -> dict[str, Any]:
     from minprefix.trace.instrument import source_of
 
     inside = {"reference.py": _functions(source_of(reference)), "gpt2.py": _functions(_gpt2())}
-    code = {}
+    code: dict[str, tuple[str, list[str]]] = {}
     for record in trace:
         if record.line:
             base = _forward_op(record.op)
             for op in (record.op, base):
-                code[op] = ["reference.py", [op, *_CALLED.get(op, [])]]
+                code[op] = "reference.py", [op, *_CALLED.get(op, [])]
         else:
             way = "forward" if record.direction == "forward" else "backward"
-            code[record.op] = ["gpt2.py", [f"block_{way}"]]
-    code["add"] = ["gpt2.py", ["block_forward"]]
-    code["add_backward"] = code["join"] = ["gpt2.py", ["block_backward"]]
+            code[record.op] = "gpt2.py", [f"block_{way}"]
+    code["add"] = "gpt2.py", ["block_forward"]
+    code["add_backward"] = code["join"] = "gpt2.py", ["block_backward"]
     return {
         op: {"file": file, "functions": [inside[file][name] for name in names]}
         for op, (file, names) in code.items()
@@ -411,7 +444,8 @@ class _Values:
 
     def of(self, record: "Record") -> dict[str, Any]:
         """The entries of a record that say what to draw."""
-        a, axes, more = np.asarray(record.value, np.float64), _axes(record), {}
+        a, axes = np.asarray(record.value, np.float64), _axes(record)
+        more: dict[str, Any] = {}
         if axes[-1:] == ("V",) and a.ndim == 2 and axes[0] == "M":
             ids = np.array(self.picked[str(_part(record))])
             a, more["top"] = np.take_along_axis(a, ids, axis=1), str(_part(record))
@@ -528,30 +562,3 @@ def view(args: argparse.Namespace) -> int:
     size = len(html.encode()) / 1e6
     print(f"{len(ids)} tokens, {len(ids) - loss_from} predicted; {size:.1f} MB in {args.out}")
     return 0
-
-
-def add_command(
-    command: "Callable[[str, Any, str, str], argparse.ArgumentParser]",
-    model_options: "Callable[..., None]",
-) -> None:
-    p = command(
-        "view",
-        view,
-        "write a page that walks through the forward and the backward, op by op",
-        'minprefix view --prefix runs/demo --prompt "name[The Red Fox], type[restaurant], '
-        'food[Thai], price[cheap], area[hills]" --out fox.html',
-    )
-    model_options(p)
-    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix; without it GPT-2")
-    p.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        required=True,
-        help="with a prefix it is the source of the prefix's template",
-    )
-    p.add_argument(
-        "--target", metavar="TEXT", help="predict this (default: each token of the prompt)"
-    )
-    p.add_argument("--template", help="default: the prefix's own")
-    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
-    p.add_argument("--out", type=Path, metavar="FILE.html", required=True, help="the page")
