@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from minprefix.trace.instrument import Source
     from minprefix.trace.record import Record, Trace
 
-#: numbers on a page; 2 bytes each and a third more in base64 keep the file under 5 MB
-MOST_NUMBERS = 1_600_000
+#: numbers on a page, or so many for each record; 2 bytes each and a third more in base64 keep the
+#: file of a small model under 5 MB
+MOST_NUMBERS, OF_A_RECORD = 1_600_000, 4_500
 #: of the logits of a row: its target, and so many that the model finds likeliest
 LIKELIEST = 12
 
@@ -315,7 +316,8 @@ def _mirror(
 
     last = record.name.rpartition(".")[2]
     if record.op in BETWEEN:
-        name = record.name.removesuffix(last) + last.removeprefix("d")
+        of = "q" if last == "dqkv" else last.removeprefix("d")  # q, k, v = qkv
+        name = record.name.removesuffix(last) + of
         made = trace[name].number if name in trace else None
         return {"record": made, "words": BETWEEN[record.op]}
     found = mirrored(source, record.op, re.sub(r"\.from_\d+", "", last))
@@ -421,7 +423,7 @@ class _Values:
         for record in trace:
             if re.match(r"logits(\.from_\d+)?$", record.name):
                 self._pick(record)
-        self._largest = self._cap(trace)
+        self._largest = self._caps(trace)
 
     def _pick(self, record: "Record") -> None:
         """The same tokens for the logits and all that comes of them, so that they compare."""
@@ -434,19 +436,30 @@ class _Values:
         self.picked[str(start)] = ids
         self.words |= {i for row in ids for i in row}
 
-    def _cap(self, trace: "Trace") -> int:
-        """The size of the largest tensor that is shown whole."""
-        sizes = np.array([record.value.size for record in trace])
-        cap = int(sizes.max())
-        while cap > 256 and np.minimum(sizes, cap).sum() > MOST_NUMBERS:
-            cap //= 2
-        return cap
+    def _caps(self, trace: "Trace") -> dict[bool, int]:
+        """The size of the largest tensor that is shown whole: of attention and the prefix, and of
+        the others, which are cut first."""
+        sizes: dict[bool, list[int]] = {True: [1], False: [1]}
+        for record in trace:
+            if not self._is_picked(record):
+                sizes[_first(_axes(record))].append(record.value.size)
+        room, caps = max(MOST_NUMBERS, OF_A_RECORD * len(trace)), {}
+        for first in (True, False):
+            cap = max(sizes[first])
+            while cap > 256 and np.minimum(sizes[first], cap).sum() > room:
+                cap //= 2
+            caps[first] = cap
+            room -= int(np.minimum(sizes[first], cap).sum())
+        return caps
+
+    def _is_picked(self, record: "Record") -> bool:
+        return _axes(record) == ("M", "V")
 
     def of(self, record: "Record") -> dict[str, Any]:
         """The entries of a record that say what to draw."""
         a, axes = np.asarray(record.value, np.float64), _axes(record)
         more: dict[str, Any] = {}
-        if axes[-1:] == ("V",) and a.ndim == 2 and axes[0] == "M":
+        if self._is_picked(record):
             ids = np.array(self.picked[str(_part(record))])
             a, more["top"] = np.take_along_axis(a, ids, axis=1), str(_part(record))
         elif record.name == "embed.dwte":
@@ -457,7 +470,7 @@ class _Values:
         if heads == 1:  # (N, NH, hs) is shown head by head
             a = a.swapaxes(0, 1)
         whole = a.shape
-        while a.size > self._largest:
+        while a.size > self._largest[_first(axes)]:
             axis = int(np.argmax(a.shape))
             a = a.take(range(-(-a.shape[axis] // 2)), axis=axis)
         drawn = a.reshape((1,) * (3 - a.ndim) + a.shape)
@@ -494,6 +507,11 @@ def pack(a: np.ndarray) -> tuple[np.ndarray, int]:
     half = np.ldexp(rounded, -power).astype("<f2")
     tiny = np.copysign(np.float16(2.0**-24), a).astype("<f2")
     return np.where((half == 0) & (a != 0), tiny, half).astype("<f2"), power
+
+
+def _first(axes: tuple[str, ...]) -> bool:
+    """Attention rows, and what is the prefix's."""
+    return "P" in axes or axes[-1:] == ("P+T",)
 
 
 def _part(record: "Record") -> int:
