@@ -117,7 +117,6 @@
 
   function sentence(record) {
     const [least, most, mean, std, bad, zero] = record.summary;
-    if (!record.shape.every(Boolean)) return "No numbers.";
     if (!record.shape.length) return `${say(least)}.`;
     return `From ${say(least)} to ${say(most)}, mean ${say(mean)}, deviation ${say(std)}` +
       (zero ? `, ${zero} zeros` : "") + (bad ? `, ${bad} not finite` : "") + ".";
@@ -147,7 +146,7 @@
   function drawLegend(record) {
     const box = $("legend"), largest = largestOf(record);
     box.replaceChildren();
-    if (!record.shape.length || !record.shape.every(Boolean) || !largest) return;
+    if (!record.shape.length || !largest) return;
     const signed = isSigned(record), ramp = signed ? signedRamp : positiveRamp;
     const parts = signed ? [-1, -0.25, 0, 0.25, 1] : [0, 0.0625, 0.25, 0.5625, 1];
     const strip = make("div", { class: "ramp" });
@@ -295,10 +294,6 @@
   function drawMaps(record) {
     const box = $("maps");
     box.replaceChildren();
-    if (!record.shape.every(Boolean)) {
-      box.append(make("p", {}, "No numbers: no prefix is here."));
-      return;
-    }
     if (!record.shape.length) {
       box.append(make("p", { class: "one" }, say(values(record).numbers[0])));
       return;
@@ -599,7 +594,7 @@
   function drawSummary(record) {
     const box = $("summary"), histogram = record.summary[6], most = Math.max(...histogram);
     box.replaceChildren();
-    if (!record.shape.length || !record.shape.every(Boolean)) return;
+    if (!record.shape.length) return;
     const bars = make("span", {
       class: "bars", role: "img",
       "aria-label": `histogram, 10 bins from least to most: ${histogram.join(", ")}`,

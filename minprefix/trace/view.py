@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -83,13 +83,14 @@ def page(
     refuses.
     """
     from minprefix.batch import Batch
+    from minprefix.trace.record import Trace
     from minprefix.trace.tracer import trace
 
     batch = Batch.pack([ids], loss_from)
     weights = sum(a.nbytes for a in model.weights.values())  # the gradients are as large
-    t = trace(
-        model, batch, prefix, max_bytes=2**30 + 2 * weights, need="prefix" if prefix else "all"
-    )
+    need: Literal["prefix", "all"] = "prefix" if prefix else "all"
+    t = trace(model, batch, prefix, max_bytes=2**30 + 2 * weights, need=need)
+    t = Trace([record for record in t if record.value.size], t.about)  # not dprefix_k of 0 slots
     here = Path(__file__).parent
     style, script = (_read(here / name) for name in ("page.css", "page.js"))
     parts = {
