@@ -208,6 +208,12 @@ def test_every_op_of_the_column_has_its_records_and_every_record_its_op(html, pl
     assert set(column) - back == {"blocks.3.resid_post"}  # ln_f gives its gradient as it is
 
 
+def test_no_link_to_a_record_is_an_elements_id_to_which_a_browser_would_scroll(html, plain):
+    for text in (html, plain):
+        ids = {attrs.get("id") for _, attrs in Elements(text).seen}
+        assert not ids & {r["link"] for r in data_of(text)["records"]}
+
+
 def test_every_line_is_in_the_listing_that_is_shown_for_it(html, plain):
     for text in (html, plain):
         data = data_of(text)

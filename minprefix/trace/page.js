@@ -170,7 +170,7 @@
   // ---- heat maps ------------------------------------------------------------------------------
 
   const GAP = 7; // between the prefix's columns and the tokens'
-  const LABEL = 92, SHARE = 84, HEADING = 18;
+  const HEADING = 18;
 
   const ink = (name) => {
     const probe = make("span");
@@ -188,8 +188,10 @@
     const P = keysOf(record) ? record.shape[2] - record.shape[1] : 0;
     const labels = at[1] >= 0 && ["N", "T", "M", "P", "P+T"].includes(rowName) || record.ids;
     const height = rows === 1 ? 30 : rows <= 64 ? 15 : Math.max(2, Math.floor(900 / rows));
-    const left = labels && height >= 13 ? LABEL : 0;
-    const room = width - left - (record.share ? SHARE : 0) - (P ? GAP : 0);
+    const small = width < 420;
+    const left = labels && height >= 13 ? (small ? 70 : 92) : 0;
+    const share = record.share ? (small ? 70 : 84) : 0;
+    const room = width - left - share - (P ? GAP : 0);
     const least = record.top !== undefined ? 58 : 1.5;
     const most = record.top !== undefined ? 84 : columns === 1 ? 60 : planes > 1 ? 12 : 18;
     const cell = Math.max(least, Math.min(most, room / columns));
@@ -198,7 +200,8 @@
       rows, columns, P, height, left, cell, top,
       x: (c) => left + c * cell + (P && c >= P ? GAP : 0),
       y: (r) => top + r * height,
-      width: left + columns * cell + (P ? GAP : 0) + (record.share ? SHARE : 0),
+      strip: share - 44, // of the share's bar; its number needs the rest
+      width: left + columns * cell + (P ? GAP : 0) + share,
       total: top + rows * height,
     };
   }
@@ -254,10 +257,10 @@
       if (record.share) {
         const part = record.share[plane][r], x = l.x(l.columns) + 6, y = l.y(r);
         context.fillStyle = violet;
-        context.fillRect(x, y + 3, Math.max(1, part * 40), l.height - 6);
+        context.fillRect(x, y + 3, Math.max(1, part * l.strip), l.height - 6);
         context.fillStyle = strong;
         context.font = "12px " + MONO;
-        context.fillText(`${Math.round(part * 100)}%`, x + 46, y + l.height / 2 + 1);
+        context.fillText(`${Math.round(part * 100)}%`, x + l.strip + 5, y + l.height / 2 + 1);
       }
     }
     context.font = "12px system-ui, sans-serif";
@@ -449,11 +452,7 @@
       if (backward >= 0) back.classList.toggle("done", backward <= now);
       if (name === record.place) {
         item.setAttribute("aria-current", "step");
-        const nav = document.querySelector("nav");
-        const top = item.offsetTop - nav.offsetTop;
-        if (top < nav.scrollTop + 40 || top > nav.scrollTop + nav.clientHeight - 80) {
-          nav.scrollTop = top - nav.clientHeight / 2;
-        }
+        bringIntoView(item);
       } else item.removeAttribute("aria-current");
       const arrival = item.querySelector(".arrival");
       if (arrival) {
@@ -463,6 +462,15 @@
           ? `dprefix: ${come.map((a) => `${a.of} ${say(a.norm)}`).join(", ")}` : "";
       }
     }
+  }
+
+  // Within the column, which the walk's bar may hide in part; the page itself stays where it is.
+  function bringIntoView(item) {
+    const nav = document.querySelector("nav"), at = item.getBoundingClientRect();
+    const top = nav.getBoundingClientRect().top;
+    const bottom = Math.min(nav.getBoundingClientRect().bottom, $("walk").getBoundingClientRect().top);
+    if (bottom - top < 100 || (at.top > top + 30 && at.bottom < bottom - 30)) return;
+    nav.scrollTop += at.top - (top + bottom) / 2;
   }
 
   // ---- one step -------------------------------------------------------------------------------
@@ -496,8 +504,9 @@
     if (prefixed && record.backward && place && place.weights.length && record.op.endsWith("_backward")) {
       const names = place.weights.map(([name, shape]) => `${name} (${times(shape)})`).join(" and ");
       const one = place.weights.length === 1;
-      notice(`❄ ${names} ${one ? "is" : "are"} frozen: the gradient stops there, and nobody ` +
-        `computes ${one ? "its" : "their"} half of the backward. Only the gradient of what came in goes on.`);
+      notice(`❄ ${names} ${one ? "is" : "are"} frozen: the gradient stops there, and ` +
+        `${one ? "its" : "their"} half of the backward is not computed. Only the gradient of what ` +
+        "came in goes on.");
     }
     if (now === last) {
       notice(prefixed
@@ -518,7 +527,7 @@
         make("code", {}, text));
     };
     const others = record.mirror ? [record.mirror.record].filter((n) => n !== null) : mirrorsOf.get(now) || [];
-    $("lines").replaceChildren(row(now, `line ${record.line}`, null),
+    $("lines").replaceChildren(row(now, `${data.code[codeOf(record)].file}:${record.line}`, null),
       ...others.map((n) => row(n, null, "mirrored")));
   }
 
@@ -664,6 +673,7 @@
     const record = records[now];
     hide();
     $("where").textContent = record.backward ? "← backward" : "→ forward";
+    document.querySelector("main").classList.toggle("backward", record.backward);
     $("where").className = record.backward ? "bwd" : "fwd";
     $("where").append(make("span", { class: "frozen" }, `  ${record.place} · ${record.op}` +
       (record.inside ? " · inside the op" : "")));
@@ -750,7 +760,7 @@
 
   function setTheme(theme) {
     if (theme) document.documentElement.dataset.theme = theme;
-    $("theme").textContent = isDark() ? "☀ Light" : "☾ Dark";
+    $("theme").replaceChildren(isDark() ? "☀" : "☾", make("span", {}, isDark() ? " Light" : " Dark"));
     $("theme").setAttribute("aria-label", isDark() ? "Switch to light" : "Switch to dark");
   }
 
@@ -759,7 +769,7 @@
   function drawHeader() {
     $("about").append(make("span", {}, about.model),
       make("span", {}, about.prefix || "Without a prefix: plain GPT-2, every weight with its gradient"));
-    $("loss").textContent = `Loss ${say(about.loss)}, the mean over ${about.rows.length} predicted ` +
+    $("mean-loss").textContent = `Loss ${say(about.loss)}, the mean over ${about.rows.length} predicted ` +
       `token${about.rows.length === 1 ? "" : "s"} (underlined).`;
     const targets = new Set(about.rows.map((row) => row + 1));
     if (prefixed) {
