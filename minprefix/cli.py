@@ -13,6 +13,7 @@ from minprefix.errors import InputError
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
 from minprefix.trace.compare_command import add_command as compare_command
+from minprefix.trace.step import add_command as step_command
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Encoded, Pair, Template
@@ -910,6 +911,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--template", type=_unescape, help="default: the prefix's own")
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     p.add_argument("--out", type=Path, metavar="FILE.html", required=True, help="the page")
+    step_command(command, _model_options, _threads_option, _unescape)
 
     p = command(
         "vectors",

@@ -271,12 +271,13 @@ def test_stop_at_opens_the_debugger_in_the_reference_with_its_variables(
 ):
     stopped = []
 
-    def stop(self, frame):
+    def stop(self, frame, _):
         stopped.append((frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno))
         assert frame.f_locals["dprefix_k"][-1].shape == (4, 5, 8)
         assert "dscores" in frame.f_locals
+        self.set_continue()
 
-    monkeypatch.setattr("pdb.Pdb.set_trace", stop)
+    monkeypatch.setattr("pdb.Pdb.interaction", stop)
     trace(model, batch, prefix, stop_at="blocks.2.attn.dprefix_k")
     line = source_of(reference).made["attention_backward", "dprefix_k"]
     assert stopped == [(reference.__file__, "attention_backward", line)] * 2

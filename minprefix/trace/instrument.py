@@ -1,12 +1,13 @@
-"""The reference's own text with a call after every assignment: that is how a trace sees inside an
-operation. Nothing else changes, neither a line number nor a bit of a result."""
+"""The reference's own text with a call after every assignment, and one around what a function gives
+back: that is how a trace sees inside an operation. Nothing else changes, neither a line number nor
+a bit of a result."""
 
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 
@@ -30,9 +31,14 @@ class Spy:
     def __init__(self) -> None:
         self.sequence: int | None = None
         self.seen: Callable[[str, int, dict[str, Any]], None] = lambda *_: None
+        self.returning: Callable[[str, Any], None] = lambda *_: None
 
     def __call__(self, function: str, number: int, **values: Any) -> None:
         self.seen(function, number, values)
+
+    def back(self, function: str, value: Any) -> Any:
+        self.returning(function, value)
+        return value
 
 
 class _Instrument(ast.NodeTransformer):
@@ -59,6 +65,16 @@ class _Instrument(ast.NodeTransformer):
             return [node]
         node.body[:0] = self._calls(node, "_spy.sequence = b")
         return [node, *self._calls(node, "_spy.sequence = None")]
+
+    def visit_Return(self, node: ast.Return) -> ast.Return:
+        back = ast.parse(f"_spy.back({self.function!r})", mode="eval").body
+        assert isinstance(back, ast.Call)
+        for inner in ast.walk(back):
+            ast.copy_location(inner, node)
+        if node.value is not None:
+            back.args.append(node.value)
+            node.value = back
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         return node  # a function within a function is left alone
@@ -98,15 +114,20 @@ def _names(target: ast.expr) -> list[str]:
 def instrumented(text: str, path: str, spy: Spy) -> SimpleNamespace:
     """The functions of a module of this source text, which tell `spy` of every name that they
     assign. Raises SyntaxError if it is none."""
+    scope: dict[str, Any] = {"_spy": spy, "__name__": "minprefix.ops.reference", "__file__": path}
+    exec(_compiled(text, path), scope)
+    return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str, path: str) -> CodeType:
     tree = ast.parse(text)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             inside = _Instrument(node.name)
             body = [inside.visit(statement) for statement in node.body]
             node.body = [s for part in body for s in (part if isinstance(part, list) else [part])]
-    scope: dict[str, Any] = {"_spy": spy, "__name__": "minprefix.ops.reference", "__file__": path}
-    exec(compile(ast.fix_missing_locations(tree), path, "exec"), scope)
-    return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})
+    return compile(ast.fix_missing_locations(tree), path, "exec")
 
 
 @cache

@@ -22,11 +22,11 @@ model that hands it the wrong thing look alike without. `blocks.0.mlp.c_proj(x)`
 `batch.rows`, `prefix.kv#0`, `dprefix.kv#0`, `dwte.weight`.
 """
 
-import pdb
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from minprefix.trace.instrument import Source, Spy, instrumented, read_source, s
 from minprefix.trace.record import Record, Trace, matches, unknown
 
 if TYPE_CHECKING:
+    import pdb
+
     from minprefix.prefix import Prefix
 
 #: what a linear layer gives, by its place in a block
@@ -85,22 +87,28 @@ def trace(
     """Run the loss of `batch` forward and backward, and keep every value under its name.
 
     `names`: keep only those that match one of these patterns (`blocks.2.*`). `need`="all" takes the
-    gradients of the weights, too. `stop_at`: open the debugger where this name has just been
-    computed, in the reference's own text, its variables alive. `arguments`: keep what each
-    operation was given, too; two traces can then be told apart to the very step (`trace.compare`).
+    gradients of the weights, too. `stop_at`: open the debugger at the line that has just computed
+    what has this name or matches this pattern, in the reference's own text, its variables alive;
+    for what the model itself adds up between two operations, at the line that hands it on.
+    `arguments`: keep what each operation was given, too; two traces can then be told apart to the
+    very step (`trace.compare`).
 
     The result is that of an untraced run, bit for bit. Raises InputError if nothing matches, and if
     what is kept would exceed `max_bytes`, with how to narrow it.
     """
     tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
+    if stop_at is not None:  # a name is given after the return: one run ahead tells of which call
+        ahead = Tracer(model, ops, stop_at, max_bytes, arguments=arguments)
+        loss_backward(model, prefix, batch, "mean", ahead, need)
+        if not ahead.records:
+            raise unknown(stop_at, ahead.names_seen)
+        tracer.stop_calls = {ahead.calls[r.key] for r in ahead.records if ahead.given_back(r)}
     prefixes = list(prefix) if isinstance(prefix, Sequence) else [prefix]
     tracer.begin(batch, prefixes)
     loss, dkvs, dweights = loss_backward(model, prefix, batch, "mean", tracer, need)
     tracer.end(prefixes, dkvs, dweights)
     if not tracer.records:
         raise unknown(names if isinstance(names, str) else names[0], tracer.names_seen)
-    if stop_at is not None and not tracer.stopped:
-        raise unknown(stop_at, tracer.names_seen)
     about = about_inputs(model, batch, prefixes) | {
         "made_of": {key: list(inputs) for key, inputs in tracer.made_of.items()},
         "implementation": tracer.implementation,
@@ -152,7 +160,9 @@ class Tracer:
         self.records: list[Record] = []
         self.names_seen: dict[str, None] = {}
         self.made_of: dict[str, tuple[str, ...]] = {}  # what was given back, kept or not
-        self.stopped = False
+        self.calls: dict[str, int] = {}  # key -> in which call of an op it was made, counted from 1
+        self.stop_calls: set[int] = set()  # those at whose return the debugger opens
+        self._call = 0
         self._bytes = 0
         self._layers = model.config.n_layer
         self._sites = {_address(a): site for site, a in _places(model.weights)}
@@ -174,7 +184,7 @@ class Tracer:
             self._instrument("\n".join(self.source.lines) + "\n", self.source.path)
 
     @classmethod
-    def of_text(cls, text: str, model: GPT2, **more: Any) -> "Tracer":
+    def of_text(cls, text: str, model: GPT2, **more: Any) -> Self:
         """Of an implementation that is given as source text, such as the reference with a bug."""
         tracer = cls(model, reference, **more)
         tracer.source = read_source(text, "<text>")
@@ -183,7 +193,7 @@ class Tracer:
 
     def _instrument(self, text: str, path: str) -> None:
         spy = Spy()
-        spy.seen = self._inside
+        spy.seen, spy.returning = self._inside, self._returning
         self._spy = spy
         self.inner = cast(Ops, instrumented(text, path, spy))
 
@@ -191,6 +201,7 @@ class Tracer:
 
     def _keep(self, record: Record) -> None:
         self.names_seen[record.name] = None
+        self.calls[record.key] = self._call
         value = record.value
         if matches(record, self.names):
             if not isinstance(record.value, np.ndarray):
@@ -206,16 +217,38 @@ class Tracer:
                 )
             self.records.append(record)
         self._kept[id(value)] = (value, record)
-        if self.stop_at == record.name or self.stop_at == record.key:
-            self.stopped = True
-            self._debug()
+        if self.stop_at and matches(record, self.stop_at) and not self.given_back(record):
+            self._debug("line")
 
-    def _debug(self) -> None:
+    def given_back(self, record: Record) -> bool:
+        """By the `return` of an operation's own text, where it has no name yet."""
+        end = self.source and self.source.made.get((record.op, "return"))
+        return bool(end) and record.line == end
+
+    def _returning(self, function: str, value: Any) -> None:
+        if function == self._op and self._call in self.stop_calls:
+            self._debug("return", value)
+
+    @cached_property
+    def _pdb(self) -> "pdb.Pdb":
+        import pdb
+
+        return pdb.Pdb(skip=["minprefix.trace.*", "contextlib", "fnmatch"])
+
+    def _debug(self, event: Literal["line", "return"], value: Any = None) -> None:
+        """Open pdb where the traced text is. `set_trace` would show the line after this one, so
+        that the event of this line is handed to it by hand."""
         frame = sys._getframe()
         here = (__file__, instrument.__file__)
         while frame.f_code.co_filename in here and frame.f_back is not None:
             frame = frame.f_back
-        pdb.Pdb().set_trace(frame)
+        self._pdb.set_trace(frame)
+        sys.settrace(None)  # the debugger does not debug itself
+        self._pdb.trace_dispatch(frame, event, value)
+        if frame.f_trace is not None:  # it was not told to continue
+            sys.settrace(self._pdb.trace_dispatch)
+        if event == "return":
+            frame.f_trace = None  # nor does it show the same return again
 
     def _out(
         self,
@@ -331,6 +364,7 @@ class Tracer:
     @contextmanager
     def _at(self, site: str, op: str) -> Iterator[None]:
         self._site, self._op, self._kept = site, op, {}
+        self._call += 1
         self._direction = "backward" if "backward" in op else "forward"
         yield
 

@@ -1,0 +1,236 @@
+"""Is an entry of a gradient right? Move what it is the gradient of a little, run the forward again,
+and see what the loss does: a central difference, in float64, of the reference's own text.
+
+The gradient `blocks.2.attn.dscores` belongs to the value `blocks.2.attn.scores`. `Nudged` moves one
+entry of that and nothing else, by writing into it when it is made: what a tracer is shown is the
+very array that the forward goes on with.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from minprefix import gpt2
+from minprefix.batch import Batch
+from minprefix.errors import InputError
+from minprefix.model import GPT2, loss, loss_backward
+from minprefix.ops.contract import Array
+from minprefix.prefix import Prefix
+from minprefix.trace.record import Record, Trace, unknown
+from minprefix.trace.tracer import Tracer, _d
+
+Index = tuple[int, ...]
+Kind = TypeVar("Kind", bound=Tracer)
+
+#: the step, as a part of the root mean square of the tensor that is moved: differences over it and
+#: over twice as much cancel each other's error of second order, and rounding stays small
+STEP = 1e-3
+#: of the loss: what rounding may do to it
+ROUNDING = 64 * float(np.finfo(np.float64).eps)
+#: of the gradient: what a central difference may be off by where all else is well
+TOLERANCE = 1e-6
+
+
+class Difference(NamedTuple):
+    """A central difference of the loss, and what the backward says in its place."""
+
+    moved: str  # a value of the forward, a weight, or what an op was given
+    entry: Index  # of it
+    step: float
+    numeric: float
+    analytic: float | None  # None where no line of the backward forms it
+    resolves: float  # no smaller error is seen: the loss is rounded, the step is finite
+
+    @property
+    def apart(self) -> float:
+        return abs(self.numeric - (np.nan if self.analytic is None else self.analytic))
+
+    @property
+    def agrees(self) -> bool:
+        return self.apart <= self.resolves + TOLERANCE * abs(self.numeric)
+
+
+class Nudged(Tracer):
+    """Keeps nothing, and moves an entry of the value `key` by `part` of its size."""
+
+    key: str = ""
+    entry: Index = ()
+    part: float = 0.0
+    scale: float | None = None  # that size: None until the value has been made
+
+    def _keep(self, record: Record) -> None:
+        if record.key == self.key and isinstance(record.value, np.ndarray):  # the loss is none
+            self.scale = _move(record.value, self.entry, self.part)
+        super()._keep(record)
+
+    def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
+        if self.key == f"{self._where(gain)}.x":  # for it alone: the residual stream goes on as is
+            x = x.copy()
+            self.scale = _move(x, self.entry, self.part)
+        return super().layernorm(x, gain, bias, eps)
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        prefix_k: Sequence[Array],
+        prefix_v: Sequence[Array],
+        offsets: Array,
+    ) -> tuple[Array, Any]:
+        own_k, own_v = [a.copy() for a in prefix_k], [a.copy() for a in prefix_v]
+        return super().attention(q, k, v, own_k, own_v, offsets)  # sequences may share a prefix
+
+
+def _move(a: Array, index: Index, part: float) -> float:
+    """Write into a, and say what is called its size."""
+    size = float(np.sqrt((a * a).mean())) or 1.0
+    a[index] += part * size
+    return size
+
+
+class Differences:
+    """Of the loss of one batch. `text`: of an implementation that is given as source text
+    (`Tracer.of_text`), else of the reference."""
+
+    def __init__(
+        self,
+        model: GPT2,
+        batch: Batch,
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
+        need: Literal["prefix", "all"] = "prefix",
+        text: str | None = None,
+    ) -> None:
+        weights = {n: a.astype(np.float64, copy=False) for n, a in model.weights.items()}
+        self.model = GPT2(model.config, weights, model.tokenizer, model.name)
+        self.batch, self.need, self.text = batch, need, text
+        self.prefix: Prefix | list[Prefix | None] | None
+        if prefix is None or isinstance(prefix, Prefix):
+            self.prefix = _double(prefix)
+        else:
+            self.prefix = [_double(p) for p in prefix]
+        self._run = Trace([])  # the last one, of what was asked for
+
+    def at(self, key: str, index: Index) -> Difference:
+        """For entry `index` of a gradient, or of a value of the forward. Raises InputError for a
+        record that is neither, and for an index outside of it."""
+        record = self._record(key)
+        index = inside(record, index)
+        analytic: float | None
+        if record.direction == "backward":
+            moved, there = self._belongs(record, index)
+            analytic = float(record.value[index])
+        else:
+            moved, there, analytic = key, index, self._gradient(record, index)
+        losses, size = [], 1.0
+        for part in (-2 * STEP, -STEP, STEP, 2 * STEP):
+            value, size = self._loss(moved, there, part, key)
+            losses.append(value)
+        step = STEP * size
+        near, far = (losses[2] - losses[1]) / (2 * step), (losses[3] - losses[0]) / (4 * step)
+        resolves = ROUNDING * abs(losses[1]) / step + 0.01 * abs(near - far)
+        return Difference(moved, there, step, (4 * near - far) / 3, analytic, resolves)
+
+    def _record(self, key: str) -> Record:
+        """In float64."""
+        if key not in self._run:
+            tracer = self._tracer(Tracer, self.model, (key, _d(key)))
+            loss_backward(self.model, self.prefix, self.batch, "mean", tracer, self.need)
+            if key not in tracer.calls:
+                raise unknown(key, tracer.calls)
+            self._run = Trace(tracer.records)
+        return self._run[key]
+
+    def _gradient(self, record: Record, index: Index) -> float | None:
+        """What the backward says of a value of the forward."""
+        key = _d(record.key)
+        if key not in self._run or self._run[key].value.size != record.value.size:
+            return None
+        return float(self._run[key].value.reshape(record.shape)[index])
+
+    def _belongs(self, record: Record, index: Index) -> tuple[str, Index]:
+        """What an entry of a gradient is the gradient of."""
+        name, _, part = record.name.partition(".from_")  # logits that come in parts
+        site, _, last = name.rpartition(".")
+        start = 0 if record.sequence is None else int(self.batch.offsets[record.sequence])
+        value = f"{site}.{last[1:]}" if site else last[1:]
+        if not last.startswith("d"):
+            raise _no_gradient(record.key)
+        if site == "embed":
+            return f"{last[1:]}.weight", index  # dwte, dwpe
+        if last in ("dweight", "dbias", "dgain"):
+            return self._weight(record, site, last, index)
+        if last == "dx":
+            return f"{site}.x", index
+        if name == "ln_f.dout":
+            return "ln_f.out", (index[0] + int(part or 0), *index[1:])
+        if last == "dz":
+            top = site == f"blocks.{self.model.config.n_layer - 1}.attn"
+            row = int(self.batch.rows[index[0]]) if top else index[0]
+            return value, (row, *divmod(index[1], self.model.config.head_size))
+        if last == "dz_b":
+            head, t, j = index
+            return f"{site}.z", (start + t, head, j)
+        if last in ("dq", "dk", "dv"):
+            return value, (start + index[0], *index[1:])
+        if record.sequence is not None:
+            value += f"#{record.sequence}"
+        return f"{value}.from_{part}" if part else value, index
+
+    def _weight(self, record: Record, site: str, last: str, index: Index) -> tuple[str, Index]:
+        if site.startswith("head"):
+            if len(self.batch.targets) > gpt2.HEAD_ROWS or last == "dbias":
+                said = "the head has no bias" if last == "dbias" else "it is of some of the rows"
+                raise InputError(f"{record.key} is the gradient of nothing that can move: {said}")
+            return "lm_head.weight", index[::-1]  # the model's is (V, C)
+        end = "bias" if last == "dbias" else "weight"
+        return f"{site.replace('blocks.', 'h.', 1)}.{end}", index
+
+    def _loss(self, moved: str, index: Index, part: float, key: str) -> tuple[float, float]:
+        """Of a forward that differs in one entry, and the size of what that is an entry of."""
+        weights = dict(self.model.weights)
+        weights.setdefault("lm_head.weight", weights["wte.weight"])  # tied: here they move apart
+        if moved in weights:
+            weights[moved] = weights[moved].copy()
+            size = _move(weights[moved], index, part)
+            model = GPT2(self.model.config, weights, self.model.tokenizer, self.model.name)
+            tracer = self._tracer(Tracer, model, ())
+            return loss(model, self.batch, self.prefix, ops=tracer), size
+        nudged = self._tracer(Nudged, self.model, ())
+        nudged.key, nudged.entry, nudged.part = moved, index, part
+        value = loss(self.model, self.batch, self.prefix, ops=nudged)
+        if nudged.scale is None:
+            raise _no_gradient(key)
+        return value, nudged.scale
+
+    def _tracer(self, kind: type[Kind], model: GPT2, names: Sequence[str]) -> Kind:
+        if self.text is None:
+            return kind(model, names=names)
+        return kind.of_text(self.text, model, names=names)
+
+
+def inside(record: Record, index: Index) -> Index:
+    """The index of one number, counted from the front. Raises InputError for any other."""
+    shape = record.shape
+    fits = len(index) == len(shape) and all(-n <= i < n for i, n in zip(index, shape, strict=True))
+    if not fits:
+        raise InputError(
+            f"{list(index)} is no entry of {record.key} {shape}: give {len(shape)} numbers, each "
+            "below its size"
+        )
+    return tuple(i % n for i, n in zip(index, shape, strict=True))
+
+
+def _no_gradient(key: str) -> InputError:
+    return InputError(
+        f"{key} is not the gradient of a value of the forward, but a step on the way to one: ask "
+        "at a gradient, such as dscores or dprefix_k"
+    )
+
+
+def _double(prefix: Prefix | None) -> Prefix | None:
+    if prefix is None:
+        return None
+    layers = prefix.layers if prefix.subset else None
+    return Prefix(prefix.kv.astype(np.float64), layers, prefix.position_offset)

@@ -1,0 +1,126 @@
+"""The command `minprefix step`: what is walked over."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprefix.errors import InputError
+
+if TYPE_CHECKING:
+    from minprefix.batch import Batch
+    from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+
+#: where nothing is said: a record of the world that the shipped model knows
+PROMPT = "name[The Red Fox], type[restaurant], food[Thai]"
+TARGET = "The Red Fox is a restaurant that serves Thai food."
+SLOTS = 5
+
+
+def step(args: argparse.Namespace) -> int:
+    from minprefix.model import GPT2
+    from minprefix.trace.fd import Differences
+    from minprefix.trace.stepper import Stepper
+    from minprefix.trace.tracer import trace
+
+    model = GPT2.load(args.model, dtype=args.dtype, revision=args.revision)
+    prefix = _prefix(args, model)
+    batch = _batch(args, model, prefix)
+    seen = trace(model, batch, prefix, args.names or "*", need=args.need, max_bytes=args.max_bytes)
+    differences = Differences(model, batch, prefix, args.need)
+    stepper = Stepper(seen, differences, {"model": model, "prefix": prefix, "batch": batch})
+    stepper.say(f"{model}\n{prefix or 'no prefix'}\n{batch}")
+    stepper.say(f"{seen}, loss {seen.about['loss']:.4f}\nh lists the words")
+    stepper.run()
+    return 2 if stepper.refused and not stepper.interactive else 0
+
+
+def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
+    """A trained one, or a random one; None for plain GPT-2. Raises InputError."""
+    from minprefix.artifact import load_prefix
+    from minprefix.prefix import Prefix
+
+    if args.prefix is None and args.prefix_length == 0:
+        return None
+    if args.prefix is None:
+        length = SLOTS if args.prefix_length is None else args.prefix_length
+        return Prefix.normal(model.config, length, seed=args.seed or 0, dtype=args.dtype)
+    if args.seed is not None:
+        raise InputError("--seed draws a random prefix and --prefix gives one: leave out one")
+    saved = load_prefix(args.prefix, model)
+    layers = saved.layers if saved.subset else None
+    return Prefix(saved.kv.astype(args.dtype), layers, saved.position_offset)
+
+
+def _batch(args: argparse.Namespace, model: "GPT2", prefix: "Prefix | None") -> "Batch":
+    """The prompt, and the target that is to be predicted after it; without one the prompt itself
+    is. Raises InputError."""
+    from minprefix.artifact import read_about
+    from minprefix.batch import Batch
+    from minprefix.data.pairs import Pair, Template, encode_pairs
+
+    prompt, target, template = args.prompt, args.target, args.template
+    if prompt is None and target is not None:
+        raise InputError("--target is what follows a prompt: give --prompt TEXT as well")
+    if prompt is None:
+        prompt, target = PROMPT, TARGET
+    if target is None and template is not None:
+        raise InputError("--template joins a prompt and its target: give --target TEXT as well")
+    if target is None:
+        return Batch.pack([model.encode(prompt)])
+    if template is None and args.prefix is not None:
+        about = read_about(args.prefix) or {}
+        template = (about.get("training") or {}).get("template")
+    room = model.config.n_positions - (prefix.position_offset if prefix else 0)
+    pair = Pair(prompt, target, "--prompt and --target")
+    form = Template() if template is None else Template(template)
+    [encoded] = encode_pairs(model, [pair], form, room)
+    return Batch.pack([encoded.ids], loss_from=encoded.loss_from)
+
+
+def add_command(
+    command: Callable[[str, Any, str, str], argparse.ArgumentParser],
+    model_options: Callable[[argparse.ArgumentParser], None],
+    threads_option: Callable[[argparse.ArgumentParser], None],
+    template: Callable[[str], str],
+) -> None:
+    """step."""
+    p = command(
+        "step",
+        step,
+        "walk through a forward and its backward, one operation at a time",
+        'minprefix step --prompt "name[The Eagle], food[Thai]" --target "The Eagle serves Thai '
+        "food.\"\n  printf 'b *.attn.dprefix_k\\nc\\nwhy\\nfd 0 1 2\\n' | minprefix step "
+        "--prefix runs/demo\n\nexit status: 0; 2 for options, and in a script for commands, that "
+        "cannot be done",
+    )
+    model_options(p)
+    p.add_argument("--prompt", metavar="TEXT", help=f"default {PROMPT!r}, and its description")
+    p.add_argument("--target", metavar="TEXT", help="what is to be predicted (default: the prompt)")
+    p.add_argument("--template", type=template, help="how they are joined; default: the prefix's")
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+    either.add_argument(
+        "--prefix-length",
+        type=int,
+        metavar="P",
+        help=f"a random one of P slots (default {SLOTS}); 0 is plain GPT-2",
+    )
+    p.add_argument("--seed", type=int, help="of the random prefix (default 0)")
+    p.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="default float32"
+    )
+    p.add_argument(
+        "--need",
+        choices=("prefix", "all"),
+        default="prefix",
+        help="gradients of the prefix alone (the default), or of the weights as well",
+    )
+    p.add_argument(
+        "--names", action="append", metavar="PATTERN", help="keep only these, as in blocks.2.*"
+    )
+    p.add_argument(
+        "--max-bytes", type=int, metavar="N", default=2**30, help="of what is kept (default 2^30)"
+    )
+    threads_option(p)

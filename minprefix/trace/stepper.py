@@ -1,0 +1,447 @@
+"""The stepper: pdb's habits over a trace. Everything is computed once, then walked: forward and
+backward, record by record, and back again."""
+
+import ast
+import cmd
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from typing import IO, Any
+
+import numpy as np
+
+from minprefix import gpt2
+from minprefix.errors import InputError
+from minprefix.trace.fd import Differences, inside
+from minprefix.trace.heat import heat
+from minprefix.trace.instrument import Source, source_of
+from minprefix.trace.laws import laws
+from minprefix.trace.mirror import BETWEEN, mirrored
+from minprefix.trace.record import Record, Trace, matches
+
+WORDS = """\
+n [COUNT]     the next operation
+s [COUNT]     step into an operation: its next line
+back [COUNT]  one record back
+b [NAME]      break where this name or pattern is computed (*.dprefix_k); alone: list them
+cl [NAME]     clear this breakpoint, or all
+c             continue to the next breakpoint, or to the end
+j NAME        jump to a record, forward or back
+p EXPR        evaluate; names are those computed so far, the nearest first (dscores), or whole
+              (blocks.2.attn.pattern#0, h.2.ln_1.weight); np, t, model, prefix and batch as well
+l, ll         the source around the line; the whole function
+w             where we are
+heat [I ...]  the tensor as cells, at this index of its leading axes; or heat EXPR
+why           the formula, what it mirrors in the forward, and what came in
+fd [INDEX]    a central difference of the loss against this entry (alone: the largest)
+laws          the conservation laws that hold at this operation
+q             quit
+h             this list; an empty line repeats the last command"""
+
+END = "--End-- back goes back, q quits"
+
+#: where gpt2.py makes what no operation gives back: the last part of a name -> what its line holds
+MODEL_LINES = {
+    "q": "q, k, v = (",
+    "k": "q, k, v = (",
+    "v": "q, k, v = (",
+    "prefix_k": "prefix_k, prefix_v = [",
+    "prefix_v": "prefix_k, prefix_v = [",
+    "resid_mid": "# (n, C)  resid_mid",
+    "resid_post": "# (n, C)  resid_post",
+    "dresid_mid": "# (n, C)  of resid_mid",
+    "dresid_post": "# (N, C)  of resid_pre",
+    "dresid_pre": "# (N, C)  of resid_pre",
+    "dqkv": "dqkv = np.stack(",
+}
+
+#: how the names of a checkpoint begin
+WEIGHTS = ("h", "wte", "wpe", "ln_f", "lm_head")
+
+
+class Stepper(cmd.Cmd):
+    """At a record of `trace`. `given`: further names for p. A command that cannot be done is
+    answered with a sentence behind `***` and counted in `refused`."""
+
+    prompt = "(step) "
+
+    def __init__(
+        self,
+        trace: Trace,
+        differences: Differences | None = None,
+        given: dict[str, Any] | None = None,
+        source: Source | None = None,
+        stdin: IO[str] | None = None,
+        stdout: IO[str] | None = None,
+    ) -> None:
+        super().__init__(stdin=stdin, stdout=stdout)
+        self.trace, self.differences, self.given = trace, differences, given or {}
+        self.interactive = self.stdin.isatty()
+        self.use_rawinput = self.interactive and self.stdin is sys.stdin
+        self.colour = self.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.at, self.refused = 0, 0
+        self.breaks: list[str] = []
+        self._source = source
+
+    @property
+    def record(self) -> Record:
+        return self.trace.records[self.at]
+
+    @cached_property
+    def source(self) -> Source:
+        from minprefix.ops import reference
+
+        return self._source or source_of(reference)
+
+    # ---- reading commands ----
+
+    def run(self) -> None:
+        self.say(f"--{self.record.direction.capitalize()}--")
+        self.show()
+        while True:
+            try:
+                self.cmdloop()
+                return
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                self.say("--KeyboardInterrupt--")
+
+    def say(self, text: str) -> None:
+        self.stdout.write(f"{text}\n")
+
+    def precmd(self, line: str) -> str:
+        if not self.interactive:
+            self.say("" if line == "EOF" else line)  # so that a script's output can be read
+        elif line == "EOF":
+            self.say("")
+        return line
+
+    def onecmd(self, line: str) -> bool:
+        if line.lstrip().startswith("#"):
+            return False
+        try:
+            return bool(super().onecmd(line))
+        except InputError as error:
+            self.say(f"*** {error}")
+            self.refused += 1
+            return False
+
+    def default(self, line: str) -> None:
+        """As in pdb, what is no command is an expression."""
+        self.do_p(line.removeprefix("!"))
+
+    def do_EOF(self, _: str) -> bool:
+        return True
+
+    do_q = do_quit = do_exit = do_EOF
+
+    def do_help(self, _: str) -> None:
+        self.say(WORDS)
+
+    do_h = do_help
+
+    # ---- walking ----
+
+    def show(self) -> None:
+        r = self.record
+        self.say(f"> {r.key} {r.shape} {r.value.dtype}   {r.op}{', inside' if r.inside else ''}")
+        self.say(f"  {r.summary}")
+        path, line, text = self._line(r)
+        if line:
+            self.say(f"-> {text}   {os.path.basename(path)}:{line}")
+
+    def _go(self, number: int) -> None:
+        turned = self.trace.records[number].direction != self.record.direction
+        self.at = number
+        if turned:
+            self.say(f"--{self.record.direction.capitalize()}--")
+        self.show()
+
+    def _ends(self) -> Iterator[int]:
+        """Where the operations ahead end."""
+        records = self.trace.records[self.at + 1 :]
+        return (r.number for r in records if not r.inside)
+
+    def _walk(self, ahead: list[int], arg: str) -> None:
+        count = _count(arg)
+        if ahead:
+            self._go(ahead[min(count, len(ahead)) - 1])
+        if count > len(ahead):
+            self.say(END)
+
+    def do_n(self, arg: str) -> None:
+        self._walk(list(self._ends()), arg)
+
+    def do_s(self, arg: str) -> None:
+        self._walk(list(range(self.at + 1, len(self.trace))), arg)
+
+    def do_back(self, arg: str) -> None:
+        count = _count(arg)
+        if self.at:
+            self._go(max(0, self.at - count))
+        else:
+            self.say("--Begin-- nothing is computed before this")
+
+    def do_b(self, arg: str) -> None:
+        if not arg:
+            self.say("\n".join(self.breaks) or "no breakpoints")
+            return
+        found = self.trace.find(arg)
+        if arg not in self.breaks:
+            self.breaks.append(arg)
+        self.say(f"breakpoint at {arg}: {found[0].key}" + _more(len(found) - 1))
+
+    def do_cl(self, arg: str) -> None:
+        if arg and arg not in self.breaks:
+            known = ", ".join(self.breaks) or "none"
+            raise InputError(f"there is no breakpoint {arg!r}: there are {known}")
+        self.breaks = [b for b in self.breaks if arg and b != arg]
+
+    def do_c(self, _: str) -> None:
+        for record in self.trace.records[self.at + 1 :]:
+            if matches(record, self.breaks):
+                self._go(record.number)
+                return
+        if self.at < len(self.trace) - 1:
+            self._go(len(self.trace) - 1)
+        self.say(END)
+
+    def do_j(self, arg: str) -> None:
+        self._go(self._named(arg).number)
+
+    def _named(self, name: str) -> Record:
+        """By key, or by name: then of the sequence that we are at."""
+        key = f"{name}#{self.record.sequence}"
+        return self.trace[key if key in self.trace else name]
+
+    do_next, do_step, do_cont, do_continue = do_n, do_s, do_c, do_c
+    do_break, do_clear, do_jump = do_b, do_cl, do_j
+
+    def complete_b(self, text: str, *_: Any) -> list[str]:
+        return sorted({r.name for r in self.trace if r.name.startswith(text)})
+
+    complete_j = complete_p = complete_b
+
+    # ---- values ----
+
+    def do_p(self, arg: str) -> None:
+        self.say(repr(self._value(arg)))
+
+    def _value(self, expression: str) -> Any:
+        given: dict[str, Any] = {"np": np, "t": self.trace, **self.given}
+        given |= {name: record.value for name, record in self._variables().items()}
+
+        def dotted(match: re.Match[str]) -> str:
+            name, rest = match[0], ""
+            while "." in name:
+                value = self._whole_name(name)
+                if value is not None:
+                    given[f"_{len(given)}"] = value
+                    return f"_{len(given) - 1}{rest}"
+                name, _, last = name.rpartition(".")
+                rest = f".{last}{rest}"
+            return match[0]
+
+        try:
+            code = re.sub(r"(?<![\w.'\"])[a-z]\w*(?:\.\w+)+(?:#\d+)?", dotted, expression)
+            return eval(code, given)
+        except InputError:
+            raise
+        except Exception as error:  # of whatever kind: as pdb does, it is said
+            near = ", ".join(sorted(self._near())) if isinstance(error, NameError) else ""
+            said = f"{type(error).__name__}: {error}" + (f"; here are {near}" if near else "")
+            raise InputError(said) from error
+
+    def _whole_name(self, name: str) -> Any:
+        """The value of a record that has been computed, or a weight; None for other names."""
+        weights = self.given["model"].weights if "model" in self.given else {}
+        if name in weights:
+            return weights[name]
+        key = f"{name}#{self.record.sequence}"
+        if not any(name == r.name or name == r.key for r in self.trace):
+            return None
+        record = self.trace[key if key in self.trace else name]
+        if record.number > self.at:
+            raise InputError(f"{record.key} is computed further on: b {record.key} and c go there")
+        return record.value
+
+    def _variables(self) -> dict[str, Record]:
+        """The last part of a name -> of those computed so far the one nearest to where we are: of
+        the same part of the model, the same block, the same sequence, the latest."""
+        here = self.record
+        site, block = here.name.rpartition(".")[0], here.name.split(".")[:2]
+
+        def near(r: Record) -> tuple[bool, bool, bool, int]:
+            same = r.name.rpartition(".")[0] == site
+            return same, r.name.split(".")[:2] == block, r.sequence == here.sequence, r.number
+
+        done = sorted(self.trace.records[: self.at + 1], key=near)
+        return {r.name.rpartition(".")[2]: r for r in done}
+
+    def _near(self) -> list[str]:
+        """The variables of the part of the model that we are at."""
+        site = self.record.name.rpartition(".")[0]
+        return [n for n, r in self._variables().items() if r.name.rpartition(".")[0] == site]
+
+    def do_heat(self, arg: str) -> None:
+        a, title = self.record.value, self.record.key
+        numbers = _numbers(arg)
+        if arg and numbers is None:
+            a, title, numbers = np.asarray(self._value(arg)), arg, ()
+            if a.dtype.kind not in "biufc":
+                raise InputError(f"{arg} is no tensor of numbers: give one, such as dscores[0]")
+        lead = max(a.ndim - 2, 0)
+        index = (*(numbers or ()), *(0,) * lead)[: max(lead, len(numbers or ()))]
+        fits = len(index) == lead and all(-n <= i < n for i, n in zip(index, a.shape, strict=False))
+        if not fits:
+            raise InputError(
+                f"heat {arg}: {title} is {a.shape}, of which the last two axes are shown: give at "
+                f"most {lead} numbers, each below its size"
+            )
+        said = f"{title} {list(index)} of {a.shape[:lead]}" if lead else title
+        last = self.record.name.rpartition(".")[2]
+        slots = 0
+        if a is self.record.value and last in ("scores", "pattern", "dscores", "dpattern"):
+            slots = a.shape[2] - a.shape[1]  # P: a bar stands between the prefix and the tokens
+        self.say(heat(a[index], said, self.colour, slots))
+
+    # ---- where, why ----
+
+    def _line(self, r: Record) -> tuple[str, int, str]:
+        """The file, line and text that made it; 0 and "" where that is not known."""
+        if r.line:
+            return self.source.path, r.line, r.text
+        held = MODEL_LINES.get(r.name.rpartition(".")[2])
+        model = source_of(gpt2)
+        for number, line in enumerate(model.lines, 1):
+            if held and held in line:
+                return model.path, number, line.strip()
+        return "", 0, ""
+
+    def _listing(self, whole: bool) -> None:
+        path, at, _ = self._line(self.record)
+        if not at:
+            raise InputError(f"the line of {self.record.key} is not known: it is the reference's")
+        lines = (self.source if path == self.source.path else source_of(gpt2)).lines
+        first, last = at - 5, at + 5
+        if whole:
+            first = next((n for n in range(at, 0, -1) if lines[n - 1].startswith("def ")), 1)
+            ends = (n for n in range(at, len(lines)) if lines[n][:1].strip())
+            last = next(ends, len(lines))
+            while not lines[last - 1].strip():
+                last -= 1
+        for n in range(max(first, 1), min(last, len(lines)) + 1):
+            self.say(f"{n:4} {'->' if n == at else '  '} {lines[n - 1]}".rstrip())
+
+    def do_l(self, _: str) -> None:
+        self._listing(whole=False)
+
+    def do_ll(self, _: str) -> None:
+        self._listing(whole=True)
+
+    def do_w(self, _: str) -> None:
+        r, about = self.record, self.trace.about
+        tokens, sequences = len(about.get("tokens", ())), len(about.get("offsets", (0,))) - 1
+        self.say(f"  {r.direction} of {sequences} sequences, {tokens} tokens")
+        parts = r.name.split(".")[:-1]
+        for n in range(1 + (parts[:1] == ["blocks"]), len(parts) + 1):
+            self.say(f"  {'.'.join(parts[:n])}")
+        of = "" if r.sequence is None else f", sequence {r.sequence}"
+        path, line, _ = self._line(r)
+        self.say(f"  {r.op}{of}" + (f"   {path}:{line}" if line else ""))
+        self.say(f"> {r.key}   record {r.number + 1} of {len(self.trace)}")
+
+    do_list, do_longlist, do_where, do_bt = do_l, do_ll, do_w, do_w
+
+    def do_why(self, _: str) -> None:
+        r = self.record
+        if r.formula:
+            self.say(f"formula   {r.formula}")
+        path, line, text = self._line(r)
+        if line:
+            self.say(f"line      {os.path.basename(path)}:{line}  {text}")
+        if r.op in BETWEEN and r.direction == "backward":
+            self.say(f"mirrors   {BETWEEN[r.op]}")
+        found = r.line and mirrored(self.source, r.op, r.name.rpartition(".")[2])
+        if found:
+            self.say(f"mirrors   {os.path.basename(self.source.path)}:{found[0]}  {found[1]}")
+        for name in self._incoming(r):
+            self.say(self._one_line(name))
+
+    def _incoming(self, r: Record) -> list[str]:
+        """What went into a record: what its line reads, then what its operation was given."""
+        try:
+            read = {n.id for n in ast.walk(ast.parse(r.text)) if isinstance(n, ast.Name)}
+        except SyntaxError:
+            read = set()
+        near, own = self._near(), r.name.rpartition(".")[2]
+        keys = [self._variables()[n].key for n in near if n in read and n != own]
+        end = r if not r.inside else next((self.trace.records[n] for n in self._ends()), r)
+        return list(dict.fromkeys([*keys, *end.inputs]))
+
+    def _one_line(self, name: str) -> str:
+        if name not in self.trace:
+            return f"weight    {name}" if name.split(".")[0] in WEIGHTS else f"not kept  {name}"
+        record = self.trace[name]
+        back = record.direction == self.record.direction
+        kind = "incoming" if back else "forward's"
+        return f"{kind:<9} {record.key} {record.shape} {record.summary}"
+
+    # ---- is it right? ----
+
+    def do_fd(self, arg: str) -> None:
+        r = self.record
+        if self.differences is None:
+            raise InputError("fd runs the forward again: it needs the model, not a trace alone")
+        index = _numbers(arg)
+        if index is None:
+            raise InputError(f"fd {arg}: expected an entry, as in fd 1 0 3, or nothing")
+        if not arg and r.value.size:
+            index = tuple(map(int, np.unravel_index(np.abs(r.value).argmax(), r.shape)))
+        index = inside(r, index)
+        d = self.differences.at(r.key, index)
+        self.say(f"{r.key} {list(index)}, in float64")
+        self.say(f"  moved       {d.moved} {list(d.entry)} by +-{d.step:.2g} and twice as much")
+        self.say(f"  difference  {d.numeric:+.10e}   of the loss")
+        if d.analytic is None:
+            self.say("  analytic    none: no line of the backward forms this gradient")
+            return
+        self.say(f"  analytic    {d.analytic:+.10e}   of the backward")
+        verdict = "they agree" if d.agrees else "THEY DO NOT AGREE"
+        self.say(
+            f"  apart       {d.apart:.1e}; it cannot see less than {d.resolves:.1e}: {verdict}"
+        )
+        if r.direction == "backward" and r.value.dtype != np.float64:
+            shown = float(r.value[index])
+            self.say(f"  this run    {shown:+.10e}   {r.value.dtype}: not what is compared")
+
+    def do_laws(self, _: str) -> None:
+        found = laws(self.trace, self.record)
+        for law in found:
+            holds = "holds" if law.holds else "DOES NOT HOLD"
+            self.say(f"{law.text}: off by {law.off:.1e} of what is summed: {holds}")
+        if found:
+            self.say("laws cannot see a missing scale or a flipped sign: fd can")
+        else:
+            self.say(f"no law is about {self.record.op} alone; laws 5 to 8: minprefix check")
+
+
+def _count(arg: str) -> int:
+    if arg and not (arg.isdecimal() and int(arg)):
+        raise InputError(f"{arg!r} is no count: give a whole number, at least 1, or nothing")
+    return int(arg or 1)
+
+
+def _numbers(arg: str) -> tuple[int, ...] | None:
+    """1 0 3, or [1, 0, 3]; None for what is neither."""
+    parts = arg.strip("[]() ").replace(",", " ").split()
+    if not all(re.fullmatch(r"-?\d+", part) for part in parts):
+        return None
+    return tuple(map(int, parts))
+
+
+def _more(n: int) -> str:
+    return f" and {n} more" if n else ""
