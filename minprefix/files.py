@@ -130,7 +130,7 @@ def _refused(path: Path) -> Iterator[None]:
 #: where the files of one save wait until all of them are there, and the list that says so
 SAVING, COMPLETE = ".saving", "complete.json"
 PATIENCE = 10.0  # s  for which a reader waits for others to end a save
-MOMENT = 0.1  # s  for which a writer waits: so long at most does a reader take to finish a save
+MOMENT = 1.0  # s  for which a writer waits: a reader that finishes a save holds the folder less
 
 
 def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str]) -> None:
