@@ -149,7 +149,7 @@ def test_a_central_difference_agrees_at_an_entry_of_every_gradient(small, whole)
         index = tuple(map(int, rng.choice(np.argwhere(a))))  # not one of the zeros
         d = differences.at(record.key, index)
         assert d.analytic == pytest.approx(a[index], rel=1e-12)
-        assert d.numeric == pytest.approx(d.analytic, rel=1e-6, abs=1e-7 * np.abs(a).max())
+        assert d.apart < 1e-9 * np.abs(a).max()  # over one step alone: off by 5e-9
         assert d.agrees, (record.key, d)
         assert d.resolves < 1e-5 * np.abs(a).max(), (record.key, d)
         moved.add(d.moved)
@@ -297,7 +297,8 @@ def test_a_script_walks_the_whole_forward_and_backward_and_fd_agrees_at_50_entri
     for numeric, analytic in numbers:
         assert float(numeric) == pytest.approx(float(analytic), rel=1e-6, abs=5e-9)
     assert sum(abs(float(analytic)) > 1e-5 for _, analytic in numbers) > 30  # they tell something
-    assert said.count("they agree") == 50
+    assert said.count("they agree") + said.count("both are too small for it") == 50
+    assert said.count("they agree") > 30
     assert "THEY DO NOT" not in said
 
 
@@ -515,6 +516,26 @@ def test_options_that_cannot_be_are_one_sentence(session, options, said):
     assert err.startswith("minprefix: error: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_step_has_help_with_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["step", "--help"])
+    assert stop.value.code == 0
+    assert "example:\n  minprefix step" in capsys.readouterr().out
+
+
+def test_a_script_of_any_bytes_is_read_and_a_stream_of_ascii_is_written():
+    result = subprocess.run(
+        [sys.executable, "-m", "minprefix", "step", *SHORT],
+        input=b"p '\xff\xfe'\nn\n# a comment\nw\n",
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"> blocks.0.ln_1.out   record 6 of" in result.stdout
 
 
 # ---- at a terminal ----

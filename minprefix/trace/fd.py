@@ -7,6 +7,7 @@ very array that the forward goes on with.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -102,15 +103,20 @@ class Differences:
         need: Literal["prefix", "all"] = "prefix",
         text: str | None = None,
     ) -> None:
-        weights = {n: a.astype(np.float64, copy=False) for n, a in model.weights.items()}
-        self.model = GPT2(model.config, weights, model.tokenizer, model.name)
-        self.batch, self.need, self.text = batch, need, text
+        self._model, self.batch, self.need, self.text = model, batch, need, text
         self.prefix: Prefix | list[Prefix | None] | None
         if prefix is None or isinstance(prefix, Prefix):
             self.prefix = _double(prefix)
         else:
             self.prefix = [_double(p) for p in prefix]
         self._run = Trace([])  # the last one, of what was asked for
+
+    @cached_property
+    def model(self) -> GPT2:
+        """In float64."""
+        model = self._model
+        weights = {n: a.astype(np.float64, copy=False) for n, a in model.weights.items()}
+        return GPT2(model.config, weights, model.tokenizer, model.name)
 
     def at(self, key: str, index: Index) -> Difference:
         """For entry `index` of a gradient, or of a value of the forward. Raises InputError for a

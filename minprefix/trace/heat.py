@@ -14,7 +14,7 @@ COLD, HOT = (255, 189, 153, 111, 69, 27), (255, 224, 217, 210, 203, 196)
 
 def heat(a: Array, title: str, colour: bool, bar: int = 0) -> str:
     """At most two axes. `bar`: a line stands before this column, if it is not the first."""
-    cells = np.atleast_2d(np.asarray(a, dtype=np.float64))
+    cells = np.atleast_2d(np.asarray(a).real.astype(np.float64))
     finite = np.abs(cells[np.isfinite(cells)])
     most = float(finite.max(initial=0.0))
     width = 2 if colour else 3

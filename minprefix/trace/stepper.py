@@ -42,7 +42,8 @@ h             this list; an empty line repeats the last command"""
 
 END = "--End-- back goes back, q quits"
 
-#: where gpt2.py makes what no operation gives back: the last part of a name -> what its line holds
+#: what gpt2.py does itself, and where: the last part of a name -> what its line holds
+BETWEEN_OPS = ("add", "split", "join", "given")
 MODEL_LINES = {
     "q": "q, k, v = (",
     "k": "q, k, v = (",
@@ -56,9 +57,6 @@ MODEL_LINES = {
     "dresid_pre": "# (N, C)  of resid_pre",
     "dqkv": "dqkv = np.stack(",
 }
-
-#: how the names of a checkpoint begin
-WEIGHTS = ("h", "wte", "wpe", "ln_f", "lm_head")
 
 
 class Stepper(cmd.Cmd):
@@ -80,7 +78,8 @@ class Stepper(cmd.Cmd):
         self.trace, self.differences, self.given = trace, differences, given or {}
         self.interactive = self.stdin.isatty()
         self.use_rawinput = self.interactive and self.stdin is sys.stdin
-        self.colour = self.stdout.isatty() and not os.environ.get("NO_COLOR")
+        dull = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        self.colour = self.stdout.isatty() and not dull
         self.at, self.refused = 0, 0
         self.breaks: list[str] = []
         self._source = source
@@ -314,7 +313,7 @@ class Stepper(cmd.Cmd):
         """The file, line and text that made it; 0 and "" where that is not known."""
         if r.line:
             return self.source.path, r.line, r.text
-        held = MODEL_LINES.get(r.name.rpartition(".")[2])
+        held = r.op in BETWEEN_OPS and MODEL_LINES.get(r.name.rpartition(".")[2])
         model = source_of(gpt2)
         for number, line in enumerate(model.lines, 1):
             if held and held in line:
@@ -384,7 +383,8 @@ class Stepper(cmd.Cmd):
 
     def _one_line(self, name: str) -> str:
         if name not in self.trace:
-            return f"weight    {name}" if name.split(".")[0] in WEIGHTS else f"not kept  {name}"
+            weight = name.endswith((".weight", ".bias"))
+            return f"weight    {name}" if weight else f"not kept  {name}"
         record = self.trace[name]
         back = record.direction == self.record.direction
         kind = "incoming" if back else "forward's"
@@ -411,6 +411,8 @@ class Stepper(cmd.Cmd):
             return
         self.say(f"  analytic    {d.analytic:+.10e}   of the backward")
         verdict = "they agree" if d.agrees else "THEY DO NOT AGREE"
+        if d.agrees and d.apart and max(abs(d.numeric), abs(d.analytic)) <= d.resolves:
+            verdict = "both are too small for it"
         self.say(
             f"  apart       {d.apart:.1e}; it cannot see less than {d.resolves:.1e}: {verdict}"
         )
