@@ -232,8 +232,12 @@ def test_every_line_is_in_the_listing_that_is_shown_for_it(html, plain):
 
 def test_the_lines_between_ops_are_in_gpt2_once():
     lines = [line.strip() for line in _gpt2().lines]
-    for start in IN_THE_MODEL.values():
-        assert sum(line.startswith(start) for line in lines) == 1, start
+    found = {}
+    for name, start in IN_THE_MODEL.items():
+        (found[name],) = [line for line in lines if line.startswith(start)]
+    for name in ("resid_mid", "resid_post", "dresid_mid", "dresid_pre"):
+        assert found[name].endswith(f" {name.removeprefix('d')}"), found[name]
+    assert found["dresid_post"] == found["dresid_pre"]  # of the block below
 
 
 def test_every_backward_line_leads_to_the_forward_line_that_it_mirrors(html, plain):
@@ -305,6 +309,11 @@ def test_packing_keeps_3_digits_and_nothing_but_0_becomes_0():
         a = np.concatenate([digits, -digits]) * 10.0**power
         half, two = pack(a)
         assert np.array_equal(three_digits(np.ldexp(half.astype(float), two)), three_digits(a))
+    a = np.random.default_rng(0).normal(0, 1, 20_000)
+    half, two = pack(a)
+    assert np.array_equal(three_digits(np.ldexp(half.astype(float), two)), three_digits(a))
+    half, two = pack(np.array([1.0, 2.34e-9]))
+    assert f"{np.ldexp(float(half[1]), two):.3g}" == "2.34e-09"
     half, two = pack(np.array([0.0, np.nan, np.inf, -np.inf, 1e-30, -1e-30, 5.0]))
     back = np.ldexp(half.astype(float), two)
     assert back[0] == 0

@@ -377,7 +377,6 @@
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
-      event.stopPropagation();
       const { l } = canvas.cells, shown = frame.querySelector(".cursor");
       if (shown) {
         cell = [Math.min(l.rows - 1, Math.max(0, cell[0] + step[0])),
@@ -742,7 +741,7 @@
 
   function listenToKeys(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("input, canvas, .listing, .scrolls")) return;
+    if (event.target.closest(".listing, .scrolls")) return;
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step && event.shiftKey) goOp(step);
     else if (step) go(now + step);
