@@ -324,6 +324,21 @@ def test_packing_keeps_3_digits_and_nothing_but_0_becomes_0():
     assert pack(np.empty((0, 3)))[0].shape == (0, 3)
 
 
+def test_a_loss_that_overflowed_is_on_the_page_as_no_number(small, monkeypatch):
+    def overflowed(*args, **more):
+        t = trace(*args, **more)
+        t["loss"].value, t.about["loss"] = np.float32(np.nan), np.inf
+        return t
+
+    monkeypatch.setattr("minprefix.trace.tracer.trace", overflowed)
+    data = data_of(page(small, SMALL_IDS))
+    assert data["about"]["loss"] is None
+    assert data["records"][-1]["summary"][4] == 0
+    loss = next(r for r in data["records"] if r["key"] == "loss")
+    assert np.isnan(drawn(data, loss)).all()
+    assert loss["summary"][:5] == [None, None, None, None, 1]
+
+
 # ---- nothing breaks out, nothing goes out ----
 
 

@@ -88,7 +88,9 @@
       const id = data.picked[record.top][row][i];
       return `${i ? "" : "the target, "}${quoted(data.words[id])} (id ${id})`;
     }
-    if (record.ids && name === "V") return `${quoted(data.words[record.ids[i]])} (id ${record.ids[i]})`;
+    if (record.ids && name === "V") {
+      return `${quoted(data.words[record.ids[i]])} (id ${record.ids[i]})`;
+    }
     return `${name || "index"} ${i}`;
   }
 
@@ -112,7 +114,8 @@
       .filter(Boolean);
     const [, rows, columns] = record.drawn;
     const value = sayAt(record, (plane * rows + row) * columns + column);
-    return [value, words.join(", ") + (hiddenCell(record, row, column) ? ": hidden by the mask" : "")];
+    const hidden = hiddenCell(record, row, column) ? ": hidden by the mask" : "";
+    return [value, words.join(", ") + hidden];
   }
 
   function sentence(record) {
@@ -131,8 +134,10 @@
     const x = (i / 512) * (stops.length - 1), k = Math.min(stops.length - 2, Math.floor(x));
     return stops[k].map((a, j) => Math.round(a + (stops[k + 1][j] - a) * (x - k)));
   });
-  const signedRamp = scale([[0, 22, 84], [36, 94, 178], [142, 144, 148], [233, 158, 66], [255, 243, 188]]);
-  const positiveRamp = scale([[52, 50, 64], [112, 54, 96], [196, 82, 66], [243, 160, 64], [255, 243, 188]]);
+  const signedRamp = scale(
+    [[0, 22, 84], [36, 94, 178], [142, 144, 148], [233, 158, 66], [255, 243, 188]]);
+  const positiveRamp = scale(
+    [[52, 50, 64], [112, 54, 96], [196, 82, 66], [243, 160, 64], [255, 243, 188]]);
   const rgb = (c) => `rgb(${c.join(",")})`;
   const isSigned = (record) => record.summary[0] < 0;
   function colour(x, largest, signed) {
@@ -246,7 +251,8 @@
           const light = 0.3 * shade[0] + 0.6 * shade[1] + 0.1 * shade[2] > 125;
           context.fillStyle = light ? "#000" : "#fff";
           context.font = "12px " + MONO;
-          clipped(context, data.words[data.picked[record.top][r][c]], x + 3, y + l.height / 2 + 1, l.cell - 5);
+          const word = data.words[data.picked[record.top][r][c]];
+          clipped(context, word, x + 3, y + l.height / 2 + 1, l.cell - 5);
         }
       }
       if (l.left) {
@@ -303,18 +309,23 @@
     }
     const planes = record.drawn[0], room = Math.max(260, box.clientWidth - 4);
     const l = layout(record, planes > 1 ? Math.min(room, Math.max(300, (room - 24) / 2)) : room);
-    const inks = { soft: ink("soft"), strong: ink("ink"), violet: ink("prefix"), paper: ink("paper") };
+    const inks = {
+      soft: ink("soft"), strong: ink("ink"), violet: ink("prefix"), paper: ink("paper"),
+    };
     for (let plane = 0; plane < planes; plane++) {
       let name = `heat map of ${record.link}, ${times(record.shape)}`;
       const figure = make("figure");
       if (planes > 1) {
         let caption = `head ${plane}`;
-        if (record.share) caption += `: ${percent(mean(record.share[plane]))} of its attention falls on the prefix`;
+        if (record.share) {
+          caption += `: ${percent(mean(record.share[plane]))} of its attention falls on the prefix`;
+        }
         figure.append(make("figcaption", {}, caption));
         name += `, ${caption}`;
       }
       const canvas = make("canvas", {
-        role: "img", tabindex: 0, "aria-label": `${name}. ${sentence(record)} The arrow keys read its cells.`,
+        role: "img", tabindex: 0,
+        "aria-label": `${name}. ${sentence(record)} The arrow keys read its cells.`,
       });
       const frame = make("div", { class: "frame" }, canvas);
       figure.append(make("div", { class: "scrolls" }, frame));
@@ -374,7 +385,10 @@
     canvas.addEventListener("blur", hide);
     canvas.addEventListener("keydown", (event) => {
       if (event.key === "Escape") return canvas.blur();
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      const steps = {
+        ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+      };
+      const step = steps[event.key];
       if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
       const { l } = canvas.cells, shown = frame.querySelector(".cursor");
@@ -467,7 +481,8 @@
   function bringIntoView(item) {
     const nav = document.querySelector("nav"), at = item.getBoundingClientRect();
     const top = nav.getBoundingClientRect().top;
-    const bottom = Math.min(nav.getBoundingClientRect().bottom, $("walk").getBoundingClientRect().top);
+    const walk = $("walk").getBoundingClientRect().top;
+    const bottom = Math.min(nav.getBoundingClientRect().bottom, walk);
     if (bottom - top < 100 || (at.top > top + 30 && at.bottom < bottom - 30)) return;
     nav.scrollTop += at.top - (top + bottom) / 2;
   }
@@ -499,19 +514,21 @@
       note(`Of the vocabulary each row shows its target and the ${record.drawn[2] - 1} tokens `,
         "with the highest logits.");
     }
-    if (record.cut) note(`Shown are the first ${times(record.drawn.filter((n, i) => i || n > 1))}.`);
-    if (prefixed && record.backward && place && place.weights.length && record.op.endsWith("_backward")) {
+    if (record.cut) {
+      note(`Shown are the first ${times(record.drawn.filter((n, i) => i || n > 1))}.`);
+    }
+    if (prefixed && record.op.endsWith("_backward") && place.weights.length) {
       const names = place.weights.map(([name, shape]) => `${name} (${times(shape)})`).join(" and ");
       const one = place.weights.length === 1;
       notice(`❄ ${names} ${one ? "is" : "are"} frozen: the gradient stops there, and ` +
-        `${one ? "its" : "their"} half of the backward is not computed. Only the gradient of what ` +
-        "came in goes on.");
+        `${one ? "its" : "their"} half of the backward is not computed. Only the gradient of ` +
+        "what came in goes on.");
     }
     if (now === last) {
       notice(prefixed
         ? about.lowest < about.layers
-          ? `❄ Here the gradient stops. Below the attention of block ${about.lowest} lie only frozen ` +
-            "weights and no prefix: nothing that could learn."
+          ? `❄ Here the gradient stops. Below the attention of block ${about.lowest} lie only ` +
+            "frozen weights and no prefix: nothing that could learn."
           : "❄ Here the gradient stops: no layer has a prefix."
         : "The gradient has come to the embedding: every weight has its own.");
     }
@@ -525,7 +542,8 @@
       return make("p", { class: kind }, make("span", {}, `${of.backward ? "←" : "→"} `, name),
         make("code", {}, text));
     };
-    const others = record.mirror ? [record.mirror.record].filter((n) => n !== null) : mirrorsOf.get(now) || [];
+    const others = record.mirror ? [record.mirror.record].filter((n) => n !== null)
+      : mirrorsOf.get(now) || [];
     $("lines").replaceChildren(row(now, `${data.code[codeOf(record)].file}:${record.line}`, null),
       ...others.map((n) => row(n, null, "mirrored")));
   }
@@ -533,7 +551,8 @@
   function lineOf(record) {
     const code = data.code[codeOf(record)];
     for (const [start, lines] of code.functions) {
-      if (record.line >= start && record.line < start + lines.length) return lines[record.line - start].trim();
+      const text = lines[record.line - start];
+      if (text !== undefined) return text.trim();
     }
     return "";
   }
@@ -547,9 +566,11 @@
         return make("li", {}, of, make("span", { class: "shape" }, shape + (prefixed ? " ❄" : "")));
       }
       const from = records[of];
-      return make("li", {}, link(of, from.link), make("span", { class: "shape" }, `  ${times(from.shape)}`));
+      const shape = make("span", { class: "shape" }, `  ${times(from.shape)}`);
+      return make("li", {}, link(of, from.link), shape);
     });
-    $("reads").replaceChildren(...(items.length ? items : [make("li", {}, "nothing on this page")]));
+    const none = make("li", {}, "nothing on this page");
+    $("reads").replaceChildren(...(items.length ? items : [none]));
   }
 
   function listing(title, code, here, mirrored) {
@@ -557,8 +578,9 @@
     code.functions.forEach(([start, lines], k) => {
       if (k) box.append(make("div", { class: "gap" }));
       lines.forEach((text, i) => {
-        const number = start + i, kind = number === here ? "here" : mirrored.includes(number) ? "mirrored" : "";
-        const at = text.startsWith("    #") || text.trim().startsWith("#") ? text.indexOf("#") : text.indexOf("  # ");
+        const number = start + i;
+        const kind = number === here ? "here" : mirrored.includes(number) ? "mirrored" : "";
+        const at = text.trim().startsWith("#") ? text.indexOf("#") : text.indexOf("  # ");
         const body = make("span", { class: "text" }, at < 0 ? text : text.slice(0, at));
         if (at >= 0) body.append(make("span", { class: "comment" }, text.slice(at)));
         const line = make("div", { class: `line ${kind}`.trim() },
@@ -576,7 +598,8 @@
     const box = $("code");
     box.replaceChildren();
     const base = record.op.replace(/_params$/, "").replace(/_backward$/, "");
-    const mirror = record.mirror && record.mirror.record !== null ? records[record.mirror.record] : null;
+    const { mirror: to } = record;
+    const mirror = to && to.record !== null ? records[to.record] : null;
     const backs = (mirrorsOf.get(now) || []).map((n) => records[n]);
     const panel = (words, code, here, mirrored) => {
       if (!code) return;
@@ -590,7 +613,7 @@
     const add = record.op === "add";
     if (record.backward) {
       panel("forward", data.code[add ? "add" : base === "join" ? "split" : base], null,
-        [record.mirror && record.mirror.line || (mirror ? mirror.line : null)]);
+        [to.line || (mirror && mirror.line)]);
       panel("backward", data.code[add ? "add_backward" : record.op], line, []);
     } else {
       const back = add ? "add_backward" : backs.length ? backs[0].op : `${base}_backward`;
@@ -694,7 +717,8 @@
     if (data.arriving.length) drawArriving();
     const slider = $("slider"), way = record.backward ? "backward" : "forward";
     slider.value = now;
-    slider.setAttribute("aria-valuetext", `${now + 1} of ${records.length}, ${way}: ${record.link}`);
+    slider.setAttribute("aria-valuetext",
+      `${now + 1} of ${records.length}, ${way}: ${record.link}`);
     $("count").textContent = `${now + 1} / ${records.length}`;
     $("previous").disabled = $("previous-op").disabled = now === 0;
     $("next").disabled = $("next-op").disabled = now === last;
@@ -709,13 +733,11 @@
   }
 
   function goOp(step) {
-    const same = (n) => records[n].place === records[now].place && records[n].backward === records[now].backward;
+    const same = (a, b) =>
+      records[a].place === records[b].place && records[a].backward === records[b].backward;
     let n = now;
-    while (n + step >= 0 && n + step <= last && same(n)) n += step;
-    if (step < 0) { // to the first line of that op
-      const { place, backward } = records[n];
-      while (n > 0 && records[n - 1].place === place && records[n - 1].backward === backward) n--;
-    }
+    while (n + step >= 0 && n + step <= last && same(n, now)) n += step;
+    if (step < 0) while (n > 0 && same(n - 1, n)) n--; // to the first line of that op
     go(n);
   }
 
@@ -732,7 +754,7 @@
     } catch { /* as it stands */ }
     if (!name) return drawStep();
     let n = records.findIndex((record) => record.link === name);
-    if (n < 0) n = records.findIndex((record) => record.key === name || record.key.split("#")[0] === name);
+    if (n < 0) n = records.findIndex(({ key }) => key === name || key.split("#")[0] === name);
     $("missing").hidden = n >= 0;
     if (n < 0) $("missing").textContent = `Nothing here is called ${quoted(name)}.`;
     now = n < 0 ? now : n;
@@ -755,11 +777,13 @@
   // ---- light and dark -------------------------------------------------------------------------
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
+  const root = document.documentElement;
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
 
   function setTheme(theme) {
-    if (theme) document.documentElement.dataset.theme = theme;
-    $("theme").replaceChildren(isDark() ? "☀" : "☾", make("span", {}, isDark() ? " Light" : " Dark"));
+    if (theme) root.dataset.theme = theme;
+    const word = make("span", {}, isDark() ? " Light" : " Dark");
+    $("theme").replaceChildren(isDark() ? "☀" : "☾", word);
     $("theme").setAttribute("aria-label", isDark() ? "Switch to light" : "Switch to dark");
   }
 
@@ -767,9 +791,12 @@
 
   function drawHeader() {
     $("about").append(make("span", {}, about.model),
-      make("span", {}, about.prefix || "Without a prefix: plain GPT-2, every weight with its gradient"));
-    $("mean-loss").textContent = `Loss ${say(about.loss)}, the mean over ${about.rows.length} predicted ` +
-      `token${about.rows.length === 1 ? "" : "s"} (underlined).`;
+      make("span", {},
+        about.prefix || "Without a prefix: plain GPT-2, every weight with its gradient"));
+    const M = about.rows.length;
+    $("mean-loss").textContent =
+      `Loss ${say(about.loss)}, the mean over ${M} predicted token${M === 1 ? "" : "s"} ` +
+      "(underlined).";
     const targets = new Set(about.rows.map((row) => row + 1));
     if (prefixed) {
       const pattern = records.find((record) => record.share && record.shape[2] > record.shape[1]);
@@ -784,8 +811,8 @@
     $("end-forward").style.flexGrow = turn;
     $("end-backward").style.flexGrow = backward;
     $("arriving-words").textContent =
-      `It comes from the top: block ${about.layers - 1} first. Below block ${about.lowest} it stops, ` +
-      "because nothing there can learn.";
+      `It comes from the top: block ${about.layers - 1} first. Below block ${about.lowest} it ` +
+      "stops, because nothing there can learn.";
   }
 
   drawHeader();
@@ -820,5 +847,5 @@
   addEventListener("hashchange", follow);
   document.addEventListener("keydown", listenToKeys);
   follow();
-  document.documentElement.dataset.ready = Math.round(performance.now());
+  root.dataset.ready = Math.round(performance.now());
 })();

@@ -88,7 +88,7 @@ def page(
 
     batch = Batch.pack([ids], loss_from)
     weights = sum(a.nbytes for a in model.weights.values())  # the gradients are as large
-    need: Literal["prefix", "all"] = "prefix" if prefix else "all"
+    need: Literal["prefix", "all"] = "all" if prefix is None else "prefix"
     t = trace(model, batch, prefix, max_bytes=2**30 + 2 * weights, need=need)
     t = Trace([record for record in t if record.value.size], t.about)  # not dprefix_k of 0 slots
     here = Path(__file__).parent
@@ -131,7 +131,6 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
     reads = _inputs(trace, places)
     records = []
     for record, place, inputs in zip(trace, places, reads, strict=True):
-        line, _ = _line(record)
         entry = {
             "key": record.key,
             "link": record.name if _alone(record, trace) else record.key,
@@ -140,7 +139,7 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
             "place": place,
             "inside": record.inside,
             "formula": formulas.get(_forward_op(record.op), [record.formula, ""]),
-            "line": line,
+            "line": _line(record),
             "inputs": inputs,
             "dtype": str(record.value.dtype),
             "summary": _summary(record),
@@ -151,17 +150,17 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
         if record.name.endswith(".pattern") and prefix is not None:
             P = record.shape[2] - record.shape[1]
             shares = record.value[:, :, :P].sum(axis=-1)  # (NH, T)
-            entry["share"] = [[float(f"{x:.3g}") for x in row] for row in shares]
+            entry["share"] = [[_number(x) for x in row] for row in shares]
         records.append(entry)
     return {
         "about": {
             "model": repr(model),
-            "prefix": repr(prefix) if prefix else None,
+            "prefix": None if prefix is None else repr(prefix),
             "tokens": [shown(model, i) for i in batch.tokens.tolist()],
             "rows": batch.rows.tolist(),
-            "loss": float(trace.about["loss"]),
+            "loss": _number(trace.about["loss"]),
             "layers": model.config.n_layer,
-            "lowest": min(prefix.layers, default=model.config.n_layer) if prefix else None,
+            "lowest": min(prefix.layers if prefix else (), default=model.config.n_layer),
         },
         "places": _model(model),
         "records": records,
@@ -191,8 +190,12 @@ def _alone(record: "Record", trace: "Trace") -> bool:
 
 def _summary(record: "Record") -> list[Any]:
     s = record.summary
-    numbers = [float(f"{x:.3g}") if np.isfinite(x) else None for x in s[:4]]
-    return [*numbers, s.nan, s.zero, list(s.histogram)]
+    return [*map(_number, s[:4]), s.nan, s.zero, list(s.histogram)]
+
+
+def _number(x: float) -> float | None:
+    """3 digits of it; JSON has no NaN and no infinity."""
+    return float(f"{x:.3g}") if np.isfinite(x) else None
 
 
 # ---- where in the model a record stands -------------------------------------------------------
@@ -336,8 +339,8 @@ def _arriving(trace: "Trace") -> list[dict[str, Any]]:
     """The gradient in the prefix of each layer, in the order in which it arrives."""
     found = []
     for record in trace:
-        if re.search(r"\.dprefix_[kv]$", record.name) and record.value.size:
-            norm = float(f"{np.linalg.norm(record.value):.3g}")
+        if re.search(r"\.dprefix_[kv]$", record.name):
+            norm = _number(float(np.linalg.norm(record.value)))
             layer, of = int(record.name.split(".")[1]), record.name[-1]
             found.append({"layer": layer, "of": of, "record": record.number, "norm": norm})
     return found
@@ -359,14 +362,13 @@ def _formulas(source: "Source") -> dict[str, list[str]]:
     return found
 
 
-def _line(record: "Record") -> tuple[int, str]:
-    """A line, and the file that it is of."""
+def _line(record: "Record") -> int:
+    """In reference.py, or in gpt2.py what the model does between two ops."""
     if record.line:
-        return record.line, "reference.py"
-    last = record.name.rpartition(".")[2]
-    start = IN_THE_MODEL.get(record.op) or IN_THE_MODEL[last]
-    lines = _gpt2().lines
-    return next(n for n, text in enumerate(lines, 1) if text.strip().startswith(start)), "gpt2.py"
+        return record.line
+    start = IN_THE_MODEL.get(record.op) or IN_THE_MODEL[record.name.rpartition(".")[2]]
+    lines = enumerate(_gpt2().lines, 1)
+    return next(n for n, text in lines if text.strip().startswith(start))
 
 
 @cache
