@@ -192,7 +192,7 @@ def test_the_gradient_picture_shows_the_log_layer_by_layer(run, drawn, tmp_path)
     for axes, what in ((keys, "keys"), (values, "values")):
         mesh = axes.collections[0].get_array()
         np.testing.assert_allclose(mesh, np.transpose([e[f"grad_norm_{what}"] for e in lines]))
-        assert {"0", "2"} <= set(said(axes))
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2"]
         assert what in axes.get_title(loc="left")
     every, of_keys, of_values = lineplot.lines
     np.testing.assert_allclose(every.get_ydata(), [e["grad_norm"] for e in log])
@@ -272,11 +272,15 @@ def test_a_damaged_log_is_a_sentence(run, tmp_path, change, sentence):
         training.gradients_picture(tmp_path / "g.png", training.read_run(out))
 
 
-def test_gradients_that_are_zero_are_drawn(run, drawn, tmp_path):
-    zero = {"grad_norm_keys": [0.0, 0.0], "grad_norm_values": [0.0, 0.0], "grad_norm": 0.0}
-    out = edited(run, tmp_path / "zero", lambda e: e | zero if "layers" in e else e)
-    training.gradients_picture(tmp_path / "g.png", training.read_run(out))
-    drawn[0].draw_without_rendering()
+def test_gradients_that_are_zero_are_as_light_as_can_be(run, drawn, tmp_path):
+    for name, values in (("some", [0.0, 0.25]), ("all", [0.0, 0.0])):
+        change = {"grad_norm_keys": [0.0, 0.0], "grad_norm_values": values}
+        out = edited(run, tmp_path / name, lambda e, c=change: e | c if "layers" in e else e)
+        training.gradients_picture(tmp_path / "g.png", training.read_run(out))
+        mesh = drawn[-1].axes[1].collections[0]
+        colours = mesh.to_rgba(mesh.get_array())
+        assert (colours == mesh.cmap(0.0)).all()
+    drawn[-1].draw_without_rendering()
 
 
 # ---- the command ----
@@ -375,6 +379,11 @@ def parsed(thing):
     return tree, " ".join(text.strip() for text in tree.itertext() if text.strip())
 
 
+def cells(tree):
+    """How many cells its heat maps have, but for those that are crossed out."""
+    return sum(p.get("d").count("M") for p in tree.iter("path") if p.get("fill"))
+
+
 def test_a_model_a_prefix_and_a_batch_show_what_they_are(model, prefix):
     _, text = parsed(model)
     assert "GPT2 random layers 3 heads 4 of size 8 width 32" in text
@@ -383,6 +392,7 @@ def test_a_model_a_prefix_and_a_batch_show_what_they_are(model, prefix):
     tree, text = parsed(prefix)
     assert "slots 5 layers 0, 2" in text
     assert len(list(tree.iter("svg"))) == 2
+    assert cells(tree) == 2 * 2 * 5  # keys and values, layers, slots
     assert "weight_1" in parsed(Prefix.mlp(CONFIG, 2, 4))[1]
     assert not list(parsed(Prefix.normal(CONFIG, 0))[0].iter("svg"))
     tree, text = parsed(Batch.pack([[1, 2, 3, 4], [5, 6]], loss_from=[2, 1], prefix=[0, 1]))
@@ -403,7 +413,7 @@ def test_a_record_shows_its_summary_and_a_heat_map(model, prefix):
     black = [p.get("d") for p in svg.iter("path") if p.get("fill") == "rgb(0,0,0)"]
     y, x = np.unravel_index(record.value[0].argmax(), (7, 12))
     assert f"M{x} {y}h" in black[0]
-    assert sum(p.get("d").count("M") for p in svg.iter("path")) == 7 * 12
+    assert cells(tree) == 7 * 12
     assert len(list(parsed(seen["loss"])[0].iter("svg"))) == 1
 
 
@@ -417,6 +427,7 @@ def test_a_heat_map_crosses_out_what_is_no_number_and_says_where_it_was_cut(mode
     crossed = [p.get("d") for p in tree.iter("path") if p.get("stroke")]
     assert crossed[0].startswith("M2 1l")
     assert crossed[0].count("M") == 2
+    assert cells(tree) == 16 * 48 - 2
     for value in (np.full((2, 2), np.nan), np.ones((2, 0)), np.array(True), np.array([1j])):
         record.value = value
         parsed(record)

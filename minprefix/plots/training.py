@@ -278,11 +278,10 @@ def _heat_maps(
     middle = (steps[1:] + steps[:-1]) / 2
     edges = np.concatenate([[steps[0] - 0.5], middle, [steps[-1] + 0.5]])
     values, scale = found.values, Normalize(0, found.values.max() or 1)
-    if logarithmic:
-        positive = values[values > 0]
-        low, high = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
-        scale = LogNorm(low, max(high, low * 1.1))
-        values = np.maximum(values, low)
+    if logarithmic and values.any():
+        low = values[values > 0].min()
+        scale = LogNorm(low, max(values.max(), low * 1.1))
+        values = np.maximum(values, low)  # 0 has no place on the scale: it is as light as can be
     for i, (axes, what) in enumerate(zip(panels, ("keys", "values"), strict=True)):
         mesh = axes.pcolormesh(
             edges, np.arange(n + 1), values[:, :, i].T, norm=scale, cmap=MORE_IS_DARKER,
