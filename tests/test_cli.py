@@ -590,7 +590,7 @@ def test_resuming_what_is_not_there_or_another_run_is_refused(
         (["--position-offset", "-2"], "position_offset is -2: expected 0 or more"),
         (["--mlp-hidden", "0"], "the MLP has a hidden width of 0: expected at least 1"),
         (["--template", "{source}"], "template '{source}': expected {source} once and after it"),
-        (["--batch-size", "0"], "batch_size is 0: expected at least 1"),
+        (["--batch-size", "0"], "batch_size is 0: expected a whole number from 1"),
         (["--lr", "0"], "lr is 0.0: expected a positive number"),
         (["--lr", "nan"], "lr is nan: expected a positive number"),
         (["--warmup", "6"], "warmup is 6 steps: expected 0 or more, fewer than the 6 of the run"),
