@@ -150,6 +150,12 @@ def _train(args: argparse.Namespace) -> int:
     model.check_finite()  # before a folder is made for a run that cannot begin
     template = Template(options["template"])
     prefix = start_prefix(model, options)
+    place = options["init_prefix"]
+    if place is not None and args.out.exists() and args.out.samefile(place):
+        raise InputError(
+            f"--out {args.out} is the folder of --init-prefix, which --resume reads again: choose "
+            "another --out"
+        )
     start_sha = {"sha256": digest(prefix.parameters)} if options["init"] == "prefix" else {}
     prefix.check(model.config, model.name)
     home = BACKENDS[options["backend"]]

@@ -405,6 +405,18 @@ def test_what_contradicts_the_prefix_to_start_from_is_refused(
     ok(*train(model_dir, data, tmp_path / "out", *start, *same))
 
 
+@pytest.mark.parametrize("written", ["first", "first/../first"])
+def test_a_run_does_not_take_the_place_of_the_prefix_that_it_starts_from(
+    ok, refused, model_dir, data, tmp_path, written
+):
+    start = started_from("flat", model_dir, data, tmp_path / "first", ok)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir()}
+    out = f"{tmp_path}/{written}"
+    sentence = refused(*train(model_dir, data, out, *start, "--force"))
+    assert "is the folder of --init-prefix, which --resume reads again" in sentence
+    assert {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir()} == before
+
+
 def test_a_start_that_is_missing_of_another_base_or_of_another_width_is_refused(
     ok, refused, model_dir, data, tmp_path
 ):
