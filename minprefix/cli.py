@@ -618,13 +618,16 @@ def _threads_option(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _model_options(p: argparse.ArgumentParser, default: str | None = "tiny") -> None:
+def _model_options(
+    p: argparse.ArgumentParser, default: str | None = "tiny", said: str = '"tiny"'
+) -> None:
+    """`said`: in words, the model without --model."""
     p.add_argument(
         "--model",
         metavar="DIR|NAME",
         default=default,
-        help='a folder in Hugging Face layout, "tiny" (ships with minprefix; the default), or a '
-        'name on the hub such as "gpt2"',
+        help='a folder in Hugging Face layout, "tiny" (ships with minprefix), or a name on the hub '
+        f'such as "gpt2" (default {said})',
     )
     p.add_argument("--revision", help="the commit of a hub name; GPT-2's own names are pinned")
 

@@ -546,6 +546,27 @@ def test_prune_shows_the_shares_and_the_loss_before_and_after(said, made, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_made_of_a_prefix_is_of_the_model_that_it_records(said, made, tmp_path):
+    base = json.loads((made / "flat" / "minprefix.json").read_text())["base"]
+    data = ["--data", made / "valid.jsonl"]
+    for call in (
+        ["prune", made / "flat", "--keep", 2, *data],
+        ["combine", made / "flat", "--how", "average"],
+    ):
+        out = tmp_path / call[0]
+        assert said(*call, "--out", out)[0] == 0
+        assert json.loads((out / "minprefix.json").read_text())["base"] == base
+
+
+@pytest.mark.parametrize("command", ["verify", "combine", "prune"])
+def test_the_help_names_the_model_that_is_taken_without_model(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default the one that the " in text
+    assert 'default "tiny"' not in text
+
+
 def test_what_cannot_be_combined_is_a_sentence_and_nothing_is_written(said, made, runs, tmp_path):
     out = ["--out", tmp_path / "out"]
     other = random_model(Config(2, 2, 16, 270, 64, eos_token_id=0), 9, "float32")

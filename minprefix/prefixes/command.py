@@ -526,7 +526,7 @@ def add_commands(
         "something could not be checked",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
-    model_options(p, None)
+    model_options(p, None, "the one that the prefix records")
     p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
     p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
     threads_option(p)
@@ -574,7 +574,7 @@ def add_commands(
         metavar="X",
         help="of the mean, one for each prefix (default: all the same); two interpolate",
     )
-    model_options(p, None)
+    model_options(p, None, "the one that the first prefix records")
     _out_options(p)
 
     p = command(
@@ -590,7 +590,7 @@ def add_commands(
     )
     p.add_argument("--limit", type=int, metavar="N", default=100, help="so many (default 100)")
     column_options(p)
-    model_options(p)
+    model_options(p, None, "the one that the prefix records")
     threads_option(p)
     _out_options(p)
 
