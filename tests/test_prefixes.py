@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, ops
-from minprefix.artifact import FILES
+from minprefix.artifact import FILES, save_prefix
 from minprefix.cli import main
 from minprefix.gpt2 import forward
 from minprefix.model import prepare
@@ -558,6 +558,33 @@ def test_what_is_made_of_a_prefix_is_of_the_model_that_it_records(said, made, tm
         assert json.loads((out / "minprefix.json").read_text())["base"] == base
 
 
+def test_the_recorded_revision_of_a_model_is_loaded_and_recorded_again(
+    said, made, tmp_path, monkeypatch
+):
+    here, asked = GPT2.load(made / "model"), []
+    here.name = "some/model"
+
+    def load(name, dtype="float32", revision=None):
+        asked.append((name, revision))
+        return here
+
+    monkeypatch.setattr(GPT2, "load", load)
+    about = {"command": "train", "options": {"revision": "v1"}}
+    save_prefix(Prefix.normal(here.config, 4), tmp_path / "p", here, about)
+    to_peft(Prefix.normal(here.config, 4), tmp_path / "from-peft", None)
+    calls = {
+        "a": ["combine", tmp_path / "p", "--how", "average"],
+        "b": ["prune", tmp_path / "a", "--keep", 2, "--data", made / "valid.jsonl"],
+        "c": ["import", tmp_path / "from-peft", "--model", "some/model", "--revision", "v1"],
+    }
+    for name, call in calls.items():
+        assert said(*call, "--out", tmp_path / name)[0] == 0
+        assert said("verify", tmp_path / name)[0] == 0
+    assert asked == [("some/model", "v1")] * 6
+    status, text = said(*calls["a"], "--revision", "v2", "--out", tmp_path / "d")
+    assert (status, "--revision is of a model's name: give --model as" in text) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["verify", "combine", "prune"])
 def test_the_help_names_the_model_that_is_taken_without_model(capsys, command):
     with pytest.raises(SystemExit):
@@ -577,7 +604,7 @@ def test_what_cannot_be_combined_is_a_sentence_and_nothing_is_written(said, made
     for paths, more, sentence in (
         (["flat", "other"], ["--how", "average"], other.fingerprint()[:12]),
         (["flat", "other"], ["--how", "average"], GPT2.load(made / "model").fingerprint()[:12]),
-        (["flat", "mlp"], ["--how", "average"], "has no minprefix.json: nobody knows which"),
+        (["flat", "mlp"], ["--how", "average"], "take it in with `minprefix import` first"),
         (["nobody's"], ["--how", "average"], "does not record its model: give --model"),
         (["flat", "gone"], ["--how", "average"], "gone' does not exist"),
         (["flat", "odd"], ["--how", "average"], "they are not of one shape"),

@@ -254,7 +254,10 @@ def bring(args: argparse.Namespace) -> int:
     else:
         prefix, library = load_prefix(args.path), "PEFT"
     prefix.check(model.config, model.name)
-    training = {"command": "import", "library": library, "of": [{"folder": str(args.path)}]}
+    of = [{"folder": str(args.path)}]
+    training: dict[str, Any] = {"command": "import", "library": library, "of": of}
+    if args.revision is not None:
+        training["options"] = {"revision": args.revision}
     save_prefix(prefix, args.out, model, training)
     _remove_rest(args)
     print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
@@ -323,7 +326,7 @@ def _of(
     paths: Sequence[Path], args: argparse.Namespace
 ) -> "tuple[list[Prefix], list[dict[str, Any]], GPT2]":
     """Prefixes of one base, their records, and that base: --model, or the one that the first
-    records. Raises InputError for a prefix of another."""
+    records, at the revision that it records. Raises InputError for a prefix of another."""
     from minprefix.artifact import load_prefix, load_with_about, tokenizer_fingerprint
     from minprefix.model import GPT2
 
@@ -332,14 +335,20 @@ def _of(
         _, record = load_with_about(path)
         if record is None:
             raise InputError(
-                f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; load "
-                "it in Python and save it with its model first"
+                f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; take "
+                "it in with `minprefix import` first"
             )
         records.append(record)
-    name = args.model or records[0]["base"]["name"]
+    name, revision = args.model, args.revision
+    if name is None:
+        if revision is not None:
+            raise InputError("--revision is of a model's name: give --model as well")
+        name = records[0]["base"]["name"]
+        revision = ((records[0]["training"] or {}).get("options") or {}).get("revision")
     if name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
-    model = GPT2.load(name, revision=args.revision)
+    model = GPT2.load(name, revision=revision)
+    args.revision = revision  # for the record of what is made
     fingerprints = (model.fingerprint(), tokenizer_fingerprint(model))
     prefixes = [load_prefix(path, model, fingerprints=fingerprints) for path in paths]
     return prefixes, records, model
@@ -365,6 +374,8 @@ def _save_made(
     }
     if len(templates) == 1 and None not in templates:
         training["template"] = templates.pop()
+    if args.revision is not None:
+        training["options"] = how.get("options", {}) | {"revision": args.revision}
     made.check(model.config, model.name)
     save_prefix(made, args.out, model, training)
     _remove_rest(args)
