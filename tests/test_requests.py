@@ -237,8 +237,11 @@ def test_a_small_budget_changes_nothing_and_no_prefix_is_read_for_every_line(
         ('{"prompt": "a"}', "line 2: no field 'prefix': name one, or null for the frozen model"),
         ('{"prompt": "\\ud800", "prefix": null}', r"line 2: half a character ('\ud800')"),
         ('{"prompt": "a", "prefix": null, "id": "\\udfff"}', r"line 2: half a character ('\udfff"),
-        ('{"prompt": "a", "prefix": "formel"}', "there is no prefix 'formel' in the store"),
-        ('{"prompt": "a", "prefix": "../formal"}', "there is no prefix '../formal' in the store"),
+        ('{"prompt": "a", "prefix": null, "x": [NaN]}', "line 2: NaN or infinity: JSON has no"),
+        ('{"prompt": "a", "prefix": null, "x": 1e999}', "line 2: NaN or infinity: JSON has no"),
+        ('{"prompt": "a", "prefix": null, "text": ""}', "line 2: field 'text' is the answer's"),
+        ('{"prompt": "a", "prefix": "formel"}', "line 2: there is no prefix 'formel' in the store"),
+        ('{"prompt": "a", "prefix": "../formal"}', "line 2: there is no prefix '../formal' in the"),
     ],
     ids=lambda value: value[:40],
 )

@@ -18,10 +18,10 @@ class Request(NamedTuple):
 
 def read_requests(path: str | Path, default: str | None = None) -> list[Request]:
     """`{"prompt": ..., "prefix": ...}` a line; null is the frozen model without a prefix. A line
-    that names none takes `default`. Other fields are kept.
+    that names none takes `default`. Other fields are kept; "text" is the answer's.
 
-    Raises InputError, with the line, for what is no such object, and for a line that names no
-    prefix where there is no default.
+    Raises InputError, with the line, for what is no such object or cannot be given back, and for a
+    line that names no prefix where there is no default.
     """
     requests = []
     text = files.read_text(Path(path), "the requests")
@@ -35,12 +35,16 @@ def read_requests(path: str | Path, default: str | None = None) -> list[Request]
             )
         if name is not None and not isinstance(name, str):
             raise InputError(f"{where}: prefix is {files.shown(name)}: expected a name, or null")
-        try:
-            json.dumps(value, ensure_ascii=False).encode()  # it is given back with the answer
+        if "text" in value:
+            raise InputError(f"{where}: field 'text' is the answer's: give it another name")
+        try:  # it is given back with the answer
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:  # JSON can escape what no text can hold
             raise InputError(
                 f"{where}: half a character ({error.object[error.start]!a})"
             ) from error
+        except ValueError as error:
+            raise InputError(f"{where}: NaN or infinity: JSON has no such number") from error
         requests.append(Request(prompt, name, where, value))
     if not requests:
         raise InputError(f"{path} holds no requests: expected at least one line")

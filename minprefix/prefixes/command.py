@@ -463,6 +463,9 @@ def generate_many(
     store = PrefixStore(args.store or inside, model, args.store_bytes)
     requests = read_requests(args.data, bare)
     names = [request.prefix for request in requests]
+    for request in requests:
+        if request.prefix is not None and request.prefix not in store:
+            raise InputError(f"{request.where}: {store.missing(request.prefix)}")
     templates: dict[str | None, Template | None] = {}
     starts: dict[str | None, int] = {}
     for name in dict.fromkeys(names):  # all of them, once, before the first is answered

@@ -88,12 +88,16 @@ class PrefixStore:
     def place(self, name: str) -> Path:
         """The folder of a prefix. Raises InputError if there is none of this name."""
         if not self._exists(name):
-            names = self.names()
-            close = difflib.get_close_matches(name, names, n=3)
-            hint = ", ".join(map(repr, close or names[:3])) or "none"
-            of = f"of {len(names)}: " if len(names) > 3 or close else ""
-            raise InputError(f"there is no prefix {name!r} in the store ({of}{hint})")
+            raise InputError(self.missing(name))
         return self._places[name] if self.folder is None else self.folder / name
+
+    def missing(self, name: str) -> str:
+        """The sentence that there is none of this name, with those that are like it."""
+        names = self.names()
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = ", ".join(map(repr, close or names[:3])) or "none"
+        of = f"of {len(names)}: " if len(names) > 3 or close else ""
+        return f"there is no prefix {name!r} in the store ({of}{hint})"
 
     @property
     def held(self) -> int:
