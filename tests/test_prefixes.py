@@ -314,7 +314,7 @@ def test_prefixes_that_do_not_fit_together_are_refused_unannounced(config):
             concatenate([p, Prefix.normal(config, 3, position_offset=0)])
         with pytest.raises(InputError, match="1 weights for 2 prefixes: give one each"):
             average([p, p], [1])
-        for weights in ([1, -1], [np.nan, 1], [np.inf, 1], [0, 0]):
+        for weights in ([1, -1], [np.nan, 1], [np.inf, 1], [0, 0], [1e308, 1e308]):
             with pytest.raises(InputError, match="expected finite numbers whose sum is not 0"):
                 average([p, p], weights)
 

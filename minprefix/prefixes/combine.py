@@ -54,8 +54,10 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
     if len(given) != len(prefixes):
         raise InputError(f"{len(given)} weights for {len(prefixes)} prefixes: give one each")
     total = sum(given)
-    if not np.isfinite(given).all() or abs(total) < 1e-12:
-        raise InputError(f"weights are {given}: expected finite numbers whose sum is not 0")
+    if not np.isfinite([*given, total]).all() or abs(total) < 1e-12:
+        raise InputError(
+            f"weights are {given}: expected finite numbers whose sum is not 0, nor infinite"
+        )
     _warn("averaging prefixes")
     dtype = prefixes[0].kv.dtype
     mean = sum(
