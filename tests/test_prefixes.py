@@ -540,6 +540,8 @@ def test_prune_shows_the_shares_and_the_loss_before_and_after(said, made, tmp_pa
     recorded = json.loads((made / "flat" / "minprefix.json").read_text())["evaluation"]
     assert before == pytest.approx(recorded["loss"], rel=1e-5)
     assert said("verify", tmp_path / "two")[0] == 0
+    assert said(*call, "--keep", 0, "--out", tmp_path / "no")[0] == 0
+    assert "command 'prune', keep 0, loss [" in said("inspect", tmp_path / "no")[1]
     for limit in (0, -3):
         status, text = said(*call, "--keep", 2, "--out", tmp_path / "none", "--limit", limit)
         assert (status, f"--limit is {limit}: expected at least 1" in text) == (2, True)

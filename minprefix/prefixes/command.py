@@ -95,7 +95,7 @@ def _inspect_prefix(path: Path) -> None:
     rest = {k: v for k, v in training.items() if k not in shown} | {"options": options}
     if "of" in rest:
         rest["of"] = [part["folder"] for part in rest["of"]]
-    rest = {k: v for k, v in rest.items() if v}
+    rest = {k: v for k, v in rest.items() if v not in (None, {}, [], "")}  # 0 is said
     _say("training", _pairs(rest) if training else "not recorded")
     _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
     if about["evaluation"]:
