@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a path that the system refuses: too long, not permitted, a folder
-        print(f"minprefix: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "  # print has no file's name
+        print(f"minprefix: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except RecursionError:
         print("minprefix: error: a file is nested too deeply: it is damaged", file=sys.stderr)

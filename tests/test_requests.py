@@ -1,5 +1,6 @@
 """Requests with a prefix each: every line is answered as it would be alone."""
 
+import errno
 import json
 
 import numpy as np
@@ -268,6 +269,21 @@ def test_a_prompt_that_leaves_too_little_room_is_a_sentence_with_its_line(
     said = ask(requests[:1], "--store", prefixes, "--max-new-tokens", 62, status=2)
     assert "line 1: 2 tokens from position 3 leave room for 60 new ones" in said
     assert "and 62 are to be written: shorten the prompt or give fewer --max-new-tokens" in said
+
+
+def test_a_full_disk_behind_the_answers_is_a_sentence(
+    capsys, model_dir, prefixes, tmp_path, monkeypatch
+):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"prompt": "food", "prefix": "formal"}\n')
+    monkeypatch.setattr("sys.stdout.writelines", full)
+    argv = ["generate", "--model", model_dir, "--data", path, "--store", prefixes]
+    assert main([str(a) for a in argv]) == 2
+    said = capsys.readouterr().err
+    assert said == "minprefix: error: No space left on device\n"
 
 
 def test_no_requests_and_no_file_are_sentences(ask, prefixes):
