@@ -316,9 +316,11 @@ def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
         is_so["mlp_hidden"] = prefix.parameters["bias_1"].size
     for option, value in is_so.items():
         if options[option] not in (None, value):
+            # without --mlp-hidden the MLP would be left behind
+            do = f"give {value}" if option == "mlp_hidden" else "leave it out"
             raise InputError(
                 f"--{option.replace('_', '-')} is {options[option]}, the prefix in {place} has "
-                f"{value}: leave it out"
+                f"{value}: {do}"
             )
     return prefix
 
@@ -750,7 +752,7 @@ def _parser() -> argparse.ArgumentParser:
         "--init",
         choices=("normal", "uniform", "zero", "text", "prefix", "network"),
         help="how it starts (default normal; with --mlp-hidden default network, the MLP's own "
-        "start, and any other is what the MLP is first fitted to)",
+        "start, or prefix, a trained prefix's MLP; any other is what the MLP is first fitted to)",
     )
     g.add_argument("--init-std", type=float, metavar="X", help="of --init normal (default 0.02)")
     g.add_argument("--init-bound", type=float, metavar="X", help="of --init uniform (default 0.05)")

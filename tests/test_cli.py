@@ -434,7 +434,9 @@ def test_a_start_that_is_missing_of_another_base_or_of_another_width_is_refused(
     assert other.fingerprint()[:12] in sentence
     assert model.fingerprint()[:12] in sentence
     start = started_from("mlp", model_dir, data, tmp_path / "mlp", ok)
-    assert "--mlp-hidden is 5, the prefix in" in said(*start[:-1], 5)
+    assert f"--mlp-hidden is 5, the prefix in {tmp_path / 'mlp'} has 4: give 4" in said(
+        *start[:-1], 5
+    )
     assert not (tmp_path / "out").exists()
 
 
