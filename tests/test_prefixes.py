@@ -548,6 +548,18 @@ def test_prune_shows_the_shares_and_the_loss_before_and_after(said, made, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+def test_templates_that_differ_are_not_mixed_and_that_is_said(said, made, tmp_path):
+    model = GPT2.load(made / "model")
+    about = {"command": "train", "template": "{source} -> {target}"}
+    save_prefix(Prefix.normal(model.config, 4), tmp_path / "p", model, about)
+    for other, differ in ((made / "flat", True), (tmp_path / "p", False)):
+        call = ["combine", tmp_path / "p", other, "--how", "average", "--out", tmp_path / "out"]
+        status, text = said(*call, "--force")
+        assert (status, "their templates differ, none is recorded" in text) == (0, differ)
+        training = json.loads((tmp_path / "out" / "minprefix.json").read_text())["training"]
+        assert ("template" in training) != differ
+
+
 def test_what_is_made_of_a_prefix_is_of_the_model_that_it_records(said, made, tmp_path):
     base = json.loads((made / "flat" / "minprefix.json").read_text())["base"]
     data = ["--data", made / "valid.jsonl"]

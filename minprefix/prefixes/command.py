@@ -374,6 +374,12 @@ def _save_made(
     }
     if len(templates) == 1 and None not in templates:
         training["template"] = templates.pop()
+    elif len(templates) > 1:
+        print(
+            "minprefix: note: their templates differ, none is recorded: choose one with --template "
+            "when it is used",
+            file=sys.stderr,
+        )
     if args.revision is not None:
         training["options"] = how.get("options", {}) | {"revision": args.revision}
     made.check(model.config, model.name)
