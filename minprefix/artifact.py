@@ -94,7 +94,7 @@ def save_prefix(
             "layers": list(prefix.layers) if prefix.subset else None,
             "position_offset": prefix.position_offset,
         },
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in tensors.items()},
+        "files": {n: hashlib.sha256(data).hexdigest() for n, data in (tensors | configs).items()},
         "training": training,
         "metrics": metrics,
         "evaluation": evaluation,
@@ -200,6 +200,10 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Prefix, dict[str, Any] | Non
             )
         own = about["prefix"]
         prefix = Prefix(_as(tensors["kv"], dtype), own["layers"], own["position_offset"])
+    elif any((folder / name).exists() for name in ("adapter.safetensors", "pytorch_adapter.bin")):
+        raise InputError(
+            f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
+        )
     else:
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
@@ -371,6 +375,7 @@ def _check_about(folder: Path, about: dict[str, Any], prefix: Prefix) -> None:
     }
     if not prefix.subset:
         found["base.n_layer"] = n
+    found["prefix.kind"] = "mlp" if MLP in about["files"] else "flat"
     for key, value in found.items():
         part, _, name = key.partition(".")
         recorded = about[part][name]

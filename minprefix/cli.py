@@ -303,10 +303,12 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
 def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
     """The prefix of --init-prefix, or with --mlp-hidden its MLP. What else is said of it must be
     so."""
-    from minprefix.artifact import load_mlp, load_prefix
+    from minprefix.artifact import MLP, load_mlp, load_prefix
 
     hidden, place = options["mlp_hidden"], options["init_prefix"]
     prefix = (load_prefix if hidden is None else load_mlp)(place, model)
+    if hidden is None and (Path(place) / MLP).exists():
+        print(f"the MLP of {place} is left behind; --mlp-hidden takes it along", file=sys.stderr)
     is_so = {
         "prefix_length": prefix.length,
         "layers": list(prefix.layers) if prefix.subset else None,

@@ -125,6 +125,9 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
         if now != was:
             text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."
             return Finding("files", False, text)
+    for name in set(artifact.FILES) - {artifact.ABOUT} - set(recorded):
+        if (folder / name).exists():
+            return Finding("files", False, f"{name} is here, and was not saved with the others")
     return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
 
 
