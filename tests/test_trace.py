@@ -254,6 +254,8 @@ def test_a_summary_says_range_mean_deviation_zeros_and_what_is_not_finite():
     assert "6 not finite" in str(summarise(np.full(6, np.nan)))
     assert summarise(np.full(3, 2.0)).histogram == (3, *[0] * 9)
     assert summarise(np.empty((0, 4))).histogram == (0,) * 10
+    huge = summarise(np.array([-1.7e308, 1.7e308]))
+    assert (huge.histogram, huge.nan) == ((1, *[0] * 8, 1), 0)
 
 
 def test_a_trace_and_a_record_print_one_line(whole):

@@ -41,18 +41,18 @@ class Summary(NamedTuple):
 
 
 def summarise(a: np.ndarray) -> Summary:
-    real = np.asarray(a).real.astype(np.float64, copy=False)
-    finite = real[np.isfinite(real)]
-    nan, zero = real.size - finite.size, int((real == 0).sum())
-    if not finite.size:
-        return Summary(np.nan, np.nan, np.nan, np.nan, nan, zero, (0,) * 10)
-    least, most = float(finite.min()), float(finite.max())
-    width = most - least
-    bins = np.minimum((finite - least) / (width or 1) * 10, 9).astype(int)
-    counts = np.bincount(bins, minlength=10)
-    return Summary(
-        least, most, float(finite.mean()), float(finite.std()), nan, zero, tuple(counts.tolist())
-    )
+    with np.errstate(all="ignore"):  # a trace is for looking at what went wrong, too
+        real = np.asarray(a).real.astype(np.float64, copy=False)
+        finite = real[np.isfinite(real)]
+        nan, zero = real.size - finite.size, int((real == 0).sum())
+        if not finite.size:
+            return Summary(np.nan, np.nan, np.nan, np.nan, nan, zero, (0,) * 10)
+        least, most = float(finite.min()), float(finite.max())
+        width = most / 2 - least / 2  # halves: the whole may be more than a float64 holds
+        bins = np.minimum((finite / 2 - least / 2) / (width or 1) * 10, 9).astype(int)
+        counts = np.bincount(bins, minlength=10)
+        mean, std = float(finite.mean()), float(finite.std())
+    return Summary(least, most, mean, std, nan, zero, tuple(counts.tolist()))
 
 
 @dataclass(eq=False)
@@ -169,7 +169,8 @@ class Trace:
         entries, values = [], {}
         for r in self.records:
             entry = {k: v for k, v in vars(r).items() if k in _FIELDS}
-            entries.append(entry | {"inputs": list(r.inputs), "bool": r.value.dtype == bool})
+            more = {"shape": list(r.shape), "bool": r.value.dtype == bool}
+            entries.append(entry | {"inputs": list(r.inputs)} | more)
             if r.value.dtype.kind == "c":
                 raise InputError(f"{r.key} is complex, which no safetensors file holds: take .real")
             values[str(r.number)] = r.value.view(np.uint8) if r.value.dtype == bool else r.value
@@ -213,7 +214,7 @@ class Trace:
 _FIELDS: dict[str, tuple[type, ...]] = {
     "name": (str,), "direction": (str,), "op": (str,), "inputs": (list,),
     "sequence": (int, type(None)), "inside": (bool,), "formula": (str,), "line": (int,),
-    "text": (str,), "bool": (bool,),
+    "text": (str,), "shape": (list,), "bool": (bool,),
 }  # fmt: skip
 
 
@@ -226,7 +227,10 @@ def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
             raise ValueError(f"{key} is {files.shown(entry[key])}")
     if not all(isinstance(name, str) for name in entry["inputs"]):
         raise ValueError(f"inputs are {files.shown(entry['inputs'])}")
-    own = {k: v for k, v in entry.items() if k != "bool"} | {"inputs": tuple(entry["inputs"])}
+    if entry["shape"] != list(value.shape):
+        raise ValueError(f"{files.shown(entry['name'])} has the shape {value.shape}")
+    own = {k: v for k, v in entry.items() if k not in ("shape", "bool")}
+    own["inputs"] = tuple(entry["inputs"])
     return Record(value=value.astype(bool) if entry["bool"] else value, **own)
 
 

@@ -25,8 +25,10 @@ from tokenizers import (
 
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, artifact, train
 from minprefix.checkpoint import PROBE
-from minprefix.data import pairs
+from minprefix.data import pairs, requests
 from minprefix.optim import AdamW
+from minprefix.prefixes import adapters
+from minprefix.trace import Trace, trace
 from minprefix.train import Settings, State
 from tests.reliability import damage
 
@@ -341,6 +343,49 @@ def right_mlp(folder: Path, prefix: MLPPrefix) -> None:
     assert kv.shape[1] == 2
 
 
+# ---- the adapters library's folders ----------------------------------------------------------
+
+
+def make_adapters(folder: Path) -> None:
+    config = BASE.config
+    for n, layers in enumerate((None, [1])):
+        prefix = Prefix.normal(config, 3, 0.1, n, layers=layers, position_offset=0)
+        adapters.save_adapters(prefix, folder / f"{n}", n_layer=config.n_layer)
+
+
+def read_adapters(folder: Path) -> Prefix:
+    return adapters.load_adapters(folder, BASE.config.n_head)
+
+
+def right_adapters(folder: Path, prefix: Prefix) -> None:
+    _, tensor = deserialize((folder / adapters.TENSORS).read_bytes())[0]
+    config = json.loads((folder / adapters.CONFIG).read_text("utf-8-sig"))["config"]
+    assert np.isfinite(prefix.kv).all()
+    assert prefix.position_offset == 0
+    assert (prefix.length, prefix.kv.size) == (config["prefix_length"], tensor["shape"][0])
+    assert not set(prefix.layers) & set(config["leave_out"])
+
+
+# ---- a saved trace ---------------------------------------------------------------------------
+
+
+def make_traces(folder: Path) -> None:
+    batch = Batch.pack([[1, 2, 3]])
+    for n, names in enumerate(("loss*", "blocks.0.attn.*")):
+        traced = trace(BASE, batch, prefixes()["flat"], names=names, arguments=n == 1)
+        traced.save(folder / f"{n}")
+
+
+def right_trace(folder: Path, found: Trace) -> None:
+    about = json.loads((folder / "trace.json").read_text("utf-8-sig"))
+    tensors = dict(deserialize((folder / "trace.safetensors").read_bytes()))
+    assert len(found) == len(about["records"]) == len(tensors)
+    for n, (record, entry) in enumerate(zip(found, about["records"], strict=True)):
+        assert (record.name, record.line) == (entry["name"], entry["line"])
+        assert list(record.value.shape) == tensors[str(n)]["shape"]
+        assert "\n" not in repr(record.summary)
+
+
 # ---- data -----------------------------------------------------------------------------------
 
 
@@ -354,6 +399,32 @@ def make_jsonl(folder: Path) -> None:
         (folder / f"{n}").mkdir(parents=True)
         text = "".join(json.dumps(row, ensure_ascii=n == 1) + "\n" for row in of)
         (folder / f"{n}" / "data.jsonl").write_text(text, "utf-8")
+
+
+def make_requests(folder: Path) -> None:
+    rows = [
+        [
+            {"prompt": "a\u00e4 \U0001f642", "prefix": "formal", "id": 7},
+            {"prompt": "b", "prefix": None},
+        ],
+        [{"prompt": "x" * 50, "prefix": "brief", "more": {"a": [1, None]}}] * 4,
+    ]
+    for n, of in enumerate(rows):
+        (folder / f"{n}").mkdir(parents=True)
+        text = "".join(json.dumps(row, ensure_ascii=n == 1) + "\n" for row in of)
+        (folder / f"{n}" / "requests.jsonl").write_text(text, "utf-8")
+
+
+def read_the_requests(folder: Path) -> list[requests.Request]:
+    return requests.read_requests(folder / "requests.jsonl")
+
+
+def right_requests(folder: Path, found: list[requests.Request]) -> None:
+    text = (folder / "requests.jsonl").read_text("utf-8-sig")
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    assert [request.fields for request in found] == rows
+    assert [(r.prompt, r.prefix) for r in found] == [(v["prompt"], v["prefix"]) for v in rows]
+    json.dumps([r.fields for r in found], allow_nan=False, ensure_ascii=False).encode()
 
 
 def make_csv(folder: Path) -> None:
@@ -502,6 +573,13 @@ READERS = {
                make_mlps, read_mlp, right_mlp, writes=True),
         Reader("jsonl", "pairs in JSONL", ("data.jsonl",), "lines",
                make_jsonl, read_data, right_data, outside=True, times=160),
+        Reader("adapters", "a folder of the adapters library",
+               (adapters.CONFIG, adapters.TENSORS), "tensors or json",
+               make_adapters, read_adapters, right_adapters),
+        Reader("trace", "a saved trace", ("trace.json", "trace.safetensors"), "tensors or json",
+               make_traces, Trace.load, right_trace),
+        Reader("requests", "requests in JSONL", ("requests.jsonl",), "lines",
+               make_requests, read_the_requests, right_requests, outside=True, times=160),
         Reader("csv", "pairs in CSV", ("data.csv",), "lines",
                make_csv, read_data, right_data, outside=True, times=160),
         Reader("state", "the state that a run resumes from", (train.STATE,), "state",
