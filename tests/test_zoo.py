@@ -21,7 +21,7 @@ AGAIN = f"run `{matrix.COMMAND}` and look at what changed"
 
 @pytest.fixture(scope="session")
 def rows() -> list[matrix.Row]:
-    return matrix.compute()
+    return matrix.compute(processes=2)
 
 
 def test_the_zoo_holds_at_least_sixty_bugs_of_all_kinds():
