@@ -142,8 +142,9 @@ def load_adapters(directory: str | Path, n_head: int) -> Prefix:
             kv = MLPPrefix(mlp | {"embedding": t["wte.weight"]}, n_head).kv
         else:
             raise InputError(
-                f"{folder / CONFIG}: non_linearity is {config['non_linearity']!r}, only 'tanh' is "
-                f"folded here: call model.eject_prefix_tuning({about['name']!r}) before saving"
+                f"{folder / CONFIG}: non_linearity is {files.shown(config['non_linearity'])}, only "
+                f"'tanh' is folded here: call model.eject_prefix_tuning("
+                f"{files.shown(about['name'])}) before saving"
             )
     if not np.isfinite(kv).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
@@ -178,24 +179,29 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     for key in sorted(config.keys() ^ DEFAULTS.keys()):
         state = "unknown" if key in config else "missing"
-        raise InputError(f"{path}: key {key!r} is {state}: expected what adapters 1.3.0 writes")
+        raise InputError(
+            f"{path}: key {files.shown(key)} is {state}: expected what adapters 1.3.0 writes"
+        )
     if config["use_gating"] is not False:
         raise InputError(
-            f"{path}: use_gating is {config['use_gating']!r}: a gate changes the prefix with the "
-            "input, which no prefix here does; train it without one"
+            f"{path}: use_gating is {files.shown(config['use_gating'])}: a gate changes the prefix "
+            "with the input, which no prefix here does; train it without one"
         )
     model, name = about.get("model_type"), about.get("name")
     if model != "gpt2" or not isinstance(name, str):
         raise InputError(
-            f"{path}: model_type is {model!r} and name is {name!r}: expected 'gpt2' and text"
+            f"{path}: model_type is {files.shown(model)} and name is {files.shown(name)}: expected "
+            "'gpt2' and text"
         )
     sizes = config | {"hidden_size": about.get("hidden_size")}
     for key in ("prefix_length", "bottleneck_size", "hidden_size"):
         if type(sizes[key]) is not int or sizes[key] < 1:
-            raise InputError(f"{path}: {key} is {sizes[key]!r}: expected a whole number from 1")
+            raise InputError(
+                f"{path}: {key} is {files.shown(sizes[key])}: expected a whole number from 1"
+            )
     left_out = config["leave_out"]
     if not isinstance(left_out, list) or any(type(i) is not int for i in left_out):
-        raise InputError(f"{path}: leave_out is {left_out!r}: expected a list of layers")
+        raise InputError(f"{path}: leave_out is {files.shown(left_out)}: expected a list of layers")
     return about
 
 
@@ -217,7 +223,8 @@ def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     found = {n: a.shape if a.dtype.kind == "f" else str(a.dtype) for n, a in tensors.items()}
     if found != expected or n == 0:
         raise InputError(
-            f"{path} holds {str(found)[:400]}: expected {expected} of floating-point numbers, for "
-            f"one layer or more; is it of another save than {CONFIG}, or not of a GPT-2?"
+            f"{path} holds {files.shown(found)}: expected {files.shown(expected)} of "
+            f"floating-point numbers, for one layer or more; is it of another save than {CONFIG}, "
+            "or not of a GPT-2?"
         )
     return {n.removeprefix(stem): a for n, a in tensors.items()}
