@@ -6,8 +6,11 @@ import json
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -551,10 +554,18 @@ def at_a_terminal(*keys: str, **environment: str) -> str:
     screen = b""
 
     def read_to_prompt():
+        """Until a prompt is there and nothing more comes: Ctrl-C drops what was typed ahead."""
         nonlocal screen
-        seen = len(screen)
-        while b"(step) " not in screen[seen:]:
-            screen += os.read(terminal, 65536)
+        seen, end = len(screen), time.monotonic() + 60
+        while True:
+            if select.select([terminal], [], [], 0.3)[0]:
+                screen += os.read(terminal, 65536)
+            elif b"(step) " in screen[seen:]:
+                return
+            elif time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                pytest.fail(f"no prompt came: {screen[seen:]!r}")
 
     read_to_prompt()
     for key in keys:
