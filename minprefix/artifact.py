@@ -26,6 +26,7 @@ from minprefix import files
 from minprefix.errors import InputError
 from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
+from minprefix.prefixes.adapters import is_adapters
 
 FORMAT = 2
 PEFT_CONFIG, PEFT_TENSOR = "adapter_config.json", "adapter_model.safetensors"
@@ -200,7 +201,7 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Prefix, dict[str, Any] | Non
             )
         own = about["prefix"]
         prefix = Prefix(_as(tensors["kv"], dtype), own["layers"], own["position_offset"])
-    elif any((folder / name).exists() for name in ("adapter.safetensors", "pytorch_adapter.bin")):
+    elif is_adapters(folder):
         raise InputError(
             f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
         )

@@ -489,6 +489,37 @@ def test_an_export_does_not_take_the_place_of_its_own_prefix(said, runs):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("run", "library"), [("flat", "peft"), ("mlp", "peft"), ("odd", "adapters")]
+)
+def test_what_was_exported_is_imported_as_it_was_with_its_base(said, made, tmp_path, run, library):
+    away, back = tmp_path / "away", tmp_path / "back"
+    status, text = said("export", made / run, "--to", library, "--out", away)
+    assert status == 0, text
+    model = ("--model", made / "model")
+    status, text = said("import", away, *model, "--out", back)
+    assert status == 0, text
+    ours, again = (Prefix.load(p, GPT2.load(made / "model")) for p in (made / run, back))
+    np.testing.assert_array_equal(again.kv, ours.kv)
+    assert (again.layers, again.position_offset) == (ours.layers, ours.position_offset)
+    about = json.loads((back / "minprefix.json").read_text())
+    assert about["base"]["sha256"] == GPT2.load(made / "model").fingerprint()
+    assert about["training"]["library"].lower() == library
+    assert said("verify", back, *model)[0] == 0
+    status, text = said("import", back, *model, "--out", tmp_path / "again")
+    assert (status, "it needs no import" in text) == (2, True)
+
+
+def test_a_folder_of_the_adapters_library_is_named_so(said, made, tmp_path):
+    away = tmp_path / "away"
+    assert said("export", made / "odd", "--to", "adapters", "--out", away)[0] == 0
+    with pytest.raises(InputError, match="was written by the adapters library: `minprefix import`"):
+        Prefix.load(away)
+    status, text = said("export", made / "flat", "--to", "adapters", "--out", tmp_path / "no")
+    assert (status, "has its first token at position" in text) == (2, True)
+    assert not (tmp_path / "no").exists()
+
+
 # ---- the commands combine and prune ----
 
 
