@@ -1,29 +1,299 @@
-"""Each lesson runs from top to bottom; its own asserts are what is checked."""
+"""Each lesson runs from top to bottom, its own asserts hold, and those of its "break it yourself"
+cell fire when their guard is taken away; its exercises' solutions pass the suite, and the wrong
+answers of `tests/exercises` fail it in words that name the mistake."""
 
+import ast
+import importlib
 import re
-import runpy
+import sys
+import traceback
+import types
+import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-LESSONS = sorted((Path(__file__).parents[1] / "tutorials").glob("[0-9]*.py"))
+from minprefix.conformance import report
+from minprefix.conformance.contract import ARGUMENTS, WHOLE
+from minprefix.conformance.zoo import all_bugs
+from minprefix.errors import InputError
+from minprefix.lessons import caught, grade, planted
+from minprefix.lessons.grading import results, said
+from tests.exercises import Wrong
+
+ROOT = Path(__file__).parents[1]
+LESSONS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+HEAD = re.compile(
+    r"# %% \[markdown\]\n# # .+\n#\n# - \*\*You will be able to\*\* .+\n(?:#   .+\n)*"
+    r"# - \*\*You need\*\* .+\n(?:#   .+\n)*"
+    r"# - \*\*Time\*\* \d+ minutes; it runs in (?:\d+ seconds|1 second)\.\n"
+    r"# - \*\*Difficulty\*\* [123] of 3\.\n#\n"
+)
 
 
-def test_there_are_lessons():
-    assert len(LESSONS) >= 2
+def lesson_id(path):
+    return path.stem
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lesson_id)
+
+
+# ---- running them --------------------------------------------------------------------------------
+
+
+class Ran:
+    """What is left of a lesson's run: its names, and for each guard whether an assert of the lesson
+    fires without it."""
+
+    def __init__(self, lesson: Path) -> None:
+        self.main = types.ModuleType("__main__")  # as a script: what it defines is found there
+        self.main.__file__ = str(lesson)
+        self.without_guard: dict[int, str] = {}  # line -> what fired
+        self.error: BaseException | None = None
+
+
+@cache
+def ran(lesson: Path) -> Ran:
+    """The lesson as a script, statement by statement. In front of a `with caught()`, its block runs
+    once without it: that is what someone sees who takes the guard away."""
+    run, saved = Ran(lesson), sys.modules["__main__"]
+    sys.modules["__main__"] = run.main
+    try:
+        with warnings.catch_warnings():
+            # there is no window to show a picture in
+            warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+            for statement in ast.parse(lesson.read_text(encoding="utf-8")).body:
+                if _is_guard(statement):
+                    run.without_guard[statement.lineno] = _fires(statement.body, run, lesson)
+                _execute([statement], run, lesson)
+    except BaseException as error:
+        run.error = error
+    finally:
+        sys.modules["__main__"] = saved
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
+    return run
+
+
+def _execute(statements, run, lesson):
+    code = compile(ast.Module(statements, []), str(lesson), "exec", dont_inherit=True)
+    exec(code, vars(run.main))
+
+
+def _is_guard(statement):
+    return isinstance(statement, ast.With) and any(
+        isinstance(item.context_expr, ast.Call)
+        and getattr(item.context_expr.func, "id", "") == "caught"
+        for item in statement.items
+    )
+
+
+def _fires(body, run, lesson):
+    """The assert of this lesson that ends the block; "" if none does."""
+    try:
+        _execute(body, run, lesson)
+    except AssertionError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{last.line} {error}" if last.filename == str(lesson) else ""
+    return ""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_windows():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        yield
+
+
+@each_lesson
+def test_the_lesson_runs_and_its_asserts_hold(lesson):
+    error = ran(lesson).error
+    if error is not None:
+        raise error
+
+
+@each_lesson
+def test_without_its_guard_the_bug_of_the_lesson_makes_an_assert_of_the_lesson_fail(lesson):
+    text = lesson.read_text(encoding="utf-8")
+    without = ran(lesson).without_guard
+    assert len(without) == len(re.findall(r"^ *with caught\(\)", text, re.MULTILINE)) > 0
+    assert all(without.values()), f"no assert fires in line {without}"
+
+
+# ---- how they are written ------------------------------------------------------------------------
+
+
+def test_the_lessons_are_numbered_from_1():
+    assert [lesson.name[:2] for lesson in LESSONS] == [f"{i + 1:02d}" for i in range(15)]
+
+
+@each_lesson
 def test_the_lesson_is_written_so_that_a_notebook_shows_it_as_meant(lesson):
     text = lesson.read_text(encoding="utf-8")
-    assert "# %% [markdown]\n" in text
     # what stands behind the marker is a cell's title, and is not shown
     assert not re.search(r"\[markdown\][^\n]", text)
     # an item of a list begins its own line
     assert not re.search(r"^# .*[.?] [2-9]\. ", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_the_lesson_runs_and_its_asserts_hold(lesson):
-    assert "assert " in lesson.read_text(encoding="utf-8")
-    runpy.run_path(str(lesson), run_name="__main__")
+@each_lesson
+def test_the_lesson_has_its_parts(lesson):
+    text = lesson.read_text(encoding="utf-8")
+    assert HEAD.match(text), "its head names what one will be able to do, needs, time, difficulty"
+    predictions = re.findall(r"\n# \*\*Predict\.\*\*[^%]*?\n\n# %%(?! \[markdown\])", text)
+    assert len(predictions) >= 2, "it asks for a prediction before a cell that answers it"
+    assert len(predictions) == text.count("**Predict.**"), "a prediction ends the cell before code"
+    breaking = text[text.index("\n# ## Break it yourself\n") : text.index("\n# ## Exercises\n")]
+    bugs = re.findall(r'planted\("([a-z0-9-]+)"\)', breaking)
+    assert bugs, "a bug of the zoo is planted"
+    assert set(bugs) <= set(all_bugs())
+    exercises = text[text.index("\n# ## Exercises\n") :]
+    numbered = re.findall(r"^# \*\*(\d)\.\*\*", exercises, re.MULTILINE)
+    solved = re.findall(r"<details><summary>Solution (\d)</summary>", exercises)
+    assert numbered == solved == [str(i + 1) for i in range(len(solved))]
+    assert len(solved) >= 2
+    assert exercises.count("</details>") == len(solved)
+
+
+@each_lesson
+def test_what_the_lesson_links_to_is_there(lesson):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", lesson.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (lesson.parent / target).exists(), target
+
+
+# ---- exercises -----------------------------------------------------------------------------------
+
+
+def solutions(lesson):
+    """The Python of the lesson's folded solutions."""
+    text = lesson.read_text(encoding="utf-8")
+    text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("#"))
+    found = []
+    for details in re.findall(r"<details>.*?</details>", text, re.DOTALL):
+        found += re.findall(r"^ *```python\n(.*?)^ *```$", details, re.DOTALL | re.MULTILINE)
+    return found
+
+
+def graded(code):
+    """The functions of the contract that the code defines."""
+    names = [s.name for s in ast.parse(code).body if isinstance(s, ast.FunctionDef)]
+    return [name for name in names if name in ARGUMENTS or name in WHOLE]
+
+
+SOLUTIONS = [(lesson, i) for lesson in LESSONS for i in range(len(solutions(lesson)))]
+
+
+@pytest.mark.parametrize(
+    ("lesson", "i"), SOLUTIONS, ids=[f"{path.stem}-{i}" for path, i in SOLUTIONS]
+)
+def test_the_solution_runs_and_passes_the_suite(lesson, i, capsys):
+    code, run = solutions(lesson)[i], ran(lesson)
+    names = dict(vars(run.main))
+    exec(compile(code, f"{lesson.name}, solution {i}", "exec"), names)
+    functions = [names[name] for name in graded(code)]
+    if functions:
+        found = results(*functions)
+        assert report.passed(found), said(found, tuple(functions))
+        assert {f.__name__ for f in functions} <= set(re.findall(r"\w+", code.split("grade(")[-1]))
+    assert "failed" not in capsys.readouterr().out
+
+
+def _wrong_answers():
+    found = []
+    for lesson in LESSONS:
+        asked = {name for code in solutions(lesson) for name in graded(code)}
+        name = f"tests.exercises.lesson_{lesson.name[:2]}"
+        if asked:
+            found += [
+                pytest.param(answer, id=f"{lesson.name[:2]}-{answer.function}-{answer.mistake}")
+                for answer in vars(importlib.import_module(name)).values()
+                if isinstance(answer, Wrong)
+            ]
+    return found
+
+
+@pytest.mark.parametrize("answer", _wrong_answers())
+def test_a_wrong_answer_fails_the_suite_in_words_that_name_the_mistake(answer):
+    found = results(answer.answer)
+    assert not report.passed(found)
+    assert answer.says in re.sub(r"\s+", " ", said(found, (answer.answer,)))
+
+
+@each_lesson
+def test_each_graded_exercise_has_two_wrong_answers_or_more(lesson):
+    asked = {name for code in solutions(lesson) for name in graded(code)}
+    if asked:
+        module = importlib.import_module(f"tests.exercises.lesson_{lesson.name[:2]}")
+        given = [a.function for a in vars(module).values() if isinstance(a, Wrong)]
+        assert {name: given.count(name) >= 2 for name in asked} == dict.fromkeys(asked, True)
+        assert set(given) <= asked
+        text = lesson.read_text(encoding="utf-8")
+        for name in asked:  # the learner finds the place to write it, and the suite's word on it
+            assert re.search(rf"^def {name}\(.*\n    raise NotImplementedError", text, re.MULTILINE)
+            assert re.search(rf"^grade\(.*{name}.*\)", text, re.MULTILINE)
+
+
+# ---- what they call ------------------------------------------------------------------------------
+
+
+def test_the_guard_holds_the_assert_that_fires_and_says_which():
+    with caught() as seen:
+        assert 1 > 2, "one is no more than two"
+    assert "assert 1 > 2" in str(seen)
+    assert "one is no more than two" in str(seen)
+
+
+def test_the_guard_does_not_hold_anything_else():
+    with pytest.raises(ValueError, match="other"), caught():
+        raise ValueError("other")
+    with pytest.raises(AssertionError, match="nothing in this block notices the bug"), caught():
+        pass
+
+
+def test_a_planted_bug_changes_the_copy_and_not_the_package():
+    from minprefix.ops import reference
+
+    broken = planted("row-sum-dropped")
+    assert broken.reference is not reference
+    assert broken.reference.__file__.startswith(reference.__file__)
+    assert "row-sum-dropped" in str(broken)
+    assert "\n-" in str(broken)
+    assert sys.modules["minprefix.ops.reference"] is reference
+    higher = planted("shared-prefix-last-sequence-wins")
+    model = importlib.import_module("minprefix.model")
+    assert higher.loss_and_grad is not model.loss_and_grad
+    assert higher.generate is higher._modules["minprefix.generate"].generate
+    with pytest.raises(AttributeError, match="'nonsense'"):
+        _ = higher.nonsense
+
+
+def test_an_unknown_bug_is_refused_with_the_nearest_names():
+    with pytest.raises(InputError, match="no bug 'row-sum': did you mean row-sum-dropped"):
+        planted("row-sum")
+    with pytest.raises(InputError, match=r"no bug '\?': tests/zoo/ZOO.md lists them"):
+        planted("?")
+
+
+def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
+    def gelu_backward(dout, cache):
+        return 0.5 * dout * (1 + cache.tanh)
+
+    grade(gelu_backward)
+    said = capsys.readouterr().out
+    assert "the zoo's gelu-second-term-dropped gives this very dx" in said
+    assert "gelu_backward: 5 of 6 checks failed" in said
+    assert "in Python" not in said  # there is no file to load
+
+    def gelu_backward(dout, cache):
+        raise NotImplementedError
+
+    grade(gelu_backward)
+    assert capsys.readouterr().out == "gelu_backward: not written yet\n"
+
+    def head():
+        pass
+
+    with pytest.raises(InputError, match="the suite does not grade 'head'"):
+        grade(head)

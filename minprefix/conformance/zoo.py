@@ -74,6 +74,17 @@ def all_bugs() -> Mapping[str, Bug]:
 def plant(bug: Bug) -> Implementation:
     """This project's code with the bug in it, beside the sound one: nothing that is imported
     changes. Raises ValueError if the text that the bug changes is not there exactly once."""
+    planted = plant_modules(bug)
+    reference = planted.get(MODULES[0], sys.modules[MODULES[0]])
+    if bug.module == "ops.reference":
+        return Implementation(reference, bug.name, in_a_hurry=True)
+    house = planted[MODULES[-1]].House(reference)
+    gpt2 = planted.get("minprefix.gpt2", sys.modules["minprefix.gpt2"])
+    return Implementation(_Whole(reference, gpt2, house), bug.name, in_a_hurry=True)
+
+
+def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
+    """Name -> module: the one with the bug, and anew all that imports it. Raises as `plant`."""
     first = MODULES.index(f"minprefix.{bug.module}")
     # ops are given to whoever calls them: nothing that imports the reference need change
     names = MODULES[:1] if first == 0 else MODULES[first:]
@@ -93,12 +104,7 @@ def plant(bug: Bug) -> Implementation:
                 sys.modules.pop(name, None)
             else:
                 sys.modules[name] = module
-    reference = planted.get(MODULES[0], sys.modules[MODULES[0]])
-    if bug.module == "ops.reference":
-        return Implementation(reference, bug.name, in_a_hurry=True)
-    house = planted[MODULES[-1]].House(reference)
-    gpt2 = planted.get("minprefix.gpt2", sys.modules["minprefix.gpt2"])
-    return Implementation(_Whole(reference, gpt2, house), bug.name, in_a_hurry=True)
+    return planted
 
 
 class _Whole:

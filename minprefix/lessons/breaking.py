@@ -1,0 +1,88 @@
+"""Breaking the package on purpose: a bug of the zoo in it, and the guard around the check that
+should notice."""
+
+import difflib
+import importlib
+import linecache
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from minprefix.conformance.zoo import all_bugs, plant_modules
+from minprefix.errors import InputError
+
+
+class Planted:
+    """The package with one bug of the zoo in it; what is imported elsewhere stays sound.
+
+    `planted("row-sum-dropped").reference` are the operations with the bug in them. A bug that
+    lies higher up changes `GPT2`, `Prefix`, `Batch`, `loss_and_grad`, `generate` and the modules
+    (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. `see` says what one
+    would notice of it, `lesson` why it is wrong. Printed, it shows the lines that it changes.
+    """
+
+    def __init__(self, name: str) -> None:
+        bugs = all_bugs()
+        if name not in bugs:
+            near = difflib.get_close_matches(str(name), bugs, 3, 0.4)
+            meant = f"did you mean {', '.join(near)}?" if near else "tests/zoo/ZOO.md lists them"
+            raise InputError(f"the zoo has no bug {name!r}: {meant}")
+        self.name = name
+        self.see, self.lesson = bugs[name].see, bugs[name].lesson
+        self._bug = bugs[name]
+        self._modules = plant_modules(self._bug)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        package = importlib.import_module("minprefix")
+        made = {full.rpartition(".")[2]: module for full, module in self._modules.items()}
+        if name in made and name not in package.__all__:  # generate is a function, and its module
+            return made[name]
+        for module in made.values():
+            if hasattr(module, name) and self._bug.module != "ops.reference":
+                return getattr(module, name)
+        if hasattr(package, name):
+            return getattr(package, name)
+        raise AttributeError(f"neither the planted modules nor minprefix have {name!r}")
+
+    def __str__(self) -> str:
+        where = f"minprefix/{self._bug.module.replace('.', '/')}.py"
+        return f"the zoo's {self.name}, in {where}\n{self._bug.diff()}"
+
+    __repr__ = __str__
+
+
+def planted(name: str) -> Planted:
+    """The package with this bug of the zoo in it. Raises InputError for a name that is not there,
+    with the nearest ones."""
+    return Planted(name)
+
+
+class Caught:
+    """What a guard held: printed, the assert that fired and what it said."""
+
+    def __init__(self) -> None:
+        self.error: AssertionError | None = None
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return "nothing fired"
+        last = traceback.extract_tb(self.error.__traceback__)[-1]
+        line = linecache.getline(last.filename, last.lineno or 0).strip()
+        return "\n".join(part for part in (f"fired: {line}", str(self.error)) if part)
+
+
+@contextmanager
+def caught() -> Iterator[Caught]:
+    """The guard of a "break it yourself" cell: an assert that fails inside of it ends the block and
+    not the lesson. Take it away, and the lesson stops there. Raises AssertionError if nothing
+    failed: then the check is blind to the bug."""
+    seen = Caught()
+    try:
+        yield seen
+    except AssertionError as error:
+        seen.error = error
+    else:
+        raise AssertionError("no assert fired: nothing in this block notices the bug")

@@ -1,0 +1,54 @@
+"""An exercise's function, graded by the reference suite."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from minprefix.conformance import report
+from minprefix.conformance.check import Result
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, WHOLE
+from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.suite import run, select
+from minprefix.errors import InputError
+
+LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
+
+
+def grade(*functions: Callable[..., Any], only: str = "") -> None:
+    """Print what the suite says of these functions; each is known by its name, which is the
+    contract's (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`. `only`: the
+    checks whose id contains it. Raises InputError for a function that the contract does not have.
+    """
+    print(said(results(*functions, only=only), functions))
+
+
+def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
+    """The suite's results for these functions, and for nothing that they leave out."""
+    names = [getattr(f, "__name__", repr(f)) for f in functions]
+    for name in names:
+        if name not in ARGUMENTS and name not in WHOLE:
+            known = ", ".join((*ARGUMENTS, *WHOLE))
+            raise InputError(f"the suite does not grade {name!r}: it grades {known}")
+    ops = {op for op, of_op in FUNCTIONS.items() if set(of_op) & set(names)}
+    levels = {LEVEL_OF[name] for name in names if name in LEVEL_OF}
+    checks = [
+        check
+        for check in select([only] if only else ())
+        if check.op in ops or (check.level in levels and check.level != LEVELS[0])
+    ]
+    yours = Implementation(SimpleNamespace(**dict(zip(names, functions, strict=True))), "yours")
+    found = run(yours, checks, zoo=True)
+    for result in found:
+        result.not_implemented = [name for name in result.not_implemented if name in names]
+        for finding in result.findings:
+            finding.reproducer = ""  # it loads a file, and a function of a notebook is in none
+    return found
+
+
+def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
+    """As `minprefix check` says it, without what the exercise did not ask for."""
+    graded = [r for r in found if r.status != "not implemented"]
+    names = ", ".join(f.__name__ for f in functions)
+    if not graded:
+        return f"{names}: not written yet"
+    return report.text(graded, names)
