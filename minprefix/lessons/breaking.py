@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minprefix.conformance.zoo import all_bugs, plant_modules
+from minprefix.conformance.zoo import all_bugs, changed_source, plant_modules
 from minprefix.errors import InputError
 
 
@@ -46,6 +46,10 @@ class Planted:
         if hasattr(package, name):
             return getattr(package, name)
         raise AttributeError(f"neither the planted modules nor minprefix have {name!r}")
+
+    def source(self) -> str:
+        """The whole text of the module with the bug in it."""
+        return changed_source(self._bug)
 
     def __str__(self) -> str:
         where = f"minprefix/{self._bug.module.replace('.', '/')}.py"

@@ -1,0 +1,68 @@
+"""What tutorials/TEACHING.md tells a teacher to do, done."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from minprefix.conformance.zoo import all_bugs
+from minprefix.lessons import planted
+
+TEACHING = Path(__file__).parents[1] / "tutorials" / "TEACHING.md"
+TEXT = TEACHING.read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def test_a_class_is_graded_by_the_lines_that_it_gives(tmp_path):
+    folder = tmp_path / "submissions"
+    folder.mkdir()
+    sound = Path(sys.modules["minprefix"].__file__).parent / "ops" / "reference.py"
+    (folder / "ada.py").write_text(sound.read_text(encoding="utf-8"))
+    (folder / "ben.py").write_text(planted("mean-term-dropped").source())
+    (folder / "cem.py").write_text("def gelu(x):\n    raise SystemExit\n")
+    (folder / "dee.py").write_text("import nonsense_that_is_not_there\n")
+    bash, (table, *_) = blocks("bash")[0], blocks("python")
+    script = tmp_path / "table.py"
+    script.write_text(table)
+    where = os.path.dirname(sys.executable)
+    environment = os.environ | {"PATH": f"{where}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", bash + f"\n{sys.executable} {script}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ada", "ben", "cem"]  # dee's cannot be imported
+    assert "5 of 5" in lines[0]
+    assert re.search(r"4 of 5 +layernorm_backward: dx", lines[1])
+    assert re.search(r"0 of 5 +gelu: ", lines[2])
+    assert "dee.py cannot be imported" in done.stderr
+
+
+def test_the_broken_file_for_an_exam_has_the_bug_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(blocks("python")[1], {})
+    given = (tmp_path / "given_to_students.py").read_text(encoding="utf-8")
+    bug = all_bugs()["mean-term-dropped"]
+    assert bug.change[0][1] in given
+    assert bug.change[0][0] not in given
+
+
+def test_every_lesson_has_a_place_in_the_week_and_in_the_term():
+    lessons = {path.name for path in TEACHING.parent.glob("[0-9]*.py")}
+    week, term = (TEXT[TEXT.index(f"## One {each}") :] for each in ("week", "term"))
+    for text in (week[: week.index("## One term")], term[: term.index("## What students")]):
+        assert lessons <= set(re.findall(r"\]\((\d\d_[a-z0-9_]+\.py)\)", text))
+
+
+def test_what_it_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (TEACHING.parent / target).exists(), target
