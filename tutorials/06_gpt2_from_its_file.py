@@ -79,21 +79,21 @@ stored = read_safetensors(folder / "model.safetensors")
 # %%
 L, NH, C = config["n_layer"], config["n_head"], config["n_embd"]
 what = {
-    "wte.weight": "(V, C)  a row for each token of the vocabulary",
+    "wte.weight": "(V, C)  a row for each token",
     "wpe.weight": "(n_positions, C)  a row for each position",
-    "h.0.ln_1.weight": "(C,)  gain of the layernorm before attention",
+    "h.0.ln_1.weight": "(C,)  gain of the norm before attention",
     "h.0.ln_1.bias": "(C,)",
     "h.0.attn.c_attn.weight": "(C, 3C)  queries, keys, values of all heads",
     "h.0.attn.c_attn.bias": "(3C,)",
     "h.0.attn.c_proj.weight": "(C, C)  out of the attention",
     "h.0.attn.c_proj.bias": "(C,)",
-    "h.0.ln_2.weight": "(C,)  gain of the layernorm before the MLP",
+    "h.0.ln_2.weight": "(C,)  gain of the norm before the MLP",
     "h.0.ln_2.bias": "(C,)",
     "h.0.mlp.c_fc.weight": "(C, F)  into the MLP, then comes GELU",
     "h.0.mlp.c_fc.bias": "(F,)",
     "h.0.mlp.c_proj.weight": "(F, C)  out of the MLP",
     "h.0.mlp.c_proj.bias": "(C,)",
-    "ln_f.weight": "(C,)  gain of the layernorm after the last block",
+    "ln_f.weight": "(C,)  gain of the norm after the last block",
     "ln_f.bias": "(C,)",
 }
 for name, meaning in what.items():
@@ -330,14 +330,18 @@ check_logits(minprefix, P=3)
 # PyTorch reads the same folder. If it is not installed, the lesson goes on without it. (If it is,
 # most of this cell's time goes into importing it, some seconds.)
 
-
 # %%
+import warnings
+
+
 def by_transformers(folder, tokens):
     """Its logits in float64 (T, V), or None where it is not installed."""
     try:
-        import torch
-        import transformers
-        from transformers import GPT2LMHeadModel
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Jupyter has no widgets, and the like
+            import torch
+            import transformers
+            from transformers import GPT2LMHeadModel
     except ImportError:
         return None
     transformers.utils.logging.set_verbosity_error()
@@ -408,7 +412,7 @@ from minprefix.lessons import real_gpt2
 
 real = real_gpt2()
 if real is None:
-    print("MINPREFIX_GPT2 does not say where GPT-2 is: the lesson goes on with the small one")
+    print("GPT-2 is not at hand: the lesson goes on with the small model")
 else:
     print(real)
     real_tokens = real.encode("The lighthouse keeper climbed the stairs and lit the")
@@ -481,7 +485,7 @@ def check_law(package, P):
     model, batch = package.GPT2(tiny.config, weights), package.Batch.pack([tokens[P:]])
     after_prefix = model.logits(batch, package.Prefix(kv[:, :, :, :P]))  # (T-P, V)
     error = relative_error(after_prefix, logits[P:])
-    assert error < 1e-10, f"a prefix of {P} tokens and a prompt differ by {error:.2g}"
+    assert error < 1e-10, f"prefix and prompt differ by {error:.2g}"
 
 
 check_law(minprefix, P=8)

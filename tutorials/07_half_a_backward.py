@@ -81,13 +81,8 @@ print(batch)
 
 def on_paper(cfg, lengths, P, rows, frozen):
     """Multiply-adds of one step: texts of these lengths, of which `rows` tokens go to the top."""
-    L, C, V, F, N = (
-        cfg.n_layer,
-        cfg.n_embd,
-        cfg.vocab_size,
-        cfg.n_inner or 4 * cfg.n_embd,
-        sum(lengths),
-    )
+    L, C, V, N = cfg.n_layer, cfg.n_embd, cfg.vocab_size, sum(lengths)
+    F = cfg.n_inner or 4 * C
     pairs = sum(T * (P + T) for T in lengths)  # of a query and a key
     into = 3 * C**2  # a row's way into the attention
     after = C**2 + 2 * C * F  # and what comes after it
@@ -160,9 +155,8 @@ from minprefix.model import loss_backward
 N, M = len(batch.tokens), len(batch.rows)
 targets, weights = np.zeros(N, int), np.zeros(N)
 targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights
-every_row = replace(
-    batch, rows=np.arange(N), targets=targets, weights=weights
-)  # the others weigh 0
+# the same loss, with a row for every token: those that were added weigh 0
+every_row = replace(batch, rows=np.arange(N), targets=targets, weights=weights)
 
 ways = {
     "everything": (every_row, "all"),
@@ -193,7 +187,7 @@ assert 0.6 < share < 0.7
 #
 # ## Nothing was lost
 #
-# A count is no proof: a backward that returns zeros has the best count of all. First, the three
+# A count is no proof: a backward that computes nothing has the best count of all. First, the three
 # ways must agree.
 
 # %%
@@ -242,7 +236,7 @@ def check_gradient(package, layers=range(L)):
     along = (dkv * u).sum(axis=(1, 2, 3, 4))  # (L,)
     for i in reversed(layers):
         error = abs(along[i] - exact[i]) / np.abs(exact).max()
-        assert error < 1e-12, f"layer {i}: {along[i]:.3g} along u, expected {exact[i]:.3g}"
+        assert error < 1e-12, f"layer {i}: {along[i]:.2g}, not {exact[i]:.2g}"
 
 
 check_gradient(minprefix)
@@ -320,7 +314,7 @@ def compare(model, batch, runs):
 compare(GPT2.load("tiny"), batch, runs=5)
 real = real_gpt2()
 if real is None:
-    print("MINPREFIX_GPT2 does not say where GPT-2 is: measured on the small model alone")
+    print("GPT-2 is not at hand: measured on the small model alone")
 else:
     lines = [
         f"The {place} is near the river and has been there for years."
@@ -353,11 +347,20 @@ print(error)
 check_gradient(broken, layers=[L - 1])  # content: the top layer's gradient is right
 
 # %% [markdown]
-# What would you have seen without this check? A model of one layer passes every test, and so does
-# the top layer of any other. And the training works:
+# What would you have seen without this check? The gradient has the right shape. The step takes as
+# long as a sound one, and its count is the same to the last multiply-add: products with zeros are
+# products, too. The top layer is right, so a model of one layer passes every test. And the training
+# works:
 
 # %%
 from minprefix.optim import AdamW
+
+counting, its_prefix = Counting(numpy_ops), broken.Prefix(prefix.kv)
+its_model, its_batch = broken.GPT2(model.config, model.weights), broken.Batch(**vars(batch))
+_, (wrong,), _ = broken.loss_backward(its_model, its_prefix, its_batch, "mean", counting, "prefix")
+assert wrong.shape == prefix.kv.shape
+assert counting.counts == counts["frozen"]
+print("largest entry, layer by layer:", *(f"{np.abs(layer).max():.1e}" for layer in wrong))
 
 small = GPT2.load("tiny").weights  # float32, which is enough to train in
 
@@ -380,10 +383,9 @@ for name, losses in (("sound", sound_losses), ("broken", broken_losses)):
 assert broken_losses[-1] < broken_losses[0]
 
 # %% [markdown]
-# The prefix of the top layer learns, so the loss falls. It takes as long as the sound one, and its
-# count is the same to the last multiply-add: products with zeros are products, too. One would say
-# that the learning rate is too small, and raise it. Only the gradient, compared in every layer with
-# one that was found in another way, tells.
+# The prefix of the top layer learns, so the loss falls. One would say that the learning rate is too
+# small, and raise it. Only the gradient, compared in every layer with one that was found in another
+# way, tells.
 #
 # ## Exercises
 #
