@@ -123,10 +123,11 @@ assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 # What lies behind the softmax hands us an upstream, $dprobs$ of shape $(M, V)$. The chain rule sums
 # over all that logit $n$ has touched, and $\delta$ leaves one term of its sum:
 #
-# $$dlogits_n = \sum_j dprobs_j \, J_{jn} = probs_n \Big(dprobs_n - \sum_j dprobs_j \,
-# probs_j\Big)$$
+# $$\begin{aligned} dlogits_n &= \sum_j dprobs_j \, J_{jn} \\
+# &= probs_n \, (dprobs_n - rowsum), \\
+# rowsum &= \sum_j dprobs_j \, probs_j \end{aligned}$$
 #
-# The right side needs no $J$. That is as well: GPT-2 has $V = 50257$, and in float64 its $J$
+# The second line needs no $J$. That is as well: GPT-2 has $V = 50257$, and in float64 its $J$
 # would fill 20 GB for each row.
 
 
@@ -180,7 +181,7 @@ for name, backward in answers.items():
 
 # %% [markdown]
 # Each row of $probs$ sums to 1, whatever the logits are. So $\ell = M$, always, and its gradient is
-# 0. The formula says so, too: $dprobs_n - \sum_j dprobs_j \, probs_j = 1 - \sum_j probs_j = 0$. A
+# 0. The formula says so, too: $rowsum = \sum_j 1 \cdot probs_j = 1$, and $dprobs_n - rowsum = 0$. A
 # test with ones compares 0 with 0: it takes `return 0`, and every multiple of the right answer. A
 # finer tolerance does not help. Draw the upstream at random, and compare every entry.
 #
@@ -191,13 +192,14 @@ for name, backward in answers.items():
 # logarithm the unit is the *nat*: 0 nats for a probability of 1, and 1 nat more for each factor
 # $1/e$. Each prediction has a weight, and the loss is the weighted sum:
 #
-# $$nll_m = -\log probs_{m, targets_m}, \qquad loss = \sum_m weights_m \, nll_m$$
+# $$nll_m = -\log(probs_{m, targets_m}), \qquad loss = \sum_m weights_m \, nll_m$$
 #
-# Written like that it breaks again: a probability of $e^{-1000}$ is stored as 0, and $-\log 0$ is
+# Written like that it breaks again: a probability of $e^{-1000}$ is stored as 0, and $-\log(0)$ is
 # infinite. Put the softmax in, let $top_m$ be the largest logit of row $m$, and the logarithm takes
 # the exponential away before it can do harm:
 #
-# $$nll_m = \log \sum_n e^{logits_{mn} - top_m} - (logits_{m, targets_m} - top_m)$$
+# $$\begin{aligned} nll_m = \; &\log \sum_n e^{logits_{mn} - top_m} \\
+# &- (logits_{m, targets_m} - top_m) \end{aligned}$$
 
 
 # %%
@@ -221,7 +223,7 @@ assert nll(sure_and_wrong, np.array([1]))[0] == 1000
 # %% [markdown]
 # Now the real thing. The model that ships with the package has read records and texts about them;
 # its vocabulary has 1024 tokens. We show it a record that it has never seen, and a description. Who
-# knows nothing gives $1/1024$ to each token, and has a loss of $\log 1024 = 6.93$ nats.
+# knows nothing gives $1/1024$ to each token, and has a loss of $\log(1024) = 6.93$ nats.
 #
 # **Predict.** The description states the facts of the record. At which of its tokens is the model
 # most surprised, and how large is the mean, compared with 6.93?
@@ -266,8 +268,8 @@ plt.show()
 # targets_m}$, and 0 elsewhere. Put that into the backward of the softmax. The row sum has one term,
 # $-weights_m$, and
 #
-# $$dlogits_{mn} = probs_{mn} \, (dprobs_{mn} + weights_m) = weights_m \, (probs_{mn} -
-# onehot_{mn})$$
+# $$\begin{aligned} dlogits_{mn} &= probs_{mn} \, (dprobs_{mn} + weights_m) \\
+# &= weights_m \, (probs_{mn} - onehot_{mn}) \end{aligned}$$
 #
 # where $onehot_{mn}$ is 1 for $n = targets_m$, else 0: there $probs_{mn}$ and the $1/probs_{mn}$
 # cancel. Walking downhill, against it, pushes each logit down by the probability that its token
@@ -473,10 +475,10 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 #
 # <details><summary>Solution 1</summary>
 #
-# $probs_n (dprobs_n - \sum_j dprobs_j \, probs_j) = 0$ for all $n$. The probabilities are positive,
-# so each $dprobs_n$ has to equal the same sum: the upstream is one number all along the row. Ones
-# are the most popular of them. For layernorm it is a gain of ones, which is what a fresh model has:
-# the sum of a row is then that of the bias, whatever $x$ is.
+# $probs_n (dprobs_n - rowsum) = 0$ for all $n$. The probabilities are positive, so each $dprobs_n$
+# has to equal $rowsum$, which is the same for all: the upstream is one number all along the row.
+# Ones are the most popular of them. For layernorm it is a gain of ones (or of one other number all
+# along), which is what a fresh model has: a row then sums to the sum of the bias, whatever $x$ is.
 #
 # ```python
 # _, cache = reference.layernorm(logits, np.ones(V), np.zeros(V), 1e-5)
@@ -508,8 +510,8 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 # </details>
 #
 # **3.** *Label smoothing* asks for 0.9 at the right token and for the remaining 0.1 spread evenly
-# over all $V$: $loss = -\sum_{mn} weights_m \, soft_{mn} \log probs_{mn}$, where each row of $soft$
-# sums to 1. What is $dlogits$? Prove it.
+# over all $V$: $loss = -\sum_{mn} weights_m \, soft_{mn} \log(probs_{mn})$, where each row of
+# $soft$ sums to 1. What is $dlogits$? Prove it.
 #
 # <details><summary>Solution 3</summary>
 #
