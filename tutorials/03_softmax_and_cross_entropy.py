@@ -65,8 +65,8 @@ def softmax(logits):
 probs = softmax(logits)  # (M, V)
 print(softmax(shifted_rows).round(4))
 assert np.abs(probs.sum(axis=1) - 1).max() < 1e-14, "each row has to sum to 1"
-assert np.abs(probs - softmax_as_written(logits)).max() < 1e-14, "the two softmaxes differ"
-assert np.abs(softmax(shifted_rows) - softmax(row)).max() < 1e-12, "a shift has to cancel"
+assert np.abs(probs - softmax_as_written(logits)).max() < 1e-14, "they differ"
+assert np.abs(softmax(shifted_rows) - softmax(row)).max() < 1e-12, "a shift cancels"
 
 # %% [markdown]
 # (`.real`, because the complex step will come through here, and complex numbers have no largest.
@@ -113,7 +113,7 @@ print("positive:", int((J > 0).sum()))
 print("largest sum of a row:", np.abs(J.sum(axis=1)).max())
 for j in range(V):
     exact = complex_step(lambda x, j=j: softmax(x)[j], logits[0])  # (V,)
-    assert np.abs(J[j] - exact).max() < 1e-14, f"row {j} of J is not the derivative of probs[{j}]"
+    assert np.abs(J[j] - exact).max() < 1e-14, f"row {j} of J is no derivative"
 assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 
 # %% [markdown]
@@ -141,7 +141,7 @@ dprobs = rng.normal(size=(M, V))  # a random upstream
 dlogits = softmax_backward(dprobs, probs)  # (M, V)
 with_jacobians = np.stack([dprobs[m] @ jacobian(probs[m]) for m in range(M)])
 print("largest difference:", np.abs(dlogits - with_jacobians).max())
-assert np.abs(dlogits - with_jacobians).max() < 1e-14, "the short form is not dprobs @ J"
+assert np.abs(dlogits - with_jacobians).max() < 1e-14, "this is not dprobs @ J"
 
 # %% [markdown]
 # ## An upstream of ones
@@ -176,8 +176,8 @@ for name, backward in answers.items():
     with_ones = passes(backward, np.ones((M, V)))
     with_random = passes(backward, dprobs)
     print(f"{name:24}{with_ones!s:>6}{with_random!s:>8}")
-    assert with_random == (name == "right"), f"a random upstream misjudges {name!r}"
-    assert with_ones == (name != "the row sum forgotten"), f"not what we said of {name!r}"
+    assert with_random == (name == "right"), f"misjudged: {name!r}"
+    assert with_ones == (name != "the row sum forgotten"), f"misjudged: {name!r}"
 
 # %% [markdown]
 # Each row of $probs$ sums to 1, whatever the logits are. So $\ell = M$, always, and its gradient is
@@ -212,7 +212,8 @@ def nll(logits, targets):
 targets = np.array([2, 0, 5, 5])  # (M,)
 weights = np.array([0.5, 1.0, 0.25, 2.0])  # (M,)
 loss = (weights * nll(logits, targets)).sum()  # one number
-assert abs(loss + weights @ np.log(probs[np.arange(M), targets])) < 1e-14, "the two forms differ"
+as_defined = -(weights * np.log(probs[np.arange(M), targets])).sum()
+assert abs(loss - as_defined) < 1e-13, "the two forms differ"
 
 sure_and_wrong = np.array([[1000.0, 0.0]])
 with np.errstate(divide="ignore"):
@@ -240,14 +241,15 @@ from minprefix.model import loss as loss_of_model
 model = GPT2.load("tiny", dtype="float64")
 record, description = next(table_to_text(1, "test", seed=0))
 prompt, answer = model.encode(record + "\n"), model.encode(description)
-batch = Batch.pack([prompt + answer], loss_from=[len(prompt)])  # predict the answer alone
+batch = Batch.pack([prompt + answer], loss_from=[len(prompt)])  # predict the answer
 # batch.rows (M,): the tokens of the batch after which something is to be predicted
 every_row = model.logits(batch)  # (N, V): N tokens in the batch, V = 1024
 real_logits = every_row[batch.rows]  # (M, V), here M = len(answer)
 surprise = nll(real_logits, batch.targets)  # (M,)
-print(textwrap.fill(record, 76), textwrap.fill(description, 76), sep="\n\n", end="\n\n")
-print(f"mean {surprise.mean():.3f} nats; the package says {loss_of_model(model, batch):.3f}")
-assert abs(surprise.mean() - loss_of_model(model, batch)) < 1e-12, "our loss is another"
+print(textwrap.fill(record, 76), textwrap.fill(description, 76), sep="\n\n")
+of_package = loss_of_model(model, batch)
+print(f"\nmean {surprise.mean():.3f} nats; the package says {of_package:.3f}")
+assert abs(surprise.mean() - of_package) < 1e-12, "our loss is another"
 assert surprise[0] > 0.9 * surprise.sum(), "the first token should carry the loss"
 
 plt.figure(figsize=(9, 3))
@@ -278,7 +280,7 @@ plt.show()
 
 # %%
 def nll_gradient(logits, targets, weights):
-    one_hot = np.arange(logits.shape[1]) == targets[:, None]  # (M, V) of True and False: 1 and 0
+    one_hot = np.arange(logits.shape[1]) == targets[:, None]  # (M, V), True is 1
     return weights[:, None] * (softmax(logits) - one_hot)  # (M, V)
 
 
@@ -310,7 +312,7 @@ from minprefix.ops import numpy_ops, reference
 
 
 def of_ops(ops, logits):
-    """loss and dlogits of the operations `ops`, which may overwrite what they are given."""
+    """loss and dlogits of the operations `ops`; they may overwrite what they get."""
     loss, cache = ops.cross_entropy(logits.copy(), targets, weights)
     return loss, ops.cross_entropy_backward(cache)
 
@@ -459,7 +461,7 @@ def descend(ops, steps=40, rate=0.5):
 (x_sound, sound), (x_twice, low) = descend(reference), descend(twice.reference)
 for step in (0, 10, 39):
     print(f"step {step:2}   sound {sound[step]:.3f}   with the bug {low[step]:.3f}")
-assert np.array_equal(x_sound, x_twice), "the gradient is sound, so the training is the same"
+assert np.array_equal(x_sound, x_twice), "the two trainings differ"
 assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 
 # %% [markdown]

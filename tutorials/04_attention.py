@@ -319,7 +319,8 @@ def unpad(padded):
 
 
 padded = [pad(a) for a in (q, k, v)]
-print("scores, padded:", 3 * max(lengths) ** 2, " stream:", sum(T * T for T in lengths))
+print("scores, padded:", 3 * max(lengths) ** 2)
+print("scores, stream:", sum(T * T for T in lengths))
 assert np.abs(unpad(head(*padded)[0]) - z).max() < 1e-13, "z with padding is another"
 for name, got, want in zip("qkv", head_backward(pad(dz), *padded), grads, strict=True):
     assert np.abs(unpad(got) - want).max() < 1e-13, f"d{name} with padding is another"
@@ -452,10 +453,10 @@ def train_on_dice(ops, steps=80):
 
 
 for name, ops in (("sound", reference), ("peeking", peeking.reference)):
-    as_trained, with_sound_mask = train_on_dice(ops)
-    print(f"{name:8} as trained {as_trained:.2f}, with a sound mask {with_sound_mask:.2f}")
-    assert (as_trained < 1) == (name == "peeking"), f"dice at a loss of {as_trained:.2f}"
-assert with_sound_mask > 3, "whoever learned to peek cannot do without"
+    as_trained, sound_mask = train_on_dice(ops)
+    print(f"{name:8} as trained {as_trained:.2f}, with a sound mask {sound_mask:.2f}")
+    assert (as_trained < 1) == (name == "peeking"), f"dice at {as_trained:.2f} nats"
+assert sound_mask > 3, "whoever learned to peek cannot do without"
 
 # %% [markdown]
 # It "predicts" dice, on throws that it has never seen. A loss that is too good to be true is not.
@@ -474,7 +475,8 @@ with caught() as error:
     check_gradient(unscaled.reference)
 print(error)
 ratio = gradients(unscaled.reference)["dq"][1:5] / grads[0][1:5]  # (4, NH, hs)
-print(f"dq is {ratio.min():.3f} to {ratio.max():.3f} times the right one; sqrt(hs) is {hs**0.5}")
+print(f"dq is {ratio.min():.3f} to {ratio.max():.3f} times the right one")
+print("sqrt(hs) is", hs**0.5)
 
 # %% [markdown]
 # Every number of $dq$ is twice what it should be: the shape fits, the direction is right, nothing
