@@ -446,8 +446,8 @@ _BACKWARD = [
         ),
         ("attention", "dprefix_k"),
         see="The loss does not move, and the prefix stays as it started.",
-        lesson="The gradient of the keys is exactly 0 for an upstream gradient of ones: a test "
-        "that uses it passes this.",
+        lesson="For an upstream of ones at the pattern the gradient of the scores is exactly 0, "
+        "and with it that of the keys: a test that uses it passes this.",
         source="a prefix that was detached from the graph",
     ),
 ]
