@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
 from minprefix.errors import InputError
+from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
 from minprefix.trace.compare_command import add_command as compare_command
@@ -943,6 +944,7 @@ def _parser() -> argparse.ArgumentParser:
         "minprefix bench all --json bench.json, and its page: minprefix bench report bench.json",
     )
     bench_options(p)
+    lessons_command(command, _at_least_one)
     return parser
 
 

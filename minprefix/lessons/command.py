@@ -1,0 +1,96 @@
+"""`minprefix lessons`: what there is to learn, and the site of it."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Each command imports what it needs: `minprefix --help` should not wait for it.
+
+
+def _run(args: argparse.Namespace) -> int:
+    from minprefix.lessons import reading
+
+    reading.require_extra()
+    paths = reading.named(args.lesson, reading.lesson_paths())
+    if args.out is None:
+        _list(paths)
+        return 0
+    return _build(args, paths)
+
+
+def _list(paths: list[Path]) -> None:
+    from minprefix.lessons import reading
+
+    for path in paths:
+        lesson = reading.read(path)
+        minutes = "?" if lesson.minutes is None else lesson.minutes
+        difficulty = "?" if lesson.difficulty is None else lesson.difficulty
+        print(f"{lesson.number:2d}  {lesson.title}  ({minutes} minutes, difficulty {difficulty}/3)")
+    print(f"\nThe scripts are in {paths[0].parent}; as pages: minprefix lessons --out DIR")
+
+
+def _build(args: argparse.Namespace, paths: list[Path]) -> int:
+    from minprefix.lessons import site
+
+    warnings, failures = site.build(
+        paths,
+        args.out,
+        args.jobs,
+        args.time_limit,
+        folder=paths[0].parent,
+        ran=lambda run: print(f"{run.lesson.name}: {run.seconds:.1f} s", flush=True),
+    )
+    for failure in failures:
+        print(f"minprefix: error: {failure}", file=sys.stderr)
+    for warning in warnings:
+        print(f"minprefix: warning: {warning}", file=sys.stderr)
+    if failures:
+        n = len(failures)
+        print(f"{n} lesson{'s' * (n > 1)} did not run: {args.out} is as it was", file=sys.stderr)
+        return 1
+    n = len(warnings)
+    print(f"{n or 'no'} warning{'s' * (n != 1)}; open {args.out / 'index.html'}")
+    return 1 if warnings else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+    return seconds
+
+
+def add_command(
+    command: Callable[..., argparse.ArgumentParser], at_least_one: Callable[[str], int]
+) -> None:
+    p = command(
+        "lessons",
+        _run,
+        "list the lessons, or build them as pages: text beside code, with what the code gives",
+        "minprefix lessons --out lessons\n\nexit status: 0 no warning, 1 a warning, or a lesson "
+        "that did not run, 2 it cannot be built",
+    )
+    p.add_argument(
+        "lesson", nargs="*", metavar="LESSON", help="only these: a number or a name (default all)"
+    )
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="run them and write a site there; replaces one"
+    )
+    p.add_argument(
+        "--jobs",
+        type=at_least_one,
+        metavar="N",
+        default=2,
+        help="lessons that run at a time (default 2; 1 for lessons that measure times)",
+    )
+    p.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="SECONDS",
+        default=120,
+        help="for each cell (default 120)",
+    )

@@ -1,0 +1,102 @@
+"""A formula in TeX as MathML, which a browser sets by itself.
+
+latex2mathml is lenient: what it does not know it lets through, and it does not escape. So its
+answer is parsed, and all that is no MathML is refused.
+"""
+
+import re
+import unicodedata
+from xml.etree import ElementTree
+
+_MATHML = "http://www.w3.org/1998/Math/MathML"
+_TAGS = set(
+    "math mrow mi mn mo mtext mspace mfrac msqrt mroot mstyle msub msup msubsup munder mover "
+    "munderover mtable mtr mtd mpadded mphantom menclose".split()
+)
+#: what browsers set and latex2mathml does not read -> what it does
+_REWRITTEN = [
+    (re.compile(r"\{aligned\}"), "{split}"),
+    (re.compile(r"\\operatorname\*?\{arg *\\, *(max|min)\}"), r"\\arg\1"),
+    (re.compile(r"\\operatorname\*"), r"\\operatorname"),
+    (re.compile(r"\\arg(?![a-z])"), r"\\operatorname{arg}"),
+]
+#: no command of a formula on a page, though latex2mathml has an answer to it
+_REFUSED = re.compile(r"\\(tag|label|ref|href|color|hline|newcommand|def)(?![a-zA-Z])")
+#: browsers know `mathvariant` only as "normal": the other alphabets are letters of their own
+_ALPHABETS = {
+    "bold": "BOLD",
+    "bold-italic": "BOLD ITALIC",
+    "double-struck": "DOUBLE-STRUCK",
+    "monospace": "MONOSPACE",
+    "sans-serif": "SANS-SERIF",
+}
+
+
+class FormulaError(ValueError):
+    """What in a formula cannot be set."""
+
+
+def mathml(tex: str, block: bool = False) -> str:
+    """Raises FormulaError."""
+    from latex2mathml.converter import convert
+
+    refused = _REFUSED.search(tex)
+    if refused:
+        raise FormulaError(f"{refused[0]} is not for formulas on a page")
+    braces = re.sub(r"\\[\\{}]", "", tex)
+    if braces.count("{") != braces.count("}"):
+        raise FormulaError("its braces do not pair")
+    for pattern, instead in _REWRITTEN:
+        tex = pattern.sub(instead, tex)
+    try:
+        written = convert(tex, display="block" if block else "inline")
+    except Exception as error:  # each kind of mistake has its own class, most without a text
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
+        raise FormulaError(str(error) or name.lower()) from error
+    try:
+        root = ElementTree.fromstring(written)
+    except ElementTree.ParseError:
+        raise FormulaError("it has a bare & or <") from None
+    for element in root.iter():
+        _mend(element)
+    ElementTree.register_namespace("", _MATHML)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _mend(element: ElementTree.Element) -> None:
+    tag = element.tag.removeprefix(f"{{{_MATHML}}}")
+    if tag not in _TAGS:
+        raise FormulaError(f"it holds the markup <{tag}>")
+    unknown = re.search(r"\\\w*", element.text or "")
+    if unknown:
+        raise FormulaError(f"{unknown[0]} is not known")
+    variant = element.get("mathvariant")
+    if variant in _ALPHABETS and element.text:
+        element.text = "".join(_letter(char, _ALPHABETS[variant]) for char in element.text)
+        del element.attrib["mathvariant"]
+    _join_upright(element)
+
+
+def _letter(char: str, alphabet: str) -> str:
+    try:
+        name = unicodedata.name(char)
+        found = re.fullmatch(r"(?:LATIN|GREEK)? ?((?:CAPITAL|SMALL) LETTER|DIGIT) (\w+)", name)
+        assert found
+        kind = found[1].removesuffix(" LETTER")
+        return unicodedata.lookup(f"MATHEMATICAL {alphabet} {kind} {found[2]}")
+    except (KeyError, ValueError, AssertionError):
+        # of the double-struck letters the well-known ones have another name; the rest stays
+        return char
+
+
+def _join_upright(row: ElementTree.Element) -> None:
+    r"""`\mathrm{softmax}` comes as seven letters: a word is one identifier, and so upright."""
+    before = None
+    for element in list(row):
+        upright = element.tag.endswith("}mi") and element.get("mathvariant") == "normal"
+        if upright and before is not None:
+            before.text = (before.text or "") + (element.text or "")
+            row.remove(element)
+            before.attrib.pop("mathvariant", None)  # of several letters it is the default
+        else:
+            before = element if upright else None

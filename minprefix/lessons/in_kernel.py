@@ -1,0 +1,40 @@
+"""What the kernel of a built lesson knows more than another: an IPython extension.
+
+A picture comes in two formats, for the page to choose from, and its text is what its titles and
+axes say, so that who cannot see it is told what it shows.
+"""
+
+from typing import Any
+
+_AXES = 6  # that are described; of many small ones, the first
+
+
+def load_ipython_extension(shell: Any) -> None:
+    shell.config.InlineBackend.figure_formats = {"svg", "png"}
+    # not the formatter of text/plain: the inline backend clears its entry for figures
+    bundles = shell.display_formatter.mimebundle_formatter
+    bundles.for_type_by_name("matplotlib.figure", "Figure", _text)
+
+
+def _text(figure: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+    return {"text/plain": describe(figure)}
+
+
+def describe(figure: Any) -> str:
+    """Empty if the picture has no word."""
+    said = [figure.get_suptitle()]
+    for axes in figure.axes[:_AXES]:
+        labels = [
+            f"{where}: {' '.join(text.split())}"
+            for where, text in (("across", axes.get_xlabel()), ("up", axes.get_ylabel()))
+            if text.strip()
+        ]
+        legend = axes.get_legend()
+        shown = [t.get_text() for t in legend.get_texts()] if legend else []
+        parts = [axes.get_title(), ", ".join(labels)]
+        if any(parts) or shown:
+            parts += ["colours by value" if axes.images else "", ", ".join(shown)]
+        said.append("; ".join(" ".join(part.split()) for part in parts if part.strip()))
+    if len(figure.axes) > _AXES and any(said):
+        said.append(f"and {len(figure.axes) - _AXES} more")
+    return ". ".join(text for text in said if text)

@@ -1,0 +1,146 @@
+"""A lesson is a script in percent format: its head, and its cells of text and code.
+
+jupytext splits it, so that a page shows the cells that a notebook shows.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from minprefix import files
+from minprefix.errors import InputError
+
+_PACKAGE = Path(__file__).parents[1]
+#: inside the package in a wheel, beside the package's folder in a clone
+FOLDER = next(
+    (p for p in (_PACKAGE / "tutorials", _PACKAGE.parent / "tutorials") if p.exists()), None
+)
+#: what the extra `lessons` installs, by the names of the modules
+_NEEDED = (
+    "jupytext nbformat nbclient ipykernel markdown_it mdit_py_plugins latex2mathml pygments".split()
+)
+_ITEMS = ("You will be able to", "You need", "Time", "Difficulty")
+_HEAD = re.compile(r"# (?P<title>.+)\n+(?P<items>(?:- .*\n(?:  .*\n)*)*)")
+_ITEM = re.compile(r"- \*\*(?P<name>.+?)\*\*[ \n](?P<text>.*(?:\n  .*)*)", re.MULTILINE)
+_TIME = re.compile(r"(\d+) minutes; it runs in (\d+) seconds?\.")
+_DIFFICULTY = re.compile(r"([123]) of 3\.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    number: int  # from 1, as a notebook counts them
+    kind: Literal["text", "code"]
+    source: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    path: Path
+    cells: list[Cell]  # the first without the head
+
+    title: str
+    #: the four items of the head that were found, as Markdown
+    items: dict[str, str]
+    #: what is wrong with the head
+    faults: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def number(self) -> int:
+        return int(self.name.split("_")[0])
+
+    @cached_property
+    def minutes(self) -> int | None:
+        found = _TIME.fullmatch(self.items.get("Time", ""))
+        return int(found[1]) if found else None
+
+    @cached_property
+    def difficulty(self) -> int | None:
+        found = _DIFFICULTY.fullmatch(self.items.get("Difficulty", ""))
+        return int(found[1]) if found else None
+
+
+def require_extra() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"lessons are read and built with {files.listed(missing)}, not installed here: "
+            "pip install 'minprefix[lessons]'"
+        )
+
+
+def lesson_paths(folder: Path | None = None) -> list[Path]:
+    folder = folder or FOLDER
+    found = [] if folder is None else sorted(folder.glob("[0-9][0-9]_*.py"))
+    if not found:
+        raise InputError(f"no lessons (NN_name.py) in {folder or 'this installation'}")
+    return found
+
+
+def named(names: Iterable[str], paths: list[Path]) -> list[Path]:
+    """The lessons that are meant by `4`, `04`, `04_attention` or a path; all, without a name."""
+    chosen = {path for name in names for path in [_meant(name, paths)]}
+    return [path for path in paths if path in chosen] or paths
+
+
+def _meant(name: str, paths: list[Path]) -> Path:
+    stem = Path(name).name.removesuffix(".py")
+    for path in paths:
+        number, _, word = path.stem.partition("_")
+        if stem in (path.stem, word) or (stem.isdecimal() and int(stem) == int(number)):
+            return path
+    known = {form: path.stem for path in paths for form in (path.stem, path.stem.partition("_")[2])}
+    near = dict.fromkeys(known[k] for k in difflib.get_close_matches(stem, known, 3, 0.4))
+    said = f"did you mean {' or '.join(near)}?" if near else "`minprefix lessons` lists them"
+    raise InputError(f"there is no lesson {files.shown(name)}: {said}")
+
+
+def read(path: Path) -> Lesson:
+    """Raises InputError if it is no text; what is wrong with its head is in `faults`."""
+    import jupytext
+
+    text = files.read_text(path, "lesson")
+    found = jupytext.reads(text, fmt="py:percent").cells
+    kinds: dict[str, Literal["text", "code"]] = {"markdown": "text", "code": "code"}
+    cells = [
+        Cell(i, kinds.get(c.cell_type, "text"), c.source) for i, c in enumerate(found, start=1)
+    ]
+    faults = []
+    first = cells[0].source if cells and cells[0].kind == "text" else ""
+    head = _HEAD.match(first + "\n")
+    title, items = path.stem, {}
+    if head is None:
+        faults.append("the first cell is no text that begins with `# Title`")
+    else:
+        title = head["title"].strip()
+        cells[0] = Cell(1, "text", first[head.end() :])
+        for item in _ITEM.finditer(head["items"]):
+            items[item["name"]] = " ".join(item["text"].split())
+        faults += _faults(items)
+    return Lesson(path, cells, title, items, faults)
+
+
+def _faults(items: dict[str, str]) -> list[str]:
+    faults = [
+        f"the head lacks an item `- **{name}** ...`" for name in _ITEMS if not items.get(name)
+    ]
+    more = [name for name in items if name not in _ITEMS]
+    if more:
+        faults.append(f"the head has an item that is none of the four: {files.listed(more)}")
+    elif not faults and list(items) != list(_ITEMS):
+        faults.append(f"the items of the head are not in the order {', '.join(_ITEMS)}")
+    for name, form, example in (
+        ("Time", _TIME, "30 minutes; it runs in 1 second."),
+        ("Difficulty", _DIFFICULTY, "2 of 3."),
+    ):
+        if items.get(name) and not form.fullmatch(items[name]):
+            faults.append(f"{name} {files.shown(items[name])} is not of the form `{example}`")
+    return faults

@@ -1,0 +1,136 @@
+"""A lesson's cells are run in a kernel of their own, as a notebook runs them."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minprefix import files
+from minprefix.lessons.reading import Lesson
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    lesson: Lesson
+    outputs: dict[int, list[Any]]  # by the cell's number
+    #: the sentence that says which cell did not run, and why
+    failure: str | None
+    seconds: float
+
+
+def run_all(
+    lessons: Sequence[Lesson], jobs: int, time_limit: float, say: Callable[[Run], None]
+) -> list[Run]:
+    """`jobs` kernels at a time; a lesson that does not run does not stop the others."""
+    kernels: list[Any] = []
+    with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process, its kernel
+        waiting: set[Future[Run]] = set()
+        try:
+            futures = [pool.submit(_run, lesson, time_limit, kernels) for lesson in lessons]
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    say(future.result())
+        except BaseException:  # Ctrl-C does not reach the kernels: they have sessions of their own
+            for future in waiting:
+                future.cancel()
+            for kernel in kernels:
+                _kill(kernel)
+            raise
+    return [future.result() for future in futures]
+
+
+def _kill(kernel: Any) -> None:
+    with contextlib.suppress(AttributeError, TypeError, ProcessLookupError):  # gone, or not begun
+        os.kill(kernel.provisioner.pid, signal.SIGKILL)
+
+
+def _run(lesson: Lesson, time_limit: float, kernels: list[Any]) -> Run:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    v4: Any = nbformat.v4
+    code = [cell for cell in lesson.cells if cell.kind == "code"]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell.source) for cell in code])
+    at = 0  # the cell that runs
+
+    def begins(cell: Any, cell_index: int) -> None:
+        nonlocal at
+        at = cell_index
+
+    failure, begun = None, time.monotonic()
+    # what a lesson writes is gone afterwards
+    with tempfile.TemporaryDirectory(prefix="minprefix-", ignore_cleanup_errors=True) as folder:
+        kernel = _kernel(folder)
+        kernels.append(kernel)
+        here = Path(folder) / "lesson"
+        here.mkdir()
+        client = NotebookClient(
+            notebook,
+            km=kernel,
+            timeout=time_limit,
+            on_cell_start=begins,
+            coalesce_streams=True,
+            shutdown_kernel="immediate",
+            resources={"metadata": {"path": str(here)}},
+        )
+        try:
+            client.execute(cleanup_kc=True, env=_environment(folder))
+        except CellTimeoutError:
+            failure = f"runs for more than {time_limit:g} seconds"
+        except DeadKernelError:
+            failure = "the kernel died (out of memory, or a crash in compiled code)"
+        except RuntimeError as error:
+            failure = f"cannot begin, its kernel did not start: {files.said(error)}"
+        except CellExecutionError as error:
+            said = " ".join(str(error.evalue).split())
+            failure = f"raises {error.ename}" + (f": {files.shown(said)[1:-1]}" if said else "")
+    if failure is not None:
+        number = code[at].number if code else 0
+        failure = f"{lesson.name}, cell {number} {failure}"
+    outputs = {
+        cell.number: list(run.outputs) for cell, run in zip(code, notebook.cells, strict=True)
+    }
+    return Run(lesson, outputs, failure, time.monotonic() - begun)
+
+
+def _kernel(folder: str) -> Any:
+    """Of this Python, whatever kernels of that name the user has installed."""
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            options = [
+                "--IPKernelApp.extra_extensions=minprefix.lessons.in_kernel",
+                "--log-level=ERROR",
+            ]
+            return KernelSpec(argv=launch + options, display_name="lesson", language="python")
+
+    kernel = AsyncKernelManager(kernel_spec_manager=ThisPython())
+    if sys.platform != "win32":  # which has no sockets that are files; these are nobody else's
+        kernel.transport, kernel.ip = "ipc", f"{folder}/socket"
+    return kernel
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """The lessons import this package, and draw into the notebook."""
+    paths = [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "IPYTHONDIR": folder,  # no profile of the user's: no start-up files
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }

@@ -1,0 +1,416 @@
+"""The lessons as a static site: `minprefix lessons --out DIR`.
+
+A page a lesson, its text beside its code, with what the code gave; an index; a search; and a page
+for each file of the house that a lesson links to. No page asks the network for anything. The parts
+that are not made here are `page.html`, `site.css` and `site.js` beside this module.
+"""
+
+import contextlib
+import json
+import os
+import posixpath
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from minprefix import files
+from minprefix.errors import InputError
+from minprefix.lessons import outputs, reading
+from minprefix.lessons.reading import Lesson
+from minprefix.lessons.running import Run, run_all
+from minprefix.lessons.text import Page, highlighted
+
+_HERE = Path(__file__).parent
+_PACKAGE = _HERE.parent
+#: which files of a folder are the site's: a file of ours that names them
+MARK = ".minprefix-lessons"
+_LARGEST_FILE = 2**20  # bytes of a file that is shown as a page
+_SHORT = 12  # lines of output that are not set off
+
+
+@dataclass
+class Site:
+    """What all pages have in common."""
+
+    folder: Path  # that the lessons come from
+    known: dict[str, Path]  # all lessons by their names
+    lessons: list[Lesson]  # those that have a page
+    to: Path
+    warnings: list[str] = field(default_factory=list)
+    #: file of the house -> the lessons that link to it
+    sources: dict[str, list[Lesson]] = field(default_factory=dict)
+    #: what each page has to point at, and who says so: (page, fragment, lesson and cell)
+    pointed: list[tuple[str, str, str]] = field(default_factory=list)
+    #: the headings of each lesson's page
+    slugs: dict[str, set[str]] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+
+    def write(self, name: str, data: str | bytes) -> None:
+        path = self.to / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        self.written.append(name)
+
+
+def build(
+    paths: Sequence[Path],
+    out: Path,
+    jobs: int = 2,
+    time_limit: float = 120,
+    folder: Path | None = None,
+    ran: Callable[[Run], None] = lambda run: None,
+) -> tuple[list[str], list[str]]:
+    """The warnings, and what did not run. If anything did not, `out` is as it was."""
+    reading.require_extra()
+    known = {path.stem: path for path in reading.lesson_paths(folder)}
+    lessons = [reading.read(path) for path in paths]
+    _check_replaceable(out)
+    runs = run_all(lessons, jobs, time_limit, ran)
+    failures = [run.failure for run in runs if run.failure is not None]
+    if failures:
+        return [], failures
+    with _in_place_of(out) as new:
+        site = Site(folder or paths[0].parent, known, lessons, new)
+        pages = [_lesson_page(site, run) for run in runs]
+        for page, fragment, where in site.pointed:
+            if fragment not in site.slugs.get(page, ()):
+                site.warnings.append(f"{where}: {page} has no heading #{fragment}")
+        _source_pages(site)
+        _index_page(site, pages)
+        _search_data(site, pages)
+        for name in ("site.css", "site.js"):
+            site.write(name, (_HERE / name).read_bytes())
+        site.write(MARK, "\n".join(["a site of minprefix lessons; its files:", *site.written]))
+    return site.warnings, []
+
+
+# ---- the folder -------------------------------------------------------------------------------
+
+
+def _check_replaceable(out: Path) -> None:
+    """Only a site that is wholly ours is ever replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"{out} is no folder: give --out a folder, or a name that is not taken")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / MARK).is_file():
+        raise InputError(f"{out} is no site of lessons and not empty: give --out another folder")
+    ours = {*files.read_text(out / MARK, "list of the site's files").split("\n")[1:], MARK}
+    present = (Path(top, name) for top, _, names in os.walk(out) for name in names)
+    more = sorted({p.relative_to(out).as_posix() for p in present} - ours)
+    if more:
+        raise InputError(
+            f"{out} also holds {files.listed(more[:3])}, which would be lost with the old site: "
+            "move it, or give --out another folder"
+        )
+
+
+@contextlib.contextmanager
+def _in_place_of(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when it is finished, and not before."""
+    out = Path(os.path.abspath(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lessons-", dir=out.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        yield new
+        _check_replaceable(out)  # much may have happened in a minute
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+# ---- links ------------------------------------------------------------------------------------
+
+
+def _target(site: Site, lesson: Lesson, href: str, where: str) -> str | None:
+    """A link of a lesson as a link of its page; None, with a warning, if it is dead."""
+
+    def dead(why: str) -> None:
+        site.warnings.append(f"{where}: the link {files.shown(href)} is dead: {why}")
+
+    if href.startswith(("https://", "http://")):
+        return href
+    parts = urlsplit(href)
+    if parts.scheme or parts.netloc:
+        return dead("it is no address of the web and no file")
+    place = posixpath.normpath(f"tutorials/{unquote(parts.path)}") if parts.path else lesson.name
+    stem = posixpath.basename(place).removesuffix(".py")
+    fragment = f"#{parts.fragment}" if parts.fragment else ""
+    if not parts.path or place == f"tutorials/{stem}.py":
+        if not parts.path:
+            stem = lesson.name
+        if stem not in site.known:
+            return dead("there is no such lesson")
+        if stem in {other.name for other in site.lessons}:
+            if fragment:
+                site.pointed.append((stem, unquote(parts.fragment), where))
+            return f"{stem}.html{fragment}" if parts.path else fragment
+    try:
+        source = files.read_text(_house(site, place), "file", _LARGEST_FILE)
+    except InputError as error:
+        return dead(str(error))
+    line = _line(source, unquote(parts.fragment))
+    if line is None:
+        return dead(f"{place} has no line and no name {files.shown(parts.fragment)}")
+    linking = site.sources.setdefault(place, [])
+    if lesson not in linking:
+        linking.append(lesson)
+    return f"{_source_page(place)}{line}"
+
+
+def _house(site: Site, place: str) -> Path:
+    """Where a file is, in a clone and in an installation."""
+    if place.startswith("minprefix/"):
+        path, top = _PACKAGE.parent / place, _PACKAGE
+    else:
+        path = site.folder / posixpath.relpath(place, "tutorials")
+        top = site.folder.parent
+    if not path.resolve().is_relative_to(top.resolve()):
+        raise InputError(f"{place} is outside of this project")
+    return path
+
+
+def _line(source: str, fragment: str) -> str | None:
+    """`L20` is a line; any other fragment is a name, and means the line that defines it."""
+    lines = source.splitlines()
+    if not fragment:
+        return ""
+    if re.fullmatch(r"L\d+", fragment):
+        return f"#{fragment}" if 1 <= int(fragment[1:]) <= len(lines) else None
+    name = re.compile(rf"\s*(?:(?:def|class) {re.escape(fragment)}\b|{re.escape(fragment)} *[:=])")
+    for number, line in enumerate(lines, start=1):
+        if name.match(line):
+            return f"#L{number}"
+    return None
+
+
+def _source_page(place: str) -> str:
+    return f"files/{quote(place)}.html"
+
+
+# ---- pages ------------------------------------------------------------------------------------
+
+
+def _framed(site: Site, name: str, title: str, kind: str, main: str, rel: str = "") -> str:
+    root = "../" * name.count("/")
+    every = ""
+    for other in site.lessons:
+        page = f"{other.name}.html"
+        here = ' aria-current="page"' if name == page else ""
+        every += f'<li value="{other.number}"><a href="{root}{page}"{here}>'
+        every += f"{_plain(other.title)}</a></li>"
+    parts = {
+        "title": escape(title),
+        "root": root,
+        "kind": kind,
+        "main": main,
+        "all": every,
+        "rel": rel,
+    }
+    frame = (_HERE / "page.html").read_text(encoding="utf-8")
+    # in one go: what a lesson says is no marker
+    return re.sub(r"@(\w+)@", lambda m: parts[m[1]], frame)
+
+
+def _plain(markdown: str) -> str:
+    """A title where no markup is of use."""
+    return escape(markdown.replace("`", ""))
+
+
+def _lesson_page(site: Site, run: Run) -> Page:
+    lesson = run.lesson
+    at = 1  # the cell that is being set
+
+    def where() -> str:
+        return f"{lesson.name}, cell {at}"
+
+    def warn(what: str) -> None:
+        site.warnings.append(f"{where()}: {what}")
+
+    page = Page(lambda href: _target(site, lesson, href, where()), warn)
+    for fault in lesson.faults:
+        warn(fault)
+    items = {name: page.inline(text) for name, text in lesson.items.items()}
+    rows: list[tuple[str, list[str]]] = [("", [])]
+    predicts = False
+    for cell in lesson.cells:
+        at = cell.number
+        if cell.kind == "text":
+            if predicts:
+                warn("this text stands between a prediction and the code that answers it")
+            rows += [(piece, []) for piece in page.html(cell.source)]
+            predicts = page.predicts(cell.source)
+        elif cell.source.strip():
+            page.code(cell.source)
+            rows[-1][1].append(_code_cell(site, run, at, predicts, warn))
+            predicts = False
+    if predicts:
+        warn("no code answers this prediction")
+    site.slugs[lesson.name] = {section.slug for section in page.sections}
+    body = "".join(_row(text, beside) for text, beside in rows if text or beside)
+    i = site.lessons.index(lesson)
+    before = site.lessons[i - 1] if i else None
+    after = site.lessons[i + 1] if i + 1 < len(site.lessons) else None
+    rel = "".join(
+        f'<link rel="{which}" href="{other.name}.html">\n'
+        for which, other in (("prev", before), ("next", after))
+        if other
+    )
+    main = _opening(lesson, items, page) + body + _neighbours(before, after)
+    title = f"{lesson.number}. {lesson.title.replace('`', '')} · minprefix lessons"
+    script = f"{lesson.name}.py"
+    site.write(script, lesson.path.read_bytes())
+    name = f"{lesson.name}.html"
+    site.write(name, _framed(site, name, title, "lesson", main, rel))
+    return page
+
+
+def _row(text: str, beside: list[str]) -> str:
+    if not beside:
+        return f'<section class="row alone"><div class="text">{text}</div></section>\n'
+    left = f'<div class="text">{text}</div>' if text else '<div class="text none"></div>'
+    right = f'<div class="beside"><div class="held">{"".join(beside)}</div></div>'
+    return f'<section class="row">{left}{right}</section>\n'
+
+
+def _code_cell(site: Site, run: Run, number: int, folded: bool, warn: Callable[[str], None]) -> str:
+    lesson = run.lesson
+    pictures = 0
+
+    def save(ending: str, data: bytes) -> str:
+        nonlocal pictures
+        pictures += 1
+        name = f"pictures/{lesson.name}-{number}-{pictures}{ending}"
+        site.write(name, data)
+        return name
+
+    source = next(cell.source for cell in lesson.cells if cell.number == number)
+    lines = "".join(highlighted(source, "python", f"c{number}-"))
+    gave = outputs.shown(run.outputs.get(number, []), save, warn)
+    if folded and not gave:
+        warn("answers a prediction, and shows nothing")
+    if gave:
+        gave = f'<div class="gave">{gave}</div>'
+    if gave and folded:
+        say = '<span class="ask">Your prediction first.</span> Show what it says'
+        gave = f'<details class="answer"><summary>{say}</summary>{gave}</details>'
+    return (
+        f'<div class="cell" id="cell-{number}"><div class="code">'
+        f'<a class="number" href="#cell-{number}" aria-label="Cell {number}">{number}</a>'
+        f"<pre>{lines}</pre></div>{gave}</div>"
+    )
+
+
+def _opening(lesson: Lesson, items: dict[str, str], page: Page) -> str:
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in items.items())
+    contents = "".join(
+        f'<li class="h{section.level}"><a href="#{section.slug}">{escape(section.title)}</a></li>'
+        for section in page.sections
+        if section.level in (2, 3)
+    )
+    script = f"{lesson.name}.py"
+    return (
+        f'<header class="opening row"><div class="text"><p class="eyebrow">Lesson {lesson.number}'
+        f"</p><h1>{page.inline(lesson.title)}</h1><dl>{facts}</dl></div>"
+        '<div class="beside"><nav class="contents" aria-labelledby="contents">'
+        f'<h2 id="contents">On this page</h2><ol>{contents}</ol><p class="script">This page is the '
+        f'script <a href="{script}" download>{script}</a>: run it, step through it in a debugger, '
+        "or open it as a notebook.</p></nav></div></header>\n"
+    )
+
+
+def _neighbours(before: Lesson | None, after: Lesson | None) -> str:
+    links = "".join(
+        f'<a class="{which}" rel="{rel}" href="{other.name}.html"><span>{said}</span> '
+        f"{other.number}. {_plain(other.title)}</a>"
+        for other, which, rel, said in (
+            (before, "before", "prev", "Previous"),
+            (after, "after", "next", "Next"),
+        )
+        if other
+    )
+    return f'<nav class="neighbours" aria-label="Neighbouring lessons">{links}</nav>'
+
+
+def _index_page(site: Site, pages: Sequence[Page]) -> None:
+    entries = []
+    for lesson, page in zip(site.lessons, pages, strict=True):
+        items = {
+            name: page.inline(text) for name, text in lesson.items.items() if name != "Difficulty"
+        }
+        dots = ""
+        if lesson.difficulty is not None:
+            dots = (
+                f'<span class="dots" role="img" aria-label="difficulty {lesson.difficulty} of 3">'
+                f"{'●' * lesson.difficulty}{'○' * (3 - lesson.difficulty)}</span>"
+            )
+        minutes = "" if lesson.minutes is None else f"{lesson.minutes} min"
+        entries.append(
+            f'<li><span class="ordinal" aria-hidden="true">{lesson.number}</span><div>'
+            f'<h2><a href="{lesson.name}.html">{page.inline(lesson.title)}</a></h2>'
+            f"<p><b>You will be able to</b> {items.get('You will be able to', '…')}</p>"
+            f'<p class="quiet"><b>You need</b> {items.get("You need", "…")}</p></div>'
+            f'<p class="measure">{minutes}<br>{dots}</p></li>'
+        )
+    total = sum(lesson.minutes or 0 for lesson in site.lessons)
+    hours = f"{total / 60:.0f} hours" if total >= 90 else f"{total} minutes"
+    main = (
+        '<header class="opening"><h1>From one derivative to a trained prefix</h1>'
+        "<p>Prefix-tuning of a GPT-2, forward and backward by hand, in plain NumPy. Each lesson "
+        "derives on paper, computes, checks what it computed in more than one way, and breaks it "
+        f"to see which check notices. {len(site.lessons)} lessons, {hours}, "
+        "and no network.</p></header>"
+        f'<ol class="lessons">{"".join(entries)}</ol>'
+    )
+    site.write("index.html", _framed(site, "index.html", "minprefix lessons", "index", main))
+
+
+def _source_pages(site: Site) -> None:
+    from pygments.lexers import get_lexer_for_filename
+    from pygments.util import ClassNotFound
+
+    for place, linking in site.sources.items():
+        try:
+            language = get_lexer_for_filename(place).aliases[0]
+        except ClassNotFound:
+            language = "text"
+        source = files.read_text(_house(site, place), "file", _LARGEST_FILE)
+        name = f"files/{place}.html"
+        root = "../" * name.count("/")
+        back = ", ".join(
+            f'<a href="{root}{lesson.name}.html">{lesson.number}. {_plain(lesson.title)}</a>'
+            for lesson in linking
+        )
+        main = (
+            f'<h1><code>{escape(place)}</code></h1><p class="quiet">Linked from {back}.</p>'
+            f'<div class="code"><pre>{"".join(highlighted(source, language, "L"))}</pre></div>'
+        )
+        site.write(name, _framed(site, name, f"{place} · minprefix lessons", "file", main))
+
+
+def _search_data(site: Site, pages: Sequence[Page]) -> None:
+    """A script, not JSON: a page that is opened as a file may not fetch."""
+    found = [
+        {
+            "page": f"{lesson.name}.html",
+            "lesson": f"{lesson.number}. {lesson.title.replace('`', '')}",
+            "slug": section.slug,
+            "title": section.title,
+            "text": "\n".join(section.text),
+            "code": "\n".join(section.code),
+        }
+        for lesson, page in zip(site.lessons, pages, strict=True)
+        for section in page.sections
+    ]
+    data = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    site.write("search.js", f"window.lessonSections = {data};\n")

@@ -1,0 +1,237 @@
+"""The Markdown of a lesson as HTML, and the code of it, highlighted. All is escaped."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from minprefix import files
+from minprefix.lessons.formula import FormulaError, mathml
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+#: what of HTML a lesson may use
+_TAG = re.compile(r"</?(?:details|summary|br|sub|sup|kbd)\s*/?>", re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+
+@dataclass
+class Section:
+    """What is found by a search: a heading, and what stands under it."""
+
+    slug: str
+    title: str
+    level: int
+    text: list[str] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """What the cells of one page have in common: its headings, and who hears of what is wrong.
+
+    `link` gives what a link's target is on the site, or None if it is dead; `warn` is told what is
+    wrong in the cell that is being set.
+    """
+
+    link: Callable[[str], str | None]
+    warn: Callable[[str], None]
+    sections: list[Section] = field(default_factory=lambda: [Section("", "", 1)])
+
+    def __post_init__(self) -> None:
+        from markdown_it import MarkdownIt
+        from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+        self._markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+        self._markdown.use(dollarmath_plugin, allow_space=False, double_inline=True)
+        rules: Any = self._markdown.renderer.rules
+        rules["math_inline"] = lambda t, i, o, e: self._math(t[i].content, False)
+        rules["math_inline_double"] = rules["math_block"] = lambda t, i, o, e: self._math(
+            t[i].content, True
+        )
+        rules["fence"] = lambda t, i, o, e: self._fence(t[i].content, t[i].info.strip())
+        rules["code_block"] = lambda t, i, o, e: self._fence(t[i].content, "")
+        rules["html_block"] = rules["html_inline"] = lambda t, i, o, e: self._html(t[i].content)
+        rules["image"] = lambda t, i, o, e: self._picture(t[i])
+        rules["table_open"] = lambda t, i, o, e: '<div class="table"><table>\n'
+        rules["table_close"] = lambda t, i, o, e: "</table></div>\n"
+
+    def html(self, source: str) -> list[str]:
+        """A cell, in pieces: each heading begins one."""
+        tokens = self._markdown.parse(source)
+        self._walk(tokens)
+        pieces, begun, inside = [], 0, 0
+        for i, token in enumerate(tokens):
+            if token.type == "html_block":
+                inside += len(re.findall("<details>", token.content))
+                inside -= len(re.findall("</details>", token.content))
+            if token.type == "heading_open" and token.level == 0 and not inside and i > begun:
+                pieces.append(self._set(tokens[begun:i]))
+                begun = i
+        return [*pieces, self._set(tokens[begun:])] if tokens else []
+
+    def _set(self, tokens: "Sequence[Token]") -> str:
+        shown = self._markdown.renderer.render(tokens, self._markdown.options, {})
+        for tag in ("details", "summary"):
+            opened, closed = (len(re.findall(f"<{mark}{tag}>", shown)) for mark in ("", "/"))
+            if opened != closed:
+                self.warn(f"<{tag}> is opened {opened} times and closed {closed} times")
+                shown += f"</{tag}>" * max(0, opened - closed)
+        return shown
+
+    def predicts(self, source: str) -> bool:
+        """Whether the cell ends by asking for a prediction."""
+        starts = [
+            (tokens[i - 1].map, token.content)
+            for tokens in [self._markdown.parse(source)]
+            for i, token in enumerate(tokens)
+            if token.type == "inline" and token.content.startswith("**Predict")
+        ]
+        for lines, content in starts:
+            if not content.startswith("**Predict.**"):
+                self.warn(f"{files.shown(content)} does not begin with `**Predict.**`")
+            elif source[: len(source.rstrip())].count("\n") + 1 != lines[1]:
+                self.warn("**Predict.** is not the last paragraph of its cell")
+            else:
+                return True
+        return False
+
+    def inline(self, source: str) -> str:
+        """Markdown that is no paragraph of its own."""
+        tokens = self._markdown.parseInline(source)
+        self._walk(tokens)
+        return self._markdown.renderer.render(tokens, self._markdown.options, {})
+
+    def code(self, source: str) -> None:
+        self.sections[-1].code.append(source)
+
+    # ---- what the tokens say ----------------------------------------------------------------
+
+    def _walk(self, tokens: "Sequence[Token]") -> None:
+        for i, token in enumerate(tokens):
+            if token.type == "heading_open":
+                self._heading(token, tokens[i + 1])
+            elif token.type == "inline":
+                self._inline(token)
+                if token.content.startswith("**Predict.**") and tokens[i - 1].level == 0:
+                    tokens[i - 1].attrSet("class", "predict")
+            elif token.type in ("fence", "code_block"):
+                self.sections[-1].code.append(token.content)
+            elif token.type == "math_block":
+                self.sections[-1].text.append(token.content)
+
+    def _heading(self, token: "Token", inline: "Token") -> None:
+        title = _words(inline)
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") or "section"
+        taken = {section.slug for section in self.sections}
+        alone, n = slug, 1
+        while slug in taken:
+            slug, n = f"{alone}-{n}", n + 1
+        token.attrSet("id", slug)
+        level = int(token.tag[1])
+        if level == 1:
+            self.warn(f"the heading {files.shown(title)} is a second title: write `## `")
+        self.sections.append(Section(slug, title, level))
+
+    def _inline(self, token: "Token") -> None:
+        dollars = -token.content.count(r"\$")
+        for child in token.children or []:
+            if child.type == "text":
+                dollars += child.content.count("$")
+            elif child.type == "link_open":
+                href = str(child.attrGet("href"))
+                target = self.link(href)
+                if target is None:
+                    child.attrs.pop("href")
+                    child.attrSet("class", "dead")
+                else:
+                    child.attrSet("href", target)
+        if dollars > 0:
+            self.warn(
+                f"a dollar sign begins no formula in {files.shown(token.content)}: $x$ has no "
+                r"space inside its dollars, and money is \$"
+            )
+        self.sections[-1].text.append(_words(token))
+
+    # ---- how they are set -------------------------------------------------------------------
+
+    def _math(self, tex: str, block: bool) -> str:
+        try:
+            shown = mathml(tex.strip(), block)
+        except FormulaError as error:
+            self.warn(f"the formula {files.shown(tex.strip())} cannot be set: {error}")
+            shown = f'<code class="bad">{escape(tex)}</code>'
+        return f'<span class="display">{shown}</span>' if block else shown
+
+    def _fence(self, source: str, info: str) -> str:
+        language = info.split()[0] if info else "text"
+        if not known(language):
+            self.warn(f"the language {files.shown(language)} of a fence is not known")
+            language = "text"
+        return f'<div class="code fence"><pre>{"".join(highlighted(source, language))}</pre></div>'
+
+    def _html(self, source: str) -> str:
+        """The few tags of a lesson; between them, Markdown; any other markup shows as it is."""
+        source = _COMMENT.sub("", source)
+        parts, end = [], 0
+        for tag in [*_TAG.finditer(source), None]:
+            between = source[end : tag.start() if tag else len(source)]
+            if "<" in between:
+                self.warn(f"{files.shown(between.strip())} is no HTML that a lesson may use")
+                parts.append(escape(between))
+            else:
+                parts.append(self.inline(between) if between.strip() else between)
+            if tag:
+                parts.append(tag[0].lower())
+                end = tag.end()
+        return "".join(parts)
+
+    def _picture(self, token: "Token") -> str:
+        self.warn(f"the picture {files.shown(token.attrGet('src'))} is a file: draw it in a cell")
+        return escape(token.content)
+
+
+def _words(token: "Token") -> str:
+    """An inline token without its markup."""
+    words = []
+    for child in token.children or []:
+        if child.type in ("softbreak", "hardbreak"):
+            words.append(" ")
+        elif child.type != "html_inline":
+            words.append(child.content)
+    return "".join(words)
+
+
+# ---- code -------------------------------------------------------------------------------------
+
+
+def known(language: str) -> bool:
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    try:
+        get_lexer_by_name(language)
+    except ClassNotFound:
+        return False
+    return True
+
+
+def highlighted(source: str, language: str, lines: str | None = None) -> list[str]:
+    """HTML line by line, each with its line break; with `lines`, an anchor of that name and the
+    line's number on each."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+
+    lexer = get_lexer_by_name(language, stripnl=False, ensurenl=True)
+    # no span crosses a line's end
+    shown = highlight(source, lexer, HtmlFormatter(nowrap=True)).splitlines(keepends=True)
+    if lines is None:
+        return shown
+    return [
+        f'<span class="line" id="{lines}{n}"><a class="n" href="#{lines}{n}" tabindex="-1" '
+        f'aria-hidden="true">{n}</a>{line.rstrip()}</span>\n'
+        for n, line in enumerate(shown, start=1)
+    ]
