@@ -9,10 +9,13 @@ import unicodedata
 from xml.etree import ElementTree
 
 _MATHML = "http://www.w3.org/1998/Math/MathML"
-_TAGS = set(
-    "math mrow mi mn mo mtext mspace mfrac msqrt mroot mstyle msub msup msubsup munder mover "
-    "munderover mtable mtr mtd mpadded mphantom menclose".split()
-)
+# fmt: off
+_TAGS = {
+    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mstyle",
+    "msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mpadded",
+    "mphantom", "menclose",
+}
+# fmt: on
 #: what browsers set and latex2mathml does not read -> what it does
 _REWRITTEN = [
     (re.compile(r"\{aligned\}"), "{split}"),

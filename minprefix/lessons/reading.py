@@ -21,9 +21,12 @@ FOLDER = next(
     (p for p in (_PACKAGE / "tutorials", _PACKAGE.parent / "tutorials") if p.exists()), None
 )
 #: what the extra `lessons` installs, by the names of the modules
+# fmt: off
 _NEEDED = (
-    "jupytext nbformat nbclient ipykernel markdown_it mdit_py_plugins latex2mathml pygments".split()
+    "jupytext", "nbformat", "nbclient", "ipykernel", "markdown_it", "mdit_py_plugins",
+    "latex2mathml", "pygments",
 )
+# fmt: on
 _ITEMS = ("You will be able to", "You need", "Time", "Difficulty")
 _HEAD = re.compile(r"# (?P<title>.+)\n+(?P<items>(?:- .*\n(?:  .*\n)*)*)")
 _ITEM = re.compile(r"- \*\*(?P<name>.+?)\*\*[ \n](?P<text>.*(?:\n  .*)*)", re.MULTILINE)

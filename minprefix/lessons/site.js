@@ -46,7 +46,7 @@
   /** What is linked to may be folded away. */
   function unfold() {
     const id = decodeURIComponent(location.hash.slice(1));
-    const target = id && document.getElementById(id);
+    const target = id ? document.getElementById(id) : null;
     for (let at = target?.closest("details"); at; at = at.parentElement.closest("details")) at.open = true;
     if (target) target.scrollIntoView();
   }

@@ -134,34 +134,33 @@ def _in_place_of(out: Path) -> Iterator[Path]:
 
 def _target(site: Site, lesson: Lesson, href: str, where: str) -> str | None:
     """A link of a lesson as a link of its page; None, with a warning, if it is dead."""
+    try:
+        return _live(site, lesson, href, where)
+    except InputError as error:
+        site.warnings.append(f"{where}: the link {files.shown(href)} is dead: {error}")
+        return None
 
-    def dead(why: str) -> None:
-        site.warnings.append(f"{where}: the link {files.shown(href)} is dead: {why}")
 
+def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
     if href.startswith(("https://", "http://")):
         return href
     parts = urlsplit(href)
     if parts.scheme or parts.netloc:
-        return dead("it is no address of the web and no file")
-    place = posixpath.normpath(f"tutorials/{unquote(parts.path)}") if parts.path else lesson.name
-    stem = posixpath.basename(place).removesuffix(".py")
-    fragment = f"#{parts.fragment}" if parts.fragment else ""
-    if not parts.path or place == f"tutorials/{stem}.py":
-        if not parts.path:
-            stem = lesson.name
-        if stem not in site.known:
-            return dead("there is no such lesson")
-        if stem in {other.name for other in site.lessons}:
+        raise InputError("it is no address of the web and no file")
+    fragment = unquote(parts.fragment)
+    place = posixpath.normpath(f"tutorials/{unquote(parts.path) or lesson.path.name}")
+    name = posixpath.basename(place).removesuffix(".py")
+    if place == f"tutorials/{name}.py":
+        if name not in site.known:
+            raise InputError("there is no such lesson")
+        if any(name == other.name for other in site.lessons):
             if fragment:
-                site.pointed.append((stem, unquote(parts.fragment), where))
-            return f"{stem}.html{fragment}" if parts.path else fragment
-    try:
-        source = files.read_text(_house(site, place), "file", _LARGEST_FILE)
-    except InputError as error:
-        return dead(str(error))
-    line = _line(source, unquote(parts.fragment))
+                site.pointed.append((name, fragment, where))
+            at = f"#{parts.fragment}" if fragment else ""
+            return f"{name}.html{at}" if parts.path else at
+    line = _line(files.read_text(_house(site, place), "file", _LARGEST_FILE), fragment)
     if line is None:
-        return dead(f"{place} has no line and no name {files.shown(parts.fragment)}")
+        raise InputError(f"{place} has no line and no name {files.shown(fragment)}")
     linking = site.sources.setdefault(place, [])
     if lesson not in linking:
         linking.append(lesson)

@@ -46,7 +46,8 @@ class Page:
 
         self._markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
         self._markdown.use(dollarmath_plugin, allow_space=False, double_inline=True)
-        rules: Any = self._markdown.renderer.rules
+        renderer: Any = self._markdown.renderer
+        rules = renderer.rules
         rules["math_inline"] = lambda t, i, o, e: self._math(t[i].content, False)
         rules["math_inline_double"] = rules["math_block"] = lambda t, i, o, e: self._math(
             t[i].content, True
@@ -83,16 +84,13 @@ class Page:
 
     def predicts(self, source: str) -> bool:
         """Whether the cell ends by asking for a prediction."""
-        starts = [
-            (tokens[i - 1].map, token.content)
-            for tokens in [self._markdown.parse(source)]
-            for i, token in enumerate(tokens)
-            if token.type == "inline" and token.content.startswith("**Predict")
-        ]
-        for lines, content in starts:
-            if not content.startswith("**Predict.**"):
-                self.warn(f"{files.shown(content)} does not begin with `**Predict.**`")
-            elif source[: len(source.rstrip())].count("\n") + 1 != lines[1]:
+        last = len(source.rstrip().split("\n"))
+        for token in self._markdown.parse(source):
+            if token.type != "inline" or not token.content.startswith("**Predict"):
+                continue
+            if not token.content.startswith("**Predict.**"):
+                self.warn(f"{files.shown(token.content)} does not begin with `**Predict.**`")
+            elif token.level != 1 or token.map is None or token.map[1] != last:
                 self.warn("**Predict.** is not the last paragraph of its cell")
             else:
                 return True
