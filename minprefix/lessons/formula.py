@@ -35,12 +35,20 @@ _ALPHABETS = {
 }
 
 
+#: with limits below and above in a display
+_LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2009max", "arg\u2009min"}
+_UNDER = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
+#: what is a name, though it comes as an operator, with an operator's spaces
+_NAMES = {"∞", "∂", "∅"}
+
+
 class FormulaError(ValueError):
     """What in a formula cannot be set."""
 
 
 def mathml(tex: str, block: bool = False) -> str:
-    """Raises FormulaError."""
+    """A block is broken at each \\quad into formulas of their own, which stand side by side where
+    there is room. Raises FormulaError."""
     from latex2mathml.converter import convert
 
     refused = _REFUSED.search(tex)
@@ -61,18 +69,41 @@ def mathml(tex: str, block: bool = False) -> str:
     except ElementTree.ParseError:
         raise FormulaError("it has a bare & or <") from None
     for element in root.iter():
-        _mend(element)
+        _mend(element, block)
     ElementTree.register_namespace("", _MATHML)
-    return ElementTree.tostring(root, encoding="unicode")
+    formulas = _broken(root) if block else [root]
+    return "".join(ElementTree.tostring(formula, encoding="unicode") for formula in formulas)
 
 
-def _mend(element: ElementTree.Element) -> None:
+def _broken(root: ElementTree.Element) -> list[ElementTree.Element]:
+    rows: list[list[ElementTree.Element]] = [[]]
+    for element in root[0] if len(root) else ():
+        if element.tag.endswith("}mspace") and element.get("width") in ("1em", "2em"):
+            rows.append([])
+        else:
+            rows[-1].append(element)
+    formulas = []
+    for row in filter(None, rows):
+        formula = ElementTree.Element(root.tag, root.attrib)
+        ElementTree.SubElement(formula, f"{{{_MATHML}}}mrow").extend(row)
+        formulas.append(formula)
+    return formulas
+
+
+def _mend(element: ElementTree.Element, block: bool) -> None:
     tag = element.tag.removeprefix(f"{{{_MATHML}}}")
     if tag not in _TAGS:
         raise FormulaError(f"it holds the markup <{tag}>")
     unknown = re.search(r"\\\w*", element.text or "")
     if unknown:
         raise FormulaError(f"{unknown[0]} is not known")
+    if tag == "mo" and element.text in _NAMES:
+        element.tag = f"{{{_MATHML}}}mi"
+    elif tag == "mi" and element.text == "′":
+        element.tag = f"{{{_MATHML}}}mo"
+        element.attrib |= {"lspace": "0", "rspace": "0"}
+    elif tag in _UNDER and block and element[0].text in _LARGE:
+        element.tag = f"{{{_MATHML}}}{_UNDER[tag]}"
     variant = element.get("mathvariant")
     if variant in _ALPHABETS and element.text:
         element.text = "".join(_letter(char, _ALPHABETS[variant]) for char in element.text)

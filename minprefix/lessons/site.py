@@ -29,7 +29,6 @@ _PACKAGE = _HERE.parent
 #: which files of a folder are the site's: a file of ours that names them
 MARK = ".minprefix-lessons"
 _LARGEST_FILE = 2**20  # bytes of a file that is shown as a page
-_SHORT = 12  # lines of output that are not set off
 
 
 @dataclass
@@ -293,7 +292,7 @@ def _code_cell(site: Site, run: Run, number: int, folded: bool, warn: Callable[[
         site.write(name, data)
         return name
 
-    source = next(cell.source for cell in lesson.cells if cell.number == number)
+    source = next(cell.source for cell in lesson.cells if cell.number == number).strip("\n")
     lines = "".join(highlighted(source, "python", f"c{number}-"))
     gave = outputs.shown(run.outputs.get(number, []), save, warn)
     if folded and not gave:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 #: what of HTML a lesson may use
 _TAG = re.compile(r"</?(?:details|summary|br|sub|sup|kbd)\s*/?>", re.IGNORECASE)
+#: a formula is not parted from the mark before or behind it
+_PUNCTUATED = re.compile(
+    r"(\(<math (?:(?!</math>).)*</math>[.,:;!?)]*|<math (?:(?!</math>).)*</math>[.,:;!?)]+)",
+    re.DOTALL,
+)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
@@ -75,6 +80,7 @@ class Page:
 
     def _set(self, tokens: "Sequence[Token]") -> str:
         shown = self._markdown.renderer.render(tokens, self._markdown.options, {})
+        shown = _PUNCTUATED.sub(r'<span class="together">\1</span>', shown)
         for tag in ("details", "summary"):
             opened, closed = (len(re.findall(f"<{mark}{tag}>", shown)) for mark in ("", "/"))
             if opened != closed:
@@ -229,7 +235,7 @@ def highlighted(source: str, language: str, lines: str | None = None) -> list[st
     if lines is None:
         return shown
     return [
-        f'<span class="line" id="{lines}{n}"><a class="n" href="#{lines}{n}" tabindex="-1" '
+        f'<span class="line" id="{lines}{n}"><a class="ln" href="#{lines}{n}" tabindex="-1" '
         f'aria-hidden="true">{n}</a>{line.rstrip()}</span>\n'
         for n, line in enumerate(shown, start=1)
     ]
