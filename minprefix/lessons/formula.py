@@ -40,6 +40,7 @@ _LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2
 _UNDER = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
 #: what is a name, though it comes as an operator, with an operator's spaces
 _NAMES = {"∞", "∂", "∅"}
+_RELATIONS = set("=≈≠≤≥<>≪≫∈→≡∝")
 
 
 class FormulaError(ValueError):
@@ -47,8 +48,8 @@ class FormulaError(ValueError):
 
 
 def mathml(tex: str, block: bool = False) -> str:
-    """A block is broken at each \\quad into formulas of their own, which stand side by side where
-    there is room. Raises FormulaError."""
+    """More than one <math>, so that a narrow page can break the line: a block between its \\quad,
+    any other before =, < and the like. Raises FormulaError."""
     from latex2mathml.converter import convert
 
     refused = _REFUSED.search(tex)
@@ -71,17 +72,22 @@ def mathml(tex: str, block: bool = False) -> str:
     for element in root.iter():
         _mend(element, block)
     ElementTree.register_namespace("", _MATHML)
-    formulas = _broken(root) if block else [root]
-    return "".join(ElementTree.tostring(formula, encoding="unicode") for formula in formulas)
+    between = "" if block else "<wbr>"
+    return between.join(
+        ElementTree.tostring(formula, encoding="unicode") for formula in _broken(root, block)
+    )
 
 
-def _broken(root: ElementTree.Element) -> list[ElementTree.Element]:
+def _broken(root: ElementTree.Element, block: bool) -> list[ElementTree.Element]:
     rows: list[list[ElementTree.Element]] = [[]]
     for element in root[0] if len(root) else ():
-        if element.tag.endswith("}mspace") and element.get("width") in ("1em", "2em"):
+        if block and element.tag.endswith("}mspace") and element.get("width") in ("1em", "2em"):
             rows.append([])
-        else:
-            rows[-1].append(element)
+            continue
+        if not block and rows[-1] and element.tag.endswith("}mo") and element.text in _RELATIONS:
+            element.set("form", "infix")  # keeps its spaces, though it comes first
+            rows.append([])
+        rows[-1].append(element)
     formulas = []
     for row in filter(None, rows):
         formula = ElementTree.Element(root.tag, root.attrib)
@@ -99,16 +105,34 @@ def _mend(element: ElementTree.Element, block: bool) -> None:
         raise FormulaError(f"{unknown[0]} is not known")
     if tag == "mo" and element.text in _NAMES:
         element.tag = f"{{{_MATHML}}}mi"
-    elif tag == "mi" and element.text == "′":
-        element.tag = f"{{{_MATHML}}}mo"
-        element.attrib |= {"lspace": "0", "rspace": "0"}
-    elif tag in _UNDER and block and element[0].text in _LARGE:
+    elif tag in ("msup", "msubsup"):
+        _prime(element)
+    if tag in _UNDER and block and element[0].text in _LARGE:
         element.tag = f"{{{_MATHML}}}{_UNDER[tag]}"
     variant = element.get("mathvariant")
     if variant in _ALPHABETS and element.text:
         element.text = "".join(_letter(char, _ALPHABETS[variant]) for char in element.text)
         del element.attrib["mathvariant"]
     _join_upright(element)
+
+
+def _prime(scripts: ElementTree.Element) -> None:
+    """A prime's glyph is raised already: as a superscript it would fly away from its letter."""
+    above = scripts[-1]
+    primes = above[0] if len(above) else above
+    if set(primes.text or "-") - set("′″‴"):
+        return
+    base = ElementTree.Element(f"{{{_MATHML}}}mrow")
+    base.append(scripts[0])
+    mark = ElementTree.SubElement(base, f"{{{_MATHML}}}mo", {"lspace": "0", "rspace": "0"})
+    mark.text = primes.text
+    scripts[0] = base
+    if len(above) > 1:
+        above.remove(primes)
+    else:
+        scripts.remove(above)
+        kind = "mrow" if len(scripts) == 1 else "msub"
+        scripts.tag = f"{{{_MATHML}}}{kind}"
 
 
 def _letter(char: str, alphabet: str) -> str:

@@ -37,9 +37,11 @@
       details.addEventListener("toggle", hold);
     }
     const all = document.querySelector(".all");
-    addEventListener("click", (event) => {
-      if (!all.contains(event.target)) all.open = false;
-    });
+    for (const left of ["click", "focusin"]) {
+      addEventListener(left, (event) => {
+        if (!all.contains(event.target)) all.open = false;
+      });
+    }
     root.dataset.ready = "";
   });
 
@@ -88,10 +90,10 @@
       let score = 0;
       for (const word of words) {
         const here =
-          8 * section.title.toLowerCase().includes(word) +
-          4 * section.lesson.toLowerCase().includes(word) +
+          8 * (section.title || section.lesson).toLowerCase().includes(word) +
           2 * section.text.toLowerCase().includes(word) +
-          section.code.toLowerCase().includes(word);
+          section.code.toLowerCase().includes(word) +
+          0.5 * section.lesson.toLowerCase().includes(word);
         if (!here) {
           score = 0;
           break;

@@ -238,7 +238,8 @@ def _lesson_page(site: Site, run: Run) -> Page:
     page = Page(lambda href: _target(site, lesson, href, where()), warn)
     for fault in lesson.faults:
         warn(fault)
-    items = {name: page.inline(text) for name, text in lesson.items.items()}
+    page.title = page.inline(lesson.title)
+    page.items = {name: page.inline(text) for name, text in lesson.items.items()}
     rows: list[tuple[str, list[str]]] = [("", [])]
     predicts = False
     for cell in lesson.cells:
@@ -264,7 +265,7 @@ def _lesson_page(site: Site, run: Run) -> Page:
         for which, other in (("prev", before), ("next", after))
         if other
     )
-    main = _opening(lesson, items, page) + body + _neighbours(before, after)
+    main = _opening(lesson, page) + body + _neighbours(before, after)
     title = f"{lesson.number}. {lesson.title.replace('`', '')} · minprefix lessons"
     script = f"{lesson.name}.py"
     site.write(script, lesson.path.read_bytes())
@@ -309,8 +310,8 @@ def _code_cell(site: Site, run: Run, number: int, folded: bool, warn: Callable[[
     )
 
 
-def _opening(lesson: Lesson, items: dict[str, str], page: Page) -> str:
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in items.items())
+def _opening(lesson: Lesson, page: Page) -> str:
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in page.items.items())
     contents = "".join(
         f'<li class="h{section.level}"><a href="#{section.slug}">{escape(section.title)}</a></li>'
         for section in page.sections
@@ -319,7 +320,7 @@ def _opening(lesson: Lesson, items: dict[str, str], page: Page) -> str:
     script = f"{lesson.name}.py"
     return (
         f'<header class="opening row"><div class="text"><p class="eyebrow">Lesson {lesson.number}'
-        f"</p><h1>{page.inline(lesson.title)}</h1><dl>{facts}</dl></div>"
+        f"</p><h1>{page.title}</h1><dl>{facts}</dl></div>"
         '<div class="beside"><nav class="contents" aria-labelledby="contents">'
         f'<h2 id="contents">On this page</h2><ol>{contents}</ol><p class="script">This page is the '
         f'script <a href="{script}" download>{script}</a>: run it, step through it in a debugger, '
@@ -343,9 +344,6 @@ def _neighbours(before: Lesson | None, after: Lesson | None) -> str:
 def _index_page(site: Site, pages: Sequence[Page]) -> None:
     entries = []
     for lesson, page in zip(site.lessons, pages, strict=True):
-        items = {
-            name: page.inline(text) for name, text in lesson.items.items() if name != "Difficulty"
-        }
         dots = ""
         if lesson.difficulty is not None:
             dots = (
@@ -355,9 +353,9 @@ def _index_page(site: Site, pages: Sequence[Page]) -> None:
         minutes = "" if lesson.minutes is None else f"{lesson.minutes} min"
         entries.append(
             f'<li><span class="ordinal" aria-hidden="true">{lesson.number}</span><div>'
-            f'<h2><a href="{lesson.name}.html">{page.inline(lesson.title)}</a></h2>'
-            f"<p><b>You will be able to</b> {items.get('You will be able to', '…')}</p>"
-            f'<p class="quiet"><b>You need</b> {items.get("You need", "…")}</p></div>'
+            f'<h2><a href="{lesson.name}.html">{page.title}</a></h2>'
+            f"<p><b>You will be able to</b> {page.items.get('You will be able to', '…')}</p>"
+            f'<p class="quiet"><b>You need</b> {page.items.get("You need", "…")}</p></div>'
             f'<p class="measure">{minutes}<br>{dots}</p></li>'
         )
     total = sum(lesson.minutes or 0 for lesson in site.lessons)

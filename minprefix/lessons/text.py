@@ -44,6 +44,9 @@ class Page:
     link: Callable[[str], str | None]
     warn: Callable[[str], None]
     sections: list[Section] = field(default_factory=lambda: [Section("", "", 1)])
+    #: of its lesson's head, as HTML
+    title: str = ""
+    items: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from markdown_it import MarkdownIt
@@ -124,7 +127,7 @@ class Page:
             elif token.type in ("fence", "code_block"):
                 self.sections[-1].code.append(token.content)
             elif token.type == "math_block":
-                self.sections[-1].text.append(token.content)
+                self.sections[-1].text.append(_spoken(token.content))
 
     def _heading(self, token: "Token", inline: "Token") -> None:
         title = _words(inline)
@@ -203,9 +206,20 @@ def _words(token: "Token") -> str:
     for child in token.children or []:
         if child.type in ("softbreak", "hardbreak"):
             words.append(" ")
+        elif child.type.startswith("math"):
+            words.append(_spoken(child.content))
         elif child.type != "html_inline":
             words.append(child.content)
     return "".join(words)
+
+
+def _spoken(tex: str) -> str:
+    """What is searched for in a formula: its letters and the names of its commands."""
+    tex = re.sub(
+        r"\\(?:mathrm|mathbf|mathbb|boldsymbol|text|operatorname|left|right|quad|qquad)", "", tex
+    )
+    tex = re.sub(r"\\(?:begin|end)\{\w+\*?\}|\\[^a-zA-Z]|[{}&]", " ", tex)
+    return " ".join(re.sub(r"\\([a-zA-Z]+)", r" \1 ", tex).split())
 
 
 # ---- code -------------------------------------------------------------------------------------
