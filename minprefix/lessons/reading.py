@@ -124,7 +124,7 @@ def read(path: Path) -> Lesson:
         faults.append("the first cell is no text that begins with `# Title`")
     else:
         title = head["title"].strip()
-        cells[0] = Cell(1, "text", first[head.end() :])
+        cells[0] = Cell(1, "text", first[head.end() :].strip("\n"))
         for item in _ITEM.finditer(head["items"]):
             items[item["name"]] = " ".join(item["text"].split())
         faults += _faults(items)

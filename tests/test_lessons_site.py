@@ -1,0 +1,472 @@
+"""`minprefix lessons`: what a lesson is, what a page shows, what is warned of, what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from minprefix.cli import main
+from minprefix.errors import InputError
+from minprefix.lessons import reading, running, site
+from minprefix.lessons.formula import FormulaError, mathml
+from minprefix.lessons.in_kernel import describe
+from minprefix.lessons.text import Page
+from tests.small_lessons import FIRST, HEAD, THIRD, write
+
+ROOT = Path(__file__).parents[1]
+HEADED = HEAD.format(title="T", need="nothing")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The site of the three small lessons."""
+    top = tmp_path_factory.mktemp("site")
+    folder = write(top / "tutorials")
+    warnings, failures = site.build(reading.lesson_paths(folder), top / "out", folder=folder)
+    assert (warnings, failures) == ([], [])
+    return top / "out"
+
+
+def page(built, name):
+    return (built / f"{name}.html").read_text(encoding="utf-8")
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+
+
+# ---- reading ----------------------------------------------------------------------------------
+
+
+def test_the_head_of_a_lesson_is_read_as_its_four_items(tmp_path):
+    lesson = reading.read(write(tmp_path, **{"04_x": FIRST}) / "04_x.py")
+    assert (lesson.number, lesson.title, lesson.faults) == (4, "The `first` one", [])
+    assert (lesson.minutes, lesson.difficulty) == (10, 2)
+    assert lesson.items["You will be able to"] == "read The `first` one, and more."
+    assert lesson.cells[0].source.startswith("## Formulas")
+    assert [cell.kind for cell in lesson.cells[:2]] == ["text", "code"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("# - **Time** 10 minutes; it runs in 1 second.\n", ""), "lacks an item `- **Time** ...`"),
+        (("10 minutes; it", "soon; it"), "Time 'soon; it runs in 1 second.' is not of the form"),
+        (("2 of 3.", "4 of 3."), "Difficulty '4 of 3.' is not of the form `2 of 3.`"),
+        (("- **You need**", "- **You want**"), "none of the four: 'You want'"),
+        (("# # T", "# T"), "no text that begins with `# Title`"),
+    ],
+)
+def test_a_fault_of_the_head_is_said(tmp_path, change, fault):
+    lesson = reading.read(write(tmp_path, **{"01_x": HEADED.replace(*change)}) / "01_x.py")
+    assert any(fault in said for said in lesson.faults), lesson.faults
+
+
+def test_a_lesson_is_named_by_number_name_or_file():
+    paths = [Path("t/03_softmax.py"), Path("t/04_attention.py")]
+    for name in ("4", "04", "attention", "04_attention", "tutorials/04_attention.py"):
+        assert reading.named([name], paths) == paths[1:]
+    assert reading.named([], paths) == reading.named(["4", "3"], paths) == paths
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("atention", "did you mean 04_attention?"), ("99", "lists them")]
+)
+def test_no_such_lesson_names_the_nearest(name, said):
+    with pytest.raises(InputError, match=re.escape(f"there is no lesson {name!r}")) as error:
+        reading.named([name], [Path("03_softmax.py"), Path("04_attention.py")])
+    assert said in str(error.value)
+
+
+def test_the_lessons_of_this_project_are_found_and_listed(capsys):
+    assert main(["lessons"]) == 0
+    listed = capsys.readouterr().out
+    for path in (ROOT / "tutorials").glob("[0-9]*.py"):
+        title = path.read_text(encoding="utf-8").split("\n")[1].removeprefix("# # ")
+        assert f"{int(path.stem[:2]):2d}  {title}  (" in listed
+
+
+def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch, capsys):
+    find_spec = reading.find_spec
+    monkeypatch.setattr(reading, "find_spec", lambda n: find_spec(n) if n != "nbclient" else None)
+    assert main(["lessons"]) == 2
+    said = capsys.readouterr().err
+    assert "nbclient" in said
+    assert "pip install 'minprefix[lessons]'" in said
+
+
+def test_the_command_line_waits_for_none_of_the_libraries():
+    loaded = f"{{'jupytext', 'nbclient', 'pygments', 'markdown_it', 'latex2mathml'}}"  # noqa: F541
+    code = f"import sys, minprefix.cli as c; c._parser(); print({loaded} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---- formulas ---------------------------------------------------------------------------------
+
+
+def characters(tex, block=False):
+    return "".join(unescape(re.sub("<[^>]+>", "", mathml(tex, block))).split())
+
+
+@pytest.mark.parametrize(
+    ("tex", "shown"),
+    [
+        (r"\mathrm{softmax}(S)", "softmax(S)"),
+        (r"\mathbf{W} \boldsymbol{\theta} \mathbb{R} \mathbf{1}", "𝐖𝜽ℝ𝟏"),
+        (r"dZ \odot Z \in \mathcal{L}", "dZ⊙Z∈ℒ"),
+        (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "a=bc=d"),
+        (r"\operatorname*{arg\,max}_x \arg \min", "argmaxxargmin"),
+        (r"(A^\top dZ)_{:P}", "(A⊤dZ):P"),
+        (r"K'^\top_j", "K′j⊤"),
+    ],
+)
+def test_a_formula_holds_the_letters_that_it_means(tex, shown):
+    assert characters(tex) == shown
+
+
+def test_a_word_is_one_upright_identifier():
+    assert "<mi>softmax</mi>" in mathml(r"\mathrm{softmax}")
+
+
+@pytest.mark.parametrize(
+    ("tex", "why"),
+    [
+        (r"\foo{x}", r"\foo is not known"),
+        (r"\frac{a}", "missing"),
+        (r"x_", "missing"),
+        ("{x", "braces do not pair"),
+        ("a & b", "bare & or <"),
+        (r"\text{a < b}", "bare & or <"),
+        (r"\text{<img src=x></img>}", "markup|bare"),
+        (r"\text{<b>x</b>}", "markup <b>"),
+        (r"x \tag{1}", r"\\tag is not for formulas"),
+        ("", "no available tokens"),
+    ],
+)
+def test_a_formula_that_cannot_be_set_is_refused_with_the_reason(tex, why):
+    with pytest.raises(FormulaError, match=why.replace("\\f", "\\\\f")):
+        mathml(tex)
+
+
+def test_a_long_formula_can_break_before_a_relation_and_a_block_at_its_quads():
+    assert mathml("a = b = c").count("<wbr>") == 2
+    assert mathml(r"a = b \quad c = d", block=True).count("<math") == 2
+    assert mathml(r"\begin{bmatrix} a \quad b \end{bmatrix} = c", block=True).count("<math") == 1
+
+
+def test_a_display_has_its_limits_below_and_above():
+    assert "<munder>" in mathml(r"\max_i x_i", block=True)
+    assert "<munderover>" in mathml(r"\sum_{i=1}^n x_i", block=True)
+    assert "<munder" not in mathml(r"\max_i x_i")
+
+
+# ---- text -------------------------------------------------------------------------------------
+
+
+def set_text(source):
+    warnings = []
+    page = Page(lambda href: href, warnings.append)
+    return "".join(page.html(source)), warnings, page
+
+
+@pytest.mark.parametrize(
+    ("source", "warning"),
+    [
+        ("```nosuch\nx\n```", "the language 'nosuch' of a fence is not known"),
+        (r"$\nosuch$", r"'\\nosuch' cannot be set: \nosuch is not known"),
+        ("costs $5", "a dollar sign begins no formula"),
+        ("$ x $", "a dollar sign begins no formula"),
+        ("# Again", "'Again' is a second title"),
+        ("<script>alert(1)</script>", "is no HTML that a lesson may use"),
+        ("a <img src=x onerror=alert(1)> b", "is no HTML that a lesson may use"),
+        ("<details><summary>S</summary>\n\nx", "<details> is opened 1 times and closed 0 times"),
+        ("![a plot](plot.png)", "the picture 'plot.png' is a file"),
+    ],
+)
+def test_what_a_page_cannot_show_is_warned_of(source, warning):
+    html, warnings, _ = set_text(source)
+    assert any(warning in said for said in warnings), warnings
+    assert "<script" not in html
+    assert "<img" not in html
+
+
+def test_money_that_is_escaped_and_dollars_in_code_are_no_formula():
+    html, warnings, _ = set_text(r"costs \$5 and `$HOME`, or \$6")
+    assert warnings == []
+    assert "costs $5 and <code>$HOME</code>, or $6" in html
+
+
+@pytest.mark.parametrize(
+    ("source", "predicts", "warning"),
+    [
+        ("text\n\n**Predict.** which,\nand why?\n", True, None),
+        ("**Predict** which?", False, "does not begin with `**Predict.**`"),
+        ("**Predict:** which?", False, "does not begin with `**Predict.**`"),
+        ("**Predict.** which?\n\nmore", False, "is not the last paragraph of its cell"),
+        ("- **Predict.** which?", False, "is not the last paragraph of its cell"),
+        ("nothing", False, None),
+    ],
+)
+def test_a_prediction_is_asked_for_at_the_end_of_a_cell(source, predicts, warning):
+    warnings = []
+    page = Page(lambda href: href, warnings.append)
+    assert page.predicts(source) is predicts
+    assert [warning in said for said in warnings] == [True] * (warning is not None)
+
+
+def test_a_search_finds_headings_text_formulas_and_code_by_section():
+    _, _, page = set_text(
+        "before\n\n## One `x`\n\n$\\mathrm{soft}(S)$\n\n## One `x`\n\n```python\ny\n```"
+    )
+    assert [(s.slug, s.title, s.text, s.code) for s in page.sections] == [
+        ("", "", ["before"], []),
+        ("one-x", "One x", ["One x", "soft (S)"], []),
+        ("one-x-1", "One x", ["One x"], ["y\n"]),
+    ]
+
+
+def test_a_picture_is_told_by_its_words():
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2)
+    assert describe(figure) == ""
+    figure.suptitle("Both")
+    left.set(title="Loss", xlabel="step", ylabel="nats")
+    left.plot([1, 2], label="train")
+    left.legend()
+    right.imshow([[1, 2]])
+    right.set_title("Attention")
+    told = "Both. Loss; across: step, up: nats; train. Attention; colours by value"
+    assert describe(figure) == told
+    plt.close(figure)
+
+
+# ---- the site ---------------------------------------------------------------------------------
+
+
+def test_what_answers_a_prediction_is_folded_and_nothing_else_is(built):
+    html = page(built, "01_first")
+    answers = re.findall(r'<details class="answer">.*?</details>', html, re.DOTALL)
+    assert len(answers) == 1
+    assert "42 &lt;script&gt;" in answers[0]
+    assert "Your prediction first." in answers[0]
+    assert html.count("42 &lt;script&gt;") == 1
+    assert "<details><summary>Solution 1, with <code>head</code></summary>" in html
+
+
+def test_all_that_is_printed_is_escaped(built):
+    assert "<script>document" not in page(built, "01_first")
+    assert "&amp;lt; wide" in page(built, "02_second")
+
+
+def test_a_picture_is_a_file_with_words_and_a_table_of_the_package_is_shown(built):
+    html = page(built, "01_first")
+    [(source, words)] = re.findall(r'<img src="([^"]+)" alt="([^"]+)">', html)
+    assert words == "Loss; across: step; train"
+    assert b"<svg" in (built / source).read_bytes()
+    assert "heat map, 2 rows, 3 columns" in html
+
+
+def test_links_go_to_pages_to_lines_and_to_headings_that_are_there(built):
+    html = page(built, "01_first")
+    reference = (ROOT / "minprefix/ops/reference.py").read_text(encoding="utf-8").split("\n")
+    line = next(i for i, t in enumerate(reference, 1) if t.startswith("def attention_backward("))
+    assert f'href="files/minprefix/ops/reference.py.html#L{line}"' in html
+    assert 'href="files/minprefix/gpt2.py.html#L3"' in html
+    assert 'href="02_second.html#break-it-yourself"' in html
+    assert 'href="01_first.html"' in page(built, "02_second")
+    source = page(built, "files/minprefix/ops/reference.py")
+    assert f'id="L{line}"' in source
+    assert "Linked from" in source
+    for file in built.rglob("*.html"):
+        for href in re.findall(r'(?:href|src)="([^"#]+)', file.read_text(encoding="utf-8")):
+            assert (file.parent / href).is_file(), (file, href)
+
+
+def test_no_page_names_the_network(built):
+    for file in built.rglob("*.*"):
+        if file.suffix in (".html", ".css", ".js"):
+            text = file.read_text(encoding="utf-8").replace("http://www.w3.org/", "")
+            if "files" not in file.parts:
+                assert not re.search("https?://|@import|url\\(", text), file
+
+
+def test_the_index_says_what_each_lesson_gives_and_asks(built):
+    html = page(built, "index")
+    assert re.findall(r'<h2><a href="(.*?).html">', html) == ["01_first", "02_second", "03_third"]
+    assert html.count("10 min") == 3
+    assert html.count('aria-label="difficulty 2 of 3"') == 3
+    assert "read The <code>first</code> one, and more." in html
+    assert "patience" in html
+
+
+def test_the_search_knows_text_and_code_and_ends_no_script(built):
+    text = (built / "search.js").read_text(encoding="utf-8")
+    sections = json.loads(text.removeprefix("window.lessonSections = ").removesuffix(";\n"))
+    [found] = [s for s in sections if "unfindable_elsewhere" in s["code"]]
+    assert (found["page"], found["slug"], found["title"]) == (
+        "01_first.html",
+        "exercises",
+        "Exercises",
+    )
+
+
+def test_the_pages_name_their_neighbours(built):
+    second = page(built, "02_second")
+    assert '<link rel="prev" href="01_first.html">' in second
+    assert '<link rel="next" href="03_third.html">' in second
+    assert 'rel="prev"' not in page(built, "01_first")
+    assert 'rel="next"' not in page(built, "03_third")
+
+
+@pytest.mark.parametrize(
+    ("body", "cell", "warning"),
+    [
+        ("# [x](09_none.py)\n", 1, "the link '09_none.py' is dead: there is no such lesson"),
+        ("# [x](../minprefix/none.py)\n", 1, "is dead"),
+        ("# [x](../minprefix/gpt2.py#nosuch)\n", 1, "has no line and no name 'nosuch'"),
+        ("# [x](../minprefix/gpt2.py#L99999)\n", 1, "has no line and no name 'L99999'"),
+        ("# [x](../../../../etc/passwd)\n", 1, "is outside of this project"),
+        ("# [x](javascript:alert)\n", 1, "no address of the web"),
+        ("# [x](#nowhere)\n", 1, "01_x has no heading #nowhere"),
+        ("\n# %%\nimport sys\n\nprint('hot', file=sys.stderr)\n", 2, "writes to stderr: 'hot'"),
+        ("#\n# **Predict.** x\n\n# %%\nx = 1\n", 2, "answers a prediction, and shows nothing"),
+        ("#\n# **Predict.** x\n", 1, "no code answers this prediction"),
+        (
+            "\n# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1])\nplt.show()\n",
+            2,
+            "draws a picture without words",
+        ),
+        ("\n# %%\nprint('x' * 200_000)\n", 2, "gives 200,000 characters of text"),
+    ],
+    ids=lambda value: None if isinstance(value, int) else value.strip()[:30],
+)
+def test_a_warning_names_lesson_and_cell(tmp_path, body, cell, warning):
+    folder = write(tmp_path / "t", **{"01_x": HEADED + body})
+    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out", folder=folder)
+    assert failures == []
+    assert len(warnings) == 1, warnings
+    assert warnings[0].startswith(f"01_x, cell {cell}: ")
+    assert warning in warnings[0]
+
+
+def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tmp_path):
+    folder = write(tmp_path / "t")
+    second = folder / "02_second.py"
+    warnings, _ = site.build([second], tmp_path / "out", folder=folder)
+    assert warnings == []
+    assert not (tmp_path / "out/01_first.html").exists()
+    assert 'href="files/tutorials/01_first.py.html"' in page(tmp_path / "out", "02_second")
+    assert "unfindable" in page(tmp_path / "out", "files/tutorials/01_first.py")
+
+
+# ---- what does not run ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("1 / 0", "raises ZeroDivisionError: division by zero"),
+        ("assert False, '<b>no</b>'", "raises AssertionError: <b>no</b>"),
+        ("import time\n\ntime.sleep(60)", "runs for more than 1.5 seconds"),
+        ("import os\n\nos.kill(os.getpid(), 9)", "the kernel died"),
+        ("input()", "raises StdinNotImplementedError"),
+        ("raise SystemExit", "raises SystemExit"),
+    ],
+)
+def test_a_cell_that_does_not_run_is_named_with_its_error(tmp_path, code, said):
+    text = f"{HEADED}\n# %%\nx = 1\n\n# %%\n{code}\n\n# %%\nprint('not reached')\n"
+    lesson = reading.read(write(tmp_path, **{"07_x": text}) / "07_x.py")
+    [run] = running.run_all([lesson], 1, 1.5, lambda run: None)
+    assert run.failure is not None
+    assert run.failure.startswith(f"07_x, cell 3 {said}")
+
+
+@pytest.fixture
+def lessons_of(monkeypatch, tmp_path):
+    """The command, over lessons of the test's own."""
+
+    def lessons_of(**texts):
+        monkeypatch.setattr(reading, "FOLDER", write(tmp_path / "tutorials", **texts))
+
+    return lessons_of
+
+
+def test_a_lesson_that_does_not_run_leaves_the_old_site_as_it_was(lessons_of, tmp_path, capsys):
+    out = tmp_path / "out"
+    lessons_of(**{"01_x": THIRD})
+    assert main(["lessons", "--out", str(out)]) == 0
+    before = files_of(out)
+    lessons_of(**{"01_x": THIRD.replace("assert True", "assert False, 'so'"), "02_y": THIRD})
+    capsys.readouterr()
+    assert main(["lessons", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "minprefix: error: 01_x, cell 2 raises AssertionError: so\n" in said
+    assert f"1 lesson did not run: {out} is as it was" in said
+    assert files_of(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tutorials"]
+
+
+def test_warnings_are_counted_and_are_the_exit_status(lessons_of, tmp_path, capsys):
+    lessons_of(**{"01_x": THIRD.replace("- **Time**", "- **Tim**").replace("patience", r"$\no$")})
+    assert main(["lessons", "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("minprefix: warning: 01_x, cell 1: ") == 3
+    assert "3 warnings; open" in captured.out
+    assert (tmp_path / "out/index.html").is_file()
+
+
+# ---- the folder -------------------------------------------------------------------------------
+
+
+def test_a_site_takes_the_place_of_an_older_one_wholly(lessons_of, tmp_path):
+    out = tmp_path / "a" / "out"
+    lessons_of(**{"01_x": THIRD, "02_y": THIRD})
+    assert main(["lessons", "--out", str(out)]) == 0
+    assert (out / "02_y.html").is_file()
+    assert main(["lessons", "1", "--out", str(out)]) == 0
+    assert not (out / "02_y.html").exists()
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def refused(out, capsys):
+    assert main(["lessons", "--out", str(out)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_not_a_site_of_ours_is_never_replaced(lessons_of, tmp_path, capsys, monkeypatch):
+    lessons_of(**{"01_x": THIRD})
+    monkeypatch.setattr(site, "run_all", lambda *a: pytest.fail("it ran the lessons first"))
+    (tmp_path / "file").write_text("mine")
+    assert "file is no folder" in refused(tmp_path / "file", capsys)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    assert "is no site of lessons and not empty" in refused(other, capsys)
+    (other / site.MARK).write_text("a site of minprefix lessons; its files:\nindex.html")
+    assert "also holds thesis.txt" in refused(other, capsys)
+    (tmp_path / "link").symlink_to(other)
+    assert "link is no folder" in refused(tmp_path / "link", capsys)
+    assert (tmp_path / "file").read_text() == (other / "thesis.txt").read_text() == "mine"
+
+
+def test_the_wheel_holds_the_lessons_and_what_the_pages_are_made_of():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"tutorials" = "minprefix/tutorials"' in project
+    assert (ROOT / "minprefix/lessons/page.html").is_file()
+
+
+def test_the_options_of_the_command_are_checked(capsys):
+    for given, said in (
+        (["--time-limit", "0"], "expected a number of seconds above 0"),
+        (["--time-limit", "nan"], "expected a number of seconds above 0"),
+        (["--jobs", "0"], "expected a whole number, at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["lessons", *given])
+        assert said in capsys.readouterr().err
