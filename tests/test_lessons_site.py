@@ -137,7 +137,7 @@ def test_a_word_is_one_upright_identifier():
     ("tex", "why"),
     [
         (r"\foo{x}", r"\foo is not known"),
-        (r"\frac{a}", "missing"),
+        (r"\frac{a}", "lacks a part"),
         (r"x_", "missing"),
         ("{x", "braces do not pair"),
         ("a & b", "bare & or <"),
@@ -332,7 +332,7 @@ def test_the_pages_name_their_neighbours(built):
         ("# [x](../minprefix/gpt2.py#nosuch)\n", 1, "has no line and no name 'nosuch'"),
         ("# [x](../minprefix/gpt2.py#L99999)\n", 1, "has no line and no name 'L99999'"),
         ("# [x](../../../../etc/passwd)\n", 1, "is outside of this project"),
-        ("# [x](javascript:alert)\n", 1, "no address of the web"),
+        ("# [x](ftp://a/b)\n", 1, "no address of the web"),
         ("# [x](#nowhere)\n", 1, "01_x has no heading #nowhere"),
         ("\n# %%\nimport sys\n\nprint('hot', file=sys.stderr)\n", 2, "writes to stderr: 'hot'"),
         ("#\n# **Predict.** x\n\n# %%\nx = 1\n", 2, "answers a prediction, and shows nothing"),
@@ -373,7 +373,7 @@ def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tm
     [
         ("1 / 0", "raises ZeroDivisionError: division by zero"),
         ("assert False, '<b>no</b>'", "raises AssertionError: <b>no</b>"),
-        ("import time\n\ntime.sleep(60)", "runs for more than 1.5 seconds"),
+        ("import time\n\ntime.sleep(60)", "runs for more than 2 seconds"),
         ("import os\n\nos.kill(os.getpid(), 9)", "the kernel died"),
         ("input()", "raises StdinNotImplementedError"),
         ("raise SystemExit", "raises SystemExit"),
@@ -382,7 +382,7 @@ def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tm
 def test_a_cell_that_does_not_run_is_named_with_its_error(tmp_path, code, said):
     text = f"{HEADED}\n# %%\nx = 1\n\n# %%\n{code}\n\n# %%\nprint('not reached')\n"
     lesson = reading.read(write(tmp_path, **{"07_x": text}) / "07_x.py")
-    [run] = running.run_all([lesson], 1, 1.5, lambda run: None)
+    [run] = running.run_all([lesson], 1, 2, lambda run: None)
     assert run.failure is not None
     assert run.failure.startswith(f"07_x, cell 3 {said}")
 
@@ -449,7 +449,7 @@ def test_what_is_not_a_site_of_ours_is_never_replaced(lessons_of, tmp_path, caps
     (other / "thesis.txt").write_text("mine")
     assert "is no site of lessons and not empty" in refused(other, capsys)
     (other / site.MARK).write_text("a site of minprefix lessons; its files:\nindex.html")
-    assert "also holds thesis.txt" in refused(other, capsys)
+    assert "also holds 'thesis.txt'" in refused(other, capsys)
     (tmp_path / "link").symlink_to(other)
     assert "link is no folder" in refused(tmp_path / "link", capsys)
     assert (tmp_path / "file").read_text() == (other / "thesis.txt").read_text() == "mine"
@@ -463,8 +463,7 @@ def test_the_wheel_holds_the_lessons_and_what_the_pages_are_made_of():
 
 def test_the_options_of_the_command_are_checked(capsys):
     for given, said in (
-        (["--time-limit", "0"], "expected a number of seconds above 0"),
-        (["--time-limit", "nan"], "expected a number of seconds above 0"),
+        (["--time-limit", "0.5"], "expected a whole number, at least 1"),
         (["--jobs", "0"], "expected a whole number, at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -54,16 +54,6 @@ def _build(args: argparse.Namespace, paths: list[Path]) -> int:
     return 1 if warnings else 0
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
-    return seconds
-
-
 def add_command(
     command: Callable[..., argparse.ArgumentParser], at_least_one: Callable[[str], int]
 ) -> None:
@@ -89,7 +79,7 @@ def add_command(
     )
     p.add_argument(
         "--time-limit",
-        type=_seconds,
+        type=at_least_one,
         metavar="SECONDS",
         default=120,
         help="for each cell (default 120)",

@@ -40,6 +40,9 @@ _LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2
 _UNDER = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
 #: what is a name, though it comes as an operator, with an operator's spaces
 _NAMES = {"∞", "∂", "∅"}
+#: how many parts they have
+_PARTS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 2)
+_PARTS |= {"msubsup": 3, "munderover": 3}
 _RELATIONS = set("=≈≠≤≥<>≪≫∈→≡∝")
 
 
@@ -100,6 +103,8 @@ def _mend(element: ElementTree.Element, block: bool) -> None:
     tag = element.tag.removeprefix(f"{{{_MATHML}}}")
     if tag not in _TAGS:
         raise FormulaError(f"it holds the markup <{tag}>")
+    if len(element) != _PARTS.get(tag, len(element)):
+        raise FormulaError("a fraction, a root or a script lacks a part")
     unknown = re.search(r"\\\w*", element.text or "")
     if unknown:
         raise FormulaError(f"{unknown[0]} is not known")

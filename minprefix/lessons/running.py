@@ -28,7 +28,7 @@ class Run:
 
 
 def run_all(
-    lessons: Sequence[Lesson], jobs: int, time_limit: float, say: Callable[[Run], None]
+    lessons: Sequence[Lesson], jobs: int, time_limit: int, say: Callable[[Run], None]
 ) -> list[Run]:
     """`jobs` kernels at a time; a lesson that does not run does not stop the others."""
     kernels: list[Any] = []
@@ -55,7 +55,7 @@ def _kill(kernel: Any) -> None:
         os.kill(kernel.provisioner.pid, signal.SIGKILL)
 
 
-def _run(lesson: Lesson, time_limit: float, kernels: list[Any]) -> Run:
+def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -88,7 +88,7 @@ def _run(lesson: Lesson, time_limit: float, kernels: list[Any]) -> Run:
         try:
             client.execute(cleanup_kc=True, env=_environment(folder))
         except CellTimeoutError:
-            failure = f"runs for more than {time_limit:g} seconds"
+            failure = f"runs for more than {time_limit} seconds"
         except DeadKernelError:
             failure = "the kernel died (out of memory, or a crash in compiled code)"
         except RuntimeError as error:

@@ -59,7 +59,7 @@ def build(
     paths: Sequence[Path],
     out: Path,
     jobs: int = 2,
-    time_limit: float = 120,
+    time_limit: int = 120,
     folder: Path | None = None,
     ran: Callable[[Run], None] = lambda run: None,
 ) -> tuple[list[str], list[str]]:
