@@ -325,34 +325,44 @@ def test_the_pages_name_their_neighbours(built):
 
 
 @pytest.mark.parametrize(
-    ("body", "cell", "warning"),
+    ("text", "warning"),
     [
-        ("# [x](09_none.py)\n", 1, "the link '09_none.py' is dead: there is no such lesson"),
-        ("# [x](../minprefix/none.py)\n", 1, "is dead"),
-        ("# [x](../minprefix/gpt2.py#nosuch)\n", 1, "has no line and no name 'nosuch'"),
-        ("# [x](../minprefix/gpt2.py#L99999)\n", 1, "has no line and no name 'L99999'"),
-        ("# [x](../../../../etc/passwd)\n", 1, "is outside of this project"),
-        ("# [x](ftp://a/b)\n", 1, "no address of the web"),
-        ("# [x](#nowhere)\n", 1, "01_x has no heading #nowhere"),
-        ("\n# %%\nimport sys\n\nprint('hot', file=sys.stderr)\n", 2, "writes to stderr: 'hot'"),
-        ("#\n# **Predict.** x\n\n# %%\nx = 1\n", 2, "answers a prediction, and shows nothing"),
-        ("#\n# **Predict.** x\n", 1, "no code answers this prediction"),
-        (
-            "\n# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1])\nplt.show()\n",
-            2,
-            "draws a picture without words",
-        ),
-        ("\n# %%\nprint('x' * 200_000)\n", 2, "gives 200,000 characters of text"),
+        ("[x](09_none.py)", "the link '09_none.py' is dead: there is no such lesson"),
+        ("[x](../minprefix/none.py)", "is dead"),
+        ("[x](../minprefix/gpt2.py#nosuch)", "has no line and no name 'nosuch'"),
+        ("[x](../minprefix/gpt2.py#L99999)", "has no line and no name 'L99999'"),
+        ("[x](../../../../etc/passwd)", "is outside of this project"),
+        ("[x](ftp://a/b)", "no address of the web"),
+        ("[x](#nowhere)", "01_x has no heading #nowhere"),
+        ("**Predict.** x", "no code answers this prediction"),
     ],
-    ids=lambda value: None if isinstance(value, int) else value.strip()[:30],
 )
-def test_a_warning_names_lesson_and_cell(tmp_path, body, cell, warning):
-    folder = write(tmp_path / "t", **{"01_x": HEADED + body})
+def test_a_warning_of_the_text_names_lesson_and_cell(tmp_path, text, warning):
+    folder = write(tmp_path / "t", **{"01_x": f"{HEADED}# {text}\n"})
     warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out", folder=folder)
     assert failures == []
     assert len(warnings) == 1, warnings
-    assert warnings[0].startswith(f"01_x, cell {cell}: ")
+    assert warnings[0].startswith("01_x, cell 1: ")
     assert warning in warnings[0]
+
+
+def test_a_warning_of_what_a_cell_gives_names_lesson_and_cell(tmp_path):
+    cells = [
+        "import sys\n\nprint('hot', file=sys.stderr)",
+        "import matplotlib.pyplot as plt\n\nplt.plot([1])\nplt.show()",
+        "print('x' * 200_000)",
+    ]
+    text = HEADED + "# **Predict.** x\n\n# %%\nx = 1\n" + "".join(f"\n# %%\n{c}\n" for c in cells)
+    folder = write(tmp_path / "t", **{"01_x": text})
+    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out", folder=folder)
+    assert failures == []
+    assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 3, 4, 5)]
+    for warning, said in zip(
+        warnings,
+        ["shows nothing", "stderr: 'hot'", "a picture without words", "200,000 characters"],
+        strict=True,
+    ):
+        assert said in warning
 
 
 def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tmp_path):
@@ -368,23 +378,24 @@ def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tm
 # ---- what does not run ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        ("1 / 0", "raises ZeroDivisionError: division by zero"),
-        ("assert False, '<b>no</b>'", "raises AssertionError: <b>no</b>"),
-        ("import time\n\ntime.sleep(60)", "runs for more than 2 seconds"),
-        ("import os\n\nos.kill(os.getpid(), 9)", "the kernel died"),
-        ("input()", "raises StdinNotImplementedError"),
-        ("raise SystemExit", "raises SystemExit"),
-    ],
-)
-def test_a_cell_that_does_not_run_is_named_with_its_error(tmp_path, code, said):
-    text = f"{HEADED}\n# %%\nx = 1\n\n# %%\n{code}\n\n# %%\nprint('not reached')\n"
-    lesson = reading.read(write(tmp_path, **{"07_x": text}) / "07_x.py")
-    [run] = running.run_all([lesson], 1, 2, lambda run: None)
-    assert run.failure is not None
-    assert run.failure.startswith(f"07_x, cell 3 {said}")
+FAILING = [
+    ("1 / 0", "raises ZeroDivisionError: division by zero"),
+    ("assert False, '<b>no</b>'", "raises AssertionError: <b>no</b>"),
+    ("import time\n\ntime.sleep(600)", "runs for more than 5 seconds"),
+    ("import os\n\nos.kill(os.getpid(), 9)", "the kernel died"),
+    ("input()", "raises StdinNotImplementedError"),
+    ("raise SystemExit", "raises SystemExit"),
+]
+
+
+def test_a_cell_that_does_not_run_is_named_with_its_error_and_stops_no_other_lesson(tmp_path):
+    text = f"{HEADED}\n# %%\nx = 1\n\n# %%\nCODE\n\n# %%\nprint('not reached')\n"
+    texts = {f"{i:02d}_x": text.replace("CODE", code) for i, (code, _) in enumerate(FAILING, 1)}
+    lessons = [reading.read(path) for path in sorted(write(tmp_path, **texts).iterdir())]
+    runs = running.run_all(lessons, 2, 5, lambda run: None)
+    for run, (name, (_, said)) in zip(runs, zip(texts, FAILING, strict=True), strict=True):
+        assert (run.failure or "").startswith(f"{name}, cell 3 {said}")
+        assert run.outputs[4] == []
 
 
 @pytest.fixture

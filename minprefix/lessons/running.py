@@ -62,6 +62,8 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
 
     v4: Any = nbformat.v4
     code = [cell for cell in lesson.cells if cell.kind == "code"]
+    if not code:
+        return Run(lesson, {}, None, 0.0)
     notebook = v4.new_notebook(cells=[v4.new_code_cell(cell.source) for cell in code])
     at = 0  # the cell that runs
 
@@ -97,7 +99,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
             said = " ".join(str(error.evalue).split())
             failure = f"raises {error.ename}" + (f": {files.shown(said)[1:-1]}" if said else "")
     if failure is not None:
-        number = code[at].number if code else 0
+        number = code[at].number
         failure = f"{lesson.name}, cell {number} {failure}"
     outputs = {
         cell.number: list(run.outputs) for cell, run in zip(code, notebook.cells, strict=True)
