@@ -480,3 +480,12 @@ def test_the_options_of_the_command_are_checked(capsys):
         with pytest.raises(SystemExit):
             main(["lessons", *given])
         assert said in capsys.readouterr().err
+
+
+# ---- the lessons of this project --------------------------------------------------------------
+
+
+def test_every_lesson_runs_as_a_notebook_and_its_site_has_no_warning(tmp_path):
+    paths = reading.lesson_paths()
+    warnings, failures = site.build(paths, tmp_path / "out", folder=paths[0].parent)
+    assert (warnings, failures) == ([], [])
