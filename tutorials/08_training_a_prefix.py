@@ -336,15 +336,16 @@ plt.title("Too small, right, too large")
 plt.legend(loc=(0.62, 0.55))
 plt.show()
 
+# %%
 final, stuck = {}, {}
 record = model.decode(unseen[0][0][: unseen[0][1]])  # with its line break
-print(record)
+print(record[:46], "...")
 for lr, p in trained.items():
     final[lr] = np.mean(curves[lr][-5:])
     stuck[lr] = (np.abs(loss_and_grad(model, p, valid)[1]) < 1e-9).mean()
     said = generate(model, [record], prefix=p, max_new_tokens=24)[0]
-    print(f"rate {lr}: last losses {final[lr]:.4f}, numbers of size {size(p.kv):.2f}, ", end="")
-    print(f"{stuck[lr]:.1%} without gradient\n    {said[:70]!r}")
+    print(f"rate {lr}: last losses {final[lr]:.4f}, numbers of size {size(p.kv):.2f},")
+    print(f"    {stuck[lr]:.1%} of them without gradient; it says {said[:38]!r}")
 assert final[0.1] < 0.3 * final[0.001], "the rate in the middle learns the task"
 assert abs(final[0.001] - np.mean(curves[0.001][:5])) < 0.05, "the small one stays where it was"
 assert 1 < final[5.0] < np.inf, "the large one is lost, and no NaN says so"
