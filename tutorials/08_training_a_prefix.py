@@ -343,6 +343,8 @@ print(record[:46], "...")
 for lr, p in trained.items():
     final[lr] = np.mean(curves[lr][-5:])
     stuck[lr] = (np.abs(loss_and_grad(model, p, valid)[1]) < 1e-9).mean()
+    far = np.abs(p.kv - starts["normal, std 0.02"].kv).max() / (lr * STEPS / 2)
+    assert far < 2, f"a number got {far:.1f} times as far as it should be able to"
     said = generate(model, [record], prefix=p, max_new_tokens=24)[0]
     print(f"rate {lr}: last losses {final[lr]:.4f}, numbers of size {size(p.kv):.2f},")
     print(f"    {stuck[lr]:.1%} of them without gradient; it says {said[:38]!r}")
@@ -354,9 +356,9 @@ assert stuck[5.0] > 0.1 > 0.02 > stuck[0.1], "it cannot come back, either"
 # %% [markdown]
 # - *Too small* looks like a task that cannot be learned. Nothing is wrong: the prefix never left
 #   its start.
-# - *Too large* is not NaN, as steps of AdamW cannot explode. The loss jumps above a blind guess at
-#   the very first step and hardly comes down. Where a softmax gives all to one slot, its gradient
-#   is 0, and the numbers behind it have nothing left to come back by.
+# - *Too large* is not NaN, as steps of AdamW cannot explode. The first step takes the loss above
+#   that of a blind guess, and it stays far above where it began. Where a softmax gives all to one
+#   slot, its gradient is 0, and the numbers behind it have nothing left to come back by.
 # - *Right* falls by a factor of ten or more, and soon.
 #
 # The reach also says why recipes differ. With thousands of steps a flat prefix wants rates of 0.001
