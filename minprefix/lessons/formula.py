@@ -44,6 +44,12 @@ _NAMES = {"∞", "∂", "∅"}
 _PARTS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 2)
 _PARTS |= {"msubsup": 3, "munderover": 3}
 _RELATIONS = set("=≈≠≤≥<>≪≫∈→≡∝")
+#: letters side by side in the source, no command and no argument of one that sets text: a name
+_NAME = re.compile(
+    r"\\(?:text\w*|math\w+|operatorname)\*? *\{[^}]*\}|\\[A-Za-z]+|([A-Za-z](?:(?:\\_)?[A-Za-z])+)"
+)
+#: of signs: what is longer gets a scroll bar of its own on a phone
+_LONG = 24
 
 
 class FormulaError(ValueError):
@@ -74,11 +80,19 @@ def mathml(tex: str, block: bool = False) -> str:
         raise FormulaError("it has a bare & or <") from None
     for element in root.iter():
         _mend(element, block)
+    found = {name.replace("\\", "") for name in _NAME.findall(tex)} - {""}
+    names = sorted(found, key=len, reverse=True)
+    for element in root.iter():
+        _join_names(element, names)
     ElementTree.register_namespace("", _MATHML)
     between = "" if block else "<wbr>"
-    return between.join(
-        ElementTree.tostring(formula, encoding="unicode") for formula in _broken(root, block)
-    )
+    return between.join(_written(formula, block) for formula in _broken(root, block))
+
+
+def _written(formula: ElementTree.Element, block: bool) -> str:
+    text = ElementTree.tostring(formula, encoding="unicode")
+    long = not block and len("".join(formula.itertext())) > _LONG
+    return f'<span class="long">{text}</span>' if long else text
 
 
 def _broken(root: ElementTree.Element, block: bool) -> list[ElementTree.Element]:
@@ -163,3 +177,34 @@ def _join_upright(row: ElementTree.Element) -> None:
             before.attrib.pop("mathvariant", None)  # of several letters it is the default
         else:
             before = element if upright else None
+
+
+def _join_names(row: ElementTree.Element, names: list[str]) -> None:
+    """`pattern` in a formula is one identifier, not a product of seven; a script belongs to it
+    whole, though TeX hangs it on the last letter."""
+    parts = list(row)
+    at = 0
+    while at < len(parts):
+        letters = [_letter_of(part) for part in parts[at:]]
+        text = "".join(letters[: letters.index("") if "" in letters else None])
+        # behind a letter with a script a new name begins
+        scripted = [i for i in range(len(text)) if len(parts[at + i])]
+        text = text[: scripted[0] + 1] if scripted else text
+        name = next((name for name in names if text.startswith(name)), "")
+        if name:
+            last = parts[at + len(name) - 1]
+            identifier = last[0] if len(last) else last
+            identifier.text = name
+            identifier.set("class", "name")
+            for part in parts[at : at + len(name) - 1]:
+                row.remove(part)
+        at += len(name) or 1
+
+
+def _letter_of(part: ElementTree.Element) -> str:
+    """The one italic letter (or the _ of a name) that it is, or that its scripts hang on; else
+    nothing."""
+    base = part[0] if part.tag.endswith(("}msub", "}msup", "}msubsup")) and len(part) else part
+    text = base.text or ""
+    plain = base.tag.endswith("}mi") and "mathvariant" not in base.attrib
+    return text if plain and re.fullmatch("[A-Za-z_]", text) else ""
