@@ -7,7 +7,7 @@
 # - **You need** the forward of attention with a prefix:
 #   [lesson 5](05_the_gradient_of_a_prefix.py). Training as in
 #   [lesson 8](08_training_a_prefix.py) helps.
-# - **Time** 45 minutes; it runs in 4 seconds.
+# - **Time** 60 minutes; it runs in 4 seconds.
 # - **Difficulty** 2 of 3.
 #
 # ## One softmax, cut in two
@@ -77,9 +77,9 @@ def check_blend(ops):
     z, _ = attend(ops, prefix_k, prefix_v)
     alone, _ = attend(ops, prefix_k[:0], prefix_v[:0])  # no slots at all
     error = np.abs(z - (lam * own + (1 - lam) * frozen)).max(axis=1)  # (T,)
-    assert error.max() < 1e-13, f"z is no blend: off by {error.round(2)} at the tokens"
+    assert error.max() < 1e-13, f"no blend: off by {error.round(2)}"
     error = np.abs(alone - frozen).max()
-    assert error < 1e-13, f"without slots the head does not say `frozen`: off by {error:.2g}"
+    assert error < 1e-13, f"without slots, z is not `frozen`: off by {error:.2g}"
 
 
 for ops in (reference, numpy_ops):
@@ -140,10 +140,13 @@ print("the relative attention among the tokens has not moved")
 # A prefix of random numbers is there to compare.
 #
 # `trace` runs the model and keeps its intermediates by name: `blocks.2.attn.q` are the queries
-# of layer 2, $(T, NH, hs)$, and `#0` stands for the first sequence. Does our formula hold in each
-# of the 20 heads? (In float64, to see all digits.)
+# of layer 2, $(T, NH, hs)$, and `blocks.2.attn.pattern#0` is the pattern of the first sequence
+# there, $(NH, T, P+T)$. Does our formula hold in each of the 20 heads? (In float64, to see all
+# digits.)
 
 # %%
+import textwrap
+
 from minprefix import GPT2, Batch, Prefix, generate, loss
 from minprefix.data.world import table_to_text
 from minprefix.trace import trace
@@ -159,7 +162,7 @@ for record, description in table_to_text(8, "test", seed=0):
     prompt = model.encode(record + "\n")
     examples.append(([*prompt, *model.encode(description), END], len(prompt)))
 ids = examples[0][0]  # one record with its description
-print(model.decode(ids))
+print(textwrap.fill(model.decode(ids), 78, replace_whitespace=False))
 
 NAMES = [f"blocks.*.attn.{name}" for name in ("q", "k", "v", "z", "pattern")]
 
@@ -173,6 +176,8 @@ def check_blend_in_the_model(prefix):
             lam, own, frozen = parts(q, k, v, *prefix.kv[i, :, h])
             error = np.abs(z - (lam * own + (1 - lam) * frozen)).max()
             assert error < 1e-12, f"layer {i}, head {h}: off by {error:.2g}"
+            pattern = seen[f"blocks.{i}.attn.pattern#0"].value[h]  # (T, P+T)
+            assert np.allclose(lam[:, 0], pattern[:, : prefix.length].sum(axis=1))
 
 
 check_blend_in_the_model(text)
@@ -215,7 +220,8 @@ for ax, mean, name in (
 plt.show()
 
 at_newline = [lam[:, :, newline].mean(axis=1).round(2) for lam in (lam_text, lam_drawn)]  # (L,)
-print("at the end of the line, by layer: text", at_newline[0], " random", at_newline[1])
+print("at the end of the line, layers 0 to 3: text  ", at_newline[0])
+print("                                       random", at_newline[1])
 assert lam_text[..., :5].mean() > 3 * lam_text[..., -5:].mean()  # it falls
 assert at_newline[0][2] > 0.5
 assert at_newline[1].max() < 0.25
@@ -241,7 +247,7 @@ assert lam_text[0].mean() > lam_text[2].mean()
 
 RECORD = "name[Mill and Table], type[film], genre[comedy], year[1940], country[Norway]"
 print("layer 2 alone writes:")
-print(generate(model, [RECORD + "\n"], one_layer[2])[0])
+print(textwrap.fill(generate(model, [RECORD + "\n"], one_layer[2])[0], 78))
 
 # %% [markdown]
 # Layer 2, nearly as good as all four. A large mean of λ is no sign of a good prefix, as a loud
@@ -291,9 +297,9 @@ assert min(*in_all[1:], in_2[3]) > 0.05  # all above it
 # ## A task that a prefix cannot learn
 #
 # Petrov, Torr and Bibi ("When do prompting and prefix-tuning work?", 2023) draw the conclusion: a
-# prefix can bring out what the model already has. It cannot teach a layer to look elsewhere. A
-# failed training proves no such thing; it may have been a poor training. So here is a model small
-# enough to argue about.
+# prefix can bring out what the model already has, and cannot teach it a task for which a layer
+# would have to look elsewhere. A failed training would be no proof of that; it may have been a poor
+# training. So here is a model small enough to argue about.
 #
 # A text is two unlike digits of 0 to 3 and a question mark: `2 0 ?`. There are 12 of them. A token
 # is a vector $x$ of $C = 9$ numbers: a 1 for *what* it is (4 digits, 1 question mark), a 1 for
@@ -557,7 +563,7 @@ print(error)
 # %%
 check_relative(broken.reference)  # no word: all tokens of a row shrink by one factor
 losses, _, _ = train([reader], smaller, slots=8, ops=broken.reference)
-print(f"loss of the small model {losses[-1]:.6f}, and without the bug {by_prefix_smaller[-1]:.6f}")
+print(f"small model: loss {losses[-1]:.6f}, without the bug {by_prefix_smaller[-1]:.6f}")
 assert np.allclose(losses, by_prefix_smaller)
 print(broken.see)
 

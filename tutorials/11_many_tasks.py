@@ -7,7 +7,7 @@
 # - **You need** [what a prefix is](01_what_a_prefix_is.py) and
 #   [how one is trained](08_training_a_prefix.py). One section uses the share λ of
 #   [lesson 10](10_what_a_prefix_can_do.py).
-# - **Time** 40 minutes; it runs in 6 seconds.
+# - **Time** 50 minutes; it runs in 6 seconds.
 # - **Difficulty** 2 of 3.
 #
 # ## Swapping
@@ -21,6 +21,7 @@
 # %%
 import json
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,12 @@ for step in range(STEPS):
     _, dkv = loss_and_grad(model, trained, pack(sources, "describe"))
     adam.step(trained.parameters, {"kv": dkv}, 0.03 * (1 - step / STEPS))
 
+
+def show(text):
+    """Long lines broken."""
+    print("\n".join(textwrap.fill(line, 78) for line in text.split("\n")))
+
+
 for prefix in (None, describe, listing, trained):
     losses = [loss(model, pack(unseen, task), prefix) for task in TASKS]
     slots = 0 if prefix is None else prefix.length
@@ -74,9 +81,9 @@ for prefix in (None, describe, listing, trained):
 
 # %%
 prompt = unseen[0] + "\n"
-print(prompt)
+show(prompt)
 for prefix in (describe, listing, trained):
-    print(generate(model, [prompt], prefix)[0], "\n")
+    show(generate(model, [prompt], prefix)[0] + "\n")
 
 sizes = [prefix.kv.size for prefix in (describe, listing, trained)]
 print(f"{sum(sizes)} numbers, {sum(sizes) / model.n_parameters:.1%} of the model")
@@ -92,7 +99,7 @@ assert digest(model.weights) == before  # not one byte of the model has changed
 #
 # ## One batch, many prefixes
 #
-# Four people ask at the same moment, each for another task, one for the plain model. Must they
+# Five people ask at the same moment, for one task or another, or for the plain model. Must they
 # wait for each other? Look at where a prefix enters. The batch is a *stream*: all $N$ tokens of its
 # $B$ sequences behind one another. The linear layers, the GELU, the layernorms and the embedding
 # take the stream row by row. Only attention knows sequences. For sequence $b$ it puts together
@@ -105,8 +112,8 @@ assert digest(model.weights) == before  # not one byte of the model has changed
 # agree. `Batch.pack(..., prefix=which)` notes it, and a list of prefixes goes to the model; None in
 # the list is no prefix.
 #
-# **Predict.** Four sequences with prefixes of 2, 2, 5 and 0 slots. How many rows of padding does
-# the batch hold?
+# **Predict.** Five sequences of 52 to 69 tokens, with prefixes of 2, 2, 5, 0 and 2 slots. How many
+# rows of padding does the batch hold?
 
 # %%
 prefixes = [describe, listing, trained, None]
@@ -135,7 +142,7 @@ for b in range(len(sequences)):
 prompts = [source + "\n" for source in unseen[:4]]
 texts = generate(model, prompts, prefixes, which=[0, 1, 2, 3])
 for text in texts:
-    print(text, "\n")
+    show(text + "\n")
 assert texts == [generate(model, [p], q)[0] for p, q in zip(prompts, prefixes, strict=True)]
 
 # %% [markdown]
@@ -237,7 +244,7 @@ assert store.held == 20_480 + 51_200  # `list` had to go
 
 ids = [model.encode(prompt) for prompt in prompts[:3]]
 written = store.generate_ids(ids, ["list", None, "trained"], Decoding())
-print(model.decode(written[0]))
+show(model.decode(written[0]))
 
 # %% [markdown]
 # ## Mixing: an experiment
@@ -274,8 +281,8 @@ plt.legend()
 plt.show()
 
 halfway = generate(model, [prompt], line[4])[0]
-print("halfway:", halfway)
-print("beside: ", repr(generate(model, [prompt], beside)[0][:70]))
+show("halfway: " + halfway)
+print("beside: ", repr(generate(model, [prompt], beside)[0][:60]))
 print("loss beside:", [round(loss(model, batch, beside), 3) for batch in batches])
 assert curves[0, 4] > 20 * curves[0, 0]  # halfway is bad at both tasks
 assert curves[1, 4] > 20 * curves[1, 8]
@@ -338,7 +345,7 @@ def refusal(call, *arguments):
 
 
 sentence = refusal(load_prefix, home, other)
-print(sentence)
+show(sentence)
 assert about["base"]["sha256"][:12] in sentence
 assert other.fingerprint()[:12] in sentence
 
@@ -349,26 +356,26 @@ assert other.fingerprint()[:12] in sentence
 # %%
 
 
-def show(findings):
+def wrong_ones(findings):
     for what, right, text in findings:
         mark = {True: "right", False: "WRONG", None: "not checked"}[right]
         print(f"{mark:11s}  {what}: {text.replace(str(folder), '...')[:58]}")
     return [finding.what for finding in findings if finding.right is False]
 
 
-assert show(verify(home, model)) == []
+assert wrong_ones(verify(home, model)) == []
 
 with data.open("a") as file:
     file.write(json.dumps({"source": "one", "target": "more"}) + "\n")
 print()
-assert show(verify(home, model)) == ["data"]
+assert wrong_ones(verify(home, model)) == ["data"]
 
 tensors = home / "adapter_model.safetensors"
 content = bytearray(tensors.read_bytes())
 content[-1] ^= 1  # the last bit of the last number
 tensors.write_bytes(content)
 print()
-assert show(verify(home, model)) == ["files"]
+assert wrong_ones(verify(home, model)) == ["files"]
 assert "adapter_model.safetensors" in refusal(load_prefix, home, model)
 temporary.cleanup()
 
@@ -376,8 +383,8 @@ temporary.cleanup()
 # ## Break it yourself
 #
 # Two bugs of the backward. The first: each prefix gets the gradients of *all* rows, as if it had
-# been seen by every sequence. It stands in many programs that expand a prefix over the batch and
-# sum back.
+# been seen by every sequence. It comes naturally to a program that repeats a prefix over the batch
+# and sums back.
 #
 # **Predict.** Both prefixes have the same shape. What will their two gradients have in common? And
 # will a training with this bug look wrong?
@@ -421,9 +428,9 @@ assert crossed[-1] < crossed[0]  # it falls all the same
 
 # %% [markdown]
 # That is what you would have seen without the check: shapes that fit, a loss that falls, nearly as
-# fast as it should. Both prefixes are drawn to the mean of both tasks, and after a long training
-# you would say that the tasks "interfere". With prefixes of unequal length it would not even run.
-# That is the luck that this lesson did without, by taking two of equal length.
+# fast as it should. Only that both prefixes are pulled in one and the same direction, that of both
+# tasks together. With prefixes of unequal length the program would have stopped. Do not count on
+# such luck: a check takes two of equal length.
 #
 # The second bug: of all sequences that share a prefix, the last one wins.
 
