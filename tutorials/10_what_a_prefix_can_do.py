@@ -17,8 +17,8 @@
 # $prefix\_k, prefix\_v \in \mathbb{R}^{P \times hs}$. Token $i$ sees all slots and the tokens
 # $0 \dots i$. Before they are normalised, the entries of row $i$ of the softmax are
 #
-# $$a_{ip} = \exp\!\left(\frac{q_i \cdot prefix\_k_p}{\sqrt{hs}}\right), \qquad
-# b_{it} = \exp\!\left(\frac{q_i \cdot k_t}{\sqrt{hs}}\right) \;\; (t \le i)$$
+# $$a_{ip} = \exp \left(\frac{q_i \cdot prefix\_k_p}{\sqrt{hs}}\right), \qquad
+# b_{it} = \exp \left(\frac{q_i \cdot k_t}{\sqrt{hs}}\right) \;\; (t \le i)$$
 #
 # with the sums $\bar a_i = \sum_p a_{ip}$ and $\bar b_i = \sum_t b_{it}$. The softmax divides all
 # of them by the same number, $\bar a_i + \bar b_i$:
@@ -29,8 +29,8 @@
 # the prefix. Multiply and divide the first sum by $\bar a_i$ and the second by $\bar b_i$:
 #
 # $$\begin{aligned} z_i &= \lambda_i \; own_i + (1 - \lambda_i) \; frozen_i \\
-# own_i &= \textstyle\sum_p (a_{ip} / \bar a_i) \; prefix\_v_p \\
-# frozen_i &= \textstyle\sum_t (b_{it} / \bar b_i) \; v_t \end{aligned}$$
+# own_i &= \sum_p (a_{ip} / \bar a_i) \; prefix\_v_p \\
+# frozen_i &= \sum_t (b_{it} / \bar b_i) \; v_t \end{aligned}$$
 #
 # Read it slowly; the lesson is in these three lines. $frozen$ is what the head says without any
 # prefix. $own$ is what the slots answer to the query $q_i$: no other token occurs in it. And
@@ -97,7 +97,7 @@ assert np.allclose(lam[:, 0], pattern[:, :P].sum(axis=1))  # λ, read off the pa
 # Two tokens $s, t \le i$. How much more does $i$ look at $s$ than at $t$?
 #
 # $$\frac{pattern_{i,P+s}}{pattern_{i,P+t}} = \frac{b_{is}}{b_{it}} =
-# \exp\!\left(\frac{q_i \cdot (k_s - k_t)}{\sqrt{hs}}\right)$$
+# \exp \left(\frac{q_i \cdot (k_s - k_t)}{\sqrt{hs}}\right)$$
 #
 # The common divisor has cancelled, and with it all that there was of the prefix. **In one layer, a
 # prefix cannot change the relative attention among the tokens.** It can draw attention away from
@@ -217,7 +217,6 @@ for ax, mean, name in (
         ax.text(h, i, f"{share:.2f}", ha="center", va="center", color="wk"[int(share < 0.5)])
     ax.set(title=name, xlabel="head", ylabel="layer")
     ax.set(xticks=range(NH), yticks=range(L))
-plt.show()
 
 at_newline = [lam[:, :, newline].mean(axis=1).round(2) for lam in (lam_text, lam_drawn)]  # (L,)
 print("at the end of the line, layers 0 to 3: text  ", at_newline[0])
@@ -225,6 +224,7 @@ print("                                       random", at_newline[1])
 assert lam_text[..., :5].mean() > 3 * lam_text[..., -5:].mean()  # it falls
 assert at_newline[0][2] > 0.5
 assert at_newline[1].max() < 0.25
+plt.show()
 
 # %% [markdown]
 # The newline after the record. In layer 2 more than half of all attention falls on the slots there;
@@ -384,10 +384,10 @@ print("frozen, first:  ", run([reader], no_prefix, first)[0])
 #
 # The task `first` wants $a$ from one and $b$ from the other. The mean loss of the two is
 #
-# $$\tfrac12 \left(-\ln p_a - \ln p_b\right) = -\tfrac12 \ln(p_a \, p_b) \; \ge \;
-# -\tfrac12 \ln \tfrac14 = \ln 2$$
+# $$\begin{aligned} \frac{1}{2} \left(-\ln p_a - \ln p_b\right) &= -\frac{1}{2} \ln(p_a \, p_b) \\
+# &\ge -\frac{1}{2} \ln \frac{1}{4} = \ln 2 \end{aligned}$$
 #
-# as $p_a + p_b \le 1$, and then their product is at most $\tfrac14$. No prefix gets below $\ln 2 =
+# as $p_a + p_b \le 1$, and then their product is at most $1/4$. No prefix gets below $\ln 2 =
 # 0.693$, a coin's toss between the two digits. The task `smaller` wants the same answer from both
 # texts. There, $own$ need only speak for small digits, louder the smaller they are.
 
@@ -441,15 +441,6 @@ by_prefix_smaller, kv_smaller, _ = train([reader], smaller, slots=8)
 by_prefix_first, kv_first, _ = train([reader], first, slots=8)
 by_W_k_first, _, tuned = train([reader], first, free=["W_k"])
 
-plt.figure(figsize=(6.5, 3.6), layout="constrained")
-plt.plot(by_prefix_smaller, "-", color="black", label="prefix, the smaller digit")
-plt.plot(by_prefix_first, "-.", color="tab:red", label="prefix, the first digit")
-plt.plot(by_W_k_first, ":", color="tab:blue", linewidth=2, label="$W_k$, the first digit")
-plt.axhline(np.log(2), linestyle="--", linewidth=1, color="grey", label="ln 2")
-plt.gca().set(title="12 texts, one layer", xlabel="step", ylabel="loss, nats", ylim=(0, 2))
-plt.legend()
-plt.show()
-
 for name, losses in (
     ("prefix, smaller", by_prefix_smaller),
     ("prefix, first", by_prefix_first),
@@ -462,6 +453,15 @@ assert right.all()
 assert by_prefix_smaller[-1] < 0.4
 assert np.log(2) < by_prefix_first[-1] < 0.9
 assert by_W_k_first[-1] < 0.01
+
+plt.figure(figsize=(6.5, 3.6), layout="constrained")
+plt.plot(by_prefix_smaller, "-", color="black", label="prefix, the smaller digit")
+plt.plot(by_prefix_first, "-.", color="tab:red", label="prefix, the first digit")
+plt.plot(by_W_k_first, ":", color="tab:blue", linewidth=2, label="$W_k$, the first digit")
+plt.axhline(np.log(2), linestyle="--", linewidth=1, color="grey", label="ln 2")
+plt.gca().set(title="12 texts, one layer", xlabel="step", ylabel="loss, nats", ylim=(0, 2))
+plt.legend()
+plt.show()
 
 # %% [markdown]
 # The prefix for `first` ends where the argument says: at the coin's toss. Not for want of

@@ -254,9 +254,13 @@ show(model.decode(written[0]))
 # warning, which we collect here.
 #
 # Two ways. *Between two* prefixes of one shape lies a straight line,
-# $kv(t) = (1 - t)\, kv_0 + t\, kv_1$. *Side by side*, $P_0 + P_1$ slots: with lesson 10, each head
-# blends three answers, $z = \lambda_0 \, own_0 + \lambda_1 \, own_1 + (1 - \lambda_0 - \lambda_1)
-# \, frozen$, and the slots of the two compete for the same softmax.
+# $kv(t) = (1 - t)\, kv_0 + t\, kv_1$. *Side by side*, there are $P_0 + P_1$ slots, and with lesson
+# 10 each head blends three answers:
+#
+# $$\begin{aligned} z = \; &\lambda_0 \, own_0 + \lambda_1 \, own_1 \\
+# &+ (1 - \lambda_0 - \lambda_1) \, frozen \end{aligned}$$
+#
+# The slots of the two compete for the same softmax.
 #
 # **Predict.** Along the line from `describe` to `list`, the loss of descriptions rises and that of
 # lists falls. What will the model write halfway: a description, a list, something between?
@@ -273,13 +277,6 @@ with warnings.catch_warnings(record=True) as said:
 print("warning:", said[0].message)
 
 curves = np.array([[loss(model, batch, prefix) for prefix in line] for batch in batches])  # (2, 9)
-plt.figure(figsize=(6, 3.5), layout="constrained")
-plt.plot(ts, curves[0], "o-", color="black", label="loss of descriptions")
-plt.plot(ts, curves[1], "s--", color="tab:red", label="loss of lists")
-plt.gca().set(title="From `describe` to `list`", xlabel="t", ylabel="loss, nats")
-plt.legend()
-plt.show()
-
 halfway = generate(model, [prompt], line[4])[0]
 show("halfway: " + halfway)
 print("beside: ", repr(generate(model, [prompt], beside)[0][:60]))
@@ -288,6 +285,13 @@ assert curves[0, 4] > 20 * curves[0, 0]  # halfway is bad at both tasks
 assert curves[1, 4] > 20 * curves[1, 8]
 assert curves[0, 2] < 2 * curves[0, 0]  # a quarter of the way hardly hurts
 assert halfway.startswith("Dear reader")
+
+plt.figure(figsize=(6, 3.5), layout="constrained")
+plt.plot(ts, curves[0], "o-", color="black", label="loss of descriptions")
+plt.plot(ts, curves[1], "s--", color="tab:red", label="loss of lists")
+plt.gca().set(title="From `describe` to `list`", xlabel="t", ylabel="loss, nats")
+plt.legend()
+plt.show()
 
 # %% [markdown]
 # Neither of the two, and nothing between them: a letter to the editor, *another* task, which the
