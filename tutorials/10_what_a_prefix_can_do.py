@@ -384,10 +384,11 @@ print("frozen, first:  ", run([reader], no_prefix, first)[0])
 #
 # The task `first` wants $a$ from one and $b$ from the other. The mean loss of the two is
 #
-# $$\begin{aligned} \frac{1}{2} \left(-\ln p_a - \ln p_b\right) &= -\frac{1}{2} \ln(p_a \, p_b) \\
-# &\ge -\frac{1}{2} \ln \frac{1}{4} = \ln 2 \end{aligned}$$
+# $$\begin{aligned} \frac{1}{2} \left(-\ln\, p_a - \ln\, p_b\right)
+# &= -\frac{1}{2} \ln(p_a \, p_b) \\
+# &\ge -\frac{1}{2} \ln\, \frac{1}{4} = \ln\, 2 \end{aligned}$$
 #
-# as $p_a + p_b \le 1$, and then their product is at most $1/4$. No prefix gets below $\ln 2 =
+# as $p_a + p_b \le 1$, and then their product is at most $1/4$. No prefix gets below $\ln\, 2 =
 # 0.693$, a coin's toss between the two digits. The task `smaller` wants the same answer from both
 # texts. There, $own$ need only speak for small digits, louder the smaller they are.
 
@@ -500,7 +501,7 @@ assert (W_k_looks > 1).all()
 # the very answers of one. All are frozen. The layer above has a habit that has never been called
 # upon: its $W_k$ would give a token with the mark a high score. No token has one.
 #
-# **Predict.** A prefix in both layers, and the task `first` once more. Does $\ln 2$ still hold?
+# **Predict.** A prefix in both layers, and the task `first` once more. Does $\ln\, 2$ still hold?
 
 # %%
 blank = {
@@ -639,8 +640,8 @@ grade(attention)
 # %% [markdown]
 # <details><summary>Solution 3</summary>
 #
-# With $\ln \bar a = m + \ln \sum_p e^{s_p - m}$, where $s_p$ are the scores and $m$ is the largest
-# of them, nothing overflows, and $\lambda = 1 / (1 + e^{\ln \bar b - \ln \bar a})$.
+# With $\ln\, \bar a = m + \ln\, \sum_p e^{s_p - m}$, where $s_p$ are the scores and $m$ is the
+# largest of them, nothing overflows, and $\lambda = 1 / (1 + e^{\ln\, \bar b - \ln\, \bar a})$.
 #
 # ```python
 # def blend_of(q, keys, values, seen):
