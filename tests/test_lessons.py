@@ -269,6 +269,11 @@ def test_a_planted_bug_changes_the_copy_and_not_the_package():
         _ = higher.nonsense
 
 
+def test_a_model_that_the_planted_package_loads_has_its_bug():
+    broken = planted("every-layer-sees-the-first-prefix")
+    assert type(broken.GPT2.load("tiny")) is broken.GPT2
+
+
 def test_an_unknown_bug_is_refused_with_the_nearest_names():
     with pytest.raises(InputError, match="no bug 'row-sum': did you mean row-sum-dropped"):
         planted("row-sum")
