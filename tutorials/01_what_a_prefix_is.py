@@ -132,8 +132,8 @@ assert by_hand == after[0], "generate should choose the same tokens"
 # $L = 4$ *layers*, one above the other, and in each of them $NH = 5$ *heads*. In every layer and
 # every head, each token leaves two rows of $hs = 32$ numbers: a *key* and a *value*. Loosely: the
 # key says what can be found here, and the value is what one gets. Each later token compares what it
-# looks for with all of the keys before it, and takes up a mixture of their values, the more of one
-# the better its key fits. ([Lesson 4](04_attention.py) has the arithmetic.)
+# looks for with the keys of all tokens before it, and with its own, and takes up a mixture of their
+# values, the more of one the better its key fits. ([Lesson 4](04_attention.py) has the arithmetic.)
 #
 # There is no other way from one token to another. Whatever stands in front of a text reaches the
 # text as keys and values, and as nothing else.
@@ -153,11 +153,11 @@ assert (L, two, NH, P, hs) == (4, 2, 5, 2, 32)
 #
 # `Prefix.text` fills the slots with the keys and values of a text. If all this is true, then a
 # record behind that prefix and a record behind that text are the same thing. The function below
-# compares all scores of all tokens of the record. It takes the package as an argument: we will need
-# that.
+# compares the scores of all $T$ tokens of the record, $(T, V)$ numbers. It takes the package as an
+# argument: we will need that.
 #
 # **Predict.** By how much will the scores differ, as a part of the largest of them: by a tenth, by
-# a thousandth, or by less than a millionth part?
+# a thousandth, or by about a millionth?
 
 # %%
 
