@@ -135,8 +135,8 @@ assert relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)) < 
 # Both say that the formula is right. On the right of the picture both errors shrink with
 # $\epsilon^2$. Then finite differences begin to lose digits, and the complex step does not.
 # Differences work with any function, and some ten digits are the best that they give. The complex
-# step gives them all, at $\epsilon = 10^{-30}$, where $x + \epsilon$ would not even differ from $x$.
-# From here on we use the complex step, and finite differences as a witness.
+# step gives them all, at $\epsilon = 10^{-30}$, where $x + \epsilon$ would not even differ from
+# $x$. From here on we use the complex step, and finite differences as a witness.
 #
 # ## Many numbers
 #
