@@ -288,6 +288,9 @@ targets = range(starts[0], len(sequences[0]))
 of_fresh = np.array([loss_of_token(t, fresh) for t in targets])  # (M,)
 of_trained = np.array([loss_of_token(t, prefix) for t in targets])  # (M,)
 
+print(f"{of_fresh[0]:.2f} of {of_fresh.sum():.2f} nats are the first token's")
+assert of_fresh[0] > 0.6 * of_fresh.sum()
+
 places = np.arange(len(targets))
 fig, ax = plt.subplots(figsize=(8, 3))
 ax.bar(places - 0.2, of_fresh, 0.4, color="0.8", edgecolor="black", label="fresh prefix")
@@ -299,8 +302,6 @@ ax.set_title("Nearly all of the loss is one decision: how to begin")
 ax.legend()
 fig.tight_layout()
 plt.show()
-print(f"{of_fresh[0]:.2f} of {of_fresh.sum():.2f} nats are the first token's")
-assert of_fresh[0] > 0.6 * of_fresh.sum()
 
 # %% [markdown]
 # The model can describe. Once it has begun it copies the facts, and all goes well. What it lacks is

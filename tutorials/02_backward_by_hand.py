@@ -60,6 +60,8 @@ def gelu_slope(x):
 
 
 xs = np.linspace(-4, 4, 201)
+print(f"the slope goes from {gelu_slope(xs).min():.3f} to {gelu_slope(xs).max():.3f}")
+
 fig, ax = plt.subplots(figsize=(6, 3.5))
 ax.plot(xs, gelu(xs), "-", color="black", label="gelu(x)")
 ax.plot(xs, gelu_slope(xs), "--", color="black", label="its slope")
@@ -70,7 +72,6 @@ ax.grid(alpha=0.4)
 ax.legend()
 fig.tight_layout()
 plt.show()
-print(f"the slope goes from {gelu_slope(xs).min():.3f} to {gelu_slope(xs).max():.3f}")
 
 # %% [markdown]
 # It does not: GELU dips below 0 before it rises. Is the picture right, though? We made the curve
@@ -115,6 +116,12 @@ for eps in steps:
     by_differences.append(relative_error(difference, gelu_slope(points)))
     by_complex.append(relative_error(gelu(points + 1j * eps).imag / eps, gelu_slope(points)))
 
+best = int(np.argmin(by_differences))
+print(f"finite differences: {by_differences[best]:.0e} at eps = {steps[best]:.0e}")
+print(f"complex step: {relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)):.0e}")
+assert min(by_differences) < 1e-9
+assert relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)) < 1e-14
+
 fig, ax = plt.subplots(figsize=(6, 3.5))
 ax.loglog(steps, by_differences, "o-", color="black", label="finite differences")
 ax.loglog(steps, np.maximum(by_complex, 1e-17), "s--", color="0.4", label="complex step")
@@ -124,12 +131,6 @@ ax.set_title("The slope of GELU, asked of GELU itself")
 ax.legend()
 fig.tight_layout()
 plt.show()
-
-best = int(np.argmin(by_differences))
-print(f"finite differences: {by_differences[best]:.0e} at eps = {steps[best]:.0e}")
-print(f"complex step: {relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)):.0e}")
-assert min(by_differences) < 1e-9
-assert relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)) < 1e-14
 
 # %% [markdown]
 # Both say that the formula is right. On the right of the picture both errors shrink with
