@@ -158,7 +158,8 @@ def test_the_lesson_has_its_parts(lesson):
 
 @each_lesson
 def test_what_the_lesson_links_to_is_there(lesson):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", lesson.read_text(encoding="utf-8")):
+    text = lesson.read_text(encoding="utf-8")
+    for target in re.findall(r"^# .*\]\(([^)#]+)[^)]*\)", text, re.MULTILINE):
         if not target.startswith("http"):
             assert (lesson.parent / target).exists(), target
 
@@ -296,6 +297,14 @@ def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
 
     grade(gelu_backward)
     assert capsys.readouterr().out == "gelu_backward: not written yet\n"
+
+    def run_training(problem):
+        return {"step.0.loss": 0.0}
+
+    grade(run_training)
+    said = capsys.readouterr().out
+    assert re.search(r"\n  and \d+ more\n", said)
+    assert "--all" not in said  # there is no command to give it to
 
     def head():
         pass

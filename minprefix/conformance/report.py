@@ -73,8 +73,11 @@ def _finite(value: Any) -> Any:
 STATUSES = ("passed", "failed", "not implemented")
 
 
-def text(results: Sequence[Result], name: str, everything: bool = False) -> str:
-    """A table of ops, then what is wrong: the first failures in full, with `everything` all."""
+def text(
+    results: Sequence[Result], name: str, everything: bool = False, at_most: int | None = None
+) -> str:
+    """A table of ops, then what is wrong: the first failures in full, with `everything` all. The
+    others get a line each, or `at_most` so many of them do."""
     lines = [*_table(results), ""]
     failures = _groups(results)
     mended_first = not everything and any(g[0].level == "ops" for g in failures)
@@ -83,10 +86,12 @@ def text(results: Sequence[Result], name: str, everything: bool = False) -> str:
     told: set[str] = set()  # bugs of the zoo that were explained
     for number, (result, finding, others) in enumerate(shown[:in_full], 1):
         lines += [*_in_full(number, result, finding, others, told), ""]
-    if shown[in_full:]:
-        lines.append("Also wrong (--all explains them, too):")
-        lines += [f"  {_title(r, f)}: {f.sentence}" for r, f, _ in shown[in_full:]]
-        lines.append("")
+    rest = [f"  {_title(r, f)}: {f.sentence}" for r, f, _ in shown[in_full:]]
+    if rest and at_most is None:
+        lines += ["Also wrong (--all explains them, too):", *rest, ""]
+    elif rest:
+        more = len(rest[at_most:])
+        lines += ["Also wrong:", *rest[:at_most], *([f"  and {more} more"] if more else []), ""]
     above = sorted({g[0].level for g in failures} - {g[0].level for g in shown}, key=LEVELS.index)
     if above:
         said = f"Levels {' and '.join(above)} fail" if len(above) > 1 else f"Level {above[0]} fails"

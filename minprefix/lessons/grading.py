@@ -11,6 +11,7 @@ from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
 
+ALSO = 5  # so many of what follows from the first mistakes get a line
 LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
 
 
@@ -51,4 +52,4 @@ def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
     names = ", ".join(f.__name__ for f in functions)
     if not graded:
         return f"{names}: not written yet"
-    return report.text(graded, names)
+    return report.text(graded, names, at_most=ALSO)

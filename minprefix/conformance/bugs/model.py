@@ -143,7 +143,8 @@ _FORWARD = [
             ),
         ),
         ("model", "blocks.0.attn.pattern"),
-        see="Training from scratch works as well as ever; a prefix trained elsewhere is useless.",
+        see="A prefix trained elsewhere is useless. Training from scratch would work as well as "
+        "ever if the way back were swapped, too; it is not, and keys learn what values should.",
         lesson="What is consistent with itself is shown wrong only by somebody else's numbers.",
         source="a common slip",
     ),

@@ -118,7 +118,8 @@ _MLP = [
             ),
         ),
         ("training", "step.0.loss"),
-        see="Training from scratch works; a prefix in PEFT's format is useless.",
+        see="A prefix in PEFT's format is useless; and as the way back is not changed with it, "
+        "gradients arrive at other numbers than their own.",
         lesson="Row-major over (P, L, 2, NH, hs): keys and values of a layer lie side by side.",
         source="a common slip with PEFT's prompt_embeddings",
     ),
