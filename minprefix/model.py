@@ -272,6 +272,11 @@ def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> li
     """A None in a list becomes a prefix of no slots, which no layer sees."""
     if prefix is None:
         return []
+    if isinstance(prefix, Batch):
+        raise InputError(
+            "a Batch stands where a prefix is expected: it is loss_and_grad(model, prefix, batch), "
+            "loss(model, batch, prefix) and model.logits(batch, prefix)"
+        )
     given: Sequence[Prefix | None] = [prefix] if isinstance(prefix, Prefix) else prefix
     none = np.zeros((0, 2, model.config.n_head, 0, model.config.head_size), model.dtype)
     return [Prefix(none, layers=()).to(model.backend) if p is None else p for p in given]

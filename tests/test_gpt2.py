@@ -1,5 +1,7 @@
 """The whole model against transformers and PEFT, and against its own derivatives."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -422,6 +424,18 @@ def finite(model, prefix, batch):
             values.append(loss(model, batch, [Prefix(kv, layers=prefix.layers), other]))
         dkv[i] = (values[0] - values[1]) / (2 * eps)
     return dkv
+
+
+def test_a_batch_in_the_place_of_the_prefix_is_refused_with_the_order(config, model):
+    batch, prefix = Batch.pack([[5, 2, 9]], loss_from=1), random_prefix(config, 2, 0)
+    order = re.escape("loss_and_grad(model, prefix, batch), loss(model, batch, prefix)")
+    for call in (
+        lambda: loss_and_grad(model, batch, prefix),
+        lambda: loss(model, prefix, batch),
+        lambda: model.logits(prefix, batch),
+    ):
+        with pytest.raises(InputError, match=order):
+            call()
 
 
 def test_an_implementation_that_forgets_a_sequences_gradient_is_refused(config, model):
