@@ -181,6 +181,12 @@ def test_a_name_that_matches_nothing_lists_the_nearest(model, prefix, batch, who
         whole.find("blocks.1.attn.patern")
     with pytest.raises(InputError, match=near.format("blocks.1.attn.patern")):
         trace(model, batch, prefix, names="blocks.1.attn.patern")
+    everywhere = "near it are blocks.0.attn.pattern, blocks.1.attn.pattern, blocks.2.attn.pattern$"
+    for name in ("patern", "*.patern", "*.patern#0"):
+        with pytest.raises(InputError, match=everywhere):
+            whole.find(name)
+    with pytest.raises(InputError, match=r"called 'zork': the first are blocks.0.resid_pre, "):
+        whole.find("zork")
     with pytest.raises(InputError, match=r"blocks\.1\.attn\.pattern' is of 2 sequences: name one"):
         whole["blocks.1.attn.pattern"]
 

@@ -235,10 +235,17 @@ def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
 
 
 def unknown(name: str, names: Iterable[str]) -> InputError:
-    """A name that matches nothing, as a sentence with the nearest ones."""
+    """A name that matches nothing, as a sentence with the nearest ones: near as a whole, or in its
+    last part alone, where one writes `*.patern`."""
     known = list(dict.fromkeys(names))
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:4]
-    return InputError(f"nothing in the trace is called {name!r}: near it are {', '.join(near)}")
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    if not near:
+        last = name.rpartition(".")[2].partition("#")[0]
+        parts = {full.rpartition(".")[2] for full in known}
+        close = difflib.get_close_matches(last, sorted(parts), n=1)
+        near = [full for full in known if full.rpartition(".")[2] in close][:4]
+    said = f"near it are {', '.join(near)}" if near else f"the first are {', '.join(known[:4])}"
+    return InputError(f"nothing in the trace is called {name!r}: {said}")
 
 
 def matches(record: Record, patterns: str | Sequence[str]) -> bool:
