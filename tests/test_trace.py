@@ -191,9 +191,25 @@ def test_a_name_that_matches_nothing_lists_the_nearest(model, prefix, batch, who
         whole["blocks.1.attn.pattern"]
 
 
-def test_a_trace_too_large_says_how_to_narrow_it(model, prefix, batch):
-    with pytest.raises(InputError, match=r"larger than 1,000 bytes, at .*: narrow it by names"):
-        trace(model, batch, prefix, max_bytes=1000)
+def test_each_pattern_is_to_match_and_need_is_one_of_two(model, prefix, batch):
+    """One that does not would be missed only when the trace is looked into."""
+    with pytest.raises(InputError, match=r"called '\*.dpatern': near it are .*attn.dpattern"):
+        trace(model, batch, prefix, names=["loss", "*.dpatern"])
+    for names in ([], ""):
+        with pytest.raises(InputError, match="names is empty: give at least one"):
+            trace(model, batch, prefix, names=names)
+    with pytest.raises(InputError, match="need is 'weights': expected 'prefix' or 'all'"):
+        trace(model, batch, prefix, need="weights")
+
+
+def test_a_trace_too_large_says_how_large_and_how_to_narrow_it(model, prefix, batch, whole):
+    size = f"{whole.nbytes:,}"
+    said = f"is {size} bytes, more than the 1,000 of max_bytes: narrow it by names"
+    with pytest.raises(InputError, match=said):
+        trace(model, batch, prefix, need="all", max_bytes=1000)
+    with pytest.raises(InputError, match=rf"is {size} bytes, more than the"):
+        trace(model, batch, prefix, need="all", max_bytes=whole.nbytes - 1)
+    assert len(trace(model, batch, prefix, need="all", max_bytes=whole.nbytes)) == len(whole)
     small = trace(model, batch, prefix, names="blocks.0.attn.pattern#1", max_bytes=5000)
     assert small.nbytes <= 5000
 

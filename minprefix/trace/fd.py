@@ -145,7 +145,7 @@ class Differences:
             loss_backward(self.model, self.prefix, self.batch, "mean", tracer, self.need)
             if key not in tracer.calls:
                 raise unknown(key, tracer.calls)
-            self._run = Trace(tracer.records)
+            self._run = Trace(tracer.kept())
         return self._run[key]
 
     def _gradient(self, record: Record, index: Index) -> float | None:

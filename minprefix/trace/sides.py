@@ -176,7 +176,7 @@ def trace_ops(
         stopped = f"raised {type(error).__name__}: {error}".replace("\n", " ")
     about = {"implementation": name, "names": ["*"], "arguments": True, "stopped": stopped}
     inputs = about_inputs(model, batch, prefixes)
-    return Trace(tracer.records, inputs | about | {"reduction": p.reduction, "need": p.need})
+    return Trace(tracer.kept(), inputs | about | {"reduction": p.reduction, "need": p.need})
 
 
 def tracer_of(ops: str | Ops, model: GPT2) -> Tracer:

@@ -93,32 +93,38 @@ def trace(
     `arguments`: keep what each operation was given, too; two traces can then be told apart to the
     very step (`trace.compare`).
 
-    The result is that of an untraced run, bit for bit. Raises InputError if nothing matches, and if
-    what is kept would exceed `max_bytes`, with how to narrow it.
+    The result is that of an untraced run, bit for bit. Raises InputError if nothing matches one of
+    the patterns, and if what is kept would exceed `max_bytes`, with how to narrow it.
     """
+    if need not in ("prefix", "all"):
+        raise InputError(f"need is {need!r}: expected 'prefix' or 'all'")
+    if not names:
+        raise InputError("names is empty: give at least one name or pattern, or '*' for all")
     tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
     if stop_at is not None:  # a name is given after the return: one run ahead tells of which call
         ahead = Tracer(model, ops, stop_at, max_bytes, arguments=arguments)
         loss_backward(model, prefix, batch, "mean", ahead, need)
-        if not ahead.records:
+        if not ahead.kept():
             raise unknown(stop_at, ahead.names_seen)
         tracer.stop_calls = {ahead.calls[r.key] for r in ahead.records if ahead.given_back(r)}
     prefixes = list(prefix) if isinstance(prefix, Sequence) else [prefix]
     tracer.begin(batch, prefixes)
     loss, dkvs, dweights = loss_backward(model, prefix, batch, "mean", tracer, need)
     tracer.end(prefixes, dkvs, dweights)
-    if not tracer.records:
-        raise unknown(names if isinstance(names, str) else names[0], tracer.names_seen)
+    records, patterns = tracer.kept(), [names] if isinstance(names, str) else list(names)
+    for pattern in patterns:
+        if not any(matches(record, pattern) for record in records):
+            raise unknown(pattern, tracer.names_seen)
     about = about_inputs(model, batch, prefixes) | {
         "made_of": {key: list(inputs) for key, inputs in tracer.made_of.items()},
         "implementation": tracer.implementation,
-        "names": [names] if isinstance(names, str) else list(names),
+        "names": patterns,
         "arguments": arguments,
         "reduction": "mean",
         "need": need,
         "loss": loss,
     }
-    return Trace(tracer.records, about)
+    return Trace(records, about)
 
 
 def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]") -> dict[str, Any]:
@@ -206,19 +212,26 @@ class Tracer:
         if matches(record, self.names):
             if not isinstance(record.value, np.ndarray):
                 record.value = _ops.to(np.asanyarray(record.value), "numpy")
-            if self.source is None or self.arguments:  # a fast or a wrong one may overwrite it
-                record.value = record.value.copy()
             self._bytes += record.value.nbytes
-            if self._bytes > self.max_bytes:
-                raise InputError(
-                    f"the trace is larger than {self.max_bytes:,} bytes, at {record.key}: narrow "
-                    'it by names such as "blocks.0.*" or "*.attn.pattern", take fewer tokens, or '
-                    "raise max_bytes"
-                )
-            self.records.append(record)
+            if self._bytes > self.max_bytes:  # from here on it is only counted: see `kept`
+                self.records.clear()
+            else:
+                if self.source is None or self.arguments:  # a fast or a wrong one may overwrite it
+                    record.value = record.value.copy()
+                self.records.append(record)
         self._kept[id(value)] = (value, record)
         if self.stop_at and matches(record, self.stop_at) and not self.given_back(record):
             self._debug("line")
+
+    def kept(self) -> list[Record]:
+        """The records. Raises InputError if they would be larger than `max_bytes`."""
+        if self._bytes > self.max_bytes:
+            raise InputError(
+                f"the trace is {self._bytes:,} bytes, more than the {self.max_bytes:,} of "
+                'max_bytes: narrow it by names such as "blocks.0.*" or "*.attn.pattern", take '
+                "fewer tokens, or raise max_bytes"
+            )
+        return self.records
 
     def given_back(self, record: Record) -> bool:
         """By the `return` of an operation's own text, where it has no name yet."""
