@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,19 @@ def test_traces_of_different_inputs_are_refused_with_the_first_difference(
     refused(
         "choice of prefixes, one for each sequence differ at 1",
         other_batch=packed([[5, 3, 9, 9, 1, 7], [2, 8, 4]], (0, 0)),
+    )
+    refused(
+        "rows that predict differ in number, the first are 6, the second 5",
+        other_batch=Batch.pack([[5, 3, 9, 9, 1, 7], [2, 8, 4]], [3, 1], [0, 1]),
+    )
+    elsewhere = packed([[5, 3, 9, 9, 1, 7], [2, 8, 4]])
+    refused(
+        "targets differ at 5, the first is 4, the second 3",
+        other_batch=replace(elsewhere, targets=np.array([9, 9, 1, 7, 8, 3])),
+    )
+    refused(
+        "weights of the targets differ at 0, the first is 1.0, the second 2.0",
+        other_batch=replace(elsewhere, weights=np.array([2.0, 1, 1, 1, 1, 1])),
     )
     refused("weights, by their sha256 differ", other_model=random_model(CONFIG, seed=5))
     refused("prefixes, by their sha256 differ", other_prefixes=prefixes[::-1])

@@ -33,6 +33,9 @@ _INPUTS = {
     "prefix_of": "choice of prefixes, one for each sequence",
     "fingerprint": "weights, by their sha256",
     "prefixes": "prefixes, by their sha256",
+    "rows": "rows that predict",
+    "targets": "targets",
+    "loss_weights": "weights of the targets",
     "reduction": "reduction of the loss",
 }
 

@@ -116,6 +116,9 @@ def trace(
         if not any(matches(record, pattern) for record in records):
             raise unknown(pattern, tracer.names_seen)
     about = about_inputs(model, batch, prefixes) | {
+        "rows": batch.rows.tolist(),
+        "targets": batch.targets.tolist(),
+        "loss_weights": batch.weights.tolist(),
         "made_of": {key: list(inputs) for key, inputs in tracer.made_of.items()},
         "implementation": tracer.implementation,
         "names": patterns,
