@@ -263,6 +263,24 @@ def test_a_whole_model_is_compared_by_the_names_that_it_shows():
         assert first(whole_with(bug)).culprit.key == key, bug
 
 
+def test_an_own_model_beside_own_ops_is_compared_after_them():
+    """Its ops are right under this project's model, and its own model is not."""
+
+    def stub(problem):
+        raise NotImplementedError
+
+    c = first(zoo.plant(BUGS["activation-skipped"]))
+    assert c.b == "activation-skipped's run_model"
+    assert c.culprit.key == "blocks.0.mlp.out"
+    right = list(compare_implementations("reference", zoo.plant(BUGS["keys-cached-as-values"])))
+    assert [c.problem for c in right] == 2 * list(problems())
+    assert all(c.same for c in right)
+    of_ops = list(compare_implementations("reference", ops_with(run_model=stub)))
+    assert [c.problem for c in of_ops] == list(problems())
+    with pytest.raises(InputError, match="no model to run: run_model is a stub"):
+        first(types.SimpleNamespace(run_model=stub))
+
+
 def test_the_other_model_may_be_one_of_pytorch():
     adapter = load(str(Path(__file__).with_name("peft_adapter.py")))
     c = next(compare_implementations("reference", adapter))
