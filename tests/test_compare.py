@@ -337,6 +337,28 @@ def test_two_saved_traces_of_some_names_are_compared_over_the_gaps(
     assert compare(right, a).same
 
 
+def test_an_intermediate_stands_for_its_op_where_that_gives_nothing_that_is_compared(
+    model, batch, prefixes
+):
+    def with_another_pattern(names):
+        a, b = (trace(model, batch, prefixes, names=names) for _ in range(2))
+        b["blocks.1.attn.pattern#0"].value = 2 * b["blocks.1.attn.pattern#0"].value
+        return compare(a, b)
+
+    alone = with_another_pattern(["*.pattern", "*.dscores"])
+    assert alone.culprit.key == "blocks.1.attn.pattern#0"
+    assert "blocks.1.attn.pattern#0  attention                  1.0e+00  <- first" in table(alone)
+    assert "forward:  attention: blocks.1.attn.pattern#0 is off by 1.0e+00" in verdict(alone)
+    followed = with_another_pattern(["*.pattern", "*.z"])
+    assert followed.same
+    assert "off, but what their ops give is right: blocks.1.attn.pattern#0" in verdict(followed)
+    below = trace(model, batch, prefixes, names=["*.resid_mid", "*.pattern"])
+    below["blocks.0.resid_mid"].value = 2 * below["blocks.0.resid_mid"].value
+    below["blocks.1.attn.pattern#0"].value = 2 * below["blocks.1.attn.pattern#0"].value
+    found = compare(trace(model, batch, prefixes, names=["*.resid_mid", "*.pattern"]), below)
+    assert [r.key for r in found.rows if r.at_fault] == ["blocks.0.resid_mid"]
+
+
 def test_traces_of_different_inputs_are_refused_with_the_first_difference(
     model, batch, prefixes, right
 ):
