@@ -516,3 +516,12 @@ def test_the_picture_marks_the_first_and_shows_what_is_no_number(tmp_path):
     picture(same, tmp_path / "b.svg")
     assert "first forward" not in (tmp_path / "b.svg").read_text(encoding="utf-8")
     assert "off" not in table(same)
+
+
+def test_a_picture_is_drawn_whatever_the_files_are_called(tmp_path):
+    c = compare(*[trace_ops(problems()["usual"], "reference", "costs_$5_or_$x^{.py")] * 2)
+    for name in ("a.SVG", "b.SVG"):
+        picture(c, tmp_path / name)
+    text = (tmp_path / "a.SVG").read_text(encoding="utf-8")
+    assert "costs_$5_or_$x^{.py against" in text
+    assert text == (tmp_path / "b.SVG").read_text(encoding="utf-8")

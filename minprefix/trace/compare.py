@@ -7,7 +7,6 @@ tensor that is off and of which no input is off is where something went wrong, a
 after it follows.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from minprefix import files
 from minprefix.errors import InputError
 from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
@@ -367,15 +365,13 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 def picture(c: Comparison, path: Path) -> None:
     """The error of each tensor in the order in which they arise, as PNG or SVG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+    from minprefix.plots.drawing import new_figure, plain, save, set_title
 
     rows = [r for r in c.rows if not r.inside and not r.argument]
     shown = [r for r in c.rows if r in rows or r.at_fault]
     top = 10 * max([1.0, *(r.error for r in shown if math.isfinite(r.error))])
     floor = 1e-17
-    figure = Figure(figsize=(9, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4.6)
     axes = figure.subplots()
     heights = [top if math.isinf(r.error) else max(r.error, floor) for r in shown]
     axes.plot(range(len(shown)), heights, color="0.75", linewidth=1, zorder=1)
@@ -409,15 +405,12 @@ def picture(c: Comparison, path: Path) -> None:
     axes.axvline(back - 0.5, color="0.5", linewidth=1)
     axes.text(back - 1, top * 3, "forward", ha="right", va="top", color="0.35")
     axes.text(back, top * 3, "backward", ha="left", va="top", color="0.35")
-    axes.set_ylabel("error, of the largest value (lowest: none)")
-    problem = f", problem {c.problem}" if c.problem else ""
-    axes.set_title(f"{c.b} against {c.a}{problem}")
-    axes.grid(True, axis="y", color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, ylabel="error, of the largest value (lowest: none)")
+    axes.grid(False, axis="x")
+    title = f"{c.b} against {c.a}" + (f", problem {c.problem}" if c.problem else "")
+    set_title(axes, title)
     axes.legend(frameon=False, loc="center right", fontsize=8)
-    data = io.BytesIO()
-    figure.savefig(data, format=path.suffix[1:])
-    files.write_bytes(path, data.getvalue())
+    save(figure, path, title)
 
 
 def _where_parts_begin(rows: Sequence[Row]) -> dict[int, str]:

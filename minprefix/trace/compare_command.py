@@ -54,16 +54,15 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """-> 0 if they agree, 1 if not. Raises InputError for what cannot be compared."""
     from minprefix import files
+    from minprefix.plots.drawing import check_ending
     from minprefix.trace import compare as comparing
     from minprefix.trace.record import Trace
     from minprefix.trace.sides import compare_implementations, problems
 
     if args.tolerance is not None and not (args.tolerance >= 0 and math.isfinite(args.tolerance)):
         raise InputError(f"--tolerance is {args.tolerance}: expected 0 or more, such as 1e-6")
-    if args.picture is not None and args.picture.suffix not in (".png", ".svg"):
-        raise InputError(
-            f"--picture {args.picture} is no picture: give a name that ends in .png or .svg"
-        )
+    if args.picture is not None:
+        check_ending(args.picture)
     saved = [_is_saved(spec) for spec in (args.a, args.b)]
     if any(saved) and not all(saved):
         folder, other = (args.a, args.b) if saved[0] else (args.b, args.a)
