@@ -15,7 +15,8 @@ from minprefix import GPT2, Batch, Config, InputError, Prefix, loss_and_grad
 from minprefix.cli import main
 from minprefix.data.pairs import Template
 from minprefix.trace import trace
-from minprefix.trace.view import IN_THE_MODEL, _gpt2, encode, pack, page, shown
+from minprefix.trace.mirror import IN_THE_MODEL
+from minprefix.trace.view import _gpt2, encode, pack, page, shown
 from tests.conftest import random_model
 
 TEXT = "name[The Red Fox], type[restaurant], food[Thai], price[cheap], area[hills]\n"

@@ -18,7 +18,7 @@ from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import Source, source_of
 from minprefix.trace.laws import laws
-from minprefix.trace.mirror import BETWEEN, mirrored
+from minprefix.trace.mirror import BETWEEN, mirrored, model_line
 from minprefix.trace.record import Record, Trace, matches
 
 WORDS = """\
@@ -41,22 +41,6 @@ q             quit
 h             this list; an empty line repeats the last command"""
 
 END = "--End-- back goes back, q quits"
-
-#: what gpt2.py does itself, and where: the last part of a name -> what its line holds
-BETWEEN_OPS = ("add", "split", "join", "given")
-MODEL_LINES = {
-    "q": "q, k, v = (",
-    "k": "q, k, v = (",
-    "v": "q, k, v = (",
-    "prefix_k": "prefix_k, prefix_v = [",
-    "prefix_v": "prefix_k, prefix_v = [",
-    "resid_mid": "# (n, C)  resid_mid",
-    "resid_post": "# (n, C)  resid_post",
-    "dresid_mid": "# (n, C)  of resid_mid",
-    "dresid_post": "# (N, C)  of resid_pre",
-    "dresid_pre": "# (N, C)  of resid_pre",
-    "dqkv": "dqkv = np.stack(",
-}
 
 
 class Stepper(cmd.Cmd):
@@ -313,12 +297,8 @@ class Stepper(cmd.Cmd):
         """The file, line and text that made it; 0 and "" where that is not known."""
         if r.line:
             return self.source.path, r.line, r.text
-        held = r.op in BETWEEN_OPS and MODEL_LINES.get(r.name.rpartition(".")[2])
-        model = source_of(gpt2)
-        for number, line in enumerate(model.lines, 1):
-            if held and held in line:
-                return model.path, number, line.strip()
-        return "", 0, ""
+        model, line = source_of(gpt2), model_line(r)
+        return (model.path, line, model.lines[line - 1].strip()) if line else ("", 0, "")
 
     def _listing(self, whole: bool) -> None:
         path, at, _ = self._line(self.record)

@@ -35,17 +35,6 @@ MOST_NUMBERS, OF_A_RECORD = 1_600_000, 4_500
 #: of the logits of a row: its target, and so many that the model finds likeliest
 LIKELIEST = 12
 
-#: what the model does between two ops -> how its line in gpt2.py begins
-IN_THE_MODEL = {
-    "resid_mid": "x = x + ops.linear(z,",
-    "resid_post": "x = x + ops.linear(g,",
-    "split": "q, k, v = (qkv.reshape",
-    "given": "prefix_k, prefix_v = [kv[0]",
-    "dresid_mid": "dx = dx + ops.layernorm_backward(dm,",
-    "dresid_post": "dx = dx + ops.layernorm_backward(da,",
-    "dresid_pre": "dx = dx + ops.layernorm_backward(da,",
-    "join": "dqkv = np.stack(",
-}
 #: what attention calls
 _CALLED = {"attention": ["_heads_first", "softmax", "visible"]}
 #: how ops call what they are given
@@ -123,6 +112,7 @@ def _json(value: Any) -> str:
 def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace") -> dict[str, Any]:
     from minprefix.ops import reference
     from minprefix.trace.instrument import source_of
+    from minprefix.trace.mirror import model_line
 
     source = source_of(reference)
     formulas = _formulas(source)
@@ -139,7 +129,7 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
             "place": place,
             "inside": record.inside,
             "formula": formulas.get(_forward_op(record.op), [record.formula, ""]),
-            "line": _line(record),
+            "line": record.line or model_line(record),
             "inputs": inputs,
             "dtype": str(record.value.dtype),
             "summary": _summary(record),
@@ -360,15 +350,6 @@ def _formulas(source: "Source") -> dict[str, list[str]]:
             op, _, text = formula.partition(": ")
             found[op] = [text, origin.strip()]
     return found
-
-
-def _line(record: "Record") -> int:
-    """In reference.py, or in gpt2.py what the model does between two ops."""
-    if record.line:
-        return record.line
-    start = IN_THE_MODEL.get(record.op) or IN_THE_MODEL[record.name.rpartition(".")[2]]
-    lines = enumerate(_gpt2().lines, 1)
-    return next(n for n, text in lines if text.strip().startswith(start))
 
 
 @cache
