@@ -124,7 +124,12 @@ def test_a_record_says_where_it_is_made(whole):
     lines = Path(reference.__file__).read_text().splitlines()
     assert lines[record.line - 1].strip() == record.text
     assert record.text.startswith("dscores = pattern * (dpattern - row_sum)")
-    assert record.formula.startswith("attention: z = softmax(q K^T / sqrt(hs)) V with K = ")
+    assert record.formula == (
+        "attention: z = softmax(q K^T / sqrt(hs)) V with K = [prefix_k; k], V = [prefix_v; v] "
+        "(Vaswani et al., 2017, eq. 1; Li & Liang, 2021, eq. 3)"
+    )
+    assert whole["ln_f.var"].formula.endswith("* gain + bias (Ba, Kiros & Hinton, 2016)")
+    assert whole["blocks.0.mlp.pre"].formula == "linear: out = x W + b"
     assert whole["blocks.1.attn.dprefix_k#0"].text == (
         "dprefix_k.append(dkeys[:, :P])  # (NH, P, hs)"
     )

@@ -21,8 +21,8 @@ class Source:
     made: dict[tuple[str, str], int] = field(default_factory=dict)
     #: line -> the statement that begins there, on one line
     statement: dict[int, str] = field(default_factory=dict)
-    #: op -> the formula that its heading comment gives
-    formula: dict[str, str] = field(default_factory=dict)
+    #: function -> the formula that the heading comment above it gives, and where that is from
+    formula: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Spy:
@@ -147,10 +147,10 @@ def read_source(text: str, path: str) -> Source:
             (n for n in range(node.lineno - 1, -1, -1) if lines[n].startswith("# ---- ")), None
         )
         if heading is not None:
-            said = [lines[heading].removeprefix("# ---- ")]
-            if lines[heading + 1].startswith("#  "):  # the rest of a long heading
-                said.append(lines[heading + 1].lstrip("# "))
-            source.formula[node.name] = " ".join(" ".join(said).split())
+            formula, _, origin = lines[heading].removeprefix("# ---- ").partition("      ")
+            if lines[heading + 1].startswith("#  "):  # below a long formula
+                origin = lines[heading + 1].lstrip("# ")
+            source.formula[node.name] = formula, origin.strip()
         for inner in ast.walk(node):
             if isinstance(inner, ast.Assign) and _computes(inner):
                 names = _names(inner.targets[0])

@@ -279,8 +279,7 @@ class Tracer:
         self.made_of[record.key] = record.inputs
         if self.source is not None and op is None:
             line = self.source.made.get((self._op, "return"), 0)
-            base = self._op.removesuffix("_params").removesuffix("_backward")
-            record.formula = self.source.formula.get(self._op, self.source.formula.get(base, ""))
+            record.formula = self._formula()
             record.line, record.text = line, self.source.statement.get(line, "")
         elif op in _BETWEEN:
             record.formula = _BETWEEN[op].format(name=name, inputs=inputs)
@@ -304,13 +303,18 @@ class Tracer:
                 f"{self._site}.{name}", self._direction, self._op, value,
                 sequence=self._spy.sequence, inside=True, line=number,
                 text=self.source.statement[number],
-                formula=self.source.formula.get(self._op, ""),
+                formula=self._formula(),
             )  # fmt: skip
             if self._direction == "forward":
                 self._forward.add(record.key)
             elif record.key in self._forward:  # the forward's, once more
                 continue
             self._keep(record)
+
+    def _formula(self) -> str:
+        """Of the operation that is running, with where it is from in brackets."""
+        formula, origin = self.source.formula.get(self._op, ("", "")) if self.source else ("", "")
+        return f"{formula} ({origin})" if origin else formula
 
     # ---- around the operations, with `arguments` ----
 

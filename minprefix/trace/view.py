@@ -115,7 +115,6 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
     from minprefix.trace.mirror import model_line
 
     source = source_of(reference)
-    formulas = _formulas(source)
     values = _Values(model, batch, trace)
     places = [_place(record) for record in trace]
     reads = _inputs(trace, places)
@@ -128,7 +127,7 @@ def _data(model: "GPT2", batch: "Batch", prefix: "Prefix | None", trace: "Trace"
             "op": record.op,
             "place": place,
             "inside": record.inside,
-            "formula": formulas.get(_forward_op(record.op), [record.formula, ""]),
+            "formula": _formula(record, source),
             "line": record.line or model_line(record),
             "inputs": inputs,
             "dtype": str(record.value.dtype),
@@ -339,17 +338,10 @@ def _arriving(trace: "Trace") -> list[dict[str, Any]]:
 # ---- the source -------------------------------------------------------------------------------
 
 
-def _formulas(source: "Source") -> dict[str, list[str]]:
-    """op -> its formula, and where that is from; both stand in the heading above it."""
-    found = {}
-    for n, line in enumerate(source.lines):
-        if line.startswith("# ---- "):
-            formula, _, origin = line.removeprefix("# ---- ").partition("      ")
-            if source.lines[n + 1].startswith("#  "):
-                origin = source.lines[n + 1].lstrip("# ")
-            op, _, text = formula.partition(": ")
-            found[op] = [text, origin.strip()]
-    return found
+def _formula(record: "Record", source: "Source") -> tuple[str, str]:
+    """And where it is from."""
+    formula, origin = source.formula.get(record.op, (record.formula, ""))
+    return formula.removeprefix(f"{_forward_op(record.op)}: "), origin
 
 
 @cache
