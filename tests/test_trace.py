@@ -148,6 +148,11 @@ def test_every_input_of_a_record_is_a_record_before_it_or_a_weight(model, whole)
         before.add(record.key)
 
 
+def test_a_number_is_no_name(whole):
+    with pytest.raises(InputError, match=r"asked by name, not by 0: see its \.records"):
+        whole[0]
+
+
 def test_every_key_is_one_of_its_kind(whole):
     keys = [record.key for record in whole]
     assert len(set(keys)) == len(keys)
@@ -242,7 +247,9 @@ def test_a_trace_comes_back_from_disk_as_it_was(tmp_path, whole):
         assert np.array_equal(a.value, b.value)
 
 
-@pytest.mark.parametrize("damage", ["missing", "format", "record", "value", "cut", "no folder"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "format", "record", "direction", "value", "cut", "bit", "no folder"]
+)
 def test_a_damaged_trace_is_a_sentence(tmp_path, model, prefix, batch, damage):
     trace(model, batch, prefix, names="blocks.0.attn.pattern").save(tmp_path)
     about = json.loads((tmp_path / "trace.json").read_text())
@@ -254,12 +261,20 @@ def test_a_damaged_trace_is_a_sentence(tmp_path, model, prefix, batch, damage):
         about["format"], sentence = 7, "has format 7, this version reads 1"
     elif damage == "record":
         about["records"][0]["line"] = "5"
+    elif damage == "direction":
+        about["records"][0]["direction"] = "sideways"
     elif damage == "value":
         about["records"].pop()
     elif damage == "cut":
         path = tmp_path / "trace.safetensors"
         path.write_bytes(path.read_bytes()[:-5])
         sentence = "is not a whole safetensors file"
+    elif damage == "bit":
+        path = tmp_path / "trace.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        sentence = "trace.safetensors has sha256 .*, and trace.json records .*: it is damaged"
     if damage != "missing":
         (tmp_path / "trace.json").write_text(json.dumps(about))
     folder = tmp_path / "absent" if damage == "no folder" else tmp_path

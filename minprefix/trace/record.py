@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,6 +123,8 @@ class Trace:
     def __getitem__(self, name: str) -> Record:
         """By key, or by name where only one sequence has it. Raises InputError with the nearest
         names."""
+        if not isinstance(name, str):
+            raise InputError(f"a trace is asked by name, not by {name!r}: see its .records")
         if name in self._by_key:
             return self._by_key[name]
         found = [record for record in self.records if record.name == name]
@@ -174,8 +177,10 @@ class Trace:
             if r.value.dtype.kind == "c":
                 raise InputError(f"{r.key} is complex, which no safetensors file holds: take .real")
             values[str(r.number)] = r.value.view(np.uint8) if r.value.dtype == bool else r.value
-        about = {"format": FORMAT, "about": self.about, "records": entries}
-        contents = {RECORDS: files.json_bytes(about), TENSORS: files.tensor_bytes(values, {})}
+        tensors = files.tensor_bytes(values, {})
+        sha = hashlib.sha256(tensors).hexdigest()
+        about = {"format": FORMAT, "sha256": sha, "about": self.about, "records": entries}
+        contents = {RECORDS: files.json_bytes(about), TENSORS: tensors}
         files.write_together(Path(directory), contents, (RECORDS, TENSORS))
 
     @staticmethod
@@ -199,6 +204,14 @@ class Trace:
             )
         stored = files.inside(folder, TENSORS, "the trace's values")
         values, _ = files.map_tensors(stored, "the trace's values")
+        with stored.open("rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha != about.get("sha256"):
+            was = files.shown(about.get("sha256"))
+            raise InputError(
+                f"{stored} has sha256 {sha[:12]}..., and {RECORDS} records {was}: it is damaged "
+                "or of another trace, save the trace again"
+            )
         try:
             records = [_read(entry, values[str(n)]) for n, entry in enumerate(about["records"])]
             if len(records) != len(values) or not isinstance(about["about"], dict):
@@ -225,6 +238,8 @@ def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
     for key, kinds in _FIELDS.items():
         if not isinstance(entry[key], kinds):
             raise ValueError(f"{key} is {files.shown(entry[key])}")
+    if entry["direction"] not in ("forward", "backward"):
+        raise ValueError(f"direction is {files.shown(entry['direction'])}")
     if not all(isinstance(name, str) for name in entry["inputs"]):
         raise ValueError(f"inputs are {files.shown(entry['inputs'])}")
     if entry["shape"] != list(value.shape):
