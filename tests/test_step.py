@@ -351,6 +351,19 @@ def test_an_unknown_name_lists_the_nearest_and_makes_a_script_end_with_2(session
     assert "*** nothing in the trace is called '*.dprefx_k': near it are" in said
     assert "near it are blocks.1.attn.pattern" in said
     assert "*** there is no breakpoint 'q': there are none" in said
+    said = session("p blocks.1.attn.patern[0]", "p h.1.ln_1.wait", "p 2 * blocks.9.attn.pattern",
+                   options=SHORT, status=2)  # fmt: skip
+    assert "called 'blocks.1.attn.patern': near it are blocks.1.attn.pattern" in said
+    assert "called 'h.1.ln_1.wait': near it are h.1.ln_1.weight" in said
+    assert "called 'blocks.9.attn.pattern': near it are " in said
+    assert "SyntaxError" not in said
+
+
+def test_p_and_j_of_nothing_say_what_they_want(session):
+    said = session("p", "j", "w", options=SHORT, status=2)
+    assert "*** p EXPR: expected an expression" in said
+    assert "*** j NAME: expected a record" in said
+    assert "forward of 1 sequence, " in said
 
 
 def test_p_knows_the_values_that_have_been_computed_the_nearest_first(session):

@@ -14,12 +14,13 @@ import numpy as np
 
 from minprefix import gpt2
 from minprefix.errors import InputError
+from minprefix.gpt2 import Weights
 from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import Source, source_of
 from minprefix.trace.laws import laws
 from minprefix.trace.mirror import BETWEEN, mirrored, model_line
-from minprefix.trace.record import Record, Trace, matches
+from minprefix.trace.record import Record, Trace, matches, unknown
 
 WORDS = """\
 n [COUNT]     the next operation
@@ -193,6 +194,8 @@ class Stepper(cmd.Cmd):
         self.say(END)
 
     def do_j(self, arg: str) -> None:
+        if not arg:
+            raise InputError("j NAME: expected a record, such as blocks.1.attn.dscores")
         self._go(self._named(arg).number)
 
     def _named(self, name: str) -> Record:
@@ -226,8 +229,12 @@ class Stepper(cmd.Cmd):
                     return f"_{len(given) - 1}{rest}"
                 name, _, last = name.rpartition(".")
                 rest = f".{last}{rest}"
+            if name in ("blocks", "h") and name not in given:  # a record or a weight: misspelt
+                raise unknown(match[0], [*(r.name for r in self.trace), *self._weights()])
             return match[0]
 
+        if not expression.strip():
+            raise InputError("p EXPR: expected an expression, such as dscores.shape")
         try:
             code = re.sub(r"(?<![\w.'\"])[a-z]\w*(?:\.\w+)+(?:#\d+)?", dotted, expression)
             return eval(code, given)
@@ -240,9 +247,8 @@ class Stepper(cmd.Cmd):
 
     def _whole_name(self, name: str) -> Any:
         """The value of a record that has been computed, or a weight; None for other names."""
-        weights = self.given["model"].weights if "model" in self.given else {}
-        if name in weights:
-            return weights[name]
+        if name in self._weights():
+            return self._weights()[name]
         key = f"{name}#{self.record.sequence}"
         if not any(name == r.name or name == r.key for r in self.trace):
             return None
@@ -250,6 +256,9 @@ class Stepper(cmd.Cmd):
         if record.number > self.at:
             raise InputError(f"{record.key} is computed further on: b {record.key} and c go there")
         return record.value
+
+    def _weights(self) -> Weights:
+        return self.given["model"].weights if "model" in self.given else {}
 
     def _variables(self) -> dict[str, Record]:
         """The last part of a name -> of those computed so far the one nearest to where we are: of
@@ -324,7 +333,8 @@ class Stepper(cmd.Cmd):
     def do_w(self, _: str) -> None:
         r, about = self.record, self.trace.about
         tokens, sequences = len(about.get("tokens", ())), len(about.get("offsets", (0,))) - 1
-        self.say(f"  {r.direction} of {sequences} sequences, {tokens} tokens")
+        many = "1 sequence" if sequences == 1 else f"{sequences} sequences"
+        self.say(f"  {r.direction} of {many}, {tokens} tokens")
         parts = r.name.split(".")[:-1]
         for n in range(1 + (parts[:1] == ["blocks"]), len(parts) + 1):
             self.say(f"  {'.'.join(parts[:n])}")
