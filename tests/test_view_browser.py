@@ -199,12 +199,17 @@ def test_a_link_opens_its_op_and_a_step_changes_the_link(visit):
     page.wait_for_function("document.getElementById('name').textContent === 'blocks.3.mlp.du_dx'")
 
 
-def test_a_link_to_nothing_says_so(visit):
+def test_a_link_to_nothing_says_so_and_leads_to_the_nearest(visit):
     page = visit("fox", "#blocks.9.<b>.q")
-    assert page.inner_text("#missing") == "Nothing here is called “blocks.9.<b>.q”."
+    said = page.inner_text("#missing")
+    assert said.startswith("Nothing here is called “blocks.9.<b>.q”. Near it: blocks.")
     assert name(page) == "blocks.0.resid_pre"
     page.click("#next")
     assert page.is_hidden("#missing")
+    page.evaluate("location.hash = '#blocks.1.attn.dpatern'")
+    page.click("#missing a:text-is('blocks.1.attn.dpattern')")
+    page.wait_for_function("document.getElementById('missing').hidden")
+    assert name(page) == "blocks.1.attn.dpattern"
 
 
 def test_hovering_a_cell_shows_its_value_and_what_it_is(visit, folder):

@@ -747,6 +747,20 @@
     if (to !== null) go(to);
   }
 
+  // Three records whose names begin and end most alike.
+  function nearest(name) {
+    const alike = (a, b) => {
+      let n = 0;
+      while (n < Math.min(a.length, b.length) && a[n] === b[n]) n++;
+      return n;
+    };
+    const back = (text) => [...text].reverse();
+    const score = ({ link: other }) =>
+      alike(name, other) + alike(back(name), back(other)) - Math.abs(name.length - other.length);
+    const scores = records.map((record, n) => [score(record), n]);
+    return scores.sort(([a, i], [b, j]) => b - a || i - j).slice(0, 3).map(([, n]) => n);
+  }
+
   function follow() {
     let name = location.hash.slice(1);
     try {
@@ -756,7 +770,10 @@
     let n = records.findIndex((record) => record.link === name);
     if (n < 0) n = records.findIndex(({ key }) => key === name || key.split("#")[0] === name);
     $("missing").hidden = n >= 0;
-    if (n < 0) $("missing").textContent = `Nothing here is called ${quoted(name)}.`;
+    if (n < 0) {
+      const near = nearest(name).flatMap((i) => [" ", link(i, records[i].link)]);
+      $("missing").replaceChildren(`Nothing here is called ${quoted(name)}. Near it:`, ...near);
+    }
     now = n < 0 ? now : n;
     drawStep();
   }
