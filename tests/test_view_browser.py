@@ -173,6 +173,26 @@ def test_the_keyboard_alone_reaches_everything(visit):
     assert {"self", "CANVAS", "A", "DIV", "SUMMARY", "slider", "next", "previous-op"} <= seen
 
 
+@pytest.mark.parametrize(
+    ("record", "backward"),
+    [
+        ("blocks.0.resid_pre", {"embed_backward_params": 2}),
+        ("blocks.1.attn.c_proj.out", {"linear_backward_params": 1, "linear_backward": 1}),
+        ("blocks.1.ln_1.out", {"layernorm_backward_params": 1, "layernorm_backward": 1}),
+        ("blocks.1.resid_mid", {"block_backward": 1}),
+        ("blocks.1.attn.k", {"block_backward": 0}),
+    ],
+)
+def test_a_forward_line_shows_both_halves_of_its_backward(visit, record, backward):
+    page = visit("plain", f"#{record}")
+    panels = page.locator("#code > div")
+    found = {}
+    for panel in panels.all()[1:]:
+        function = panel.locator(".text").first.inner_text().split("def ")[1].split("(")[0]
+        found[function] = panel.locator(".mirrored").count()
+    assert found == backward
+
+
 def test_m_goes_from_a_backward_line_to_its_forward_line_and_back(visit):
     page = visit("fox", "#blocks.1.attn.dscores")
     here = page.inner_text("#code .here .text")

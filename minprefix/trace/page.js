@@ -616,9 +616,14 @@
         [to.line || (mirror && mirror.line)]);
       panel("backward", data.code[add ? "add_backward" : record.op], line, []);
     } else {
-      const back = add ? "add_backward" : backs.length ? backs[0].op : `${base}_backward`;
+      // both halves of its own backward, as far as they are run; of what the model does its line
+      const other = { add: "add_backward", split: "join" }[base] || `${base}_backward`;
+      const own = [...new Set(backs.map(codeOf))].filter((op) => op.startsWith(other));
       panel("forward", data.code[record.op], line, []);
-      panel("backward", data.code[back], null, backs.map((r) => r.line));
+      for (const back of own.length ? own : [other]) {
+        const mirrored = backs.filter((r) => codeOf(r) === back).map((r) => r.line);
+        panel("backward", data.code[back], null, mirrored);
+      }
     }
   }
 
