@@ -570,11 +570,16 @@ def at_a_terminal(*keys: str, **environment: str) -> str:
         os.execvpe(sys.executable, [sys.executable, "-m", "minprefix", "step", *SHORT], env)
     screen = b""
 
-    def read_to_prompt():
-        """Until a prompt is there and nothing more comes: Ctrl-C drops what was typed ahead."""
+    def read_to_prompt(key: str = ""):
+        """Until a prompt is there and nothing more comes: Ctrl-C drops what was typed ahead, and
+        one that comes just before readline waits is noticed at the next key: it is typed again."""
         nonlocal screen
-        seen, end = len(screen), time.monotonic() + 60
+        seen, start = len(screen), time.monotonic()
+        end, again = start + 60, start + 10
         while True:
+            if key == "\x03" and len(screen) == seen and time.monotonic() > again:
+                os.write(terminal, key.encode())
+                again += 10
             if select.select([terminal], [], [], 0.3)[0]:
                 screen += os.read(terminal, 65536)
             elif b"(step) " in screen[seen:]:
@@ -587,7 +592,7 @@ def at_a_terminal(*keys: str, **environment: str) -> str:
     read_to_prompt()
     for key in keys:
         os.write(terminal, key.encode())
-        read_to_prompt()
+        read_to_prompt(key)
     os.write(terminal, b"q\n")
     with contextlib.suppress(OSError):  # it has ended: on Linux that is an error of reading
         while part := os.read(terminal, 65536):
