@@ -185,9 +185,10 @@ def test_a_central_difference_leaves_model_and_prefix_as_they_were(small):
     assert before == [model.fingerprint(), *(p.kv.tobytes() for p in prefixes)]
 
 
-def test_a_central_difference_sees_a_wrong_line_where_it_is(small, whole):
+@pytest.mark.parametrize("wrong", ["", " / hs**0.5 * 1.0001"])
+def test_a_central_difference_sees_a_wrong_line_where_it_is(small, whole, wrong):
     text = Path(reference.__file__).read_text()
-    bug = text.replace("dq_b = dscores @ keys / hs**0.5", "dq_b = dscores @ keys")
+    bug = text.replace("dq_b = dscores @ keys / hs**0.5", f"dq_b = dscores @ keys{wrong}")
     assert bug != text
     differences = Differences(*small, text=bug)
 
@@ -484,6 +485,15 @@ def test_a_law_sees_a_row_sum_over_the_tokens_alone(small):
     wrong = Trace(tracer.records, {"offsets": batch.offsets.tolist()})
     found = laws(wrong, wrong["blocks.1.attn.dscores#0"])
     assert [law.holds for law in found] == [False, True]
+
+
+def test_a_law_that_is_off_by_a_millionth_does_not_hold(small):
+    model, batch, prefixes = small
+    seen = trace(model, batch, prefixes)
+    for key, moved in (("blocks.1.attn.dscores#0", "blocks.1.attn.dk"), ("dlogits", "dlogits")):
+        value = seen[moved].value = seen[moved].value.copy()
+        value[0] += 1e-6 * np.abs(value).max()
+        assert not laws(seen, seen[key])[0].holds
 
 
 def test_laws_are_said_with_what_they_cannot_see(session):
