@@ -420,6 +420,15 @@ def test_l_and_w_show_the_source_and_the_place(session):
     assert " ->     x = x + ops.linear(z, w" in said
 
 
+def test_a_name_of_several_sequences_is_that_of_the_one_we_are_at(whole):
+    stepper = Stepper(whole, stdin=io.StringIO(), stdout=io.StringIO())
+    for of in "#1", "#2":
+        stepper.do_j(f"blocks.1.attn.dscores{of}")
+        assert stepper._value("blocks.1.attn.pattern") is whole[f"blocks.1.attn.pattern{of}"].value
+        stepper.do_j("blocks.0.attn.pattern")
+        assert stepper.record is whole[f"blocks.0.attn.pattern{of}"]
+
+
 def test_every_record_has_a_line(whole):
     stepper = Stepper(whole, stdin=io.StringIO(), stdout=io.StringIO())
     for record in whole:

@@ -292,6 +292,8 @@ def test_a_summary_says_range_mean_deviation_zeros_and_what_is_not_finite():
     assert s.std == pytest.approx(np.std([0, 1, 2, 10]))
     assert s.histogram == (1, 1, 1, 0, 0, 0, 0, 0, 0, 1)
     assert str(s).startswith("[0, 10] mean 3.25 std 3.9")
+    assert "|███      █|" in str(s)
+    assert "|█▁       ▄|" in str(summarise(np.array([0.0] * 16 + [1.0] + [10.0] * 8)))
     assert "1 zeros, 2 not finite" in str(s)
     assert "6 not finite" in str(summarise(np.full(6, np.nan)))
     assert summarise(np.full(3, 2.0)).histogram == (3, *[0] * 9)

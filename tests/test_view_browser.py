@@ -232,6 +232,17 @@ def test_a_link_to_nothing_says_so_and_leads_to_the_nearest(visit):
     assert name(page) == "blocks.1.attn.dpattern"
 
 
+def test_the_table_of_shares_shows_the_mean_of_each_head(visit):
+    tiny = GPT2.load("tiny")
+    prefix = Prefix.normal(tiny.config, 10, std=0.5)
+    t = trace(tiny, Batch.pack([tiny.encode(TEXT)]), prefix, names="*.pattern")
+    rows = visit("fox").locator("#share-table tbody tr").all()
+    assert len(rows) == tiny.config.n_layer
+    for i, row in enumerate(rows):
+        share = t[f"blocks.{i}.attn.pattern"].value[:, :, :10].sum(axis=-1).mean(axis=1)
+        assert row.locator("td").all_inner_texts() == [f"{100 * x:.0f}%" for x in share]
+
+
 def test_hovering_a_cell_shows_its_value_and_what_it_is(visit, folder):
     tiny = GPT2.load("tiny")
     ids = tiny.encode(TEXT)
