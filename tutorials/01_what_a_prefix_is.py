@@ -44,15 +44,16 @@ for i in range(0, 320, 8):  # 7
     loss, dkv = loss_and_grad(model, prefix, batch)  # 9
     adam.step(prefix.parameters, {"kv": dkv}, lr=0.05)  # 10
 
-print(f"{model.n_parameters} weights, {prefix.n_parameters} numbers in the prefix")
+print(f"{model.n_parameters} weights, all of them frozen; the prefix is trained")
 
 # %% [markdown]
 # ## Before and after
 #
-# A *record* is a list of facts: `name[Valley and Hammer], type[film], country[Morocco]`. We give
-# the model 20 records with names that neither it nor the prefix has ever met, and let it go on from
-# there. In what the model has read, a bare record was mostly followed by a question about it. In
-# the ten lines, each record was followed by a description.
+# A *record* is a list of facts: `name[Valley and Hammer], type[film], country[Morocco]`. We take 20
+# records with names that neither the model nor the prefix has ever met, put a new line behind each,
+# and let the model go on from there. The text that it goes on from is called the *prompt*. In what
+# the model has read, a bare record was mostly followed by a question about it. In the ten lines,
+# each record was followed by a description.
 #
 # **Predict.** What will the model write without the prefix? And with it?
 
@@ -67,14 +68,18 @@ for record, old, new in list(zip(records, before, after, strict=True))[:2]:
     print(fill(f"with:    {new}", 78), end="\n\n")
 
 # %% [markdown]
+# Without the prefix the model asks a question, and answers it. With the prefix it describes.
+#
 # Two texts prove little. So we count: `slot_error_rate` is the share of the facts of all records
-# that the text behind them misses, or gets wrong.
+# that the text behind them misses, or gets wrong. (To the field a fact is a *slot*. Further down
+# that word will mean another thing.)
 
 # %%
 from minprefix.evaluate import slot_error_rate
 
-wrong_before, wrong_after = slot_error_rate(records, before), slot_error_rate(records, after)
-print(f"wrong or missing: {wrong_before:.0%} without the prefix, {wrong_after:.0%} with it")
+wrong_before = slot_error_rate(records, before)
+wrong_after = slot_error_rate(records, after)
+print(f"wrong or missing: {wrong_before:.0%} without, {wrong_after:.0%} with the prefix")
 assert wrong_before > 0.6, "the frozen model should not describe by itself"
 assert wrong_after < 0.15, "the prefix should make it describe"
 
@@ -101,8 +106,7 @@ assert max(ids) < V
 #
 # To write, take the row of the last token, choose the token with the highest score, append it, and
 # ask again, until the model chooses the token `end`. It stands for `END`, behind every text that
-# the model has read. The text that one begins with is called the *prompt*. This is all that
-# `generate` does; it is only quicker.
+# the model has read. This is all that `generate` does; it is only quicker.
 
 # %%
 end = model.config.eos_token_id
@@ -114,7 +118,7 @@ def write(prompt, prefix=None, most=80):
     start = len(ids)
     while len(ids) < start + most:
         scores = model.logits(Batch.pack([ids]), prefix)  # (N, V)
-        best = int(scores[-1].argmax())  # the row of the last token predicts the next one
+        best = int(scores[-1].argmax())  # the last token's row predicts the next one
         if best == end:
             break
         ids.append(best)
@@ -154,7 +158,7 @@ assert (L, two, NH, P, hs) == (4, 2, 5, 2, 32)
 # `Prefix.text` fills the slots with the keys and values of a text. If all this is true, then a
 # record behind that prefix and a record behind that text are the same thing. The function below
 # compares the scores of all $T$ tokens of the record, $(T, V)$ numbers. It takes the package as an
-# argument: we will need that.
+# argument, since we will give it a broken one, too.
 #
 # **Predict.** By how much will the scores differ, as a part of the largest of them: by a tenth, by
 # a thousandth, or by about a millionth?
@@ -171,11 +175,12 @@ def check_prompting(package):
     """A prefix of a text's keys and values gives what the text gives."""
     model = package.GPT2.load("tiny")
     cue, record = model.encode("describe\n"), model.encode(prompts[0])
-    behind_text = model.logits(package.Batch.pack([cue + record]))[len(cue) :]  # (T, V)
+    both = package.Batch.pack([cue + record])
+    behind_text = model.logits(both)[len(cue) :]  # (T, V)
     in_slots = package.Prefix.text(model, "describe\n")
     behind_slots = model.logits(package.Batch.pack([record]), in_slots)  # (T, V)
     error = relative_error(behind_slots, behind_text)
-    assert error < 1e-4, f"the scores behind the slots are off by {error:.2g} of the largest"
+    assert error < 1e-4, f"the scores are off by {error:.2g} of the largest"
     return error
 
 
@@ -196,7 +201,8 @@ print(fill(write(prompts[0], Prefix.text(model, "describe\n")), 78))
 # had a first line such as `describe`. For a task of your own nobody can tell you the word, and
 # there may be none. A prefix is not guessed. It is computed.
 #
-# `Prefix.normal` starts with small random numbers, drawn around 0 with a deviation of 0.02.
+# `Prefix.normal` starts with small random numbers, drawn around 0 with a standard deviation of
+# 0.02. We make such a prefix once more, to have one that is fresh beside the one that is trained.
 #
 # **Predict.** With 10 slots, how many numbers is that? And how large a part of the 1.4 million of
 # the model?
@@ -210,6 +216,8 @@ assert fresh.kv.shape == (L, 2, NH, P, hs)
 assert fresh.n_parameters == 12_800
 
 # %% [markdown]
+# $4 \cdot 2 \cdot 5 \cdot 10 \cdot 32 = 12800$, less than a hundredth.
+#
 # This is what the tenth token of a record sees, in the four layers. A square is a key and a value
 # for each of the 5 heads. In the white squares they are computed from the token, by frozen weights.
 # In the grey ones they simply stand there, and are trained.
@@ -221,7 +229,8 @@ trained = np.tile(np.arange(P + len(seen)) < P, (L, 1))  # (L, P+T)
 fig, ax = plt.subplots(figsize=(8, 3))
 ax.pcolormesh(trained, cmap="Greys", vmax=2, edgecolors="black", linewidth=1)
 labels = [f"slot {j}" for j in range(P)] + [repr(model.decode([t])) for t in seen]
-ax.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=60, ha="right", rotation_mode="anchor")
+slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+ax.set_xticks(np.arange(len(labels)) + 0.5, labels, **slanted)
 ax.set_yticks(np.arange(L) + 0.5, range(L))
 ax.set_ylabel("layer")
 ax.set_title("Keys and values. Grey: trained. White: computed by the frozen model")
@@ -233,7 +242,8 @@ plt.show()
 #
 # `table_to_text` invents records and describes them. One example is the record, a new line, the
 # description and the token `END`, in one sequence of tokens. `starts` says where the description
-# begins: we do not train the model to write records, only what follows them.
+# begins: we do not train the model to write records, only what follows them. (`decode` prints
+# nothing for `END`.)
 
 # %%
 print(fill(repr(model.decode(sequences[0][: starts[0]])), 78))
@@ -242,13 +252,15 @@ for (record, text), sequence, start in zip(pairs, sequences, starts, strict=True
     assert model.decode(sequence[:start]) == record + "\n"
     assert model.decode(sequence[start:-1]) == text
     assert sequence[-1] == end
-assert not {record for record, _ in pairs} & set(records)  # none of those that we tested with
+# and none of the records that we tested with
+assert not {record for record, _ in pairs} & set(records)
 
 # %% [markdown]
 # ## Lines 7 to 9: how wrong, and which way is better
 #
 # We take 8 examples at a time, 40 times. `Batch.pack` lays the 8 sequences end to end. Its
-# *targets* are the tokens to be predicted: all tokens of the descriptions, and `END`.
+# *targets* are the tokens to be predicted. `loss_from` says where they begin in each sequence: they
+# are all tokens of the descriptions, and `END`.
 #
 # How wrong is the model? If it gave the right token the probability $p$, we count $-\ln p$. That
 # is 0 if it was certain, and it grows without end the less it thought of the token. Its unit is the
@@ -273,8 +285,8 @@ assert 0.03 < loss_fresh < 0.3
 assert loss_trained < 0.3 * loss_fresh
 
 # %% [markdown]
-# Near 0, and still it asks its question! Let us ask for the loss of one token at a time: cut the
-# sequence behind token $t$, and let token $t$ be the only target.
+# Near 0, and still it asks its question! Let us look at the loss of one token at a time. We cut the
+# first example behind token $t$, and let token $t$ be the only target.
 
 # %%
 
@@ -293,10 +305,10 @@ assert of_fresh[0] > 0.6 * of_fresh.sum()
 
 places = np.arange(len(targets))
 fig, ax = plt.subplots(figsize=(8, 3))
-ax.bar(places - 0.2, of_fresh, 0.4, color="0.8", edgecolor="black", label="fresh prefix")
+ax.bar(places - 0.2, of_fresh, 0.4, color="0.8", ec="black", label="fresh prefix")
 ax.bar(places + 0.2, of_trained, 0.4, color="black", label="trained prefix")
 labels = [repr(model.decode([sequences[0][t]])) for t in targets[:-1]] + ["END"]
-ax.set_xticks(places, labels, rotation=60, ha="right", rotation_mode="anchor")
+ax.set_xticks(places, labels, **slanted)
 ax.set_ylabel("loss of this token (nats)")
 ax.set_title("Nearly all of the loss is one decision: how to begin")
 ax.legend()
@@ -319,26 +331,28 @@ plt.show()
 # %%
 assert dkv.shape == fresh.kv.shape  # (L, 2, NH, P, hs)
 promised = 1e-3
-s = promised / (dkv**2).sum()  # a step that should lower the loss by a thousandth of a nat
+s = promised / (dkv**2).sum()  # to lower the loss by a thousandth of a nat
 fallen = loss_fresh - loss_and_grad(model, Prefix(fresh.kv - s * dkv), first)[0]
 print(f"promised {promised:.2e}, fallen {fallen:.2e}")
-assert abs(fallen - promised) < 0.1 * promised, "the gradient promises what does not happen"
+assert abs(fallen - promised) < 0.1 * promised, "the gradient breaks its promise"
 
 # %% [markdown]
-# Where this gradient comes from is what [lesson 2](02_backward_by_hand.py) to
-# [lesson 5](05_the_gradient_of_a_prefix.py) are about, by hand, line by line.
+# It does, to a hundredth. That is a good sign and no proof: set half of the gradient to 0, and the
+# rest still keeps its own, smaller promise. [Lesson 2](02_backward_by_hand.py) to
+# [lesson 5](05_the_gradient_of_a_prefix.py) compute the gradient by hand, line by line, and check
+# every number of it.
 #
 # ## Lines 6 and 10: a step
 #
 # `AdamW` is the usual way to take such steps: it goes downhill, too, but chooses the length of the
-# step for each number by itself. With `lr=0.05`, the *learning rate*, a number moves by at most
-# about 0.05 a step. For now it is a black box; [lesson 8](08_training_a_prefix.py) opens it. It
+# step for each number by itself. With `lr=0.05`, the *learning rate*, a number moves by about 0.05
+# a step, or less. For now it is a black box; [lesson 8](08_training_a_prefix.py) opens it. It
 # changes `prefix.parameters["kv"]`, which is `prefix.kv`, and it is not given anything else.
 #
 # ## What was trained and what was not
 #
 # We can prove that. `digest` makes one long number (sha256) of every byte of all weights; change a
-# byte, and it is another. We load the model anew from its file and compare.
+# byte, and it is another. We load the model anew from its file and compare the two digests.
 #
 # **Predict.** How many of the model's 1,442,240 weights have changed? How many of the prefix's
 # 12,800 numbers?
@@ -362,16 +376,16 @@ nudged["wte.weight"][0, 0] = np.nextafter(nudged["wte.weight"][0, 0], np.float32
 assert digest(nudged) != digest(model.weights)
 
 # %% [markdown]
-# So there is nothing to undo. Leave the prefix out, and the model is what it was. Keep ten
-# prefixes for ten tasks beside one model: each of them is a file of 51 kB ([lesson
-# 11](11_many_tasks.py)).
+# No weight, and every number of the prefix. So there is nothing to undo. Leave the prefix out, and
+# the model is what it was. Keep ten prefixes for ten tasks beside one model: each of them is a file
+# of 51 kB ([lesson 11](11_many_tasks.py)).
 #
 # ## Break it yourself
 #
 # `planted` makes a copy of the package with one bug in it. There are 162 such bugs in its *zoo*,
 # and every one is a mistake that people make. In this one, each layer sees the keys and values that
-# were meant for layer 0. `caught` is a guard: it holds the `assert` that fails, so that the lesson
-# goes on. First we train with the broken package, by the same ten lines.
+# were meant for layer 0. Print the copy, and it shows the line that was changed, before and after.
+# We train with the broken package, by the same ten lines.
 #
 # **Predict.** Will the loss fall? Will the texts be descriptions?
 
@@ -406,8 +420,9 @@ assert slot_error_rate(records, said) < 0.15
 
 # %% [markdown]
 # A falling loss, good texts, no complaint from anywhere. This is all that most people look at, and
-# all of it is fine. What you have checked above is not: a prefix of a text's keys and values no
-# longer is prompting with the text.
+# all of it is fine. What you have checked above is not: a prefix of a text's keys and values is no
+# longer the same as prompting with the text. (`caught` is a guard: it holds the `assert` that
+# fails, so that the lesson goes on.)
 
 # %%
 with caught() as error:  # take this line away, and the lesson stops here
@@ -418,6 +433,8 @@ in_slots = broken.Prefix.text(bad_model, "describe\n")
 print(*broken.generate(bad_model, prompts[:2], prefix=in_slots), sep="\n")
 
 # %% [markdown]
+# The broken package reads "describe" in the slots, and asks a question.
+#
 # A second check, of another kind. Every number of a prefix is there to be seen. Change the keys and
 # values of one layer alone, and some score has to change.
 
@@ -431,7 +448,7 @@ def check_each_layer_is_seen(package, model, prefix):
         kv = prefix.kv.copy()  # (L, 2, NH, P, hs)
         kv[layer] *= 1.5
         change = relative_error(model.logits(record, package.Prefix(kv)), scores)
-        assert change > 1e-4, f"nobody sees the numbers of layer {layer}"
+        assert change > 1e-4, f"nothing sees the numbers of layer {layer}"
 
 
 check_each_layer_is_seen(minprefix, model, prefix)
@@ -440,10 +457,10 @@ with caught() as error:
 print(error)
 
 # %% [markdown]
-# Three quarters of the 12,800 numbers were trained for nothing. The task was so easy that the rest
-# did it, and nobody would have known. A prefix that comes from elsewhere, such as the one of
-# "describe", finds no model that reads it as it was meant. That is why each lesson compares what it
-# computes with something that was computed in another way, and does not trust a curve.
+# Three of the four layers' numbers were trained for nothing. The task was so easy that the rest did
+# it, and nobody would have known. But a prefix from elsewhere, such as that of "describe", is not
+# read as it was meant. That is why each lesson compares what it computes with something that was
+# computed in another way, and does not trust a curve.
 #
 # ## Exercises
 #
