@@ -22,12 +22,12 @@
 #
 # This is the chain rule: $x_j$ reaches the loss through every $out_i$, and the ways add up. So each
 # step needs two functions, a *forward*, which makes `out` of `x`, and a *backward*, which makes
-# `dx` of `dout`. GPT-2 has only six kinds of steps. This lesson takes three of them.
+# `dx` of `dout`. GPT-2 has only six kinds of steps, apart from sums. This lesson takes three.
 #
 # ## GELU: one number in, one number out
 #
-# GELU is a smooth kind of switch: it lets large numbers pass and stops small ones. GPT-2 has it in
-# this form:
+# GELU is a smooth kind of switch: it lets positive numbers pass and stops negative ones. GPT-2 has
+# it in this form:
 #
 # $$u = \sqrt{2 / \pi} \, (x + 0.044715 \, x^3), \qquad out = \tfrac12 x \, (1 + \tanh u)$$
 #
@@ -59,7 +59,7 @@ def gelu_slope(x):
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * du
 
 
-xs = np.linspace(-4, 4, 201)
+xs = np.linspace(-4, 4, 201)  # (201,)
 print(f"the slope goes from {gelu_slope(xs).min():.3f} to {gelu_slope(xs).max():.3f}")
 
 fig, ax = plt.subplots(figsize=(6, 3.5))
@@ -74,8 +74,9 @@ fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# It does not: GELU dips below 0 before it rises. Is the picture right, though? We made the curve
-# and the slope from formulas of our own, and a slip of the pen looks just as smooth.
+# It does not: GELU dips below 0, which takes a negative slope, and then has to rise faster than $x$
+# to reach it. Is the picture right, though? We made the curve and the slope from formulas of our
+# own, and a slip of the pen looks just as smooth.
 #
 # ## First proof: finite differences
 #
@@ -95,14 +96,17 @@ plt.show()
 # $$f(x + i \epsilon) = f(x) + i \epsilon \, f'(x) + O(\epsilon^2),
 # \qquad f'(x) \approx \frac{\operatorname{Im} f(x + i \epsilon)}{\epsilon}$$
 #
-# The value is in the real part and the derivative in the imaginary one, and they do not meet.
+# The value is in the real part and the derivative in the imaginary one, and they do not meet. (The
+# term with $\epsilon^2$ is real, too. So after the division the error that is left is of the
+# size of $\epsilon^2$.)
 #
 # **Predict.** Which $\epsilon$ is the best for finite differences: $10^{-2}$, $10^{-5}$, or
 # $10^{-12}$? How many digits are right there? And for the complex step?
 
 # %%
-steps = 10.0 ** np.arange(-15, 0)  # 1e-15 ... 0.1
-points = np.linspace(-3, 3, 31)
+steps = 10.0 ** np.arange(-15, 0)  # (15,): 1e-15 ... 0.1
+points = np.linspace(-3, 3, 31)  # (31,)
+slope = gelu_slope(points)  # (31,)
 
 
 def relative_error(a, b):
@@ -110,21 +114,26 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-by_differences, by_complex = [], []
-for eps in steps:
-    difference = (gelu(points + eps) - gelu(points - eps)) / (2 * eps)
-    by_differences.append(relative_error(difference, gelu_slope(points)))
-    by_complex.append(relative_error(gelu(points + 1j * eps).imag / eps, gelu_slope(points)))
+def error_of_differences(eps):
+    return relative_error((gelu(points + eps) - gelu(points - eps)) / (2 * eps), slope)
 
+
+def error_of_complex_step(eps):
+    return relative_error(gelu(points + 1j * eps).imag / eps, slope)
+
+
+by_differences = [error_of_differences(eps) for eps in steps]
+by_complex = [error_of_complex_step(eps) for eps in steps]
 best = int(np.argmin(by_differences))
 print(f"finite differences: {by_differences[best]:.0e} at eps = {steps[best]:.0e}")
-print(f"complex step: {relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)):.0e}")
+print(f"complex step: {error_of_complex_step(1e-30):.0e} at eps = 1e-30")
 assert min(by_differences) < 1e-9
-assert relative_error(gelu(points + 1e-30j).imag / 1e-30, gelu_slope(points)) < 1e-14
+assert error_of_complex_step(1e-30) < 1e-14
 
 fig, ax = plt.subplots(figsize=(6, 3.5))
 ax.loglog(steps, by_differences, "o-", color="black", label="finite differences")
-ax.loglog(steps, np.maximum(by_complex, 1e-17), "s--", color="0.4", label="complex step")
+shown = np.maximum(by_complex, 1e-17)  # a logarithmic axis has no 0
+ax.loglog(steps, shown, "s--", color="0.4", label="complex step")
 ax.set_xlabel("eps")
 ax.set_ylabel("relative error")
 ax.set_title("The slope of GELU, asked of GELU itself")
@@ -133,11 +142,11 @@ fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Both say that the formula is right. On the right of the picture both errors shrink with
-# $\epsilon^2$. Then finite differences begin to lose digits, and the complex step does not.
+# Both say that the formula is right. Read the picture from the right: both errors shrink with
+# $\epsilon^2$. Below $10^{-5}$ finite differences lose digits again, and the complex step does not.
 # Differences work with any function, and some ten digits are the best that they give. The complex
-# step gives them all, at $\epsilon = 10^{-30}$, where $x + \epsilon$ would not even differ from
-# $x$. From here on we use the complex step, and finite differences as a witness.
+# step gives all 16, even at $\epsilon = 10^{-30}$, where $x + \epsilon$ would not differ from $x$.
+# From here on we use the complex step, and finite differences as a witness.
 #
 # ## Many numbers
 #
@@ -178,7 +187,7 @@ def check(name, ours, loss, x):
     assert error < 1e-12, f"{name} is off by {error:.2g} of its largest entry"
     witness = relative_error(finite_differences(loss, x), complex_step(loss, x))
     assert witness < 1e-6, f"the two proofs of {name} differ by {witness:.2g}"
-    print(f"{name:8} {ours.shape}  off by {error:.0e}  (finite differences: {witness:.0e})")
+    print(f"{name:6}{ours.shape}  off by {error:.0e}, finite differences by {witness:.0e}")
 
 
 rng = np.random.default_rng(0)
@@ -192,8 +201,8 @@ check("dx", dout * gelu_slope(x), lambda x: (dout * gelu(x)).sum(), x)
 # %% [markdown]
 # ## The linear layer, and its two halves
 #
-# $out = x W + b$, with `x` $(N, C)$, the weight `W` $(C, F)$ and the bias `b` $(F)$. Number by
-# number:
+# It makes $F$ numbers of the $C$ that a token has: $out = x W + b$, with `x` $(N, C)$, the weight
+# `W` $(C, F)$, the bias `b` $(F)$ and `out` $(N, F)$. Number by number:
 #
 # $$out_{nf} = \sum_c x_{nc} \, W_{cf} + b_f$$
 #
@@ -242,13 +251,14 @@ print("forward", forward_terms, " dx", half_dx, " dW", half_dW)
 assert forward_terms == half_dx == half_dW
 
 # %% [markdown]
-# All three are equal. To train all weights costs three parts, to train a prefix two. What else may
-# be left out is the matter of [lesson 7](07_half_a_backward.py).
+# All three are equal. To train all weights costs three parts, to train a prefix two: forward and
+# first half. What else may be left out is the matter of [lesson 7](07_half_a_backward.py).
 #
 # ## Layernorm: every number depends on every other
 #
-# Each row of `x` is moved and stretched so that its mean is 0 and its variance 1; then each column
-# gets a factor and a summand of its own, `gain` and `bias`, both $(C)$. For one row of $C$ numbers:
+# Each row of `x` $(N, C)$ is moved and stretched so that its mean is 0 and its variance 1; then
+# each column gets a factor and a summand of its own, `gain` and `bias`, both $(C)$. For one row of
+# $C$ numbers:
 #
 # $$\begin{aligned}
 # centred_i &= x_i - \frac1C \sum_j x_j, & var &= \frac1C \sum_j centred_j^2, \\
@@ -270,8 +280,9 @@ assert forward_terms == half_dx == half_dW
 #   &= -\frac12 \, rstd^3 \cdot \frac2C \, centred_j = -\frac1C \, rstd^2 \, xhat_j
 # \end{aligned}$$
 #
-# (In the second line, the sum over $centred_i$ is 0.) The product rule for $centred_i \cdot rstd$
-# puts them together:
+# (In the second line, the sum over $centred_i$ is 0. In the third, $rstd$ is
+# $(var + EPS)^{-1/2}$, whose derivative for $var$ is $-\frac12 \, rstd^3$, and
+# $rstd \cdot centred_j = xhat_j$.) The product rule for $centred_i \cdot rstd$ puts them together:
 #
 # $$J_{ij} = \frac{\partial \, xhat_i}{\partial x_j}
 # = rstd \left( [i{=}j] - \frac1C - \frac1C \, xhat_i \, xhat_j \right)$$
@@ -310,17 +321,19 @@ assert np.abs(J.sum(axis=1)).max() < 1e-13
 dout = rng.normal(size=(N, C))
 dxhat = dout * gain  # (N, C)
 dx = np.stack([dxhat[n] @ jacobian(xhat[n], rstd[n, 0]) for n in range(N)])  # (N, C)
-dgain, dbias = (dout * xhat).sum(axis=0), dout.sum(axis=0)  # (C,), (C,): each row uses them
+dgain = (dout * xhat).sum(axis=0)  # (C,): each of the N rows uses it
+dbias = dout.sum(axis=0)  # (C,), likewise
 
 check("dx", dx, lambda x: (dout * layernorm(x, gain, bias)[0]).sum(), x)
 check("dgain", dgain, lambda gain: (dout * layernorm(x, gain, bias)[0]).sum(), gain)
 check("dbias", dbias, lambda bias: (dout * layernorm(x, gain, bias)[0]).sum(), bias)
 
 # %% [markdown]
-# Right, and wasteful: for GPT-2, with $C = 768$, each token would need a matrix of 589,824 numbers,
-# though all of them follow from the 768 of $xhat$ and from $rstd$. Put $J$ into
-# $\sum_i dxhat_i \, J_{ij}$ and take the sums term by term. Two of them are means over the row, one
-# number for each row:
+# The mean takes the added number away, so nothing changes: each row of $J$ sums to 0. All three
+# gradients are right, and $J$ is wasteful. For GPT-2, with $C = 768$, each token would need a
+# matrix of 589,824 numbers, though all of them follow from the 768 of $xhat$ and from $rstd$. Put
+# $J$ into $\sum_i dxhat_i \, J_{ij}$ and take the sums term by term. Two of them are means over the
+# row, one number for each row:
 #
 # $$dx_j = rstd \left( dxhat_j - \frac1C \sum_i dxhat_i
 # - xhat_j \cdot \frac1C \sum_i dxhat_i \, xhat_i \right)$$
@@ -352,7 +365,7 @@ def check_layernorm(ops):
 
 
 def check_law(ops):
-    """Each row of J sums to 0, so does each row of dx."""
+    """Each row of dx is a mixture of rows of J, and those sum to 0."""
     _, cache = ops.layernorm(x, gain, bias, EPS)
     total = np.abs(ops.layernorm_backward(dout.copy(), cache).sum(axis=1)).max()
     assert total < 1e-12, f"a row of dx sums to {total:.2g}, expected 0"
@@ -362,19 +375,23 @@ for ops in (reference, numpy_ops):
     check_layernorm(ops)
     check_law(ops)
     _, cache = ops.gelu(x.copy())
-    assert relative_error(ops.gelu_backward(dout.copy(), cache), dout * gelu_slope(x)) < 1e-12
+    dx = ops.gelu_backward(dout.copy(), cache)  # (N, C)
+    assert relative_error(dx, dout * gelu_slope(x)) < 1e-12
     upstream = dout[:, :F]  # (N, F)
-    assert relative_error(ops.linear_backward(upstream, W), upstream @ W.T) < 1e-12
-    assert relative_error(ops.linear_backward_params(upstream, x)[0], x.T @ upstream) < 1e-12
+    dx = ops.linear_backward(upstream, W)  # (N, C)
+    assert relative_error(dx, np.einsum("nf,cf->nc", upstream, W)) < 1e-12
+    dW, db = ops.linear_backward_params(upstream, x)  # (C, F), (F,)
+    assert relative_error(dW, np.einsum("nc,nf->cf", x, upstream)) < 1e-12
+    assert relative_error(db, np.einsum("nf->f", upstream)) < 1e-12
 print("the package agrees, twice")
 
 # %% [markdown]
 # ## A chain
 #
 # Now steps behind one another. Half of each layer of GPT-2 is this: layernorm, a linear layer that
-# makes the rows wider, GELU, a linear layer that makes them narrow again. The backward has a line
-# for each line of the forward, in reverse order, and each hands its `dx` to the next one as `dout`.
-# All weights are frozen: there is no second half in it.
+# makes the rows four times wider, GELU, a linear layer that makes them narrow again. The backward
+# has a line for each line of the forward, in reverse order, and each hands its `dx` to the next one
+# as `dout`. All weights are frozen: there is no second half in it.
 
 # %%
 W_up, b_up = rng.normal(size=(C, 4 * C)), rng.normal(size=4 * C)
@@ -437,9 +454,9 @@ with caught() as error:
 print(error)
 
 # %% [markdown]
-# The loss falls exactly as before. The part that is wrong pushes all numbers of a row the same way,
-# and layernorm takes that out again. But in a model other steps read `x` as well, and they see the
-# push. A falling loss is no proof of a gradient.
+# Both checks notice, and the loss does not: it falls exactly as before. The part that is wrong
+# pushes all numbers of a row the same way, and layernorm takes that out again. But in a model other
+# steps read `x` as well, and they see the push. A falling loss is no proof of a gradient.
 #
 # And here is the sister of this bug: the way through the variance is forgotten.
 #
@@ -455,8 +472,9 @@ with caught() as error:
 print(error)
 
 # %% [markdown]
-# A law is quick and needs no second opinion, and it sees one kind of mistake. The comparison with
-# an exact gradient sees them all. Use both.
+# It does not: without that term the rows of $J$ still sum to 0. A law is quick and needs no second
+# opinion, and it sees one kind of mistake. The comparison with an exact gradient sees both. Use
+# both.
 #
 # ## Exercises
 #
