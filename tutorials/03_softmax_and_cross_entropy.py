@@ -49,10 +49,11 @@ print(as_written)
 assert np.isnan(as_written[1:]).all()
 
 # %% [markdown]
-# $e^{1000}$ is larger than the largest float64, so it becomes infinity, and infinity by infinity is
-# not a number. $e^{-1000}$ becomes 0, and 0 by 0 is none either. The limit is 709 for float64 and
-# 88 for float32. The cure is free: since a number taken off a row cancels, take off the row's
-# largest. Then the largest exponent is 0, nothing overflows, and the sum is at least 1.
+# $e^{1000}$ is larger than the largest float64, so it becomes infinity, and infinity divided by
+# infinity is NaN, not a number. $e^{-1000}$ becomes 0, and 0 divided by 0 is NaN as well. The
+# largest exponent that works is 709 for float64 and 88 for float32. The cure is free: since a
+# number taken off a row cancels, take off the row's largest. Then the largest exponent is 0,
+# nothing overflows, and the sum is at least 1.
 
 
 # %%
@@ -75,19 +76,18 @@ assert np.abs(softmax(shifted_rows) - softmax(row)).max() < 1e-12, "a shift canc
 # ## The gradient of one row
 #
 # Rows know nothing of each other, so look at one: $probs$ and $logits$ have $V$ entries. Move one
-# logit, number $n$. What happens to $probs_j = e^{logits_j} / \sum_i e^{logits_i}$?
+# logit, number $n$. What happens to $probs_j = e^{logits_j} / total$ with
+# $total = \sum_i e^{logits_i}$?
 #
-# - The sum below the line grows by $e^{logits_n}$ for each unit: $probs_j$ changes by
-#   $-probs_j \, probs_n$, whichever $j$ is.
+# - $total$ has the derivative $e^{logits_n}$. It stands below the line, so $probs_j$ changes by
+#   $-e^{logits_j} \, e^{logits_n} / total^2$, that is by $-probs_j \, probs_n$, whichever $j$ is.
 # - If $j$ is $n$ itself, the number above the line grows, too: that adds $probs_j$.
 #
-# All together a matrix of shape $(V, V)$, the *Jacobian*:
+# All together a matrix of shape $(V, V)$, the Jacobian, with $[j{=}n]$ for 1 where $j = n$, else 0:
 #
-# $$J_{jn} = \frac{\partial probs_j}{\partial logits_n} = probs_j \, (\delta_{jn} - probs_n), \qquad
-# \delta_{jn} = 1 \text{ if } j = n, \text{ else } 0$$
+# $$J_{jn} = \frac{\partial probs_j}{\partial logits_n} = probs_j \, ([j{=}n] - probs_n)$$
 #
-# We check it with the complex step of lesson 2: the derivative of a number $f(x)$ for one entry of
-# $x$ is the imaginary part of $f$, after a step of $i \epsilon$ there, divided by $\epsilon$.
+# We check it with the complex step of lesson 2.
 #
 # **Predict.** How many of the 36 entries of $J$ are positive? What does each of its rows sum to?
 
@@ -120,12 +120,12 @@ assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 # Only the diagonal is positive: a token gains by its own logit and loses by all others. What one
 # gains, the others lose: each row of $J$ sums to 0.
 #
-# What lies behind the softmax hands us an upstream, $dprobs$ of shape $(M, V)$. The chain rule sums
-# over all that logit $n$ has touched, and $\delta$ leaves one term of its sum:
+# What lies behind the softmax hands us an upstream, $dprobs$ of shape $(M, V)$. In each row the
+# chain rule sums over all that logit $n$ has touched, and $[j{=}n]$ leaves one term of its sum:
 #
 # $$\begin{aligned} dlogits_n &= \sum_j dprobs_j \, J_{jn} \\
-# &= probs_n \, (dprobs_n - rowsum), \\
-# rowsum &= \sum_j dprobs_j \, probs_j \end{aligned}$$
+# &= probs_n \, (dprobs_n - row\_sum), \\
+# row\_sum &= \sum_j dprobs_j \, probs_j \end{aligned}$$
 #
 # The second line needs no $J$. That is as well: GPT-2 has $V = 50257$, and in float64 its $J$
 # would fill 20 GB for each row.
@@ -139,7 +139,7 @@ def softmax_backward(dprobs, probs):
 
 dprobs = rng.normal(size=(M, V))  # a random upstream
 dlogits = softmax_backward(dprobs, probs)  # (M, V)
-with_jacobians = np.stack([dprobs[m] @ jacobian(probs[m]) for m in range(M)])
+with_jacobians = np.stack([dprobs[m] @ jacobian(probs[m]) for m in range(M)])  # (M, V)
 print("largest difference:", np.abs(dlogits - with_jacobians).max())
 assert np.abs(dlogits - with_jacobians).max() < 1e-14, "this is not dprobs @ J"
 
@@ -180,17 +180,20 @@ for name, backward in answers.items():
     assert with_ones == (name != "the row sum forgotten"), f"misjudged: {name!r}"
 
 # %% [markdown]
+# With ones five of the six pass, with a random upstream the right one alone.
+#
 # Each row of $probs$ sums to 1, whatever the logits are. So $\ell = M$, always, and its gradient is
-# 0. The formula says so, too: $rowsum = \sum_j 1 \cdot probs_j = 1$, and $dprobs_n - rowsum = 0$. A
+# 0. The formula says so, too: $row\_sum = \sum_j 1 \cdot probs_j = 1$, and $1 - row\_sum = 0$. A
 # test with ones compares 0 with 0: it takes `return 0`, and every multiple of the right answer. A
 # finer tolerance does not help. Draw the upstream at random, and compare every entry.
 #
 # ## Cross-entropy
 #
 # The true next token of row $m$ is $targets_m$, a number from $0$ to $V - 1$. How surprised was the
-# model? By the negative logarithm of the probability that it gave to the truth. With the natural
-# logarithm the unit is the *nat*: 0 nats for a probability of 1, and 1 nat more for each factor
-# $1/e$. Each prediction has a weight, and the loss is the weighted sum:
+# model? As in lesson 1, by the negative logarithm of the probability that it gave to the truth, in
+# nats ($\log$ is the natural logarithm, as in NumPy). It is called the *negative log-likelihood*,
+# $nll$. Each prediction gets a weight (not to be mixed up with the weights of the model), and the
+# loss is the weighted sum. With $1/M$ for each it is the mean of lesson 1.
 #
 # $$nll_m = -\log(probs_{m, targets_m}), \qquad loss = \sum_m weights_m \, nll_m$$
 #
@@ -222,18 +225,14 @@ print("nll:        ", nll(sure_and_wrong, np.array([1]))[0])
 assert nll(sure_and_wrong, np.array([1]))[0] == 1000
 
 # %% [markdown]
-# Now the real thing. The model that ships with the package has read records and texts about them;
-# its vocabulary has 1024 tokens. We show it a record that it has never seen, and a description. Who
-# knows nothing gives $1/1024$ to each token, and has a loss of $\log(1024) = 6.93$ nats.
+# Now the real thing: the tiny model of lesson 1, without a prefix. We show it a record that it has
+# never seen, and a description. As in lesson 1, nearly all of the loss is at its first token: about
+# 3 nats.
 #
-# **Predict.** The description states the facts of the record. At which of its tokens is the model
-# most surprised, and how large is the mean, compared with 6.93?
+# **Predict.** Which probability did the model give to that token? And to the other 25, which have a
+# mean of 0.001 nats?
 
 # %%
-import textwrap
-
-import matplotlib.pyplot as plt
-
 from minprefix import GPT2, Batch
 from minprefix.data.world import table_to_text
 from minprefix.model import loss as loss_of_model
@@ -244,38 +243,32 @@ prompt, answer = model.encode(record + "\n"), model.encode(description)
 batch = Batch.pack([prompt + answer], loss_from=[len(prompt)])  # predict the answer
 # batch.rows (M,): the tokens of the batch after which something is to be predicted
 every_row = model.logits(batch)  # (N, V): N tokens in the batch, V = 1024
-real_logits = every_row[batch.rows]  # (M, V), here M = len(answer)
+real_logits = every_row[batch.rows]  # (M, V), here M = len(answer) = 26
 surprise = nll(real_logits, batch.targets)  # (M,)
-print(textwrap.fill(record, 76), textwrap.fill(description, 76), sep="\n\n")
+print(f"first token: {surprise[0]:.2f} nats, probability {np.exp(-surprise[0]):.3f}")
+others = surprise[1:].mean()
+print(f"the others:  {others:.4f} nats, probability {np.exp(-others):.4f}")
 of_package = loss_of_model(model, batch)
-print(f"\nmean {surprise.mean():.3f} nats; the package says {of_package:.3f}")
+print(f"mean {surprise.mean():.3f} nats; the package says {of_package:.3f}")
 assert abs(surprise.mean() - of_package) < 1e-12, "our loss is another"
 assert surprise[0] > 0.9 * surprise.sum(), "the first token should carry the loss"
 
-plt.figure(figsize=(9, 3))
-plt.bar(range(len(answer)), surprise, color="0.4")
-plt.xticks(range(len(answer)), [model.decode([t]) for t in answer], rotation=90)
-plt.ylabel("nats")
-plt.title("The surprise at each token of the description")
-plt.tight_layout()
-plt.show()
-
 # %% [markdown]
-# The first token: after a bare record this model expects a question. Once the description has
-# begun, it copies. One token of many carries the loss: a prefix that fixes it has done its work.
+# $e^{-3} = 0.05$ to the first, and $e^{-0.001} = 0.999$ to each of the others, on (geometric)
+# average. One token of 26 carries the loss: a prefix that mends it has done its work.
 #
 # ## Its gradient is short
 #
-# $loss$ sees $probs$ only at the targets: $dprobs_{m, targets_m} = -weights_m / probs_{m,
-# targets_m}$, and 0 elsewhere. Put that into the backward of the softmax. The row sum has one term,
-# $-weights_m$, and
+# $loss$ sees $probs$ only at the targets: there $dprobs_{mn} = -weights_m / probs_{mn}$, the
+# derivative of the logarithm, and 0 elsewhere. Put that into the backward of the softmax. The row
+# sum has one term, $-weights_m$, and
 #
 # $$\begin{aligned} dlogits_{mn} &= probs_{mn} \, (dprobs_{mn} + weights_m) \\
-# &= weights_m \, (probs_{mn} - onehot_{mn}) \end{aligned}$$
+# &= weights_m \, (probs_{mn} - one\_hot_{mn}) \end{aligned}$$
 #
-# where $onehot_{mn}$ is 1 for $n = targets_m$, else 0: there $probs_{mn}$ and the $1/probs_{mn}$
-# cancel. Walking downhill, against it, pushes each logit down by the probability that its token
-# got, and pulls the right one up by 1. A row sums to 0, again.
+# where $one\_hot_{mn}$ is 1 for $n = targets_m$, else 0: there $probs_{mn}$ and the $1/probs_{mn}$
+# cancel. A step downhill, against this gradient, pushes each logit down by its token's probability
+# (times $weights_m$), and pulls the right one up by 1 (times $weights_m$). A row sums to 0, again.
 
 
 # %%
@@ -292,7 +285,7 @@ def relative_error(a, b):
 exact = complex_step(lambda x: (weights * nll(x, targets)).sum(), logits)  # (M, V)
 dprobs_of_loss = np.zeros((M, V))
 dprobs_of_loss[np.arange(M), targets] = -weights / probs[np.arange(M), targets]
-the_long_way = softmax_backward(dprobs_of_loss, probs)
+the_long_way = softmax_backward(dprobs_of_loss, probs)  # (M, V)
 print("short:", relative_error(nll_gradient(logits, targets, weights), exact))
 print("long: ", relative_error(the_long_way, exact))
 assert relative_error(nll_gradient(logits, targets, weights), exact) < 1e-14
@@ -301,8 +294,7 @@ assert relative_error(the_long_way, exact) < 1e-13
 # %% [markdown]
 # The package has softmax and loss as one operation,
 # [`cross_entropy`](../minprefix/ops/reference.py#cross_entropy), and its backward. The forward
-# keeps `probs`, `targets` and `weights` in a *cache* for the way back. Three checks of it, of which
-# we shall need each:
+# keeps `probs`, `targets` and `weights` in a cache for the way back. Three checks of it:
 
 
 # %%
@@ -375,9 +367,9 @@ assert relative_error(mean_of_means, of_mean) > 0.5
 assert relative_error(sum_of_sums / M, of_mean) < 1e-14, "add sums, divide once"
 
 # %% [markdown]
-# The lonely prediction counts three times as much as any other. With texts of unequal length that
-# happens at every step, and nothing looks wrong. The remedy is the last line: add up sums, and
-# divide once, by the number of predictions of the whole batch.
+# Three times $1/6$, and $1/2$: the lonely prediction counts three times as much as any other. With
+# texts of unequal length that happens at every step, and nothing looks wrong. The remedy is the
+# last line: add up sums, and divide once, by the number of predictions of the whole batch.
 #
 # ## A loss in single precision
 #
@@ -388,8 +380,10 @@ assert relative_error(sum_of_sums / M, of_mean) < 1e-14, "add sums, divide once"
 #
 # **Predict.** With a step of $10^{-6}$, how many correct digits does each loss leave us?
 
-
 # %%
+import matplotlib.pyplot as plt
+
+
 def by_finite_differences(dtype, eps):
     grads = np.zeros((M, V))
     for index in np.ndindex(M, V):
@@ -421,13 +415,14 @@ plt.show()
 # %% [markdown]
 # Nine digits, and one. In the picture both curves fall from the right: a smaller step is a better
 # difference. Then rounding takes over. With float32 that happens soon: the best step leaves five
-# digits, and at the far left every entry is 0. Such a check fails a gradient that is right, or it
-# is given a tolerance that lets a wrong one through. The remedy: take the logits out of the model,
-# and compute the loss in float64.
+# digits, and at the far left, where the error is 1, every entry is 0. Such a check fails a gradient
+# that is right, or it is given a tolerance that lets a wrong one through. The remedy: take the
+# logits out of the model, and compute the loss in float64.
 #
 # ## Break it yourself
 #
-# A bug of the zoo: the loss is divided by $M$, although its weights hold the mean already.
+# A bug of the zoo: the loss is divided by $M$ at the end, though its weights have said already
+# whether it is a sum or a mean.
 #
 # **Predict.** `check_loss`, `check_gradient`, `check_law`: which of the three see it?
 
@@ -444,7 +439,8 @@ with caught() as error:  # take this line away, and the lesson stops here
 print(error)
 
 # %% [markdown]
-# What would you have seen without that check? Train with it. The simplest training of all: the
+# Only `check_loss` sees it: the backward does not use the number that the forward returns. What
+# would you have seen without that check? Train with the bug. The simplest training of all: the
 # logits themselves are what we change, downhill.
 
 
@@ -467,7 +463,7 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 # %% [markdown]
 # The training is the same to the last bit. Only the number that is printed is four times too good,
 # and with larger batches it gets better still. You would have put it into a table beside the
-# results of others. A number that is only printed is tested by nobody who only trains.
+# results of others. Training does not test a number that is only printed.
 #
 # ## Exercises
 #
@@ -477,10 +473,11 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 #
 # <details><summary>Solution 1</summary>
 #
-# $probs_n (dprobs_n - rowsum) = 0$ for all $n$. The probabilities are positive, so each $dprobs_n$
-# has to equal $rowsum$, which is the same for all: the upstream is one number all along the row.
-# Ones are the most popular of them. For layernorm it is a gain of ones (or of one other number all
-# along), which is what a fresh model has: a row then sums to the sum of the bias, whatever $x$ is.
+# $probs_n (dprobs_n - row\_sum) = 0$ for all $n$. The probabilities are positive, so each
+# $dprobs_n$ has to equal $row\_sum$, which is the same for all: the upstream is one number all
+# along the row. Ones are the most popular of them. For layernorm it is a gain of ones (or of one
+# other number all along), which is what a fresh model has: a row then sums to the sum of the bias,
+# whatever $x$ is.
 #
 # ```python
 # _, cache = reference.layernorm(logits, np.ones(V), np.zeros(V), 1e-5)
@@ -518,7 +515,7 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 # <details><summary>Solution 3</summary>
 #
 # $dprobs_{mn} = -weights_m \, soft_{mn} / probs_{mn}$, whose row sum with $probs$ is $-weights_m$.
-# So $dlogits = weights_m (probs_{mn} - soft_{mn})$: the one-hot was a special case.
+# So $dlogits_{mn} = weights_m (probs_{mn} - soft_{mn})$: the one-hot was a special case.
 #
 # ```python
 # soft = 0.9 * (np.arange(V) == targets[:, None]) + 0.1 / V  # (M, V)
