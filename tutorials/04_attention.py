@@ -21,18 +21,21 @@
 # - Its *key*: by what am I found?
 # - Its *value*: what do I hand over to those who find me?
 #
-# So $q, k, v \in \mathbb{R}^{T \times hs}$. The *score* of tokens $i$ and $j$ is the product of the
-# query of $i$ with the key of $j$. Softmax makes shares of each row, the *pattern*; and what token
-# $i$ takes home, $z_i$, is the mixture of the values in these shares:
+# So `q`, `k` and `v` have the shape $(T, hs)$. The *score* of tokens $i$ and $j$ is the dot product
+# of the query of $i$ and the key of $j$, divided by $\sqrt{hs}$ (why, comes below). These scores
+# are no logits: they rate tokens of the text, not of the vocabulary. Softmax makes shares of each
+# row, the *pattern*; and what token $i$ takes home, $z_i$, is the mixture of the values in these
+# shares:
 #
 # $$scores = \frac{q \, k^\top}{\sqrt{hs}}, \qquad pattern = \mathrm{softmax}(scores), \qquad
 # z = pattern \; v$$
 #
 # $scores$ and $pattern$ have the shape $(T, T)$: a row for each token that looks, a column for each
-# token that is looked at. $z$ has the shape $(T, hs)$, as $v$ has. One thing is forbidden. Token
-# $i$ will be asked for token $i + 1$, so it must not look at it, nor further. It sees the tokens
-# $0 \dots i$. The scores of the others are set to $-\infty$ before the softmax, and $e^{-\infty} =
-# 0$: they have no share. This is the *causal mask*.
+# token that is looked at. $z$ has the shape $(T, hs)$, as $v$ has.
+#
+# One thing is forbidden. Token $i$ will be asked for token $i + 1$, so it must not look at it, nor
+# further. It sees the tokens $0 \dots i$. The scores of the others are set to $-\infty$ before the
+# softmax, and $e^{-\infty} = 0$: they have no share. This is the *causal mask*.
 
 # %%
 import itertools
@@ -92,6 +95,9 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
+# `fox` looks at `red`: a share of nearly 1 there, and nearly 0 elsewhere. `the` sees itself alone,
+# and gives itself 1.
+#
 # Now the random one. We give token 3 another query, another key and another value.
 #
 # **Predict.** Which rows of $z$ change?
@@ -110,33 +116,35 @@ assert changed[3:].min() > 1e-3
 #
 # ## Why $\sqrt{hs}$
 #
-# Say that the entries of $q$ and $k$ have the mean 0 and the variance 1. A score is a sum of $hs$
-# products, so without a scale its variance is $hs$: the larger the heads, the further apart the
-# scores of a row. Softmax then gives most to one token and next to nothing to the others; there
-# its slope, $pattern_{ij} (1 - pattern_{ij})$ of lesson 3, is nearly 0, and little is learned.
+# Say that the entries of $q$ and $k$ are independent, with the mean 0 and the variance 1. Then
+# $q_i \cdot k_j$ is a sum of $hs$ products of variance 1, and its variance is $hs$: the larger the
+# heads, the further apart the scores of a row. Softmax then gives most to one token and next to
+# nothing to the others. For both its slope is nearly 0 ($pattern_{ij} (1 - pattern_{ij})$, on the
+# diagonal of lesson 3's Jacobian), and little is learned.
 #
-# **Predict.** 50 tokens, heads of size 64, no mask. How large is the largest share of a row, on
-# average, with the scale and without?
+# **Predict.** 50 tokens, heads of size 64, no mask. Equal shares would be 0.02. How large is the
+# largest share of a row, on average, with the scale and without: about 0.02, 0.15, or 0.8?
 
 # %%
 wide_q, wide_k = rng.normal(size=(2, 50, 64))  # (50, 64) each
 raw = wide_q @ wide_k.T  # (50, 50)
-for name, some in (("without", raw), ("with   ", raw / 64**0.5)):
-    shares = softmax(some)
-    print(f"{name} scale: deviation of the scores {some.std():.1f},", end=" ")
+for name, scores in (("without", raw), ("with   ", raw / 64**0.5)):
+    shares = softmax(scores)  # (50, 50)
+    print(f"{name} scale: deviation of the scores {scores.std():.1f},", end=" ")
     print(f"largest share {shares.max(axis=1).mean():.2f}", end=", ")
     print(f"slope {(shares * (1 - shares)).mean():.3f}")
 assert softmax(raw).max(axis=1).mean() > 0.7
 assert softmax(raw / 8).max(axis=1).mean() < 0.3
 
 # %% [markdown]
-# With the scale the scores keep a deviation of 1, however wide the heads are.
+# About 0.15 with the scale and 0.8 without. With the scale the scores keep a deviation of 1,
+# however wide the heads are.
 #
 # ## Backward
 #
-# What lies behind the head tells us $dz = \partial \ell / \partial z$. Every gradient has the shape
-# of what it is a gradient of, so this is $(T, hs)$. The forward has three formulas. We walk them
-# backwards. In each, we ask who has used a number, and sum over all of them.
+# What lies behind the head tells us $dz = \partial \ell / \partial z$, of shape $(T, hs)$. The
+# forward has three formulas. We walk them backwards. In each, we ask where a number was used, and
+# sum over all of these places.
 #
 # 1. $z_i = \sum_j pattern_{ij} \, v_j$. The value of $j$ went to every $i$ that saw it, and each
 #    share met one value:
@@ -146,8 +154,8 @@ assert softmax(raw / 8).max(axis=1).mean() < 0.3
 # 2. $pattern = \mathrm{softmax}(scores)$. Rows know nothing of each other; for any row, with its
 #    index $i$ left out, lesson 3 has found
 #
-#    $$\begin{aligned} dscores_j &= pattern_j \, (dpattern_j - rowsum), \\
-#    rowsum &= \sum_m dpattern_m \, pattern_m \end{aligned}$$
+#    $$\begin{aligned} dscores_j &= pattern_j \, (dpattern_j - row\_sum), \\
+#    row\_sum &= \sum_m dpattern_m \, pattern_m \end{aligned}$$
 #
 #    Where $j$ is hidden from $i$ the pattern is 0, and so is $dscores$: a constant $-\infty$ stood
 #    there, that no query and no key can move.
@@ -216,7 +224,8 @@ for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
 # %% [markdown]
 # ## Two laws
 #
-# They hold for every $q$, $k$, $v$ and $dz$, since each row of the pattern sums to 1.
+# They hold for every $q$, $k$, $v$ and $dz$, since each row of the pattern sums to 1. (The sums run
+# over the tokens: a row of $hs$ numbers on each side.)
 #
 # - Add one vector to all keys. The scores of a row all change by one number, the softmax does not
 #   notice, and $\ell$ stays: $\sum_j dk_j = 0$.
@@ -224,19 +233,22 @@ for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
 #   $\sum_j dv_j = \sum_i dz_i$.
 
 # %%
-print("sum of dk:          ", np.abs(dk.sum(axis=0)).max())
-print("sum of dv less of dz:", np.abs(dv.sum(axis=0) - dz.sum(axis=0)).max())
+print("sum of dk:", np.abs(dk.sum(axis=0)).max())
+print("sum of dv minus sum of dz:", np.abs(dv.sum(axis=0) - dz.sum(axis=0)).max())
 assert np.abs(dk.sum(axis=0)).max() < 1e-13
 assert np.abs(dv.sum(axis=0) - dz.sum(axis=0)).max() < 1e-13
 
 # %% [markdown]
+# Laws are quick, and blind to much: `-dk` and `100 * dk` keep the first one, and neither says a
+# word about `dq`.
+#
 # ## Many heads
 #
-# A layer has $NH$ heads. Its linear layer gives a token one row of $C = NH \cdot hs$ queries; the
-# first $hs$ belong to head 0, the next to head 1. So $(T, C)$ is reshaped to $(T, NH, hs)$, and
-# that costs nothing: no number moves. Now `head` wants $(T, hs)$ in the last two places, with the
-# heads before them: $(NH, T, hs)$. NumPy's `@` multiplies the last two axes, and does so for each
-# index of the others.
+# A layer has $NH$ heads. For the queries, its linear layer gives each token one row of
+# $C = NH \cdot hs$ numbers; the first $hs$ belong to head 0, the next to head 1. The same goes for
+# keys and values. So $(T, C)$ is reshaped to $(T, NH, hs)$, and that costs nothing: no number
+# moves. Now `head` wants $(T, hs)$ in the last two places, with the heads before them:
+# $(NH, T, hs)$. NumPy's `@` multiplies the last two axes, and does so for each index of the others.
 #
 # Here every number says where it is from: 10 times its token, plus its column.
 #
@@ -253,7 +265,7 @@ assert (two_heads[0] == labelled[:, :2]).all()
 assert (reshaped[0] != labelled[:, :2]).any()
 
 # %% [markdown]
-# The second makes a token of half a token, and no shape complains.
+# Only the first one does. The second takes half a token for a token, and no shape complains.
 #
 # ## Many sequences, without padding
 #
@@ -299,8 +311,8 @@ print("the same as 6 heads one by one")
 
 # %% [markdown]
 # Is that what padding gives? We fill up with zeros at the end. The mask needs no change: what
-# stands behind a sequence lies in the future of all its tokens. (The rows of the padding hold
-# something or other; $dz$ is 0 there, so nothing comes back from them.)
+# stands behind a sequence lies in the future of all its tokens. (The rows of the padding get some
+# $z$, too, and nobody reads it; $dz$ is 0 there, so nothing comes back from them.)
 #
 # **Predict.** The padded way computes how many scores for each head, and the stream how many?
 
@@ -327,8 +339,8 @@ for name, got, want in zip("qkv", head_backward(pad(dz), *padded), grads, strict
 print("z and all gradients are the same")
 
 # %% [markdown]
-# Half of the padded scores were for nothing. The price of a stream is one argument, and whoever
-# forgets it lets each sequence read those before it:
+# 75 and 38: half of the padded scores were for nothing. The price of a stream is one argument, and
+# whoever forgets it lets each sequence read those before it:
 
 # %%
 as_one = attend(q, k, v, np.array([0, N]))  # (N, NH, hs)
@@ -427,12 +439,12 @@ with caught() as error:  # take this line away, and the lesson stops here
 print(error)
 
 # %% [markdown]
-# A perfect gradient of the wrong function. What would you have seen without `check_causal`? We
-# train a model that knows nothing, all of its weights, on throws of a die with 8 faces. Nobody can
-# predict a die: the best loss is $\log(8) = 2.08$ nats.
+# Only `check_causal`: this is a perfect gradient of the wrong function. What would you have seen
+# without that check? We take a small model with random weights, and train all of them on throws of
+# a die with 8 faces. Nobody can predict a die: the best loss is $\log(8) = 2.08$ nats.
 #
-# **Predict.** To which loss does the model fall that can peek? And what does it score when it is
-# asked with a sound mask, as it is when it has to write a text?
+# **Predict.** To which loss does the model fall that can peek? And which loss has it with a sound
+# mask? (When it writes a text there is no next token to peek at, which comes to the same.)
 
 # %%
 from minprefix import GPT2, Batch
@@ -446,9 +458,9 @@ def train_on_dice(ops, steps=80):
     model, adam, dice = GPT2.random(config, seed=0), AdamW(), np.random.default_rng(1)
     for _ in range(steps):
         batch = Batch.pack(list(dice.integers(0, 8, (16, 12))))  # 16 times 12 throws
-        _, dweights = loss_and_weight_grads(model, batch, ops=ops)
+        _, dweights = loss_and_weight_grads(model, batch, ops=ops)  # dweights: by name
         adam.step(model.weights, dweights, 1e-2)
-    fresh = Batch.pack(list(dice.integers(0, 8, (100, 12))))
+    fresh = Batch.pack(list(dice.integers(0, 8, (100, 12))))  # throws never seen
     return loss(model, fresh, ops=ops), loss(model, fresh, ops=reference)
 
 
@@ -459,8 +471,8 @@ for name, ops in (("sound", reference), ("peeking", peeking.reference)):
 assert sound_mask > 3, "whoever learned to peek cannot do without"
 
 # %% [markdown]
-# It "predicts" dice, on throws that it has never seen. A loss that is too good to be true is not.
-# When there is no next token to peek at, it is far worse than guessing.
+# It "predicts" dice, on throws that it has never seen: 0 nats. A loss that is too good to be true
+# is not true. With a sound mask it is far worse than guessing.
 #
 # The second bug is the other way round: a sound forward, and a scale that is forgotten in one line
 # of the backward.
@@ -479,9 +491,9 @@ print(f"dq is {ratio.min():.3f} to {ratio.max():.3f} times the right one")
 print("sqrt(hs) is", hs**0.5)
 
 # %% [markdown]
-# Every number of $dq$ is twice what it should be: the shape fits, the direction is right, nothing
-# is NaN, and both laws hold. Only a comparison with another gradient sees it. And that comparison
-# was blind to the first bug: neither check can replace the other.
+# Every number of $dq$ is twice what it should be, $\sqrt{hs}$ times: the shape fits, the direction
+# is right, nothing is NaN, and both laws hold. Only a comparison with another gradient sees it. And
+# that comparison was blind to the first bug: neither check can replace the other.
 #
 # ## Exercises
 #
