@@ -361,7 +361,7 @@ def check_layernorm(ops):
     _, cache = ops.layernorm(x, gain, bias, EPS)
     dx = ops.layernorm_backward(dout.copy(), cache)  # (N, C)
     error = relative_error(dx, complex_step(layernorm_loss, x))
-    assert error < 1e-12, f"dx of layernorm is off by {error:.2g} of its largest entry"
+    assert error < 1e-12, f"dx is off by {error:.2g} of its largest entry"
 
 
 def check_law(ops):

@@ -75,9 +75,11 @@ assert np.abs(softmax(shifted_rows) - softmax(row)).max() < 1e-12, "a shift canc
 #
 # ## The gradient of one row
 #
-# Rows know nothing of each other, so look at one: $probs$ and $logits$ have $V$ entries. Move one
-# logit, number $n$. What happens to $probs_j = e^{logits_j} / total$ with
-# $total = \sum_i e^{logits_i}$?
+# Rows know nothing of each other, so look at one: $probs$ and $logits$ have $V$ entries.
+#
+# $$probs_j = \frac{e^{logits_j}}{total}, \quad total = \sum_i e^{logits_i}$$
+#
+# Move one logit, number $n$. What happens to $probs_j$?
 #
 # - $total$ has the derivative $e^{logits_n}$. It stands below the line, so $probs_j$ changes by
 #   $-e^{logits_j} \, e^{logits_n} / total^2$, that is by $-probs_j \, probs_n$, whichever $j$ is.
@@ -432,8 +434,8 @@ from minprefix.lessons import caught, planted
 twice = planted("loss-averaged-twice")
 print(twice)
 
-check_gradient(twice.reference)  # passes
-check_law(twice.reference)  # passes
+check_gradient(twice.reference)
+check_law(twice.reference)
 with caught() as error:  # take this line away, and the lesson stops here
     check_loss(twice.reference)
 print(error)

@@ -44,7 +44,8 @@ import numpy as np
 
 
 def softmax(scores):
-    e = np.exp(scores - scores.real.max(axis=-1, keepdims=True))  # as in lesson 3
+    # as in lesson 3: scores (T, T), each row for itself
+    e = np.exp(scores - scores.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
@@ -52,8 +53,9 @@ def head(q, k, v):
     T, hs = q.shape[-2:]
     # row i sees column j if j is not in i's future
     visible = np.arange(T)[None, :] <= np.arange(T)[:, None]  # (T, T)
-    scores = q @ k.swapaxes(-1, -2) / hs**0.5  # (T, T); swapaxes is the transpose here
-    pattern = softmax(np.where(visible, scores, -np.inf))  # (T, T), each row sums to 1
+    # k.swapaxes(-1, -2) is k transposed; with more than two axes it still is, of the last two
+    scores = q @ k.swapaxes(-1, -2) / hs**0.5  # (T, T)
+    pattern = softmax(np.where(visible, scores, -np.inf))  # (T, T)
     return pattern @ v, pattern  # z (T, hs)
 
 
@@ -80,7 +82,7 @@ assert previous[0, 0] == 1, "the first token sees itself alone, whatever it asks
 rng = np.random.default_rng(0)
 T, hs = 5, 4
 q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))  # (T, hs) each
-z, pattern = head(q, k, v)
+z, pattern = head(q, k, v)  # (T, hs), (T, T)
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
 shown = {"made by hand": previous, "drawn at random": pattern}
@@ -114,7 +116,7 @@ assert changed[3:].min() > 1e-3
 # %% [markdown]
 # Row 3 and all later ones: they look at token 3. No earlier one does.
 #
-# ## Why $\sqrt{hs}$
+# ## Why the scale
 #
 # Say that the entries of $q$ and $k$ are independent, with the mean 0 and the variance 1. Then
 # $q_i \cdot k_j$ is a sum of $hs$ products of variance 1, and its variance is $hs$: the larger the
@@ -432,16 +434,17 @@ from minprefix.lessons import caught, planted
 peeking = planted("mask-shows-the-next-token")
 print(peeking)
 
-check_gradient(peeking.reference)  # passes: the right gradient of the wrong function
-check_laws(peeking.reference)  # passes
+check_gradient(peeking.reference)
+check_laws(peeking.reference)
 with caught() as error:  # take this line away, and the lesson stops here
     check_causal(peeking.reference)
 print(error)
 
 # %% [markdown]
-# Only `check_causal`: this is a perfect gradient of the wrong function. What would you have seen
-# without that check? We take a small model with random weights, and train all of them on throws of
-# a die with 8 faces. Nobody can predict a die: the best loss is $\log(8) = 2.08$ nats.
+# Only `check_causal`; the other two pass. This is a perfect gradient of the wrong function. What
+# would you have seen without that check? We take a small model with random weights, and train all
+# of them on throws of a die with 8 faces. Nobody can predict a die: the best loss is
+# $\log(8) = 2.08$ nats.
 #
 # **Predict.** To which loss does the model fall that can peek? And which loss has it with a sound
 # mask? (When it writes a text there is no next token to peek at, which comes to the same.)
