@@ -9,27 +9,28 @@
 #
 # ## Forward
 #
-# One attention head sees a sequence of $T$ tokens. Each token has a query, a key and a value, rows
-# of $hs$ numbers (the *head size*): $q, k, v \in \mathbb{R}^{T \times hs}$. Prefix-tuning puts $P$
-# further keys and values before them, the *slots*, that belong to no token:
-# $k^{pre}, v^{pre} \in \mathbb{R}^{P \times hs}$. They are free numbers, and they are all that is
-# trained. There are no queries for them: nobody asks what comes after a slot.
+# One attention head, as in lesson 4: a sequence of $T$ tokens, each with a query, a key and a
+# value, $q, k, v \in \mathbb{R}^{T \times hs}$. Prefix-tuning puts $P$ further keys and values
+# before them, the *slots*, that belong to no token: $prefix_k$ and $prefix_v$, of the shape
+# $(P, hs)$. They are free numbers, and they are all that is trained. There are no queries for them:
+# nobody asks what comes after a slot. With the semicolon for "one above the other":
 #
-# $$K = \begin{bmatrix} k^{pre} \\ k \end{bmatrix}, \quad
-# V = \begin{bmatrix} v^{pre} \\ v \end{bmatrix}, \qquad
-# scores = \frac{q K^\top}{\sqrt{hs}}, \quad
-# pattern = \mathrm{softmax}(scores), \quad z = pattern \, V$$
+# $$keys = [prefix_k; \; k], \quad values = [prefix_v; \; v] \qquad (P + T, hs)$$
 #
-# The softmax is taken of each row. Token $i$ sees all $P$ slots and the tokens $0 \dots i$; the
-# scores of what it does not see are $-\infty$ before the softmax, and 0 after it.
+# $$scores = \frac{q \; keys^\top}{\sqrt{hs}}, \qquad pattern = \mathrm{softmax}(scores), \qquad
+# z = pattern \; values$$
+#
+# The scores and the pattern have the shape $(T, P+T)$, and $z$ has $(T, hs)$ as before. The softmax
+# is taken of each row. Token $i$ sees all $P$ slots and the tokens $0 \dots i$; the scores of what
+# it does not see are $-\infty$ before the softmax, and their shares are 0 after it.
 
 # %%
 import numpy as np
 
 rng = np.random.default_rng(0)
 T, P, hs = 5, 3, 4
-q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))
-prefix_k, prefix_v = rng.normal(size=(P, hs)), rng.normal(size=(P, hs))
+q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))  # (T, hs) each
+prefix_k, prefix_v = rng.normal(size=(2, P, hs))  # (P, hs) each
 
 # row i sees column j if j is one of the P slots, or a token that is not in i's future
 visible = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
@@ -38,8 +39,8 @@ visible = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
 def head(q, k, v, prefix_k, prefix_v):
     keys = np.concatenate([prefix_k, k])  # (P+T, hs)
     values = np.concatenate([prefix_v, v])  # (P+T, hs)
-    scores = np.where(visible, q @ keys.T / np.sqrt(hs), -np.inf)  # (T, P+T)
-    e = np.exp(scores - scores.real.max(axis=1, keepdims=True))  # the maximum cancels
+    scores = np.where(visible, q @ keys.T / hs**0.5, -np.inf)  # (T, P+T)
+    e = np.exp(scores - scores.real.max(axis=1, keepdims=True))  # as in lessons 3 and 4
     pattern = e / e.sum(axis=1, keepdims=True)  # (T, P+T), each row sums to 1
     return pattern @ values, pattern  # z (T, hs)
 
@@ -58,20 +59,27 @@ assert hidden == T * (T - 1) // 2  # the tokens in the future; a slot is never h
 assert np.allclose(pattern.sum(axis=1), 1)
 
 # %% [markdown]
+# Ten: of the $5 \times 5$ pairs of tokens those with the key in the future. No slot is hidden from
+# anyone, so the first three columns are full.
+#
 # ## Backward
 #
 # What lies behind the head (the rest of the model, then the loss $\ell$) tells us
-# $dz = \partial \ell / \partial z$, a number for each number of $z$. We walk the lines of the
-# forward backwards.
+# $dz = \partial \ell / \partial z$, of the shape $(T, hs)$. We walk the lines of the forward
+# backwards, as in lesson 4, and look for the rows of the slots.
 #
-# 1. $z = pattern \, V$. So $dV = pattern^\top dz$, and the prefix's values are the first $P$ rows
-#    of $V$: $\; dv^{pre} = (pattern^\top dz)_{:P}$. That is half of the answer already. And
-#    $dpattern = dz \, V^\top$.
+# 1. $z = pattern \; values$. So $dvalues = pattern^\top dz$, and the first $P$ of its $P + T$ rows
+#    are the slots': $\; dprefix_v = dvalues_{:P}$. That is half of the answer already. And
+#    $dpattern = dz \; values^\top$.
 # 2. $pattern = \mathrm{softmax}(scores)$, row by row:
-#    $\; dscores_{ij} = pattern_{ij} \, (dpattern_{ij} - \sum_m dpattern_{im} \, pattern_{im})$. The
-#    sum runs over all $P + T$ columns: the slots compete with the tokens for the same 1.
-# 3. $scores = q K^\top / \sqrt{hs}$. So $dK = dscores^\top q / \sqrt{hs}$, and again the first $P$
-#    rows are ours: $\; dk^{pre} = (dscores^\top q)_{:P} / \sqrt{hs}$.
+#
+#    $$\begin{aligned} dscores_{ij} &= pattern_{ij} \, (dpattern_{ij} - rowsum_i), \\
+#    rowsum_i &= \sum_m dpattern_{im} \, pattern_{im} \end{aligned}$$
+#
+#    The sum runs over all $P + T$ columns: the slots compete with the tokens for the same 1.
+# 3. $scores = q \; keys^\top / \sqrt{hs}$. So $dq = dscores \; keys / \sqrt{hs}$ and
+#    $dkeys = dscores^\top q / \sqrt{hs}$, and again the first $P$ rows are the slots':
+#    $\; dprefix_k = dkeys_{:P}$.
 #
 # Nothing in these lines knows that a slot is not a token. That is the whole secret of the gradient
 # of a prefix: it is the gradient of keys and values, and we keep the rows that have no token.
@@ -87,8 +95,8 @@ def head_backward(dz, q, k, v, prefix_k, prefix_v):
     dpattern = dz @ values.T  # (T, P+T)
     row_sum = (dpattern * pattern).sum(axis=1, keepdims=True)  # (T, 1)
     dscores = pattern * (dpattern - row_sum)  # (T, P+T)
-    dkeys = dscores.T @ q / np.sqrt(hs)  # (P+T, hs)
-    dq = dscores @ keys / np.sqrt(hs)  # (T, hs)
+    dkeys = dscores.T @ q / hs**0.5  # (P+T, hs)
+    dq = dscores @ keys / hs**0.5  # (T, hs)
     return dkeys[:P], dvalues[:P], dq, dkeys[P:], dvalues[P:]
 
 
@@ -99,15 +107,9 @@ print("dprefix_k", dprefix_k.shape, " dprefix_v", dprefix_v.shape)
 # %% [markdown]
 # ## First proof: finite differences
 #
-# We need a loss whose gradient with respect to $z$ is $dz$: $\; \ell = \sum dz \odot z$ is one
-# ($\odot$ multiplies entry by entry). Move one number of the prefix up and down a little, and look
-# at $\ell$:
-#
-# $$\frac{\partial \ell}{\partial x} \approx \frac{\ell(x + \epsilon) - \ell(x - \epsilon)}{2
-# \epsilon}$$
-#
-# Two numbers that agree in half of their digits are subtracted, so about half of the digits are
-# lost.
+# The loss that fits a random $dz$ is $\ell = \sum dz \odot z$, as before. Move one number of the
+# prefix up and down by $\epsilon = 10^{-6}$, and look at $\ell$. The two values agree in their
+# first six digits or so; the subtraction loses these, and some ten of sixteen are left.
 
 # %%
 
@@ -121,61 +123,61 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-def by_finite_differences(eps=1e-6):
-    grads = np.zeros((2, P, hs))  # of the keys, of the values
-    for index in np.ndindex(grads.shape):
-        step = np.zeros((2, P, hs))
+def finite_differences(f, x, eps=1e-6):
+    grads = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
         step[index] = eps
-        up = loss(prefix_k + step[0], prefix_v + step[1])
-        down = loss(prefix_k - step[0], prefix_v - step[1])
-        grads[index] = (up - down) / (2 * eps)
-    return grads
+        grads[index] = (f(x + step) - f(x - step)) / (2 * eps)
+    return grads  # like x
 
 
-differences = by_finite_differences()
-print("dprefix_k", relative_error(dprefix_k, differences[0]))
-print("dprefix_v", relative_error(dprefix_v, differences[1]))
-assert relative_error(dprefix_k, differences[0]) < 1e-8
-assert relative_error(dprefix_v, differences[1]) < 1e-8
+of_k = finite_differences(lambda x: loss(x, prefix_v), prefix_k)  # (P, hs)
+of_v = finite_differences(lambda x: loss(prefix_k, x), prefix_v)  # (P, hs)
+print(f"dprefix_k is off by {relative_error(dprefix_k, of_k):.1e} of its largest entry")
+print(f"dprefix_v is off by {relative_error(dprefix_v, of_v):.1e}")
+assert relative_error(dprefix_k, of_k) < 1e-8
+assert relative_error(dprefix_v, of_v) < 1e-8
 
 # %% [markdown]
 # ## Second proof: the complex step
 #
-# `head` is built of functions that take complex numbers, too, and for those
-# $\ell(x + i\epsilon) = \ell(x) + i\epsilon\, \ell'(x) + O(\epsilon^2)$. The derivative is the
-# imaginary part divided by $\epsilon$. Nothing is subtracted, so $\epsilon$ may be $10^{-30}$, and
-# every digit is right. (That is why `head` takes the maximum of `scores.real`: a complex number has
-# no order. The maximum only keeps `exp` from overflowing, and cancels.)
+# `head` is built of functions that take complex numbers, too. So the derivative is the imaginary
+# part of $\ell(x + i\epsilon)$, divided by $\epsilon = 10^{-30}$, as in
+# [lesson 2](02_backward_by_hand.py). Nothing is subtracted.
 #
 # **Predict.** By what factor will the error shrink against finite differences?
 
 # %%
 
 
-def by_complex_step(eps=1e-30):
-    grads = np.zeros((2, P, hs))
-    for index in np.ndindex(grads.shape):
-        step = np.zeros((2, P, hs), complex)
-        step[index] = 1j * eps
-        grads[index] = loss(prefix_k + step[0], prefix_v + step[1]).imag / eps
-    return grads
+def complex_step(f, x, eps=1e-30):
+    grads = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        moved = x.astype(complex)
+        moved[index] += 1j * eps
+        grads[index] = f(moved).imag / eps
+    return grads  # like x
 
 
-exact = by_complex_step()
-print("dprefix_k", relative_error(dprefix_k, exact[0]))
-print("dprefix_v", relative_error(dprefix_v, exact[1]))
-assert relative_error(dprefix_k, exact[0]) < 1e-13
-assert relative_error(dprefix_v, exact[1]) < 1e-13
+exact_k = complex_step(lambda x: loss(x, prefix_v), prefix_k)  # (P, hs)
+exact_v = complex_step(lambda x: loss(prefix_k, x), prefix_v)  # (P, hs)
+print(f"dprefix_k is off by {relative_error(dprefix_k, exact_k):.1e} of its largest entry")
+print(f"dprefix_v is off by {relative_error(dprefix_v, exact_v):.1e}")
+assert relative_error(dprefix_k, exact_k) < 1e-13
+assert relative_error(dprefix_v, exact_v) < 1e-13
 
 # %% [markdown]
+# About a million: from ten digits to all sixteen. What the first proof measured was its own error,
+# not ours.
+#
 # ## Third proof: another implementation
 #
 # The package has this operation for many heads and many sequences at once, twice:
 # [reference](../minprefix/ops/reference.py) to be read, [numpy_ops](../minprefix/ops/numpy_ops.py)
-# to be fast. It takes a *stream*, all sequences behind one another, and `offsets`, where each of
-# them begins and the last one ends. Tokens have the shape $(N, NH, hs)$: $N$ tokens of all
-# sequences, $NH$ heads. The prefix of each sequence is one array of a list, $(NH, P, hs)$. We have
-# one sequence and one head.
+# to be fast. It takes the stream of lesson 4, $(N, NH, hs)$ with its `offsets`, and two lists: for
+# each sequence the keys of its slots, and the values, $(NH, P, hs)$ each. We have one sequence and
+# one head.
 
 # %%
 from minprefix.ops import numpy_ops, reference
@@ -183,12 +185,13 @@ from minprefix.ops import numpy_ops, reference
 
 def check_prefix_gradient(ops):
     """The operations `ops` against the complex step."""
-    stream = [a[:, None] for a in (q, k, v)]  # (T, 1, hs): one head
-    _, cache = ops.attention(*stream, [prefix_k[None]], [prefix_v[None]], np.array([0, T]))
+    stream = [a[:, None] for a in (q, k, v)]  # (T, 1, hs) each: one head
+    slots = [prefix_k[None]], [prefix_v[None]]  # of one sequence: (1, P, hs) each
+    _, cache = ops.attention(*stream, *slots, np.array([0, T]))
     grads = ops.attention_backward(dz[:, None].copy(), cache)
-    error_v = relative_error(grads.dprefix_v[0][0], exact[1])
+    error_v = relative_error(grads.dprefix_v[0][0], exact_v)  # [0][0]: sequence 0, head 0
     assert error_v < 1e-13, f"dprefix_v is off by {error_v:.2g} of its largest entry"
-    error_k = relative_error(grads.dprefix_k[0][0], exact[0])
+    error_k = relative_error(grads.dprefix_k[0][0], exact_k)
     assert error_k < 1e-13, f"dprefix_k is off by {error_k:.2g} of its largest entry"
 
 
@@ -199,11 +202,11 @@ print("the package agrees, twice")
 # %% [markdown]
 # ## A law, for free
 #
-# Each row of the pattern sums to 1, whatever the scores are. Push all keys in one direction, all by
-# the same amount: every score of a row changes by the same number, the softmax does not notice, and
-# neither does the loss. So the gradient of all keys together, slots and tokens, must be 0:
+# The first law of lesson 4 holds here, too, and the slots are in it. Push all keys in one
+# direction, all by the same amount: every score of a row changes by the same number, the softmax
+# does not notice, and neither does the loss. So the gradients of all $P + T$ keys sum to 0:
 #
-# $$\sum_{j} dK_j = 0$$
+# $$\sum_{j} dkeys_j = 0$$
 #
 # **Predict.** A backward that forgets the factor $1/\sqrt{hs}$: does this law notice?
 
@@ -216,7 +219,7 @@ def check_law(dprefix_k, dk):
 
 
 check_law(dprefix_k, dk)
-check_law(np.sqrt(hs) * dprefix_k, np.sqrt(hs) * dk)  # wrong, and the law holds all the same
+check_law(hs**0.5 * dprefix_k, hs**0.5 * dk)  # wrong, and the law holds all the same
 print("the law holds for both")
 
 # %% [markdown]
@@ -226,8 +229,7 @@ print("the law holds for both")
 # ## Break it yourself
 #
 # A bug that people really ship: the sum in step 2 runs over the tokens only, as if the slots stood
-# outside of the softmax. `planted` puts a bug of the zoo, a collection of 162 of them, into a copy
-# of the package. `caught` is a guard: it holds the `assert` that fails, so that the lesson goes on.
+# outside of the softmax.
 #
 # **Predict.** Which of the two asserts of `check_prefix_gradient` fires? Does the law notice?
 
@@ -241,25 +243,53 @@ with caught() as error:  # take this line away, and the lesson stops here
     check_prefix_gradient(broken.reference)
 print(error)
 
-# %% [markdown]
-# `dprefix_v` is right: the values do not pass through the softmax. What would you have seen without
-# this check? A loss that falls, since the values learn as they should and the keys are pushed
-# somewhere. Only it does not fall as far. No shape is wrong, no number is NaN.
-
-# %%
-print(broken.see)
 _, cache = broken.reference.attention(
     q[:, None], k[:, None], v[:, None], [prefix_k[None]], [prefix_v[None]], np.array([0, T])
 )
-wrong = broken.reference.attention_backward(dz[:, None], cache)
+wrong = broken.reference.attention_backward(dz[:, None].copy(), cache)
 assert wrong.dprefix_k[0].shape == (1, P, hs)
 assert np.isfinite(wrong.dprefix_k[0]).all()
-
-with caught() as error:  # the law sees this one
+with caught() as error:
     check_law(wrong.dprefix_k[0][0], wrong.dk[:, 0])
 print(error)
 
 # %% [markdown]
+# `dprefix_v` is right: the values do not pass through the softmax. It is the second assert that
+# fires, and the law sees this bug, too.
+#
+# What would you have seen without them? No shape is wrong, no number is NaN. Let us train with it:
+# $z$ should become a random $goal$, the loss is $\frac12 \sum (z - goal)^2$, and its upstream is
+# $dz = z - goal$.
+#
+# **Predict.** Will the loss fall?
+
+# %%
+goal = rng.normal(size=(T, 1, hs))
+
+
+def descend(ops, steps=201, rate=0.3):
+    """The loss before each step; prefix_k and prefix_v go downhill."""
+    slots, losses = [prefix_k[None].copy(), prefix_v[None].copy()], []  # (1, P, hs) each
+    for _ in range(steps):
+        stream = (a[:, None] for a in (q, k, v))
+        z, cache = ops.attention(*stream, [slots[0]], [slots[1]], np.array([0, T]))
+        losses.append(0.5 * ((z - goal) ** 2).sum())
+        grads = ops.attention_backward(z - goal, cache)
+        slots[0] -= rate * grads.dprefix_k[0]
+        slots[1] -= rate * grads.dprefix_v[0]
+    return losses
+
+
+sound, unsound = descend(reference), descend(broken.reference)
+print("sound ", np.round(sound[::25], 2))
+print("broken", np.round(unsound[::25], 2))
+assert sound[-1] < 0.3 * sound[0]
+assert unsound[-1] < 0.3 * unsound[0], "it falls, too"
+
+# %% [markdown]
+# As well as with the right gradient. The values learn as they should and make up for keys that are
+# pushed somewhere; on the curve nobody would see it.
+#
 # ## Exercises
 #
 # **1.** With $P$ slots of zeros, keys and values, is $z$ the same as without a prefix? Say why
@@ -276,25 +306,30 @@ print(error)
 # tokens = pattern_zeros[:, P:]  # (T, T)
 # z_without = tokens / tokens.sum(axis=1, keepdims=True) @ v  # the softmax over the tokens alone
 # print(np.abs(z_zeros - z_without).max())
+# assert (np.abs(z_zeros) < np.abs(z_without)).all()
 # ```
 #
 # </details>
 #
-# **2.** Show on paper why $\sum_j dK_j = 0$, from the formula of step 2.
+# **2.** Show on paper why $\sum_j dkeys_j = 0$, from the formulas of steps 2 and 3.
 #
 # <details><summary>Solution 2</summary>
 #
-# $\sum_j dscores_{ij} = \sum_j pattern_{ij} \, dpattern_{ij} - (\sum_j pattern_{ij}) \sum_m
-# dpattern_{im} \, pattern_{im} = 0$ for every $i$, since a row of the pattern sums to 1. And
-# $\sum_j dK_j = \sum_i (\sum_j dscores_{ij}) \, q_i / \sqrt{hs}$.
+# For every $i$, $\; \sum_j pattern_{ij} \, dpattern_{ij}$ is $rowsum_i$, and $\sum_j pattern_{ij}$
+# is 1, so
+#
+# $$\sum_j dscores_{ij} = rowsum_i - 1 \cdot rowsum_i = 0$$
+#
+# $$\sum_j dkeys_j = \sum_i \Big( \sum_j dscores_{ij} \Big) \frac{q_i}{\sqrt{hs}} = 0$$
 #
 # </details>
 #
-# **3.** (Graded.) Write `attention_backward(dz, cache)` for many heads and many sequences. The
-# cache holds `q, k, v` $(N, NH, hs)$, `offsets` $(B+1)$, and a list with an array for each sequence
-# of `prefix_k, prefix_v` $(NH, P, hs)$, where $P$ may differ, and of `pattern` $(NH, T, P+T)$.
-# Return `dq, dk, dv, dprefix_k, dprefix_v`, shaped like what they are gradients of. The reference
-# suite grades it here; in a file of your own it is `minprefix check my_ops.py`.
+# **3.** (Graded.) Write `attention_backward(dz, cache)` for many heads and many sequences. `dz`,
+# `cache.q`, `cache.k` and `cache.v` are streams $(N, NH, hs)$, with `cache.offsets` $(B+1)$. The
+# rest are lists with an array for each sequence: `cache.prefix_k` and `cache.prefix_v`
+# $(NH, P, hs)$, where $P$ may differ from one to the next, and `cache.pattern` $(NH, T, P+T)$.
+# Return `dq, dk, dv, dprefix_k, dprefix_v`, shaped like what they are gradients of. (Write
+# `hs**0.5`, as in lesson 4: float32 has to stay float32.)
 
 # %%
 from minprefix.lessons import grade
@@ -335,9 +370,6 @@ grade(attention_backward)
 #
 # grade(attention_backward)
 # ```
-#
-# (`hs**0.5` and not `np.sqrt(hs)`: the latter is a float64 of NumPy's, and makes float64 of every
-# float32 that it meets. The suite notices.)
 #
 # </details>
 #
