@@ -12,19 +12,18 @@
 # ## What frozen means
 #
 # Nobody moves the weights. So nobody needs their gradients. But the gradient still has to pass
-# *through* every layer, down to the prefix of the lowest one. For a linear layer
-# $out = x W + b$, with $N$ rows, these are two products that have nothing to do with each other:
+# *through* every layer, down to the prefix of the lowest one. Lesson 2 found two halves in the
+# backward of a linear layer, which have nothing to do with each other. With `x` of the shape
+# $(N, in)$ and the weight `W` $(in, out)$:
 #
 # $$\begin{aligned}
 # dx &= dout \; W^\top & (N, in) &= (N, out)(out, in) \\
 # dW &= x^\top dout & (in, out) &= (in, N)(N, out)
 # \end{aligned}$$
 #
-# The first carries the gradient on. It needs $W$, and not $x$. The second ends in the weight. It
-# needs $x$, and not $W$. How much work is each? To multiply $(n, m)$ by $(m, p)$, each of the $n p$
-# results sums $m$ products: $n \cdot m \cdot p$ *multiply-adds*. That is $N \cdot in \cdot out$ for
-# $dx$, the same for $dW$, and the same for the forward. Three products of one size, and a frozen
-# layer computes two of them.
+# The first carries the gradient on. The second ends in the weight. A product of $(n, m)$ and
+# $(m, p)$ takes $n \cdot m \cdot p$ multiplications, each followed by an addition: *multiply-adds*.
+# The forward, $dx$ and $dW$ take $N \cdot in \cdot out$ each; a frozen layer leaves out the last.
 #
 # ## On paper
 #
@@ -33,19 +32,21 @@
 # | | multiply-adds | |
 # |---|---|---|
 # | `attn.c_attn` | $N \cdot 3 C^2$ | to queries, keys and values |
-# | attention | $2 \, C \sum_b T_b (P + T_b)$ | $q K^\top$ and $pattern \, V$ of each text $b$ |
+# | attention | $2 \, C \sum_b T_b (P + T_b)$ | $q \, keys^\top$ and $pattern \; values$ |
 # | `attn.c_proj` | $N \cdot C^2$ | back to the stream |
 # | `mlp` | $N \cdot 2 C F$ | to $F$ numbers and back |
 #
-# And once, at the end, the head: $N \cdot C V$. Everything else (layernorm, GELU, softmax, sums)
-# touches each number a few times, where a product touches it hundreds of times. We leave it out. In
-# the attention we count every pair of a query and a key, also those that the mask hides.
+# (Text $b$ has $T_b$ tokens. Each of them meets $P + T_b$ keys. A score takes $hs$ multiply-adds in
+# each of the $NH$ heads, and $NH \cdot hs = C$; the mixture of the values takes as many. We count
+# every pair of a query and a key, also those that the mask hides.) And once, at the end, the head:
+# $N \cdot C V$. Everything else (layernorm, GELU, softmax, sums) touches each number a few times,
+# where a product touches it hundreds of times. We leave it out.
 #
 # Backward, each linear layer costs its forward twice, once for $dx$ and once for $dW$. Attention
-# has no weights: from $pattern \, V$ come $dpattern$ and $dV$, from $q K^\top$ come $dq$ and $dK$,
-# four products, all of which carry the gradient on.
+# has no weights: from $pattern \; values$ come $dpattern$ and $dvalues$, from $q \, keys^\top$ come
+# $dq$ and $dkeys$, four products, all of which carry the gradient on.
 #
-# Four things can be left out:
+# Four things can be left out of all this:
 #
 # 1. every $dW$, since the weights are frozen;
 # 2. what lies below the attention of layer 0 (its `c_attn`, its `ln_1`, the embedding): there is
@@ -55,7 +56,7 @@
 # 4. in the top layer, everything after attention for those same tokens. They have given their keys
 #    and values to the others, and nobody will look at them again.
 #
-# The last two hold for anyone who trains, frozen or not. The first two are ours.
+# Anyone who trains may leave out the last two, frozen or not. The first two are ours.
 
 # %%
 import numpy as np
@@ -129,7 +130,7 @@ class Counting:
 
     def attention(self, q, k, v, prefix_k, prefix_v, offsets):
         _, NH, hs = q.shape
-        T, P = np.diff(offsets), [a.shape[1] for a in prefix_k]  # of each text
+        T, P = np.diff(offsets), [a.shape[1] for a in prefix_k]  # of each text: (B,) each
         self.product = int((T * (T + P)).sum()) * NH * hs  # one of them, over all texts and heads
         self.counts["forward"] += 2 * self.product
         return self.ops.attention(q, k, v, prefix_k, prefix_v, offsets)
@@ -143,7 +144,9 @@ class Counting:
 # Three ways to the gradient of one prefix. *Everything*: a row of logits for every token, and the
 # gradient of every weight. *Fine-tuning*: only the rows with a target, and the gradient of every
 # weight, which is what one needs to train the whole model. *Frozen*: only those rows, and no
-# weight. `need` says which half of the backward is wanted.
+# weight. `loss_backward` is what `loss_and_grad` calls. It gives back the loss, a list with the
+# gradient of each prefix, and the gradients of the weights by name; `need` says whether it should
+# find the last of these, `"all"`, or leave them out, `"prefix"`.
 #
 # **Predict.** A frozen step against one of fine-tuning: is it a half, two thirds, three quarters?
 
@@ -152,8 +155,8 @@ from dataclasses import replace
 
 from minprefix.model import loss_backward
 
-N, M = len(batch.tokens), len(batch.rows)
-targets, weights = np.zeros(N, int), np.zeros(N)
+N, M = len(batch.tokens), len(batch.rows)  # as in lesson 3: something follows row batch.rows[m]
+targets, weights = np.zeros(N, int), np.zeros(N)  # (N,) each
 targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights
 # the same loss, with a row for every token: those that were added weigh 0
 every_row = replace(batch, rows=np.arange(N), targets=targets, weights=weights)
@@ -180,10 +183,11 @@ print(f"{M} of {N} tokens have a target; frozen is {share:.0%} of fine-tuning")
 assert 0.6 < share < 0.7
 
 # %% [markdown]
-# To the last multiply-add what the paper says, and nearly two thirds: the forward, half of the
-# backward, and the other half is gone. A little less, since layer 0 ends early; a little more,
-# since attention has no half to leave out. (Two small things the package computes although nobody
-# asks: the queries of the top layer where there is no target, and $dq$ in layer 0.)
+# What we found on paper, to the last multiply-add, and two thirds: forward and half of the backward
+# are left of three parts. It could be a little less, since layer 0 ends early, and a little more,
+# since attention has no half to leave out; here the two cancel. (Some small things the package
+# computes although nobody asks: in the top layer what the tokens without a target look for and
+# find, and $dq$ in layer 0.)
 #
 # ## Nothing was lost
 #
@@ -198,22 +202,22 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-for way in ways:  # (L, 2, NH, P, hs) each
+for way in ("fine-tuning", "frozen"):  # (L, 2, NH, P, hs) each
     error = relative_error(dkv[way], dkv["everything"])
     print(f"{way:12} off by {error:.1e}")
     assert error < 1e-12, f"{way} has another gradient of the prefix"
 
 # %% [markdown]
-# They are one code with one bug, perhaps. So, second, the complex step of
-# [lesson 5](05_the_gradient_of_a_prefix.py), which needs no backward at all. One number at a time
-# would be 6400 forwards. But move all numbers of one layer at once, in a random direction $u$, and
-# the derivative along it is a number that a gradient must give, too:
+# But all three are one code, perhaps with one bug. So, second, the complex step, which needs no
+# backward at all. One number at a time would be 6400 forwards. But move all numbers of one layer at
+# once, in a random direction $u$, and the derivative along it is a number that a gradient must
+# give, too. With $kv_i$, $dkv_i$ and $u_i$, $(2, NH, P, hs)$ each, for those of layer $i$:
 #
-# $$\left. \frac{\partial}{\partial \epsilon} \, \ell(kv + \epsilon u) \right|_{\epsilon = 0}
-# = \sum dkv \odot u$$
+# $$\left. \frac{\partial}{\partial \epsilon} \, \ell(kv_i + \epsilon u_i) \right|_{\epsilon = 0}
+# = \sum dkv_i \odot u_i$$
 #
 # That is one forward for each layer. A wrong gradient that passes would have to be wrong at a right
-# angle to $u$, and $u$ was drawn at random.
+# angle to $u_i$, and $u$ was drawn at random.
 
 # %%
 import minprefix
@@ -221,7 +225,7 @@ import minprefix
 L = model.config.n_layer
 u = np.random.default_rng(1).normal(size=prefix.kv.shape)  # (L, 2, NH, P, hs)
 complex_model = GPT2.load("tiny", dtype="complex128")
-exact = np.zeros(L)
+exact = np.zeros(L)  # (L,): along u in each layer
 for i in range(L):
     moved = prefix.kv.astype(complex)
     moved[i] += 1e-30j * u[i]
@@ -231,16 +235,17 @@ for i in range(L):
 
 def check_gradient(package, layers=range(L)):
     """The prefix gradient of `package`, along u, in each of these layers, from the top down."""
+    # a package with a bug planted in it has classes of its own: the same numbers in them
     its_model, its_prefix = package.GPT2(model.config, model.weights), package.Prefix(prefix.kv)
     _, dkv = package.loss_and_grad(its_model, its_prefix, package.Batch(**vars(batch)))
     along = (dkv * u).sum(axis=(1, 2, 3, 4))  # (L,)
     for i in reversed(layers):
         error = abs(along[i] - exact[i]) / np.abs(exact).max()
-        assert error < 1e-12, f"layer {i}: {along[i]:.2g}, not {exact[i]:.2g}"
+        assert error < 1e-12, f"layer {i}: {along[i]:.2g} along u, not {exact[i]:.2g}"
 
 
 check_gradient(minprefix)
-print("right in every layer:", exact.round(4))
+print("right in every layer:", *(f"{number:.1e}" for number in exact))
 
 # %% [markdown]
 # ## Where the prefix begins
@@ -251,6 +256,8 @@ print("right in every layer:", exact.round(4))
 # **Predict.** How much of the frozen backward is left then: a quarter, or less, or more?
 
 # %%
+import matplotlib.pyplot as plt
+
 top = Prefix.normal(model.config, length=P, layers=[L - 1], std=0.5, dtype="float64")
 counting = Counting(numpy_ops)
 loss_backward(model, top, batch, "mean", counting, "prefix")
@@ -258,8 +265,6 @@ counts["top layer"] = dict(counting.counts)
 left = counts["top layer"]["dx"] / counts["frozen"]["dx"]
 print(f"{left:.0%} of the backward is left")
 assert 0.1 < left < 0.4
-
-import matplotlib.pyplot as plt
 
 fig, ax = plt.subplots(figsize=(6.5, 3))
 start = np.zeros(len(counts))
@@ -276,13 +281,16 @@ plt.show()
 # %% [markdown]
 # Less than a quarter. One layer of four, and of that layer neither `c_attn` nor the rows without a
 # target; the head, which the gradient has to pass in any case, makes up for some of it. (Whether
-# the top layer alone can learn as much is another question. The end of this lesson has a hint.)
+# the top layer alone can learn as much is another question. The end of this lesson has a hint, and
+# [lesson 8](08_training_a_prefix.py) an answer.)
 #
 # ## Measured
 #
 # A multiply-add that is not done takes no time. But time also goes into all that we did not count,
 # and a machine has other things to do. We take the best of several runs, by turns, and do not
 # `assert` anything about a time: it would hold today and here.
+#
+# **Predict.** Will a frozen step take two thirds of the time, too?
 
 # %%
 from time import perf_counter
@@ -311,7 +319,7 @@ def compare(model, batch, runs):
     print(f"  {half / whole:.0%} of the time, {counted[1] / counted[0]:.0%} of the multiply-adds")
 
 
-compare(GPT2.load("tiny"), batch, runs=5)
+compare(GPT2.load("tiny"), batch, runs=12)
 real = real_gpt2()
 if real is None:
     print("GPT-2 is not at hand: measured on the small model alone")
@@ -323,8 +331,9 @@ else:
     compare(real, Batch.pack([real.encode(line) for line in lines]), runs=2)
 
 # %% [markdown]
-# The weights' gradients also want room: as many numbers as the weights themselves, and AdamW twice
-# as many again. A frozen model needs none of that, and keeps less for its backward (exercise 2).
+# Near it, on a machine that is left in peace; on a busy one, anything. The weights' gradients also
+# want room: as many numbers as the weights themselves, and AdamW notes down two more for each
+# weight. A frozen model needs none of that, and keeps less for its backward (exercise 2).
 #
 # ## Break it yourself
 #
@@ -344,12 +353,12 @@ print(broken)
 with caught() as error:  # take this line away, and the lesson stops here
     check_gradient(broken)
 print(error)
-check_gradient(broken, layers=[L - 1])  # content: the top layer's gradient is right
+check_gradient(broken, layers=[L - 1])  # passes: the top layer's gradient is right
 
 # %% [markdown]
-# What would you have seen without this check? The gradient has the right shape. The step takes as
-# long as a sound one, and its count is the same to the last multiply-add: products with zeros are
-# products, too. The top layer is right, so a model of one layer passes every test. And the training
+# Everywhere but in the top layer. What would you have seen without this check? The gradient has the
+# right shape. Its count is the same to the last multiply-add: products with zeros are products,
+# too. The top layer is right, so with a model of one layer every test passes. And the training
 # works:
 
 # %%
@@ -372,7 +381,7 @@ def train(package, steps=12):
     adam, losses = AdamW(), []
     for _ in range(steps):
         loss, dkv = package.loss_and_grad(its_model, its_prefix, its_batch)
-        adam.step({"kv": its_prefix.kv}, {"kv": dkv}, 0.1)
+        adam.step(its_prefix.parameters, {"kv": dkv}, lr=0.1)
         losses.append(loss)
     return losses
 
@@ -390,8 +399,8 @@ assert broken_losses[-1] < broken_losses[0]
 # ## Exercises
 #
 # **1.** GPT-2 with $L = 12$, $C = 768$, $F = 4C$, $V = 50257$; 10 texts of 54 tokens each, of which
-# 25 are targets; $P = 10$. What does each saving leave over of everything: only the rows with a
-# target, then no weights?
+# 25 are targets; $P = 10$. How much of *everything* is left if only the rows with a target are
+# computed? And how much if, besides, the model is frozen?
 #
 # <details><summary>Solution 1</summary>
 #
@@ -399,7 +408,10 @@ assert broken_losses[-1] < broken_losses[0]
 # ask it only for what is wanted.
 #
 # ```python
-# gpt2, lengths = minprefix.Config(12, 12, 768, 50257, 1024), [54] * 10
+# gpt2 = minprefix.Config(
+#     n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024
+# )
+# lengths = [54] * 10
 # everything = sum(on_paper(gpt2, lengths, 10, rows=540, frozen=False).values())
 # for frozen in (False, True):
 #     left = sum(on_paper(gpt2, lengths, 10, rows=250, frozen=frozen).values()) / everything
@@ -435,8 +447,9 @@ assert broken_losses[-1] < broken_losses[0]
 #
 # **3.** (Graded.) Write the half of the backward yourself. Here is the forward of a whole batch, in
 # the operations of the package, and what it keeps. You write `run_model(problem)`: call `keep`, and
-# walk back from the logits. No operation with `_params` in its name is needed. Several texts may
-# share a prefix; text $b$ sees number `batch.prefix[b]`. Return a dictionary with
+# walk back from the logits. No operation with `_params` in its name is needed. Where the forward
+# says `x = x + ...`, the gradient comes back by two ways, around and through, and they add up.
+# Several texts may share a prefix; text $b$ sees number `batch.prefix[b]`. Return a dictionary with
 #
 # - `loss`, and for each prefix $j$ `prefix.j.dk` and `prefix.j.dv`, $(L, NH, P, hs)$ each;
 # - for each layer $i$ the gradient of the stream, `blocks.i.dresid_post` and `blocks.i.dresid_mid`,
@@ -453,7 +466,7 @@ def names_of(w, i):
 
 
 def keep(problem):
-    """The loss, and what the way back needs: the batch, the caches of each block, the last two."""
+    """The loss, the batch, and the caches: four of each block, those of ln_f and of the loss."""
     w, cfg = problem.weights, problem.config
     NH, eps = cfg.n_head, cfg.layer_norm_epsilon
     batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
@@ -492,8 +505,8 @@ grade(run_model)
 # %% [markdown]
 # <details><summary>Solution 3</summary>
 #
-# The lines of `keep` from the last to the first. Each sum `x + ...` sends the gradient both ways,
-# around and through, and below the attention of layer 0 there is nothing to do.
+# The lines of `keep` from the last to the first. Below the attention of layer 0 there is nothing to
+# do.
 #
 # ```python
 # def run_model(problem):
