@@ -11,9 +11,8 @@
 # ## The task and its loss
 #
 # After a bare record the tiny model mostly asks a question. We train a prefix that makes it
-# *describe* the record. An example is a record, a line break, its description, and the token that
-# ends a text. Only the tokens of the description are predicted: they are the *targets*, and they
-# begin at `loss_from`.
+# *describe* the record, as in lesson 1. An example is a record, a new line, its description, and
+# the token that ends a text. The targets begin behind the new line, at `loss_from`.
 
 # %%
 import numpy as np
@@ -22,12 +21,12 @@ from minprefix import GPT2, Batch, Prefix, generate, loss, loss_and_grad, optim
 from minprefix.data.world import table_to_text
 
 model = GPT2.load("tiny")
-END = model.config.eos_token_id
+end = model.config.eos_token_id  # the token that ends a text
 
 
 def encode(source, target):
     prompt = model.encode(source + "\n")
-    return [*prompt, *model.encode(target), END], len(prompt)  # token ids, loss_from
+    return [*prompt, *model.encode(target), end], len(prompt)  # token ids, loss_from
 
 
 def pack(examples):
@@ -44,8 +43,8 @@ print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} without
 
 # %% [markdown]
 # Most of a description is copied from its record, and the model copies well. What it lacks is the
-# first token: one decision of some nats, spread over some 40 targets. That is why all losses here
-# are small numbers.
+# first token: one decision of about 3 nats, spread over some 40 targets. That is why all losses
+# here are small numbers.
 #
 # The loss of a batch is the mean over its $M$ targets, and so is its gradient $dkv$, which has the
 # shape of the prefix, $(L, 2, NH, P, hs)$: layers, keys or values, heads, slots, head size.
@@ -53,11 +52,12 @@ print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} without
 # $$\ell = \frac{1}{M} \sum_{m=1}^{M} \ell_m, \qquad
 # dkv = \frac{1}{M} \sum_{m=1}^{M} \frac{\partial \ell_m}{\partial kv}$$
 #
-# A batch that is too large for the memory is cut into *micro-batches*. Their sums are added, and
-# divided by $M$ once.
+# A batch that is too large for the memory is cut into micro-batches, and lesson 3 says how to put
+# their gradients together: add up sums, and divide by $M$ once. Here the same for a prefix. One
+# description with 22 targets is the first part, three with 96 targets are the second.
 #
-# **Predict.** Someone takes the mean of each micro-batch and then the mean of these means. When is
-# that right, and how far off is it for one short description and three long ones?
+# **Predict.** Someone takes the mean of each part, and then the mean of the two. How many times as
+# much does a target of the short description count as one of a long?
 
 # %%
 chosen = sorted(examples, key=lambda example: len(example[0]) - example[1])
@@ -74,35 +74,40 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-print("targets in each part:", [len(part.targets) for part in parts])
-print("sums, divided once   off by", relative_error(sum(sums) / M, dkv))
-print("mean of the means    off by", relative_error(sum(means) / 2, dkv))
+short, long = (len(part.targets) for part in parts)
+print(f"targets: {short} and {long}; one of the short counts {long / short:.1f} times as much")
+print(f"sums, divided once   off by {relative_error(sum(sums) / M, dkv):.1e}")
+print(f"mean of the means    off by {relative_error(sum(means) / 2, dkv):.2f}")
 assert relative_error(sum(sums) / M, dkv) < 1e-3, "the sums add up to the whole batch"
 assert relative_error(sum(means) / 2, dkv) > 0.1, "a mean of means is another gradient"
 
 # %% [markdown]
-# It is right only if all parts have equally many targets. Else the result depends on how the batch
-# was cut.
+# $1/22$ against $1/96$. A mean of means is right only if all parts have equally many targets.
 #
 # ## Where to start
 #
 # A prefix of zeros looks like the neutral choice. It is not: a key of zeros has the score 0, and
-# $e^0 = 1$ is a share of the softmax like any other. And its gradient? Take the formulas of lesson
-# 5 for a slot $j$ whose value $v_j$ is 0. Its $dpattern_{ij} = dz_i \cdot v_j$ is 0, and the row
-# sum is $\sum_m dpattern_{im} \, pattern_{im} = dz_i \cdot z_i$:
+# $e^0 = 1$ is a share of the softmax like any other (exercise 1 of lesson 5). And its gradient?
+# Take the formulas of lesson 5, for one head. With $dpattern_{ij} = dz_i \cdot values_j$ the sum in
+# its step 2 is
 #
-# $$dv_j = \sum_i pattern_{ij} \, dz_i, \qquad
-# dk_j = -\sum_i pattern_{ij} \, (dz_i \cdot z_i) \, \frac{q_i}{\sqrt{hs}}$$
+# $$rowsum_i = \sum_m pattern_{im} \, (dz_i \cdot values_m) = dz_i \cdot z_i$$
+#
+# For a slot $j$ whose key and value are 0, $dpattern_{ij}$ is 0, and what is left is
+#
+# $$\begin{aligned} dvalues_j &= \sum_i pattern_{ij} \, dz_i, \\
+# dkeys_j &= -\sum_i pattern_{ij} \, (dz_i \cdot z_i) \, q_i / \sqrt{hs} \end{aligned}$$
 #
 # The value learns at once. The key learns only that it takes a share away: behind it there is
 # nothing to look at yet. And $pattern_{ij}$ is the same for all slots, so all of them get *the
 # same* gradient.
 #
-# Other starts: independent normal numbers, and the keys and values that words leave in the model.
-# `"describe\n"` is a line that the model has read before many descriptions, a prompt that works.
+# Other starts: normal numbers around 0, with a deviation (`std`) of 0.02, 1 or 3; and the keys and
+# values that words leave in the model, four words of no use here, or the cue `"describe\n"`, which
+# works as a prompt.
 #
-# **Predict.** Order these starts by their first loss, before any training. Which is far worse than
-# all others?
+# **Predict.** Order these starts by their first loss, before any training, and "no slots" among
+# them. Which is far worse than all others?
 
 # %%
 starts = {
@@ -115,33 +120,39 @@ starts = {
     "the cue": Prefix.text(model, "describe\n"),
 }
 first, dkvs = {}, {}
-print(f"{'':18}{'slots':>5}{'loss':>8}{'norm of dK':>12}{'of dV':>9}")
+print(f"{'':18}{'slots':>5}{'loss':>8}   gradient of keys, of values (norms)")
 for name, p in starts.items():
-    first[name], dkvs[name] = loss_and_grad(model, p, valid)
-    dk, dv = (float(np.linalg.norm(dkvs[name][:, i])) for i in (0, 1))  # of (L, NH, P, hs)
-    print(f"{name:18}{p.length:5}{first[name]:8.3f}{dk:12.5f}{dv:9.5f}")
+    first[name], dkvs[name] = loss_and_grad(model, p, valid)  # dkvs (L, 2, NH, P, hs)
+    of_keys, of_values = (float(np.linalg.norm(dkvs[name][:, i])) for i in (0, 1))
+    print(f"{name:18}{p.length:5}{first[name]:8.3f}{of_keys:19.5f}{of_values:11.5f}")
 
 dkv = dkvs["zeros"]
 assert first["zeros"] - first["no slots"] > 1e-3, "zeros are not the same as no prefix"
-assert np.linalg.norm(dkv[:, 0]) < 0.4 * np.linalg.norm(dkv[:, 1]), "dK is small beside dV"
+assert np.linalg.norm(dkv[:, 0]) < 0.4 * np.linalg.norm(dkv[:, 1]), "the keys learn little"
 assert relative_error(dkv, dkv[..., :1, :]) < 1e-4, "all slots of a head have one gradient"
 assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first["normal, std 3"]
 
 # %% [markdown]
-# Large random keys draw the attention, and what the tokens say is drowned. A small start disturbs
-# little. Words are keys and values of a natural size, and the right words are an answer already.
+# Normal numbers with a deviation of 3 are far worse: large random keys draw the attention, and what
+# the tokens say is drowned. A small start disturbs little. Words are keys and values of a natural
+# size, and the right words are an answer already.
 #
 # ## AdamW
 #
 # The gradient says in which direction each number should go. How far is the optimizer's business.
-# AdamW keeps two running means for each number: $m$ of its gradients $g$, $v$ of their squares. At
-# step $t = 1, 2, \dots$, entry by entry ($p$, $g$, $m$ and $v$ have one shape):
+# AdamW keeps two running means for each number: $m$ of its gradients $g$, $v$ of their squares.
+# (The field calls them so; this $v$ is no value of the attention.) At step $t = 1, 2, \dots$, entry
+# by entry, where $p$ is what is trained, and $p$, $g$, $m$ and $v$ have one shape:
 #
 # $$\begin{aligned}
 # m &\leftarrow \beta_1 m + (1 - \beta_1) \, g & \hat m &= m / (1 - \beta_1^t) \\
 # v &\leftarrow \beta_2 v + (1 - \beta_2) \, g^2 & \hat v &= v / (1 - \beta_2^t) \\
 # p &\leftarrow p - lr \left( \frac{\hat m}{\sqrt{\hat v} + eps} + decay \cdot p \right)
 # \end{aligned}$$
+#
+# Usually $\beta_1 = 0.9$ and $\beta_2 = 0.999$: the means reach back over about 10 and 1000 steps.
+# $eps$ keeps the division from $0/0$. $decay$, in code `weight_decay`, pulls every number towards
+# 0; for a prefix it is mostly left at 0.
 #
 # Why divide by $1 - \beta^t$? Both means start at 0 and are too small at first. If every gradient
 # were the same $g$, then $m = (1 - \beta_1)(1 + \beta_1 + \dots + \beta_1^{t-1}) \, g =
@@ -159,7 +170,7 @@ class AdamW:
         """Change `params`, arrays by name, in place."""
         self.t += 1
         for name, g in grads.items():
-            p = params[name]
+            p = params[name]  # m and v are like p
             self.m[name] = self.beta1 * self.m.get(name, 0) + (1 - self.beta1) * g
             self.v[name] = self.beta2 * self.v.get(name, 0) + (1 - self.beta2) * g * g
             m_hat = self.m[name] / (1 - self.beta1**self.t)
@@ -234,8 +245,8 @@ assert relative_error(ours, package) < 1e-12, "the package does something else"
 # parameters. Why, if AdamW cancels factors? It cancels what is *always* there. One gradient that is
 # 100 times too large stays in $v$ for about $1 / (1 - \beta_2) = 1000$ steps.
 #
-# **Predict.** A number's gradient is 1 at 30 steps, but 100 at step 5. With a rate of 0.1, how far
-# does it get? (Without the outlier it is 3.)
+# **Predict.** A number's gradient is 1 at each of 30 steps, but 100 at step 5. With a rate of 0.1,
+# does it get about 1 far, or 3 (as without the outlier), or 13?
 
 # %%
 
@@ -277,6 +288,8 @@ assert abs(far - 3) < 1e-4
 assert near < 2
 
 # %% [markdown]
+# One outlier cost two thirds of the way, and it pointed in the right direction.
+#
 # ## The loop, with three rates
 #
 # All parts are there. Every run below sees the same batches, so that only what we change makes a
@@ -316,8 +329,8 @@ for lr in (0.001, 0.1, 5.0):
     print(f"rate {lr:5}: within reach {lr * STEPS / 2:.2f}")
 
 # %% [markdown]
-# **Predict.** Sketch the three curves of the loss. A blind guesser, who gives all 1024 tokens the
-# same probability, has $\ln 1024 \approx 6.9$. Will the largest rate end in NaN?
+# **Predict.** Sketch the three curves of the loss. (A blind guess has 6.9 nats.) Will the largest
+# rate end in NaN?
 
 # %%
 import matplotlib.pyplot as plt
@@ -336,6 +349,10 @@ plt.title("Too small, right, too large")
 plt.legend(loc=(0.62, 0.55))
 plt.show()
 
+# %% [markdown]
+# And what has become of the three prefixes? We count the numbers whose gradient is
+# next to nothing, below $10^{-9}$, and let each prefix speak.
+
 # %%
 final, stuck = {}, {}
 record = model.decode(unseen[0][0][: unseen[0][1]])  # with its line break
@@ -350,6 +367,7 @@ for lr, p in trained.items():
     print(f"    {stuck[lr]:.1%} of them without gradient; it says {said[:38]!r}")
 assert final[0.1] < 0.3 * final[0.001], "the rate in the middle learns the task"
 assert abs(final[0.001] - np.mean(curves[0.001][:5])) < 0.05, "the small one stays where it was"
+assert max(curves[5.0][1:4]) > np.log(1024), "the large one first jumps above a blind guess"
 assert 1 < final[5.0] < np.inf, "the large one is lost, and no NaN says so"
 assert stuck[5.0] > 0.1 > 0.02 > stuck[0.1], "it cannot come back, either"
 
@@ -361,8 +379,8 @@ assert stuck[5.0] > 0.1 > 0.02 > stuck[0.1], "it cannot come back, either"
 #   slot, its gradient is 0, and the numbers behind it have nothing left to come back by.
 # - *Right* falls by a factor of ten or more, and soon.
 #
-# The reach also says why recipes differ. With thousands of steps a flat prefix wants rates of 0.001
-# to 0.005. We have 20 steps.
+# The reach also says why recipes differ. A run of 2000 steps gets as far with a rate of 0.001 as
+# our 20 steps do with 0.1.
 #
 # ## The starts again, trained
 #
@@ -407,8 +425,13 @@ assert apart(trained[0.1]) > 0.05, "a little noise sets them free"
 # %%
 print(f"{'':20}{'numbers':>7}{'last losses':>13}{'unseen names':>14}{'slots apart':>13}")
 report("10 slots", trained[0.1], curves[0.1])
-runs = {"1 slot": (1, None), "40 slots": (40, None), "10 in layer 0": (10, [0])}
-for name, (length, layers) in {**runs, "10 in layer 3": (10, [3])}.items():
+runs = {
+    "1 slot": (1, None),
+    "40 slots": (40, None),
+    "10 in layer 0": (10, [0]),
+    "10 in layer 3": (10, [3]),
+}
+for name, (length, layers) in runs.items():  # None: all layers
     p = Prefix.normal(model.config, length, std=0.02, seed=0, layers=layers)
     losses = train(p, 0.1)
     final[name] = np.mean(losses[-5:])
@@ -417,10 +440,10 @@ assert final["1 slot"] < 0.03, "one slot can say: describe"
 assert final["10 in layer 3"] > 1.5 * final["10 in layer 0"]
 
 # %% [markdown]
-# One slot can carry one decision. More are no gift: they draw more attention from the start, and on
-# unseen names forty are the worst of all. What a prefix says in layer 0 all layers above can work
-# on; in the top layer it is late for that. (In the paper 10 slots were best to describe tables, 200
-# to summarise.) Vary it on your own task.
+# Ten in the highest layer. What a prefix says in layer 0 all layers above can work on; in the top
+# layer it is late for that. One slot can carry one decision. More are no gift: they draw more
+# attention from the start, and on unseen names forty are the worst of all. (The paper of lesson 6
+# found 10 slots best to describe tables, and 200 to summarise.) Vary it on your own task.
 #
 # ## Break it yourself
 #
@@ -442,18 +465,31 @@ check_decay(broken.optim.AdamW)  # no gradient: nothing to correct
 check_scale(broken.optim.AdamW)  # 140 cancels in m / sqrt(v), too
 
 # %% [markdown]
-# $0.1 / \sqrt{0.001} = 3.16$. And what would you have seen without this check?
+# Only the first. And the first step is $0.1 / \sqrt{0.001} = 3.16$ rates long. What would you have
+# seen without this check?
 
 # %%
-losses = train(Prefix.normal(model.config, 10, std=0.02, seed=0), 0.1, AdamW=broken.optim.AdamW)
-print("right ", np.round(curves[0.1][::3], 3))
-print("broken", np.round(losses[::3], 3))
-assert np.mean(losses[-5:]) < 0.5 * losses[0], "the loss falls all the same"
+print("right,  rate 0.1 ", np.round(curves[0.1][::3], 3))
+for lr in (0.1, 0.05):
+    fresh = Prefix.normal(model.config, 10, std=0.02, seed=0)
+    losses = train(fresh, lr, AdamW=broken.optim.AdamW)
+    print(f"broken, rate {lr:<4}", np.round(losses[::3], 3))
+    assert np.mean(losses[-5:]) < 0.5 * losses[0], "the loss falls all the same"
 
 # %% [markdown]
-# A loss that falls. You would find smaller rates best, and wonder why the rates of others do not
-# work for you. (`"warmup-from-0"` is another one that no curve shows. `check_rate` sees it.)
+# A loss that falls. You would find smaller rates better, and wonder why the rates of others do not
+# work for you.
 #
+# Here is another one that no curve shows: the first step of a warmup has the rate 0.
+
+# %%
+late = planted("warmup-from-0")
+print(late)
+with caught() as error:
+    check_rate(lambda *given: late.optim.learning_rate(*given, "linear"))
+print(error)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1.** Without the corrections, at which step is a step of AdamW longest, if the gradient is
@@ -468,10 +504,11 @@ assert np.mean(losses[-5:]) < 0.5 * losses[0], "the loss falls all the same"
 # length = (1 - 0.9**t) / np.sqrt(1 - 0.999**t)
 # print("step", t[length.argmax()], "is", length.max().round(2), "rates long")
 # print("step 1000:", length[999].round(2), " step 10000:", length[-1].round(4))
+# assert t[length.argmax()] == 12
 # ```
 #
-# It grows beyond the first one, and after some thousand steps the error is gone. A short run never
-# gets there.
+# It grows from 3.16 to 6.57 at step 12, and is still 1.26 at step 1000. Some thousand steps later
+# the error is gone. A short run never gets there.
 #
 # </details>
 #
@@ -489,7 +526,7 @@ assert np.mean(losses[-5:]) < 0.5 * losses[0], "the loss falls all the same"
 # parameters. With a list of prefixes `loss_and_grad` gives a list of gradients. Some prefixes come
 # out of a small network, of which [lesson 9](09_through_an_mlp.py) tells. You need not know it:
 # `start` makes either kind, `prefix.parameters` are its arrays by name, and `prefix.backward(dkv)`
-# is the gradient of each of them (of a flat prefix: `{"kv": dkv}`).
+# is the gradient of each of them (of a prefix like ours: `{"kv": dkv}`).
 
 # %%
 from minprefix import MLPPrefix
