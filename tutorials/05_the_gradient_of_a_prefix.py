@@ -32,15 +32,16 @@ T, P, hs = 5, 3, 4
 q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))  # (T, hs) each
 prefix_k, prefix_v = rng.normal(size=(2, P, hs))  # (P, hs) each
 
-# row i sees column j if j is one of the P slots, or a token that is not in i's future
+# row i sees column j if j is a slot, or a token that is not in i's future
 visible = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
 
 
 def head(q, k, v, prefix_k, prefix_v):
     keys = np.concatenate([prefix_k, k])  # (P+T, hs)
     values = np.concatenate([prefix_v, v])  # (P+T, hs)
+    # from here on as in lesson 4
     scores = np.where(visible, q @ keys.T / hs**0.5, -np.inf)  # (T, P+T)
-    e = np.exp(scores - scores.real.max(axis=1, keepdims=True))  # as in lessons 3 and 4
+    e = np.exp(scores - scores.real.max(axis=1, keepdims=True))
     pattern = e / e.sum(axis=1, keepdims=True)  # (T, P+T), each row sums to 1
     return pattern @ values, pattern  # z (T, hs)
 
@@ -77,9 +78,11 @@ assert np.allclose(pattern.sum(axis=1), 1)
 #    rowsum_i &= \sum_m dpattern_{im} \, pattern_{im} \end{aligned}$$
 #
 #    The sum runs over all $P + T$ columns: the slots compete with the tokens for the same 1.
-# 3. $scores = q \; keys^\top / \sqrt{hs}$. So $dq = dscores \; keys / \sqrt{hs}$ and
-#    $dkeys = dscores^\top q / \sqrt{hs}$, and again the first $P$ rows are the slots':
-#    $\; dprefix_k = dkeys_{:P}$.
+# 3. $scores = q \; keys^\top / \sqrt{hs}$. So
+#
+#    $$dq = \frac{dscores \; keys}{\sqrt{hs}}, \quad dkeys = \frac{dscores^\top q}{\sqrt{hs}}$$
+#
+#    and again the first $P$ rows are the slots': $\; dprefix_k = dkeys_{:P}$.
 #
 # Nothing in these lines knows that a slot is not a token. That is the whole secret of the gradient
 # of a prefix: it is the gradient of keys and values, and we keep the rows that have no token.
@@ -189,7 +192,8 @@ def check_prefix_gradient(ops):
     slots = [prefix_k[None]], [prefix_v[None]]  # of one sequence: (1, P, hs) each
     _, cache = ops.attention(*stream, *slots, np.array([0, T]))
     grads = ops.attention_backward(dz[:, None].copy(), cache)
-    error_v = relative_error(grads.dprefix_v[0][0], exact_v)  # [0][0]: sequence 0, head 0
+    # [0][0] is head 0 of sequence 0
+    error_v = relative_error(grads.dprefix_v[0][0], exact_v)
     assert error_v < 1e-13, f"dprefix_v is off by {error_v:.2g} of its largest entry"
     error_k = relative_error(grads.dprefix_k[0][0], exact_k)
     assert error_k < 1e-13, f"dprefix_k is off by {error_k:.2g} of its largest entry"
@@ -243,9 +247,8 @@ with caught() as error:  # take this line away, and the lesson stops here
     check_prefix_gradient(broken.reference)
 print(error)
 
-_, cache = broken.reference.attention(
-    q[:, None], k[:, None], v[:, None], [prefix_k[None]], [prefix_v[None]], np.array([0, T])
-)
+stream, slots = [a[:, None] for a in (q, k, v)], ([prefix_k[None]], [prefix_v[None]])
+_, cache = broken.reference.attention(*stream, *slots, np.array([0, T]))
 wrong = broken.reference.attention_backward(dz[:, None].copy(), cache)
 assert wrong.dprefix_k[0].shape == (1, P, hs)
 assert np.isfinite(wrong.dprefix_k[0]).all()
@@ -264,12 +267,12 @@ print(error)
 # **Predict.** Will the loss fall?
 
 # %%
-goal = rng.normal(size=(T, 1, hs))
+goal = rng.normal(size=(T, 1, hs))  # like the stream: one head
 
 
 def descend(ops, steps=201, rate=0.3):
     """The loss before each step; prefix_k and prefix_v go downhill."""
-    slots, losses = [prefix_k[None].copy(), prefix_v[None].copy()], []  # (1, P, hs) each
+    slots, losses = [prefix_k[None].copy(), prefix_v[None].copy()], []
     for _ in range(steps):
         stream = (a[:, None] for a in (q, k, v))
         z, cache = ops.attention(*stream, [slots[0]], [slots[1]], np.array([0, T]))

@@ -63,7 +63,8 @@ def read_safetensors(path):
     for name, entry in header.items():
         assert entry["dtype"] == "F32", f"{name} is {entry['dtype']}, read here as float32"
         start, end = entry["data_offsets"]
-        numbers = np.frombuffer(raw[8 + n + start : 8 + n + end], "<f4")  # "F32" in NumPy's words
+        # "<f4" is NumPy's word for F32, float32
+        numbers = np.frombuffer(raw[8 + n + start : 8 + n + end], "<f4")
         # some files have "transformer." in front of each name
         arrays[name.removeprefix("transformer.")] = numbers.reshape(entry["shape"])
     return arrays
@@ -154,10 +155,11 @@ tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
 vocabulary = tokenizer["model"]["vocab"]  # piece -> id
 rank = {tuple(pair): r for r, pair in enumerate(tokenizer["model"]["merges"])}
 
-own_letter = [*range(33, 127), *range(161, 173), *range(174, 256)]  # those that show something
+# bytes whose letter can be seen keep it; the others get letters from number 256 on
+own_letter = [*range(33, 127), *range(161, 173), *range(174, 256)]
 others = [byte for byte in range(256) if byte not in own_letter]
 symbol = {byte: chr(byte) for byte in own_letter}
-symbol |= {byte: chr(256 + n) for n, byte in enumerate(others)}  # space is number 32: chr(288)
+symbol |= {byte: chr(256 + n) for n, byte in enumerate(others)}  # a space: chr(288)
 
 
 def cut(word, show=False):
@@ -261,13 +263,13 @@ def attention(q, keys, values):  # (NH, T, hs), and twice (NH, P+T, hs)
     return e / e.sum(axis=-1, keepdims=True) @ values  # (NH, T, hs)
 
 
-def lm_head(x, w, config):
+def lm_head(x, w, config):  # with a weight of its own, or tied
     y = layernorm(x, w, "ln_f", config["layer_norm_epsilon"])  # (T, C)
-    return y @ w.get("lm_head.weight", w["wte.weight"]).T  # (T, V): tied, or its own weight
+    return y @ w.get("lm_head.weight", w["wte.weight"]).T  # (T, V)
 
 
 def forward(tokens, w, config, past=None, start=0):
-    """tokens (T,) -> logits (T, V), keys and values (L, 2, NH, P+T, hs), stream (L+1, T, C)."""
+    """tokens (T,) -> logits (T, V), kv (L, 2, NH, P+T, hs), stream (L+1, T, C)."""
     T, NH, eps = len(tokens), config["n_head"], config["layer_norm_epsilon"]
     x = w["wte.weight"][tokens] + w["wpe.weight"][start : start + T]  # (T, C)
     seen, stream = [], [x]
@@ -275,7 +277,7 @@ def forward(tokens, w, config, past=None, start=0):
         a = layernorm(x, w, f"h.{i}.ln_1", eps)  # (T, C)
         qkv = linear(a, w, f"h.{i}.attn.c_attn")  # (T, 3C)
         # three of (T, C), then heads first: (NH, T, hs) each
-        q, k, v = (part.reshape(T, NH, -1).swapaxes(0, 1) for part in np.split(qkv, 3, 1))
+        q, k, v = (a.reshape(T, NH, -1).swapaxes(0, 1) for a in np.split(qkv, 3, 1))
         if past is not None:
             k = np.concatenate([past[i][0], k], axis=1)  # (NH, P+T, hs)
             v = np.concatenate([past[i][1], v], axis=1)  # (NH, P+T, hs)

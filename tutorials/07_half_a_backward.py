@@ -14,12 +14,9 @@
 # Nobody moves the weights. So nobody needs their gradients. But the gradient still has to pass
 # *through* every layer, down to the prefix of the lowest one. Lesson 2 found two halves in the
 # backward of a linear layer, which have nothing to do with each other. With `x` of the shape
-# $(N, in)$ and the weight `W` $(in, out)$:
+# $(N, in)$, the weight `W` $(in, out)$ and the upstream `dout` $(N, out)$:
 #
-# $$\begin{aligned}
-# dx &= dout \; W^\top & (N, in) &= (N, out)(out, in) \\
-# dW &= x^\top dout & (in, out) &= (in, N)(N, out)
-# \end{aligned}$$
+# $$dx = dout \; W^\top \quad (N, in), \qquad dW = x^\top dout \quad (in, out)$$
 #
 # The first carries the gradient on. The second ends in the weight. A product of $(n, m)$ and
 # $(m, p)$ takes $n \cdot m \cdot p$ multiplications, each followed by an addition: *multiply-adds*.
@@ -32,7 +29,7 @@
 # | | multiply-adds | |
 # |---|---|---|
 # | `attn.c_attn` | $N \cdot 3 C^2$ | to queries, keys and values |
-# | attention | $2 \, C \sum_b T_b (P + T_b)$ | $q \, keys^\top$ and $pattern \; values$ |
+# | attention | $2 \, C \sum_b T_b (P + T_b)$ | the scores, the mixtures |
 # | `attn.c_proj` | $N \cdot C^2$ | back to the stream |
 # | `mlp` | $N \cdot 2 C F$ | to $F$ numbers and back |
 #
@@ -131,7 +128,7 @@ class Counting:
     def attention(self, q, k, v, prefix_k, prefix_v, offsets):
         _, NH, hs = q.shape
         T, P = np.diff(offsets), [a.shape[1] for a in prefix_k]  # of each text: (B,) each
-        self.product = int((T * (T + P)).sum()) * NH * hs  # one of them, over all texts and heads
+        self.product = int((T * (T + P)).sum()) * NH * hs  # over all texts and heads
         self.counts["forward"] += 2 * self.product
         return self.ops.attention(q, k, v, prefix_k, prefix_v, offsets)
 
@@ -146,7 +143,8 @@ class Counting:
 # weight, which is what one needs to train the whole model. *Frozen*: only those rows, and no
 # weight. `loss_backward` is what `loss_and_grad` calls. It gives back the loss, a list with the
 # gradient of each prefix, and the gradients of the weights by name; `need` says whether it should
-# find the last of these, `"all"`, or leave them out, `"prefix"`.
+# find the last of these, `"all"`, or leave them out, `"prefix"`. As in lesson 3, `batch.rows` $(M)$
+# are the tokens after which something is to be predicted.
 #
 # **Predict.** A frozen step against one of fine-tuning: is it a half, two thirds, three quarters?
 
@@ -155,7 +153,7 @@ from dataclasses import replace
 
 from minprefix.model import loss_backward
 
-N, M = len(batch.tokens), len(batch.rows)  # as in lesson 3: something follows row batch.rows[m]
+N, M = len(batch.tokens), len(batch.rows)
 targets, weights = np.zeros(N, int), np.zeros(N)  # (N,) each
 targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights
 # the same loss, with a row for every token: those that were added weigh 0
@@ -235,7 +233,7 @@ for i in range(L):
 
 def check_gradient(package, layers=range(L)):
     """The prefix gradient of `package`, along u, in each of these layers, from the top down."""
-    # a package with a bug planted in it has classes of its own: the same numbers in them
+    # a package with a bug planted in it has classes of its own
     its_model, its_prefix = package.GPT2(model.config, model.weights), package.Prefix(prefix.kv)
     _, dkv = package.loss_and_grad(its_model, its_prefix, package.Batch(**vars(batch)))
     along = (dkv * u).sum(axis=(1, 2, 3, 4))  # (L,)
@@ -366,7 +364,8 @@ from minprefix.optim import AdamW
 
 counting, its_prefix = Counting(numpy_ops), broken.Prefix(prefix.kv)
 its_model, its_batch = broken.GPT2(model.config, model.weights), broken.Batch(**vars(batch))
-_, (wrong,), _ = broken.loss_backward(its_model, its_prefix, its_batch, "mean", counting, "prefix")
+given = its_model, its_prefix, its_batch, "mean", counting, "prefix"
+_, (wrong,), _ = broken.loss_backward(*given)
 assert wrong.shape == prefix.kv.shape
 assert counting.counts == counts["frozen"]
 print("largest entry, layer by layer:", *(f"{np.abs(layer).max():.1e}" for layer in wrong))

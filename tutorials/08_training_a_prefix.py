@@ -5,7 +5,7 @@
 #   rate and a length for a prefix, and read from a curve what is wrong.
 # - **You need** `loss_and_grad` of [lesson 1](01_what_a_prefix_is.py), and where its gradient comes
 #   from: [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 60 minutes; it runs in 9 seconds.
+# - **Time** 60 minutes; it runs in 10 seconds.
 # - **Difficulty** 2 of 3.
 #
 # ## The task and its loss
@@ -34,12 +34,12 @@ def pack(examples):
 
 
 pairs = [encode(*pair) for pair in table_to_text(400, "train", seed=0)]
-examples = [pair for pair in pairs if len(pair[0]) <= 60]  # short ones, so that this is quick
+examples = [pair for pair in pairs if len(pair[0]) <= 60]  # short ones: quick
 unseen = [encode(*pair) for pair in table_to_text(8, "valid", seed=0)]  # names never met
 valid = pack(unseen)
-later = pack([(ids, start + 1) for ids, start in unseen])  # without the first target of each
+later = pack([(ids, start + 1) for ids, start in unseen])  # less their first targets
 print(f"{len(examples)} examples; the frozen model on 8 unseen names:")
-print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} without the first one")
+print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} less the first")
 
 # %% [markdown]
 # Most of a description is copied from its record, and the model copies well. What it lacks is the
@@ -64,7 +64,8 @@ chosen = sorted(examples, key=lambda example: len(example[0]) - example[1])
 parts = [pack(chosen[:1]), pack(chosen[-3:])]
 M = sum(len(part.targets) for part in parts)
 prefix = Prefix.normal(model.config, length=10, std=0.02, seed=0)
-_, dkv = loss_and_grad(model, prefix, pack([chosen[0], *chosen[-3:]]))  # (L, 2, NH, P, hs)
+whole = pack([chosen[0], *chosen[-3:]])
+_, dkv = loss_and_grad(model, prefix, whole)  # (L, 2, NH, P, hs)
 sums = [loss_and_grad(model, prefix, part, reduction="sum")[1] for part in parts]
 means = [loss_and_grad(model, prefix, part)[1] for part in parts]
 
@@ -145,8 +146,9 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # by entry, where $p$ is what is trained, and $p$, $g$, $m$ and $v$ have one shape:
 #
 # $$\begin{aligned}
-# m &\leftarrow \beta_1 m + (1 - \beta_1) \, g & \hat m &= m / (1 - \beta_1^t) \\
-# v &\leftarrow \beta_2 v + (1 - \beta_2) \, g^2 & \hat v &= v / (1 - \beta_2^t) \\
+# m &\leftarrow \beta_1 m + (1 - \beta_1) \, g \\
+# v &\leftarrow \beta_2 v + (1 - \beta_2) \, g^2 \\
+# \hat m &= m / (1 - \beta_1^t), \quad \hat v = v / (1 - \beta_2^t) \\
 # p &\leftarrow p - lr \left( \frac{\hat m}{\sqrt{\hat v} + eps} + decay \cdot p \right)
 # \end{aligned}$$
 #
@@ -155,8 +157,11 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # 0; for a prefix it is mostly left at 0.
 #
 # Why divide by $1 - \beta^t$? Both means start at 0 and are too small at first. If every gradient
-# were the same $g$, then $m = (1 - \beta_1)(1 + \beta_1 + \dots + \beta_1^{t-1}) \, g =
-# (1 - \beta_1^t) \, g$. The division gives back $g$, whatever $t$ is.
+# were the same $g$, then after $t$ steps
+#
+# $$m = (1 - \beta_1)(1 + \beta_1 + \dots + \beta_1^{t-1}) \, g = (1 - \beta_1^t) \, g$$
+#
+# The division gives back $g$, whatever $t$ is.
 
 # %%
 
@@ -350,12 +355,12 @@ plt.legend(loc=(0.62, 0.55))
 plt.show()
 
 # %% [markdown]
-# And what has become of the three prefixes? We count the numbers whose gradient is
-# next to nothing, below $10^{-9}$, and let each prefix speak.
+# And what has become of the three prefixes? We count the numbers whose gradient is next to nothing,
+# below $10^{-9}$, and let each prefix speak.
 
 # %%
 final, stuck = {}, {}
-record = model.decode(unseen[0][0][: unseen[0][1]])  # with its line break
+record = model.decode(unseen[0][0][: unseen[0][1]])  # with its new line
 print(record[:46], "...")
 for lr, p in trained.items():
     final[lr] = np.mean(curves[lr][-5:])
