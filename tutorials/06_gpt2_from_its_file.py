@@ -408,7 +408,7 @@ assert mean_loss(logits) < 1 < np.log(1024) < mean_loss(early[0])
 
 # %% [markdown]
 # The token itself, every time, and so the loss is worse than that of a blind guess among 1024
-# tokens, $\ln 1024 = 6.93$. The stream begins as "this token stands here" and ends as "that one
+# tokens, $\ln(1024) = 6.93$. The stream begins as "this token stands here" and ends as "that one
 # comes next". The first block does most of the turning here; the others make up its mind.
 #
 # ## The same for GPT-2 itself

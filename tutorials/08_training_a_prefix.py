@@ -92,7 +92,8 @@ assert relative_error(sum(means) / 2, dkv) > 0.1, "a mean of means is another gr
 # Take the formulas of lesson 5, for one head. With $dpattern_{ij} = dz_i \cdot values_j$ the sum in
 # its step 2 is
 #
-# $$rowsum_i = \sum_m pattern_{im} \, (dz_i \cdot values_m) = dz_i \cdot z_i$$
+# $$\begin{aligned} rowsum_i &= \sum_m pattern_{im} \, (dz_i \cdot values_m) \\
+# &= dz_i \cdot z_i \end{aligned}$$
 #
 # For a slot $j$ whose key and value are 0, $dpattern_{ij}$ is 0, and what is left is
 #
@@ -159,7 +160,8 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # Why divide by $1 - \beta^t$? Both means start at 0 and are too small at first. If every gradient
 # were the same $g$, then after $t$ steps
 #
-# $$m = (1 - \beta_1)(1 + \beta_1 + \dots + \beta_1^{t-1}) \, g = (1 - \beta_1^t) \, g$$
+# $$\begin{aligned} m &= (1 - \beta_1)(1 + \beta_1 + \dots + \beta_1^{t-1}) \, g \\
+# &= (1 - \beta_1^t) \, g \end{aligned}$$
 #
 # The division gives back $g$, whatever $t$ is.
 
@@ -281,6 +283,8 @@ ours, package = ({"a": np.full(3, 4.0), "b": np.full(2, -1.0)} for _ in range(2)
 clip(ours, 5.0)
 optim.clip(package, optim.global_norm(package), 5.0)
 assert all(np.allclose(ours[name], package[name]) for name in ours)
+clip(ours, 10.0)  # no limit to them: they have a norm of 5
+assert abs(np.sqrt(sum((g * g).sum() for g in ours.values())) - 5) < 1e-12
 
 grads = np.ones((30, 1))
 grads[5] = 100
