@@ -10,17 +10,21 @@
 #
 # ## Forward
 #
-# The paper does not train the keys and values of a prefix themselves. It trains an *MLP*, two
-# linear layers with a tanh between them, that computes them. Each of the $P$ slots has a row of $C$
-# numbers, its *embedding*; all slots share the two layers. With $L$ layers in the model, a slot
-# needs $2 L C$ numbers: a key and a value in each layer, of the model's width $C$.
+# The paper on prefix-tuning (Li & Liang, 2021) does not train the keys and values of a prefix
+# themselves. It trains an *MLP*, two linear layers with a tanh between them, that computes them.
+# Let $C$ be the model's width and $L$ the number of its layers. Each of the $P$ slots has a row of
+# $C$ numbers, its *embedding*, a row of $E$. All slots share the two layers. What comes out,
+# $flat$, has $2 L C$ numbers a slot: a key and a value in each layer, each as wide as the model.
 #
 # $$u = E W_1 + b_1, \qquad h = \tanh(u), \qquad flat = h W_2 + b_2$$
 #
 # The shapes: $E$ $(P, C)$; $W_1$ $(C, hidden)$, $b_1$ $(hidden)$, $u$ and $h$ $(P, hidden)$;
-# $W_2$ $(hidden, 2LC)$, $b_2$ $(2LC)$, $flat$ $(P, 2LC)$. A row of $flat$ is then read as
-# $(L, 2, NH, hs)$: layers, key or value, heads, head size, where $NH \cdot hs = C$. And the prefix
-# wants its slots next to last: $kv$ $(L, 2, NH, P, hs)$.
+# $W_2$ $(hidden, 2LC)$, $b_2$ $(2LC)$, $flat$ $(P, 2LC)$. How wide the middle is, $hidden$, one
+# chooses. A row of $flat$ is then read as $(L, 2, NH, hs)$: layers, key or value, heads, head size,
+# where $NH \cdot hs = C$. And the prefix wants its slots next to last: $kv$ $(L, 2, NH, P, hs)$.
+#
+# In the package such a prefix is an `MLPPrefix`. Its `parameters` are the five arrays, and its `kv`
+# is computed from them. `Prefix.mlp` makes one that starts from random numbers.
 
 # %%
 import numpy as np
@@ -45,12 +49,13 @@ def mlp(parameters, NH):
     E, W_1, b_1, W_2, b_2 = (parameters[name] for name in NAMES)
     h = np.tanh(E @ W_1 + b_1)  # (P, hidden)
     flat = h @ W_2 + b_2  # (P, 2LC)
-    return unflatten(flat, NH, E.shape[1] // NH), h
+    return unflatten(flat, NH, E.shape[1] // NH), h  # kv (L, 2, NH, P, hs), and h
 
 
 # %% [markdown]
-# **Predict.** The tiny model has $L = 4$, $C = 160$ and 1.44 million numbers. A flat prefix of ten
-# slots has $10 \cdot 2LC = 12800$. How many has the network, with the paper's $hidden = 512$?
+# **Predict.** The tiny model has $L = 4$, $C = 160$ and 1.44 million numbers. A *flat* prefix, one
+# without a network, has $10 \cdot 2LC = 12800$ for ten slots. How many has the network, with the
+# paper's $hidden = 512$?
 
 # %%
 model = GPT2.load("tiny")
@@ -69,9 +74,10 @@ assert np.abs(kv - network.kv).max() < 1e-5, "the package computes other keys an
 #
 # ## Backward
 #
-# Lesson 5 gives us $dkv$. The rest is the chain rule, the lines of the forward in reverse. A
+# Lesson 5 gives us $dkv$. The rest is the chain rule, the lines of the forward in reverse. The
 # backward of a transpose is the transpose back, so the first line is $dflat = flatten(dkv)$. Then a
-# linear layer, the tanh with $\tanh' = 1 - \tanh^2$, and a linear layer:
+# linear layer, the tanh (its derivative is $1 - \tanh^2$, that is $1 - h^2$), and a linear layer.
+# The index $p$ is the slot, a row:
 #
 # $$\begin{aligned}
 # dW_2 &= h^\top dflat & db_2 &= \textstyle\sum_p dflat_p & dh &= dflat \, W_2^\top \\
@@ -79,8 +85,8 @@ assert np.abs(kv - network.kv).max() < 1e-5, "the package computes other keys an
 # dW_1 &= E^\top du & db_1 &= \textstyle\sum_p du_p & dE &= du \, W_1^\top
 # \end{aligned}$$
 #
-# Here both halves of a linear layer's backward are wanted: these layers are not frozen. And $E$ is
-# no input, it is trained.
+# Each gradient has the shape of its array. Here both halves of a linear layer's backward are
+# wanted: these layers are not frozen. And $E$ is no input, it is trained.
 
 # %%
 
@@ -97,15 +103,21 @@ def mlp_backward(dkv, parameters, h):
 
 
 # %% [markdown]
-# Three proofs, on a network small enough to try every number of it. The complex step of lesson 2
-# knows nothing of the chain rule. Where each number of $flat$ belongs can be written as plain
-# loops. And the package has its own `backward`. Both checks take the class that they check, since
-# we shall break one.
+# Three proofs, on a network small enough to try every number of it.
+#
+# - *The complex step* of lesson 2 knows nothing of the chain rule. It wants a single number whose
+#   gradient with respect to $kv$ is $dkv$. As in lesson 5, $\sum dkv \odot kv$ is one.
+# - *The layout.* Where each number of $flat$ belongs can be written as plain loops. The order is
+#   that of the library PEFT, with which many people train prefixes: its files hold $flat$.
+# - *The package* has its own `backward`, and it is held against the complex step, too.
+#
+# The two checks take the class that they check, since we shall break it.
 
 # %%
 rng = np.random.default_rng(0)
 shapes = {"embedding": (3, 4), "weight_1": (4, 5), "bias_1": 5, "weight_2": (5, 16), "bias_2": 16}
-small = {name: rng.normal(size=shape) for name, shape in shapes.items()}  # P 3, C 4, L 2, NH 2
+small = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+NH_small, hs_small = 2, 2  # and P = 3, C = 4, hidden = 5, L = 2
 dkv_small = rng.normal(size=(2, 2, 2, 3, 2))  # (L, 2, NH, P, hs)
 
 
@@ -119,7 +131,7 @@ def by_complex_step(name, eps=1e-30):
     for index in np.ndindex(grad.shape):
         moved = small[name].astype(complex)
         moved[index] += 1j * eps
-        grad[index] = (dkv_small * mlp({**small, name: moved}, 2)[0]).sum().imag / eps
+        grad[index] = (dkv_small * mlp({**small, name: moved}, NH_small)[0]).sum().imag / eps
     return grad
 
 
@@ -130,20 +142,21 @@ def check_layout(MLPPrefix):
     """Each number of `flat` is where PEFT's format has it."""
     flat = np.tanh(small["embedding"] @ small["weight_1"] + small["bias_1"]) @ small["weight_2"]
     flat += small["bias_2"]  # (P, 2LC)
-    kv = MLPPrefix(small, n_head=2).kv
-    for layer, i, n, p, x in np.ndindex(kv.shape):  # i: key or value, n: head, p: slot
-        here, right = kv[layer, i, n, p, x], flat[p, ((layer * 2 + i) * 2 + n) * 2 + x]
+    kv = MLPPrefix(small, n_head=NH_small).kv
+    for layer, i, n, p, x in np.ndindex(kv.shape):  # i: 0 key, 1 value; n: head; p: slot
+        column = ((layer * 2 + i) * NH_small + n) * hs_small + x
+        here, right = kv[layer, i, n, p, x], flat[p, column]
         assert abs(here - right) < 1e-12, f"kv{[layer, i, n, p, x]} is {here:.3f}, not {right:.3f}"
 
 
 def check_backward(MLPPrefix):
-    grads = MLPPrefix(small, n_head=2).backward(dkv_small)
+    grads = MLPPrefix(small, n_head=NH_small).backward(dkv_small)
     errors = {name: relative_error(grads[name], exact[name]) for name in NAMES}
     wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if error > 1e-12]
     assert not wrong, f"off by a part of the largest gradient: {', '.join(wrong)}"
 
 
-ours = mlp_backward(dkv_small, small, mlp(small, 2)[1])
+ours = mlp_backward(dkv_small, small, mlp(small, NH_small)[1])
 for name in NAMES:
     print(f"{name:10} against the complex step: {relative_error(ours[name], exact[name]):.1e}")
     assert relative_error(ours[name], exact[name]) < 1e-12
@@ -153,7 +166,8 @@ check_backward(MLPPrefix)
 # %% [markdown]
 # ## A last layer of zeros
 #
-# It is tempting to start with $W_2 = 0$ and $b_2 = 0$: a quiet start, $kv = 0$.
+# It is tempting to start with $W_2 = 0$ and $b_2 = 0$: a quiet start, $kv = 0$. We try it on the
+# task of lesson 8, to describe records, and print the largest entry of each gradient.
 #
 # **Predict.** Which of the five gradients are exactly 0 then? (Follow $dh$.) For how long?
 
@@ -188,22 +202,28 @@ for step in range(2):
     adam.step(quiet.parameters, grads, lr=1e-3)
 
 # %% [markdown]
-# $dh = dflat \, W_2^\top = 0$, and nothing below it learns. After one step $W_2$ is no longer 0. So
-# it is a wasted step, not a dead network. The package starts both layers with small random numbers.
+# Those of $E$, $W_1$ and $b_1$: $dh = dflat \, W_2^\top = 0$, and nothing below it learns. After
+# one step $W_2$ is no longer 0. So it is a wasted step, not a dead network. The package starts both
+# layers with small random numbers.
 #
 # ## How far one step goes
 #
 # A step of AdamW moves each *parameter* by about the rate $lr$. For a flat prefix the parameters
-# are the keys and values. Through the network, slot $p$ is $flat_p = \sum_i h_{pi} \, W_{2,i} +
-# b_2$, where $W_{2,i}$ is row $i$ of $W_2$, and all rows move at once. If all of them push a number
-# in the same direction, it moves by
+# are the keys and values. Through the network, slot $p$ is
+#
+# $$flat_p = \sum_{i=1}^{hidden} h_{pi} \, W_{2,i} + b_2$$
+#
+# where $W_{2,i}$ is row $i$ of $W_2$. All rows move at once, each number of them by $lr$, and so
+# does $b_2$. If all of that pushes a number of $flat_p$ in the same direction, it moves by
 #
 # $$lr \cdot \Big( \sum_i |h_{pi}| + 1 \Big)$$
 #
-# With ten slots that share $W_2$ they do not all agree, and $W_1$ and $E$ move, too.
+# But ten slots share $W_2$ and do not all agree on a direction. (And $W_1$, $b_1$ and $E$ move,
+# too.)
 #
-# **Predict.** How many times $lr$ is the typical step of a key, with $hidden = 512$? The paper's
-# rates are 0.00005 to 0.00008; people who train flat prefixes take 0.001 to 0.005.
+# **Predict.** How many times $lr$ does a number of $kv$ typically move, with $hidden = 512$ and an
+# $|h_{pi}|$ of 0.4 on average? A hint: the paper's rates are 0.00005 to 0.00008; people who train
+# flat prefixes take 0.001 to 0.005.
 
 # %%
 
@@ -223,13 +243,13 @@ print(f"if all agreed: {together:.0f} lr; measured: {factor:.0f} lr (the median)
 assert 20 < factor < together
 
 # %% [markdown]
-# So the same rate is some sixty times as large behind the network, and the two recipes say nearly
-# the same thing. That leaves the question of this lesson.
+# So a rate goes some sixty times as far behind the network, and the two recipes say nearly the same
+# thing. That leaves the question of this lesson.
 #
 # ## Does it help?
 #
 # Flat and through the network, from the same keys and values, on the same batches, at four rates
-# each.
+# each. (`fold` gives a flat prefix with the `kv` that the network computes.)
 #
 # **Predict.** Sketch the loss at the end against the rate, once for each. Which of them forgives
 # more, which gets lower? And what happens if you measure the rate by how far $kv$ moves?
@@ -270,46 +290,50 @@ left.legend()
 plt.show()
 
 # %% [markdown]
-# Measured by what it does, it is one curve. **On this task the detour is a larger rate and little
-# else**, at 58 times the parameters. It forgives no more: a rate ten times too large ruins both,
-# one ten times too small hardly learns. At its best it ends a little lower. (With three seeds, each
-# at the best of three rates, the network ended at 0.0036 to 0.0095 and the flat prefix at 0.0049 to
-# 0.0107. Both had begun at 0.13.)
+# Measured by what it does, it is nearly one curve. **On this task the detour is a larger rate and
+# little else**, at 58 times the parameters. It forgives no more: a rate ten times too large ruins
+# both, one ten times too small hardly learns. At its best it ends a little lower. (With three
+# seeds, each at the best of three rates, the network ended at 0.0036 to 0.0095 and the flat prefix
+# at 0.0049 to 0.0107. Both had begun at 0.13.)
 #
 # The paper found direct training unstable and a little worse, on a larger model, with harder tasks
 # and thousands of steps. Both may be true, and nobody is spared measuring. Compare each at *its
 # own* best rate: at one and the same rate, one of the two looks hopeless.
 #
 # What the detour changes in kind is that slots are no longer free of each other. They share $W_1$,
-# $W_2$ and $b_2$.
+# $b_1$, $W_2$ and $b_2$.
 #
-# **Predict.** Only slot 0 has a gradient. Of a flat prefix the other slots stay where they are. And
-# through the network?
+# **Predict.** Only slot 0 has a gradient, and we take one small step of plain gradient descent. In
+# a flat prefix the other slots stay where they are. And through the network?
 
 # %%
 one = np.zeros_like(kv)
 one[..., 0, :] = rng.normal(size=one[..., 0, :].shape)  # (L, 2, NH, hs)
 pushed = network_again()
 for name, g in pushed.backward(one).items():
-    pushed.parameters[name] -= 1e-5 * g  # plain gradient descent, so that sizes can be compared
+    pushed.parameters[name] -= 1e-5 * g
 step = flatten(pushed.kv - network.kv)  # (P, 2LC)
-lengths = np.linalg.norm(step, axis=1) / np.linalg.norm(step[0])
-along = step @ step[0] / np.linalg.norm(step[0]) / np.linalg.norm(step, axis=1)
-print("how far each slot moves:", lengths.round(2))
-print("cosine with slot 0:     ", along.round(2))
-assert lengths[1:].max() > 0.05, "the others move, too"
-assert not one[..., 1:, :].any(), "and none of them had a gradient"
+along = step @ step[0] / (step[0] @ step[0])  # (P,) each slot's step, in steps of slot 0
+shared = (h @ h[0] + 1) / (h[0] @ h[0] + 1)  # (P,)
+print("each slot's step along that of slot 0:", along.round(2))
+print("by the last layer alone:              ", shared.round(2))
+assert np.abs(along[1:]).max() > 0.05, "the others move, too"
+assert np.abs(along - shared).max() < 0.05, "it is the last layer that carries them along"
 
 # %% [markdown]
-# Some by a tenth of it, in its direction or against it. A slot that gets little gradient of its own
-# is carried along. Whether that helps is a question to each task.
+# Some by up to a tenth of it, in its direction or against it. The second row says why. A step of
+# length $s$ changes $W_2$ by $-s \, h_0^\top dflat_0$ and $b_2$ by $-s \, dflat_0$, so that slot
+# $p$ moves by $-s \, (h_p \cdot h_0 + 1) \, dflat_0$. Slots with a like $h$ go along. Whether that
+# helps is a question to each task.
 #
 # ## Fold it away
 #
 # The model sees nothing but $kv$. Once training is over, the network has done its work: keep what
 # it computes.
 #
-# **Predict.** Which files does saving write, and which of them does PEFT read?
+# `save` writes that into one file, and the network into another. A float32 has 4 bytes.
+#
+# **Predict.** How large are the two files, and which of them will PEFT read?
 
 # %%
 import tempfile
@@ -330,13 +354,15 @@ assert np.array_equal(alone.kv, folded.kv)
 assert all(np.array_equal(again.parameters[n], network.parameters[n]) for n in NAMES)
 
 # %% [markdown]
-# `adapter_model.safetensors` is what PEFT reads and writes: the array $flat$ $(P, 2LC)$, 50 KB.
-# PEFT keeps that alone and throws the network away. `mlp.safetensors` beside it, 3 MB, does no harm
-# there, and is what training needs to go on.
+# `adapter_model.safetensors` is what PEFT reads and writes: the array $flat$ $(P, 2LC)$, $4 \cdot
+# 12800$ bytes and a short head. PEFT keeps that alone and throws the network away.
+# `mlp.safetensors` beside it, 3 MB, does no harm there, and is what training needs to go on.
 #
 # ## What is kept to resume
 #
-# A run of 12 steps is stopped after 6 and goes on, in four ways, by what was kept.
+# A run of 12 steps is stopped after 6 and goes on. Four people kept four different things: the
+# network and AdamW's *moments*, its running means $m$ and $v$; the network alone; $kv$ alone, and
+# the old rate; $kv$ alone, and a hundred times the rate.
 #
 # **Predict.** Which of them ends where a run ends that never stopped? Can the loss tell?
 
@@ -373,11 +399,11 @@ assert first_step["network alone"] > 1.5 * first_step["network and moments"]
 assert first_step["kv alone"] < 0.2 * first_step["network and moments"]
 
 # %% [markdown]
-# Only the first is the same run, to the last bit; the losses of all four look well. New moments
+# Only the first is the same run, to the last bit; the losses of all four look fine. New moments
 # make the first steps as long as those of a fresh run. From $kv$ alone the network cannot be had
-# back: at the old rate training stands still, at a larger one it is another training.
-# `minprefix train` keeps all in `state.safetensors`: the parameters, $m$, $v$, and the number of
-# steps, on which the rate and the bias corrections depend. PEFT's files have no place for it.
+# back: at the old rate training nearly stands still, at a larger one it is another training.
+# `minprefix train` keeps all of it in `state.safetensors`: the parameters, $m$, $v$, and the number
+# of steps, on which the rate and AdamW's two divisions depend. PEFT's files have no place for it.
 #
 # ## Break it yourself
 #
@@ -406,13 +432,14 @@ print("broken", np.round(losses[::2], 3))
 assert np.mean(losses[-3:]) < 0.5 * losses[0], "the loss falls all the same"
 
 # %% [markdown]
-# You cannot tell. The last layer gets its right gradient and does most of the work. Another bug:
-# the keys of all layers first, then all values, where the format has key and value of each layer
-# side by side. All shapes fit.
+# The loss cannot tell. The last layer gets its right gradient and does most of the work.
+#
+# Another bug: `unflatten` takes the keys of all layers first, then all values, where the format has
+# key and value of each layer side by side. All shapes fit.
 
 # %%
 broken = planted("unflattened-values-first")
-assert broken.MLPPrefix(small, n_head=2).kv.shape == dkv_small.shape
+assert broken.MLPPrefix(small, n_head=NH_small).kv.shape == dkv_small.shape
 with caught() as error:
     check_layout(broken.MLPPrefix)
 print(error)
@@ -423,9 +450,9 @@ print("broken", np.round(losses[::2], 3))
 assert np.mean(losses[-3:]) > 0.03, "this time the curve shows it, though not where"
 
 # %% [markdown]
-# Here the numbers that `backward` sends to the keys of a layer belong to values, too, and training
-# goes nowhere. Had the bug been in `flatten` as well, training would have worked, and only PEFT
-# would have shown you.
+# This copy reads $flat$ in the wrong order, and its backward writes $dflat$ in the right one. So a
+# number gets the gradient of another number, and training hardly gets anywhere. Had the bug been in
+# `flatten` as well, training would have worked, and only PEFT would have shown you.
 #
 # ## Exercises
 #
@@ -435,14 +462,15 @@ assert np.mean(losses[-3:]) > 0.03, "this time the curve shows it, though not wh
 #
 # <details><summary>Solution 1</summary>
 #
-# With one token a slot, $flat$ differs from slot to slot and $b_2$ does not. So let $W_2$ choose:
-# with at least $P$ hidden units, solve $h W_2 = flat$ for $W_2$, and set $b_2 = 0$.
+# Each slot holds the keys and values of one token, so $flat$ differs from slot to slot and $b_2$
+# does not. So let $W_2$ choose: if $hidden$ is at least $P$, solve $h W_2 = flat$ for $W_2$, and
+# set $b_2 = 0$.
 #
 # ```python
 # words = Prefix.text(model, "restaurant film person city")
 # exactly = Prefix.mlp(model.config, words.length, hidden=512, seed=0)
-# hidden_units = mlp(exactly.parameters, NH)[1]
-# W_2 = np.linalg.pinv(hidden_units.astype(float)) @ flatten(words.kv)
+# h = mlp(exactly.parameters, NH)[1]  # (P, hidden)
+# W_2 = np.linalg.pinv(h.astype(float)) @ flatten(words.kv)  # (hidden, 2LC)
 # exactly.parameters["weight_2"][:], exactly.parameters["bias_2"][:] = W_2, 0
 # print("kv off by", relative_error(exactly.kv, words.kv))
 # assert relative_error(exactly.kv, words.kv) < 1e-4
@@ -463,7 +491,7 @@ assert np.mean(losses[-3:]) > 0.03, "this time the curve shows it, though not wh
 # print(f"{trained:,} trained, {2 * trained:,} in m and v, {P * 2 * L * C:,} left")
 # ```
 #
-# Nearly all of it is $W_2$.
+# 25.7 million, 51.5 million, and 245 760. Nearly all of it is $W_2$.
 #
 # </details>
 #
