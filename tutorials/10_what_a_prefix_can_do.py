@@ -12,24 +12,25 @@
 #
 # ## One softmax, cut in two
 #
-# One head, as in lesson 5: queries, keys and values of $T$ tokens, $q, k, v \in \mathbb{R}^{T
-# \times hs}$ ($hs$ is the head size), and $P$ slots with keys and values of their own,
-# $prefix\_k, prefix\_v \in \mathbb{R}^{P \times hs}$. Token $i$ sees all slots and the tokens
-# $0 \dots i$. Before they are normalised, the entries of row $i$ of the softmax are
+# One head, as in lesson 5: queries, keys and values of $T$ tokens, $q, k, v$ of shape $(T, hs)$,
+# where $hs$ is the head size, and $P$ slots with keys and values of their own, $k^{pre}, v^{pre}$
+# of shape $(P, hs)$ (in the code `prefix_k`, `prefix_v`). Token $i$ sees all slots and the tokens
+# $0 \dots i$. Before they are normalised, the entries of row $i$ of the softmax are, for slot $p$
+# and for token $t$,
 #
-# $$a_{ip} = \exp \left(\frac{q_i \cdot prefix\_k_p}{\sqrt{hs}}\right), \qquad
+# $$a_{ip} = \exp \left(\frac{q_i \cdot k^{pre}_p}{\sqrt{hs}}\right), \qquad
 # b_{it} = \exp \left(\frac{q_i \cdot k_t}{\sqrt{hs}}\right) \;\; (t \le i)$$
 #
 # with the sums $\bar a_i = \sum_p a_{ip}$ and $\bar b_i = \sum_t b_{it}$. The softmax divides all
 # of them by the same number, $\bar a_i + \bar b_i$:
 #
-# $$z_i = \frac{\sum_p a_{ip}\, prefix\_v_p + \sum_t b_{it}\, v_t}{\bar a_i + \bar b_i}$$
+# $$z_i = \frac{\sum_p a_{ip}\, v^{pre}_p + \sum_t b_{it}\, v_t}{\bar a_i + \bar b_i}$$
 #
 # Now write $\lambda_i = \bar a_i / (\bar a_i + \bar b_i)$, the share of the softmax that falls on
 # the prefix. Multiply and divide the first sum by $\bar a_i$ and the second by $\bar b_i$:
 #
 # $$\begin{aligned} z_i &= \lambda_i \; own_i + (1 - \lambda_i) \; frozen_i \\
-# own_i &= \sum_p (a_{ip} / \bar a_i) \; prefix\_v_p \\
+# own_i &= \sum_p (a_{ip} / \bar a_i) \; v^{pre}_p \\
 # frozen_i &= \sum_t (b_{it} / \bar b_i) \; v_t \end{aligned}$$
 #
 # Read it slowly; the lesson is in these three lines. $frozen$ is what the head says without any
@@ -56,10 +57,10 @@ def parts(q, k, v, prefix_k, prefix_v):
 
 
 # %% [markdown]
-# Now the same from the package, where nobody has heard of λ. `attention` takes all sequences behind
-# one another, $(N, NH, hs)$ with $NH$ heads, the slots of each sequence as a list of arrays $(NH,
-# P, hs)$, and `offsets`, where each sequence begins and the last one ends. We have one sequence of
-# one head. It gives $z$ and a cache; in the cache is `pattern`, for each sequence $(NH, T, P+T)$.
+# Now the same from the package, where nobody has heard of λ. As in lesson 5, `attention` takes the
+# stream of all tokens, $(N, NH, hs)$, the slots of each sequence as lists of arrays $(NH, P, hs)$,
+# and `offsets`. We have one sequence of one head. It gives $z$ and a cache; in the cache is
+# `pattern`, for each sequence $(NH, T, P+T)$. Its first $P$ columns are the slots.
 
 # %%
 from minprefix.ops import numpy_ops, reference
@@ -94,18 +95,20 @@ assert np.allclose(lam[:, 0], pattern[:, :P].sum(axis=1))  # λ, read off the pa
 # %% [markdown]
 # ## What follows
 #
-# Two tokens $s, t \le i$. How much more does $i$ look at $s$ than at $t$?
+# Take two tokens $s, t \le i$. How many times as much does $i$ look at $s$ as at $t$? In the
+# pattern they are the columns $P + s$ and $P + t$:
 #
 # $$\frac{pattern_{i,P+s}}{pattern_{i,P+t}} = \frac{b_{is}}{b_{it}} =
 # \exp \left(\frac{q_i \cdot (k_s - k_t)}{\sqrt{hs}}\right)$$
 #
-# The common divisor has cancelled, and with it all that there was of the prefix. **In one layer, a
+# The common divisor $\bar a_i + \bar b_i$ has cancelled, and with it all that there was of the
+# prefix. **In one layer, a
 # prefix cannot change the relative attention among the tokens.** It can draw attention away from
 # all of them, by the same factor $1 - \lambda_i$. What it adds in return, $\lambda_i \, own_i$,
-# depends on the query of token $i$ and on nothing else in the text.
+# is an answer to the query of token $i$, in which no other token has a say.
 #
 # **Predict.** We make the keys of the slots 20 times as long, so that some queries look almost
-# only at slots. How far will the relative attention among the tokens move?
+# only at slots. By how much will the relative attention among the tokens move?
 
 # %%
 
@@ -129,7 +132,7 @@ print("lam", lam[:, 0].round(5))
 assert lam.max() > 0.999
 check_relative(reference)
 check_relative(reference, length=20)
-print("the relative attention among the tokens has not moved")
+print("the relative attention among the tokens has moved by less than 1e-10")
 
 # %% [markdown]
 # ## λ in a real stack of layers
@@ -137,7 +140,7 @@ print("the relative attention among the tokens has not moved")
 # The shipped model has 4 layers of 5 heads. It has read records (`name[...], type[...]`) and texts
 # about them; the line `describe` before a record is its cue for a description. `Prefix.text` makes
 # a prefix of the keys and values that this line leaves in each layer; it is 2 tokens, so $P = 2$.
-# A prefix of random numbers is there to compare.
+# A prefix of random numbers, `drawn`, is there to compare.
 #
 # `trace` runs the model and keeps its intermediates by name: `blocks.2.attn.q` are the queries
 # of layer 2, $(T, NH, hs)$, and `blocks.2.attn.pattern#0` is the pattern of the first sequence
@@ -147,7 +150,7 @@ print("the relative attention among the tokens has not moved")
 # %%
 import textwrap
 
-from minprefix import GPT2, Batch, Prefix, generate, loss
+from minprefix import GPT2, Batch, Prefix, loss
 from minprefix.data.world import table_to_text
 from minprefix.trace import trace
 
@@ -186,7 +189,8 @@ print(f"z is the blend in all {L * NH} heads")
 
 # %% [markdown]
 # If a token looked at everything alike, λ would be $P / (P + i + 1)$ for token $i$: 2 slots beside
-# $i + 1$ tokens. The dashed line shows that.
+# $i + 1$ tokens. The dashed line shows that. (`shares` reads λ off the patterns of the model, for
+# each layer, head and token, $(L, NH, T)$.)
 #
 # **Predict.** Along the text, λ follows the dashed line down, with a few exceptions. The text has
 # one token at which the model has to decide what kind of text to write. Which, and what will λ do
@@ -228,10 +232,10 @@ plt.show()
 
 # %% [markdown]
 # The newline after the record. In layer 2 more than half of all attention falls on the slots there;
-# random slots draw nothing of the kind. Taken over all tokens, λ is largest in layer 0.
+# random slots draw nothing of the kind. But the mean over all tokens is largest in layer 0.
 #
-# **Predict.** We give the slots to one layer alone. Which layer will do? The loss is the mean over
-# the tokens of 8 descriptions, in nats.
+# **Predict.** Now we give the slots to one layer alone. Which layer will do? The loss is the mean
+# over the tokens of 8 descriptions, in nats; beside it stands the λ of that layer from above.
 
 # %%
 starts = [start for _, start in examples]
@@ -245,12 +249,8 @@ print(f"   all layers: {loss(model, batch, text):.4f}")
 assert losses[2] < 0.1 * min(losses[0], losses[1], losses[3])
 assert lam_text[0].mean() > lam_text[2].mean()
 
-RECORD = "name[Mill and Table], type[film], genre[comedy], year[1940], country[Norway]"
-print("layer 2 alone writes:")
-print(textwrap.fill(generate(model, [RECORD + "\n"], one_layer[2])[0], 78))
-
 # %% [markdown]
-# Layer 2, nearly as good as all four. A large mean of λ is no sign of a good prefix, as a loud
+# Layer 2, as good as all four. A large mean of λ is no sign of a good prefix, as a loud
 # voice is no sign of a good argument. Look at λ where something is decided; and then at what $own$
 # says there.
 #
@@ -261,7 +261,8 @@ print(textwrap.fill(generate(model, [RECORD + "\n"], one_layer[2])[0], 78))
 # tokens themselves have changed.
 #
 # We compare with the model without slots. Its tokens must stand at the same positions, and with our
-# prefix they begin at position 2. That is what `position_offset` says.
+# prefix they begin at position 2. That is what `position_offset` says. (`patterns` gives the
+# pattern of each layer.)
 #
 # **Predict.** The text's slots in all layers: in which layers does the relative attention
 # change? In layer 2 alone: in which? In layer 3, the top, alone?
@@ -290,9 +291,9 @@ assert max(in_all[0], *in_2[:3], *in_3) < 1e-12  # the layer of the slots, and a
 assert min(*in_all[1:], in_2[3]) > 0.05  # all above it
 
 # %% [markdown]
-# So a prefix in the top layer changes the relative attention nowhere. Deeper down it does,
-# indirectly: it blends something into $z$, and the layers above react to it *as they have learned
-# to react*. The layers above the cue knew what to do with it.
+# In the layers above the lowest one that has slots, and in no other. So a prefix in the top layer
+# changes the relative attention nowhere. Deeper down it does, indirectly: it blends something into
+# $z$, and the layers above react to it *as they have learned to react*.
 #
 # ## A task that a prefix cannot learn
 #
@@ -302,17 +303,17 @@ assert min(*in_all[1:], in_2[3]) > 0.05  # all above it
 # training. So here is a model small enough to argue about.
 #
 # A text is two unlike digits of 0 to 3 and a question mark: `2 0 ?`. There are 12 of them. A token
-# is a vector $x$ of $C = 9$ numbers: a 1 for *what* it is (4 digits, 1 question mark), a 1 for
-# *where* it stands (3 positions), and a mark, always 0, that we shall need at the end. One layer,
-# one head with $hs = C$, no MLP, no layernorm. The answer is read at the question mark, among the
-# digits:
+# is a row $x$ of $C = 9$ numbers, all 0 but two: a 1 for *what* it is (4 digits, 1 question mark)
+# and a 1 for *where* it stands (3 positions). The ninth number, the *mark*, is 0 for every token;
+# we shall need it at the end. One layer, one head with $hs = C$, no MLP, no layernorm. The answer
+# is read in the row of the question mark, in its first 4 columns, the digits:
 #
 # $$q = x\,W_q, \quad k = x\,W_k, \quad v = x\,W_v, \qquad
 # logits = GAIN \cdot (x + z)_{?,\,:4}$$
 #
 # $W_q$ hands on all of $x$, doubled. $W_k$ reads what a token is, and not where it stands: its rows
-# for the positions are 0. $W_v$ hands on the digit. All three are $(C, C)$, and frozen. $GAIN = 20$
-# keeps the logits of what is there and what is not well apart.
+# for the positions are 0. $W_v$ hands on the digit. All three are $(C, C)$, and frozen. $z$ is a
+# mixture of the digits, with small numbers; times $GAIN = 20$ they decide clearly.
 
 # %%
 DIGITS, T, GAIN = 4, 3, 20
@@ -321,22 +322,22 @@ C = MARK + 1  # 9
 
 texts = [(a, b) for a in range(DIGITS) for b in range(DIGITS) if a != b]  # 12 pairs
 B = len(texts)
-what = np.eye(C)[[[a, b, ASK] for a, b in texts]]  # (B, T, C)
+what = np.eye(C)[[[a, b, ASK] for a, b in texts]]  # (B, T, C): row j of eye is a 1 at place j
 where = np.eye(C)[WHERE : WHERE + T]  # (T, C)
 X = (what + where).reshape(B * T, C)  # the stream of all texts
 offsets = np.arange(0, B * T + 1, T)  # (B+1,)
 last = offsets[1:] - 1  # (B,)  the rows of the question marks
 
 W_k = np.zeros((C, C))
-W_k[:DIGITS] = rng.normal(0, 0.2, (DIGITS, C))  # what
-W_k[MARK, ASK] = 8  # and the mark, which nobody carries
+W_k[:DIGITS] = rng.normal(0, 0.2, (DIGITS, C))  # the digits: random keys
+W_k[MARK, ASK] = 8  # a token with a mark would have a key that `?` looks for
 reader = {"W_q": 2 * np.eye(C), "W_k": W_k, "W_v": np.diag(np.arange(C) < DIGITS) * 1.0}
 
 # %% [markdown]
 # `run` computes the mean loss of the 12 texts. With `need_grads` it goes back the way it came and
 # gives the gradient of the prefix and of the three matrices, layer by layer: no line is new. The
-# prefix is `kv` $(layers, 2, P, C)$, and all texts share it, so its gradient is the sum over the
-# texts.
+# prefix is `kv` $(layers, 2, P, C)$, as there is one head, and all texts share it, so its gradient
+# is the sum over the texts. Two tasks: say the *smaller* of the two digits, or say the *first*.
 
 # %%
 
@@ -345,7 +346,7 @@ def run(layers, kv, targets, ops=reference, need_grads=False):
     """-> loss, logits (B, DIGITS), patterns; or loss, dkv, and dW of each layer."""
     x, caches = X, []
     for W, (prefix_k, prefix_v) in zip(layers, kv, strict=True):
-        q, k, v = ((x @ W[name])[:, None] for name in W)  # (B*T, 1, C) each
+        q, k, v = ((x @ W[name])[:, None] for name in ("W_q", "W_k", "W_v"))  # (B*T, 1, C) each
         z, cache = ops.attention(q, k, v, [prefix_k[None]] * B, [prefix_v[None]] * B, offsets)
         caches.append((x, cache))
         x = x + z[:, 0]  # (B*T, C)
@@ -360,27 +361,45 @@ def run(layers, kv, targets, ops=reference, need_grads=False):
         x, cache = caches[i]
         grads = ops.attention_backward(dx[:, None], cache)
         dkv[i] = sum(grads.dprefix_k)[0], sum(grads.dprefix_v)[0]
-        for name, d in zip(layers[i], (grads.dq, grads.dk, grads.dv), strict=True):
+        for name, d in (("W_q", grads.dq), ("W_k", grads.dk), ("W_v", grads.dv)):
             dW[i][name] = x.T @ d[:, 0]  # (C, C)
             dx = dx + d[:, 0] @ layers[i][name].T  # (B*T, C)
     return loss, dkv, dW
 
 
-smaller = np.array([min(a, b) for a, b in texts])  # two tasks: the smaller of the two digits,
-first = np.array([a for a, _ in texts])  # and the first of them
+smaller = np.array([min(a, b) for a, b in texts])  # (B,) the targets
+first = np.array([a for a, _ in texts])  # (B,)
 no_prefix = np.zeros((1, 2, 0, C))
-print("frozen, smaller:", run([reader], no_prefix, smaller)[0])
-print("frozen, first:  ", run([reader], no_prefix, first)[0])
+print(f"frozen, smaller: {run([reader], no_prefix, smaller)[0]:.3f}")
+print(f"frozen, first:   {run([reader], no_prefix, first)[0]:.3f}")
+
+
+def check_gradient(layers, eps=1e-6):
+    """Of the prefix and each W_k, along a random direction, by finite differences."""
+    kv, u = rng.normal(size=(2, len(layers), 2, 3, C))  # 3 slots
+    U = rng.normal(size=(C, C))
+    _, dkv, dW = run(layers, kv, first, need_grads=True)
+    said = (dkv * u).sum() + sum((d["W_k"] * U).sum() for d in dW)
+    up, down = (
+        run([{**W, "W_k": W["W_k"] + e * U} for W in layers], kv + e * u, first)[0]
+        for e in (eps, -eps)
+    )
+    slope = (up - down) / (2 * eps)
+    assert abs(slope - said) < 1e-6 * abs(slope), f"the loss rises by {slope}, not by {said}"
+
+
+check_gradient([reader])
+check_gradient([reader, reader])
 
 # %% [markdown]
 # ### The argument
 #
 # Take the texts `a b ?` and `b a ?`. The keys and values of the digits do not know where they
-# stand: the same two keys and the same two values, in another order. The question mark sees all of
-# them, and its query is the same in both texts. A sum does not mind the order. So the two texts
-# have the same $frozen$, the same $\bar b$, the same $\lambda$ and the same $own$ there: the same
-# $z$, *for every prefix of every length*. The model gives both texts one answer, $p_a$ for the
-# digit $a$ and $p_b$ for $b$.
+# stand: the same two keys and the same two values, in another order. The question mark sees both of
+# them and itself, and its query is the same in both texts. A sum does not mind the order. So the
+# two texts have the same $frozen$, the same $\bar b$, the same $\lambda$ and the same $own$ there:
+# the same $z$, *for every prefix of every length*. The model gives both texts one answer, $p_a$ for
+# the digit $a$ and $p_b$ for $b$.
 #
 # The task `first` wants $a$ from one and $b$ from the other. The mean loss of the two is
 #
@@ -415,7 +434,7 @@ print("12 random prefixes give both orders one answer, and no loss below ln 2")
 # matrices set free, $W_k$, for `first`. (Full fine-tuning trains it along with the others.) The
 # slots have $2 \cdot 8 \cdot 9 = 144$ numbers to train, $W_k$ has 81.
 #
-# **Predict.** Three losses: which of them goes to 0, or near it, and which does not?
+# **Predict.** Three losses: which of them get well below $\ln\, 2$, and which does not?
 
 # %%
 from minprefix.optim import AdamW
@@ -465,10 +484,11 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The prefix for `first` ends where the argument says: at the coin's toss. Not for want of
-# parameters, and not for want of the fact: the position is in $x$. One matrix that reads it,
-# with fewer numbers, is enough. Here is what has been learned, and in how many of the 12 texts the
-# question mark looks more at the first digit than at the second:
+# The prefix for `smaller` gets all 12 texts right. The prefix for `first` ends where the argument
+# says: at the coin's toss. Not for want of parameters, and not for want of the fact: the position
+# is in $x$. One matrix that reads it, with fewer numbers, is enough. Here is what has been learned,
+# and in how many of the 12 texts the question mark looks more at the first digit than at the
+# second:
 
 # %%
 queries, any_token = X[last[:1]] @ reader["W_q"], X[:1]  # (1, C) each; own sees no token
@@ -486,20 +506,23 @@ def looks(layers, kv):
 
 frozen_looks, prefix_looks = looks([reader], no_prefix), looks([reader], kv_first)
 W_k_looks = looks(tuned, no_prefix)
-print("frozen:", (frozen_looks > 1).sum(), " of them 2 0 ?:", frozen_looks[pair[2, 0]].round(4))
-print("prefix:", (prefix_looks > 1).sum(), " of them 2 0 ?:", prefix_looks[pair[2, 0]].round(4))
-print("W_k:   ", (W_k_looks > 1).sum())
+for name, ratio in (("frozen", frozen_looks), ("prefix", prefix_looks), ("W_k", W_k_looks)):
+    print(f"{name:6} {(ratio > 1).sum():2} of 12; in 2 0 ? {ratio[pair[2, 0]]:.4g} times as much")
 assert np.allclose(prefix_looks, frozen_looks, rtol=1e-10)
 assert (frozen_looks > 1).sum() == 6
 assert (W_k_looks > 1).all()
 
 # %% [markdown]
+# Frozen: in 6 of 12, one order of each pair, since the head looks at what a digit is and not at
+# where it stands. With the prefix: the same ratio, to the last digit. With $W_k$: in all of them.
+#
 # ## One layer more
 #
 # The same layer, and below it another one, `blank`: its $W_q$ reads where a token stands, its
 # $W_k$ and $W_v$ are 0. Without a prefix it adds nothing to anybody: the model of two layers gives
 # the very answers of one. All are frozen. The layer above has a habit that has never been called
-# upon: its $W_k$ would give a token with the mark a high score. No token has one.
+# upon: a token with a mark would get a high score from the question mark (the 8 in its $W_k$). No
+# token has one.
 #
 # **Predict.** A prefix in both layers, and the task `first` once more. Does $\ln\, 2$ still hold?
 
@@ -520,10 +543,10 @@ assert by_two_layers[-1] < 0.05
 assert (looks(two, kv_two) > 1).all()
 
 # %% [markdown]
-# It learns it at once. The argument breaks at "do not know where they stand": in layer 0 the query
-# of token 0 is not that of token 1, so λ and $own$ differ, and the prefix can write onto one of
-# them what layer 1 has a habit of looking at. In each layer by itself the law holds as before. What
-# does layer 0 add to the mark of each token?
+# No: it is learned at once. The argument breaks at "do not know where they stand": in layer 0 the
+# query of token 0 is not that of token 1, so λ and $own$ differ, and the prefix can write onto one
+# of them what layer 1 has a habit of looking at. In each layer by itself the law holds as before.
+# What does layer 0 add to the mark of each token?
 
 # %%
 queries, nothing = X[:T] @ blank["W_q"], np.zeros((T, C))  # of one text; `blank` has k = v = 0
@@ -559,7 +582,7 @@ with caught() as error:  # take this line away, and the lesson stops here
 print(error)
 
 # %% [markdown]
-# Only the last token is right: nothing is hidden from it. Now the other two:
+# `check_blend` notices. Only the last token is right: nothing is hidden from it. Now the other two:
 
 # %%
 check_relative(broken.reference)  # no word: all tokens of a row shrink by one factor
@@ -569,9 +592,9 @@ assert np.allclose(losses, by_prefix_smaller)
 print(broken.see)
 
 # %% [markdown]
-# The small model learns as if nothing were wrong, since its answer is read at the last token. A
-# curve that falls is a weak witness. So is the law alone. And the other way round, a prefix whose
-# keys take part and whose values are forgotten:
+# Neither says a word. The small model learns as if nothing were wrong, since its answer is read at
+# the last token. A curve that falls is a weak witness, and so is the law alone. It misses another
+# bug as well, a prefix whose keys take part and whose values are forgotten:
 
 # %%
 broken = planted("values-of-the-prefix-left-out")
@@ -588,8 +611,8 @@ print(error)
 #
 # <details><summary>Solution 1</summary>
 #
-# With one slot $a_{ip} / \bar a_i = 1$, so $own_i = prefix\_v_0$ for every token $i$, and
-# $z_i - frozen_i = \lambda_i \, (prefix\_v_0 - frozen_i)$. The query decides how far, and not where
+# With one slot $a_{ip} / \bar a_i = 1$, so $own_i = v^{pre}_0$ for every token $i$, and
+# $z_i - frozen_i = \lambda_i \, (v^{pre}_0 - frozen_i)$. The query decides how far, and not where
 # to.
 #
 # ```python
