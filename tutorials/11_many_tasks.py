@@ -14,9 +14,9 @@
 #
 # A fine-tuned model is a new model, all of it. A prefix is a small array beside a model that stays
 # as it is. We make three. Two are *text prefixes*, the keys and values that the lines `describe`
-# and `list` leave in each layer: the cues of the shipped model, 2 tokens each. The third starts
-# from random numbers, 5 slots, and is trained to describe, for 20 steps. (Float64 throughout, so
-# that we can compare to the last digits.)
+# and `list` leave in each layer: 2 tokens each. Behind the line `list` the shipped model writes the
+# facts of a record as a list. The third starts from random numbers, 5 slots, and is trained to
+# describe, for 20 steps. (Float64 throughout, so that we can compare to the last digits.)
 
 # %%
 import json
@@ -42,8 +42,8 @@ TASKS = {"describe": world.describe, "list": world.listing}  # how to write the 
 
 def encode(source, task):
     """Token ids of a record and its text, and how many of them are the record's."""
-    prompt = model.encode(source + "\n")
-    text = TASKS[task](world.read_record(source), None)  # None: these two draw nothing at random
+    prompt, write = model.encode(source + "\n"), TASKS[task]
+    text = write(world.read_record(source), None)  # None: these two draw nothing at random
     return [*prompt, *model.encode(text), END], len(prompt)
 
 
@@ -69,12 +69,15 @@ def show(text):
     print("\n".join(textwrap.fill(line, 78) for line in text.split("\n")))
 
 
-for prefix in (None, describe, listing, trained):
+print(f"{'prefix':10}{'slots':>5}{'loss: describe':>16}{'list':>8}")
+named = {"none": None, "describe": describe, "list": listing, "trained": trained}
+for name, prefix in named.items():
     losses = [loss(model, pack(unseen, task), prefix) for task in TASKS]
-    slots = 0 if prefix is None else prefix.length
-    print(f"{slots} slots, loss: describe {losses[0]:.3f}, list {losses[1]:.3f}")
+    print(f"{name:10}{0 if prefix is None else prefix.length:5}{losses[0]:16.3f}{losses[1]:8.3f}")
 
 # %% [markdown]
+# Each prefix is good at its own task and bad at the other.
+#
 # **Predict.** Each of them is an array `kv` of shape $(L, 2, NH, P, hs)$: layers, keys and values,
 # heads, slots, head size; here $(4, 2, 5, P, 32)$. How large are the three together, as a part of
 # the model's 1.44 million numbers? And how much is copied when the model goes from one to the next?
@@ -95,7 +98,7 @@ for prefix in (describe, listing, trained):
 assert digest(model.weights) == before  # not one byte of the model has changed
 
 # %% [markdown]
-# Nothing is copied. Swapping a task is handing over another array.
+# Less than one in a hundred, and nothing is copied. To swap the task is to hand over another array.
 #
 # ## One batch, many prefixes
 #
@@ -107,10 +110,11 @@ assert digest(model.weights) == before  # not one byte of the model has changed
 # $$K_b = \begin{bmatrix} k^{pre}_{which_b} \\ k_b \end{bmatrix}, \qquad
 # V_b = \begin{bmatrix} v^{pre}_{which_b} \\ v_b \end{bmatrix}$$
 #
-# of shape $(P_{which_b} + T_b, hs)$ in each head, where $which_b$ says which prefix the sequence
-# sees. So the rows of a sequence cannot depend on its neighbours, and neither lengths nor $P$ need
-# agree. `Batch.pack(..., prefix=which)` notes it, and a list of prefixes goes to the model; None in
-# the list is no prefix.
+# of shape $(P_{which_b} + T_b, hs)$ in each head. Here $k_b$ and $v_b$ are the keys and values of
+# its own $T_b$ tokens, and $which_b$ says which prefix it sees, of $P_{which_b}$ slots. So the rows
+# of a sequence cannot depend on its neighbours, and neither lengths nor $P$ need agree.
+# `Batch.pack(..., prefix=which)` notes it, and a list of prefixes goes to the model; None in the
+# list is no prefix.
 #
 # **Predict.** Five sequences of 52 to 69 tokens, with prefixes of 2, 2, 5, 0 and 2 slots. How many
 # rows of padding does the batch hold?
@@ -135,8 +139,8 @@ for b in range(len(sequences)):
     assert error < 1e-12, f"sequence {b} is not what it is alone: off by {error:.2g}"
 
 # %% [markdown]
-# Not always bit for bit: a matrix product of other lengths may add in another order. To rounding, a
-# batch of strangers is what each of them is alone. The same holds token by token in `generate`:
+# None. And a batch of strangers is what each of them is alone, to rounding (a matrix product of
+# another length may add in another order). The same holds token by token in `generate`:
 
 # %%
 prompts = [source + "\n" for source in unseen[:4]]
@@ -155,13 +159,15 @@ assert texts == [generate(model, [p], q)[0] for p, q in zip(prompts, prefixes, s
 # \frac{\partial \ell_b}{\partial kv_i}$$
 #
 # A *sum* over the sequences that see it, and over no others. With the mean over all $M$ targets of
-# the batch, both sides are divided by $M$, the same $M$ for every prefix: a mean is already in the
-# loss, and none is taken here.
+# the batch, both sides are divided by $M$, the same $M$ for every prefix. Nothing else is divided,
+# least of all by the number of sequences that see the prefix.
 #
 # The check computes the right-hand side from separate runs, one sequence at a time. It takes the
-# package as an argument; you will see why. A second check knows nothing of sums: it moves a prefix
-# a little along a random direction $d$ and compares $\ell(kv_i \pm \epsilon d)$ with the gradient,
-# $\sum \frac{\partial \ell}{\partial kv_i} \odot d$.
+# package as an argument, since we shall break one. A second check knows nothing of sums. It moves a
+# prefix a little along a random direction $d$, of the shape of $kv_i$:
+#
+# $$\frac{\ell(kv_i + \epsilon d) - \ell(kv_i - \epsilon d)}{2 \epsilon} \approx
+# \sum \frac{\partial \ell}{\partial kv_i} \odot d$$
 
 # %%
 two = [describe.kv, listing.kv]  # both (4, 2, 5, 2, 32): of equal length, which will matter
@@ -198,7 +204,7 @@ def check_direction(package, eps=1e-5):
         slope, said = (up - down) / (2 * eps), (grads[i] * d).sum()
         off = abs(slope - said) / abs(slope)
         assert off < 1e-5, (
-            f"prefix {i}: the loss rises by {slope:.4f}, the gradient says {said:.4f}"
+            f"prefix {i}: the loss rises by {slope:.2e}, the gradient says {said:.2e}"
         )
 
 
@@ -219,11 +225,16 @@ assert np.abs(grads[1]).max() == 0  # exactly: it took no part in the loss
 assert grads[2] is None
 
 # %% [markdown]
+# Exactly 0: it took no part in the loss. And for a None there is None, as there is nothing to
+# train.
+#
 # ## A shelf of prefixes
 #
 # With hundreds of tasks not all prefixes stay in memory. A `PrefixStore` is a folder of them. It
 # reads one when it is asked for, and holds at most `budget` bytes; the one that was asked for
-# longest ago goes first. (A temporary folder here, gone at the end.)
+# longest ago goes first. It writes, too: `generate_ids` takes the names of prefixes, and
+# `Decoding()` says to take the likeliest token each time. (A temporary folder here, gone at the
+# end.)
 #
 # **Predict.** Our prefixes have 20 480, 20 480 and 51 200 bytes in float64, and the budget is
 # 80 000. We ask for `describe`, `list`, `describe`, `trained`. Which ones are held at the end?
@@ -247,6 +258,9 @@ written = store.generate_ids(ids, ["list", None, "trained"], Decoding())
 show(model.decode(written[0]))
 
 # %% [markdown]
+# `describe` and `trained`. `list` had to go, though it was read later than `describe`: what counts
+# is when one was last asked for.
+#
 # ## Mixing: an experiment
 #
 # A prefix is numbers. Can one have half of `describe` and half of `list`? Nobody has promised
@@ -254,8 +268,10 @@ show(model.decode(written[0]))
 # warning, which we collect here.
 #
 # Two ways. *Between two* prefixes of one shape lies a straight line,
-# $kv(t) = (1 - t)\, kv_0 + t\, kv_1$. *Side by side*, there are $P_0 + P_1$ slots, and with lesson
-# 10 each head blends three answers:
+# $kv(t) = (1 - t)\, kv_0 + t\, kv_1$. *Side by side*, there are $P_0 + P_1$ slots. As in lesson 10,
+# let $own_0$ and $own_1$ be what the slots of each answer, $frozen$ what the tokens answer, and
+# $\lambda_0$ and $\lambda_1$ the shares of the softmax that fall on the slots of each. Then a head
+# blends three answers:
 #
 # $$\begin{aligned} z = \; &\lambda_0 \, own_0 + \lambda_1 \, own_1 \\
 # &+ (1 - \lambda_0 - \lambda_1) \, frozen \end{aligned}$$
@@ -294,10 +310,12 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Neither of the two, and nothing between them: a letter to the editor, *another* task, which the
-# model knows from its training and which nobody asked for. A quarter of the way costs nothing, and
-# then the model tips over. The mean of two instructions is a point in a space of numbers; what
-# stands there, only the model knows. That is why the word is experiment, and why one measures.
+# Neither of the two, and nothing between them: a letter from the editors, *another* task, which the
+# model knows from its training and which nobody asked for. A quarter of the way costs next to
+# nothing, and then the model tips over. Side by side, it stammers: worse than no prefix at
+# descriptions, and about as bad as none at lists. The mean of two instructions is a point in a
+# space of numbers; what stands there, only the model knows. That is why the word is experiment, and
+# why one measures.
 #
 # ## Provenance
 #
@@ -314,7 +332,8 @@ from minprefix.prefixes.verify import evaluation, verify
 data = folder / "descriptions.jsonl"
 data.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
 read, template = read_pairs(data), Template()  # "{source}\n{target}", as we have trained
-encoded = encode_pairs(model, read, template, room=model.config.n_positions - trained.length)
+room = model.config.n_positions - trained.length  # as many tokens fit behind the slots
+encoded = encode_pairs(model, read, template, room=room)
 recorded = {
     "command": "lesson 11",
     "data_sha256": fingerprint(data),
@@ -354,7 +373,9 @@ assert about["base"]["sha256"][:12] in sentence
 assert other.fingerprint()[:12] in sentence
 
 # %% [markdown]
-# `verify` holds all of it against the record: the files, the base, the data, the loss and some
+# No. One weight is enough for another fingerprint.
+#
+# `verify` holds everything against the record: the files, the base, the data, the loss and some
 # texts once more. Then somebody adds a line to the data, and somebody flips a bit of the prefix.
 
 # %%
@@ -390,7 +411,7 @@ temporary.cleanup()
 # been seen by every sequence. It comes naturally to a program that repeats a prefix over the batch
 # and sums back.
 #
-# **Predict.** Both prefixes have the same shape. What will their two gradients have in common? And
+# **Predict.** Our two prefixes have the same shape. What will their gradients have in common? And
 # will a training with this bug look wrong?
 
 # %%
@@ -432,9 +453,9 @@ assert crossed[-1] < crossed[0]  # it falls all the same
 
 # %% [markdown]
 # That is what you would have seen without the check: shapes that fit, a loss that falls, nearly as
-# fast as it should. Only that both prefixes are pulled in one and the same direction, that of both
-# tasks together. With prefixes of unequal length the program would have stopped. Do not count on
-# such luck: a check takes two of equal length.
+# fast as it should. But both prefixes are pulled in one and the same direction, that of both tasks
+# together. With prefixes of unequal length the program would have stopped. Do not count on such
+# luck: a check takes two of equal length.
 #
 # The second bug: of all sequences that share a prefix, the last one wins.
 
@@ -445,10 +466,14 @@ check_sum(broken, sequences[:2], starts[:2], [0, 1])  # one sequence for each pr
 with caught() as error:
     check_sum(broken)
 print(error)
+with caught() as error:
+    check_direction(broken)
+print(error)
 print(broken.see)
 
 # %% [markdown]
-# A test with one sequence for each prefix is blind to it. A sum shows with two.
+# Both checks notice. But a test with one sequence for each prefix is blind to this bug: that a sum
+# is missing shows from two on.
 #
 # ## Exercises
 #
@@ -482,7 +507,7 @@ print(broken.see)
 # twice = Prefix(np.concatenate([describe.kv] * 2, axis=3), position_offset=2)
 # ids = model.encode(prompt)
 # lam, lam_twice = (shares(model, ids, p)[0] for p in (describe, twice))  # layer 0: (NH, T)
-# assert np.allclose(lam_twice, 2 * lam / (1 + lam))  # with a + b = 1
+# assert np.allclose(lam_twice, 2 * lam / (1 + lam))  # with a sum of 1: a is lam, b is 1 - lam
 # print([round(loss(model, batch, twice), 4) for batch in batches])
 # ```
 #
