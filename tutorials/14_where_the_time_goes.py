@@ -15,8 +15,11 @@
 #
 # - The *peak*: a product of two matrices $(n, n)$ takes $n^3$ multiplications and $n^3$ additions,
 #   $2 n^3$ operations on $3 n^2$ numbers. Each number is used $n$ times, so the cores hardly wait.
-# - The *bandwidth*: `a += 1` on a large array does one operation for a number that is read and
-#   written, 8 bytes in float32. The cores mostly wait.
+# - The *bandwidth*: adding 1 to each number of a long array is one operation for a number that is
+#   read and written, 8 bytes in float32. The cores mostly wait. The array has to be larger than the
+#   *caches*, small and fast memories beside the cores: what fits into one is fetched only once.
+#
+# An operation on numbers with a decimal point is called a *FLOP*; G is $10^9$.
 
 # %%
 import time
@@ -37,12 +40,13 @@ def seconds(work, repeats=5):
 
 n = 1024
 a, b = np.ones((n, n), np.float32), np.ones((n, n), np.float32)  # (n, n) each
-long = np.zeros(16 * 2**20, np.float32)  # 64 MiB: larger than the cores' caches
+long = np.zeros(64 * 2**20, np.float32)  # (2^26,), 256 MiB: larger than the caches
 
 peak = 2 * n**3 / seconds(lambda: a @ b)  # operations a second
 bandwidth = 2 * long.nbytes / seconds(lambda: np.add(long, 1, out=long))  # bytes a second
 print(f"peak {peak / 1e9:.0f} GFLOP/s, bandwidth {bandwidth / 1e9:.1f} GB/s")
-print(f"in the time of moving one byte it could do {peak / bandwidth:.1f} operations")
+corner = peak / bandwidth
+print(f"in the time of moving one byte it could do {corner:.1f} operations")
 
 # %% [markdown]
 # ## The roofline
@@ -55,46 +59,50 @@ print(f"in the time of moving one byte it could do {peak / bandwidth:.1f} operat
 # \frac{operations}{second} \le \min(peak, intensity \cdot bandwidth)$$
 #
 # The right-hand side, drawn over the intensity, is a slope and then a flat top: the *roofline*
-# (Williams, Waterman & Patterson, 2009). Under the slope one waits for memory. Under the flat top
-# one multiplies.
+# (Williams, Waterman & Patterson, 2009). They meet where the intensity is $peak / bandwidth$, the
+# last number that we printed. Left of this corner one waits for memory; right of it one multiplies.
 #
 # Two operations of GPT-2, on $N$ tokens in float32 (4 bytes a number):
 #
 # - `linear`, $(N, in)$ times $(in, out)$: $2 \cdot N \cdot in \cdot out$ operations on
 #   $4 \, (N \cdot in + in \cdot out + N \cdot out)$ bytes.
-# - `gelu` on $(N, F)$: its formula has some 10 operations for each of the $N F$ numbers, which it
-#   reads and writes once: $8 N F$ bytes.
+# - `gelu` and its backward, on $(N, F)$: the formulas of [lesson 2](02_backward_by_hand.py) have
+#   some 25 operations for each of the $N F$ numbers, forward and backward together. `x` and `dout`
+#   are read, `out` and `dx` are written: $16 N F$ bytes.
 #
 # **Predict.** For $N = 1000$, $in = C = 512$, $out = F = 2048$: how many times the work of `gelu`
-# does `linear` do, and which of them is under the slope?
+# does `linear` do, and which of them lies left of the corner?
 
 # %%
 N, C, F = 1000, 512, 2048
 counted = {
     "linear": (2 * N * C * F, 4 * (N * C + C * F + N * F)),
-    "gelu": (10 * N * F, 4 * 2 * N * F),
+    "gelu": (25 * N * F, 4 * 4 * N * F),  # with its backward
     "one token": (2 * 1 * C * F, 4 * (1 * C + C * F + 1 * F)),  # linear for a single token
 }
 for name, (operations, moved) in counted.items():
     intensity = operations / moved
-    bound = "memory" if intensity * bandwidth < peak else "arithmetic"
+    bound = "memory" if intensity < corner else "arithmetic"
     at_least = max(operations / peak, moved / bandwidth)
     print(
         f"{name:10s} {operations / 1e6:7.1f} M operations, intensity {intensity:6.1f}: "
         f"at least {at_least * 1e3:.2f} ms, bound by {bound}"
     )
-assert counted["linear"][0] / counted["gelu"][0] == C / 5  # 102 times the work
+assert counted["linear"][0] / counted["gelu"][0] == 2 * C / 25  # 41 times the work
 # one token uses each weight once: half an operation a byte, wherever it is computed
 assert abs(counted["one token"][0] / counted["one token"][1] - 0.5) < 0.01
 
 # %% [markdown]
-# `gelu` does a hundredth of the work, and has to take far more than a hundredth of the time. A
-# single token, which is what decoding computes again and again, waits for the weights: there no
-# clever arithmetic helps, only fewer bytes, or more tokens at once.
+# `gelu` does a fortieth of the work, at a hundredth of the intensity. Where the corner lies is a
+# matter of the machine: between 3 and 30 on most, lower where other programs take the cores. Left
+# of it, `gelu` needs more than a fortieth of the time, however well it is written. A single token,
+# which is what decoding computes again and again, waits for the weights: there no clever arithmetic
+# helps, only fewer bytes, or more tokens at once.
 #
 # Now measure. `reference.gelu` is the formula as one writes it: each step makes an array of
-# $(N, F)$ in memory and reads it again. `numpy_ops.gelu` works through blocks of rows that stay in
-# a core's cache, in place.
+# $(N, F)$ in memory, which the next one reads again, and so does its backward. `numpy_ops.gelu`
+# works in place, in blocks of rows that stay in a core's cache; and while `x` is there, it computes
+# the slope for the backward, too, which is then a single product.
 #
 # **Predict.** Where in the picture will the two lie: on the roof, or below it?
 
@@ -105,13 +113,25 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(N, C)).astype(np.float32)  # (N, C)
 weight = rng.normal(size=(C, F)).astype(np.float32)  # (C, F)
 bias = np.zeros(F, np.float32)  # (F,)
-h = rng.normal(size=(N, F)).astype(np.float32)  # (N, F)
+h, dh = (rng.normal(size=(N, F)).astype(np.float32) for _ in range(2))  # (N, F) each
+layers = [weight.copy() for _ in range(32)]  # 128 MiB of weights: no cache holds all
+
+
+def gelu_both_ways(ops):
+    _, cache = ops.gelu(h.copy())  # numpy_ops overwrites what it is given
+    ops.gelu_backward(dh.copy(), cache)
+
+
+def one_token():
+    for weight in layers:
+        reference.linear(x[:1], weight, bias)
+
 
 measured = {
     "linear": seconds(lambda: reference.linear(x, weight, bias)),
-    "gelu, reference": seconds(lambda: reference.gelu(h)),
-    "gelu, numpy_ops": seconds(lambda: numpy_ops.gelu(h.copy())),  # it overwrites what it is given
-    "one token": seconds(lambda: reference.linear(x[:1], weight, bias)),
+    "gelu, reference": seconds(lambda: gelu_both_ways(reference)),
+    "gelu, numpy_ops": seconds(lambda: gelu_both_ways(numpy_ops)),
+    "one token": seconds(one_token) / len(layers),
 }
 intensities = np.logspace(-1.5, 3.5, 100)
 plt.figure(figsize=(6, 4))
@@ -129,26 +149,29 @@ plt.show()
 
 # %% [markdown]
 # The product comes near the roof: the library behind NumPy (its *BLAS*) is made for this, and
-# there is little left for us to gain. Of the two `gelu`, the one in blocks is the faster: it does
-# not wait for memory between its steps. That is the whole programme of `numpy_ops`: leave the
-# products to the library, and let nothing else wait.
+# there is little left for us to gain. Both `gelu` lie below it, and the one in blocks is several
+# times as fast: less is written to memory and fetched again. That is the whole programme of
+# `numpy_ops`: leave the products to the library, and let nothing else wait. (The roof was measured
+# once, too. On a machine that others use a point may lie above it.)
 #
 # ## A profile
 #
-# How much of a training step is products? `Clock` wraps the operations and notes for each call how
-# long it took. The model is written against the operations' names and does not know whom it calls.
-# We give it a GPT-2 with random weights, 4 layers of width 512: no product looks at the numbers in
-# it.
+# How much of a training step is products? `Clock` wraps the operations, as `Counting` did in
+# lesson 7, and notes for each how long its calls took. We give it a GPT-2 with random weights, 4
+# layers of width 512: how long a product takes does not depend on the numbers in it.
+#
+# **Predict.** Which part of a step is `linear` and `linear_backward`, half or more? Between
+# `reference` and `numpy_ops`, whose part shrinks most?
 
 # %%
 from minprefix import GPT2, Batch, Config, Prefix, loss_and_grad
 
 
 class Clock:
-    """Operations that note how long they take, and how many operations their products have."""
+    """The functions of `ops`; notes how long each takes, and counts what the products compute."""
 
     def __init__(self, ops):
-        self.ops, self.took, self.products = ops, {}, 0
+        self.ops, self.took, self.products = ops, {}, 0  # took: name -> seconds
 
     def __getattr__(self, name):
         op = getattr(self.ops, name)
@@ -190,16 +213,21 @@ for name, (total, clock) in clocks.items():
         print(f"    {op:24s} {took / total:5.0%}")
 
 # %% [markdown]
+# The products are two thirds of a step or more, and more of the faster one: what shrinks is the
+# rest, most of all `gelu_backward`, of which one product is left.
+#
 # Is the clock right? The operations of the products can be counted on paper. Per token and layer,
 # forward: $C \cdot 3C$ for queries, keys and values, $C \cdot C$ behind the attention,
 # $C \cdot 4C$ and $4C \cdot C$ in the MLP; $12 C^2$ multiplications with their additions. Backward,
-# for the gradient of the inputs alone, the same again. In the top layer only the tokens whose
-# logits are needed go further than keys and values, and in the lowest layer nothing needs a
-# gradient below its keys and values ([lesson 7](07_half_a_backward.py)). The head multiplies $C$ by
-# $V$ for each target, forward and backward.
+# for the gradient of the inputs alone, the same again. With $N$ tokens and $L$ layers that is
+# $2 \cdot 2 \cdot 12 C^2 \cdot N \cdot L$. The tied head adds $2 \cdot 2 \cdot C \cdot V$ for each
+# of $M$ targets, with $V$ tokens in the vocabulary.
 #
-# **Predict.** Of the full $2 \cdot 2 \cdot 12 C^2 \cdot N \cdot L$ in the layers, how much does a
-# step really do? More than 3/4?
+# But in the top layer only the tokens whose logits are needed go further than keys and values, and
+# in the lowest layer nothing needs a gradient below its keys and values
+# ([lesson 7](07_half_a_backward.py)).
+#
+# **Predict.** How much of this full count does a step really do? More than 3/4?
 
 # %%
 L, V, N, M = 4, 4096, batch.tokens.size, batch.targets.size
@@ -211,6 +239,8 @@ if clocks["numpy"][1].products == done:
     print("both implementations are asked for the same products")
 
 # %% [markdown]
+# Nine tenths. Two of four layers are spared a part of their work; of GPT-2's twelve it is two, too.
+#
 # ## Why this is faster than a framework here
 #
 # Four reasons, and none of them is a faster product: everybody calls the same kind of library.
@@ -304,25 +334,27 @@ print(error)
 from minprefix import loss_and_weight_grads
 
 
-def off(got, want):
-    return np.abs(got - want).max() / np.abs(want).max()
+def relative_error(a, b):
+    """The largest difference, as a part of the largest number."""
+    return np.abs(a - b).max() / np.abs(b).max()
 
 
 dkv = [loss_and_grad(model, prefix, batch, ops=ops)[1] for ops in (broken.reference, reference)]
-print(f"gradient of the prefix: off by {off(*dkv):.1g}")  # (L, 2, NH, P, hs)
+print(f"gradient of the prefix: off by {relative_error(*dkv):.1g}")  # (L, 2, NH, P, hs)
 name = "h.0.attn.c_proj.weight"  # (C, C)
 weights = [
     loss_and_weight_grads(model, batch, prefix, ops=ops)[1][name]
     for ops in (broken.reference, reference)
 ]
-print(f"gradient of {name}: off by {off(*weights):.1g}")
-assert off(*dkv) < 1e-6
-assert off(*weights) > 0.01
+print(f"gradient of {name}: off by {relative_error(*weights):.1g}")
+assert relative_error(*dkv) < 1e-6
+assert relative_error(*weights) > 0.01
 
 # %% [markdown]
-# A prefix trains as if nothing were wrong. The bug sleeps until someone trains the weights, and
-# then the lower layers learn from the output of the top one. That is why a suite looks at every
-# result twice, and why "it trains" is no proof.
+# The weight's gradient is $dW = z^\top dout$, the input's is $dout \, W^\top$: only the first needs
+# $z$. So a prefix trains as if nothing were wrong. The bug sleeps until someone trains the weights,
+# and then the lower layers learn from the output of a higher one. That is why a suite looks at
+# every result twice, and why "it trains" is no proof.
 
 # %%
 print(broken.see)
@@ -384,13 +416,13 @@ grade(layernorm)
 #
 # </details>
 #
-# **3.** Time yours against `reference.layernorm` and `numpy_ops.layernorm` on $(1000, 512)$ and on
-# $(4, 512)$ in float32, with `seconds`. Why is the gain gone on the small one?
+# **3.** Time yours against `reference.layernorm` and `numpy_ops.layernorm` on $(16000, 512)$ and on
+# $(4, 512)$ in float32, with `seconds`. Why is there no gain on the small one?
 #
 # <details><summary>Solution 3</summary>
 #
 # ```python
-# for rows in (1000, 4):
+# for rows in (16000, 4):
 #     small = rng.normal(size=(rows, 512)).astype(np.float32)
 #     gain, none = np.ones(512, np.float32), np.zeros(512, np.float32)
 #     for ops in (reference, numpy_ops):
