@@ -42,9 +42,9 @@
 # $$dk^{pre}_1 = -\tfrac{3}{4} \cdot \tfrac{2}{2} = -\tfrac{3}{4}, \quad
 # dk_1 = \tfrac{3}{4}, \quad dq_1 = -\tfrac{3}{8} \ln 3$$
 #
-# The package works on a *stream*: all sequences behind one another, and `offsets`, where each of
-# them begins and the last one ends. Its shapes: $(N, NH, hs)$ for $N$ tokens and $NH$ heads, and
-# for each sequence a prefix of $(NH, P, hs)$. Here all of these are $(1, 1, 4)$.
+# The package works on a *stream*, as in lesson 5: $(N, NH, hs)$ for $N$ tokens of all sequences and
+# $NH$ heads, `offsets`, and for each sequence a prefix of $(NH, P, hs)$. Here all of these are
+# $(1, 1, 4)$.
 
 # %%
 import numpy as np
@@ -52,11 +52,11 @@ import numpy as np
 from minprefix.ops import numpy_ops, reference
 
 
-def first(number, shape=(1, 1, 4)):
+def first(number):
     """Zeros, and `number` in the first place."""
-    a = np.zeros(shape)
+    a = np.zeros((1, 1, 4))
     a.flat[0] = number
-    return a  # (1, 1, 4)
+    return a
 
 
 HAND = {"q": 2, "k": 0, "v": 8, "prefix_k": np.log(3), "prefix_v": 4}
@@ -74,7 +74,7 @@ def check_by_hand(ops):
     prefixes = [a["prefix_k"]], [a["prefix_v"]]
     z, cache = ops.attention(a["q"], a["k"], a["v"], *prefixes, np.array([0, 1]))
     assert np.abs(z - first(5)).max() < 1e-13, f"z is {z.ravel()}, by hand 5 0 0 0"
-    grads = ops.attention_backward(first(1), cache)._asdict()
+    grads = ops.attention_backward(first(1), cache)._asdict()  # "dq" -> dq, and so on
     for name, number in HAND_GRADS.items():
         got = np.asarray(grads[f"d{name}"]).reshape(1, 1, 4)  # (1, 1, 4); of a list, its only entry
         off = np.abs(got - first(number)).max()
@@ -93,10 +93,9 @@ print("the pencil agrees with both implementations")
 # ## Second and third witness: the derivative as a limit
 #
 # Now any numbers: two sequences of 3 and 2 tokens, two heads, and two slots that both sequences
-# share. To try more than one operation with the same code, each of them gets its inputs under their
-# names, and three functions: one runs it, one runs its backward, one gives the loss
-# $\ell = \sum dout \odot out$, whose gradient for the output is the upstream $dout$. The letters
-# are those of lessons 2 and 4: $C$ columns for layernorm and GELU.
+# share. To try layernorm and GELU with the same code, on $(N, C)$, we give every operation its
+# inputs under their names, and write three functions: one runs it, one runs its backward, one gives
+# the loss $\ell = \sum dout \odot out$, whose gradient for the output is the upstream $dout$.
 
 # %%
 NH, P, hs, C = 2, 2, 4, 6
@@ -147,8 +146,9 @@ def loss(ops, op, a, dout):
 # $$\frac{\ell(x + \epsilon) - \ell(x - \epsilon)}{2 \epsilon}
 # \qquad \text{and} \qquad \frac{\mathrm{Im} \; \ell(x + i \epsilon)}{\epsilon}$$
 #
-# The first makes two errors: the curve is not straight, an error that grows like $\epsilon^2$; and
-# the difference of two nearly equal numbers has lost digits, about $10^{-16} / \epsilon$.
+# The first makes two errors. The curve is not straight: that error grows like $\epsilon^2$. And
+# float64 keeps 16 digits, so the difference of two nearly equal numbers, divided by $\epsilon$, is
+# off by about $10^{-16} / \epsilon$.
 #
 # **Predict.** For which $\epsilon$ is the sum of the two smallest, and how small is it there? (Set
 # $\epsilon^2 = 10^{-16} / \epsilon$.) And the complex step, which subtracts nothing?
@@ -181,7 +181,7 @@ def relative_error(a, b):
 
 
 def worst(found, right):
-    """The largest relative error of all gradients. NaN counts: a comparison with it is False."""
+    """The largest relative error of all gradients; NaN if there is one anywhere."""
     return np.max([relative_error(found[name], right[name]) for name in right])
 
 
@@ -208,10 +208,12 @@ assert imaginary[-1] < 1e-13
 
 # %% [markdown]
 # The complex step has the first error, too, and not the second: it goes on falling until every
-# digit is right. Finite differences turn round near $10^{-5}$. Hence the $\epsilon$ of $10^{-6}$ or
-# $10^{-5}$ that everybody uses, and a tolerance of $10^{-6}$, which leaves room above the error. At
-# $\epsilon = 10^{-12}$ a right gradient would fail it. In float32, where a number has 7 digits and
-# not 16, the same sum gives an error of $10^{-5}$ at best: check gradients in float64.
+# digit is right. On paper finite differences are best at
+# $\epsilon = 10^{-16/3} \approx 5 \cdot 10^{-6}$, with an error of
+# $\epsilon^2 \approx 2 \cdot 10^{-11}$; measured, they turn round near $10^{-5}$. Hence the
+# $\epsilon$ of $10^{-6}$ or $10^{-5}$ that everybody uses, and a tolerance of $10^{-6}$, which
+# leaves room above the error. At $\epsilon = 10^{-12}$ a right gradient would fail it. In float32,
+# with 7 digits, the same sum gives an error of some $10^{-5}$ at best: check gradients in float64.
 #
 # Both witnesses have one weakness in common. They differentiate *your* forward. If that computes
 # the wrong function, they confirm the gradient of the wrong function.
@@ -238,6 +240,7 @@ def by_pytorch():
         q, k, v = (t[name][start:end].transpose(0, 1) for name in "qkv")
         keys = torch.cat([t["prefix_k"], k], dim=1)  # (NH, P+T, hs)
         values = torch.cat([t["prefix_v"], v], dim=1)  # (NH, P+T, hs)
+        # row i sees the columns up to P + i
         seen = torch.ones(T, P + T, dtype=torch.bool).tril(P)  # (T, P+T)
         z = torch.nn.functional.scaled_dot_product_attention(q, keys, values, seen)
         zs.append(z.transpose(0, 1))  # (T, NH, hs)
@@ -272,7 +275,7 @@ assert worst(ours, exact) < 1e-12
 # | complex step | the backward, to all digits | a wrong forward |
 # | another program | forward and backward | a mistake that both made |
 #
-# Four witnesses that have nothing in common do not lie in the same way. That is the whole argument.
+# Four witnesses so unlike do not err in the same way. That is the whole argument.
 #
 # ## The laws
 #
@@ -339,14 +342,14 @@ for name, yes in seen.items():
 assert list(seen.values()) == [False, False, True, True]
 
 # %% [markdown]
-# A sum that is 0 stays 0 under any scale and any sign: those two laws are blind to both. The third
-# has something other than 0 on its right side, and sees them.
+# The last two. A sum that is 0 stays 0 under any scale and any sign: the first two laws are blind
+# to both. The third has something other than 0 on its right side, and sees them.
 #
 # ## Checks as people write them
 #
-# Six more, of the kinds that people write. Each takes an implementation, and asserts. `RIGHT` is
-# what another program says: here the package's second implementation, `numpy_ops`, which is no part
-# of what we shall break.
+# Six more, of the kinds that people write. Each takes an implementation, and asserts. `RIGHT` holds
+# the gradients that another program finds: here the package's second implementation, `numpy_ops`,
+# since the bugs that we shall plant are in `reference`. `RIGHT_OUT` holds its outputs.
 
 # %%
 RIGHT_OUT = {op: forward(numpy_ops, op, a)[0] for op, a in INPUTS.items()}
@@ -459,10 +462,9 @@ print("the sound implementation passes all", len(CHECKS))
 #
 # ## The kill matrix
 #
-# The package has a [zoo](../minprefix/conformance/zoo.py#all_bugs): 162 mistakes of real systems
-# and of students, each a small change of a line or two.
-# `planted(name)` gives a copy of the package with one of them in it. We take fourteen and let each
-# check loose on each. A check that fails has *killed* the bug; a bug that no check kills *lives*.
+# Of the [zoo](../minprefix/conformance/zoo.py#all_bugs) with its 162 mistakes we take fourteen,
+# plant them one by one, and let each check loose on each. A check that fails has *killed* the bug;
+# a bug that no check kills *lives*.
 #
 # **Predict.** Which column kills most, which kill none at all? And two bugs by name:
 # `mask-shows-the-next-token` (a token sees the one that it is to predict) and `prefix-masked-out`
@@ -520,13 +522,14 @@ for bug in ("erf-gelu", "mask-shows-the-next-token", "prefix-masked-out"):
 #
 # - *shapes fit*, *loss falls* and *absolute 0.01* kill none of the fourteen. A step along half a
 #   gradient goes downhill, too, and even the ReLU's derivative does in the place of GELU's.
-# - *cosine* does not see `dprefix-unscaled`: a direction has no length.
+# - *cosine* does not see `dprefix-unscaled`: a direction has no length. Nor `erf-gelu`, the GELU
+#   with another function in the place of tanh, whose slope is nearly the same.
 # - *one index* looks, in attention, at one number of the queries. What is wrong with the slots lies
 #   elsewhere.
 # - *ones* is blind to both bugs of layernorm: the outputs of a fresh layernorm sum to 0 whatever
 #   goes in, so the right `dx` is 0, and what both bugs give is 0 as well. Nor can it see which
 #   sequence an upstream belongs to: all of them are alike.
-# - *laws* kill four, and no scale.
+# - *laws* kill four, and see no scale.
 # - *by hand* knows attention alone, and lets `mask-shows-the-next-token` live: one token has no
 #   next one.
 # - *differences* let three live that the other program kills: another GELU, another mask, no
@@ -544,6 +547,7 @@ from minprefix.conformance.zoo import all_bugs, plant
 
 for name in LIVE:
     bug = all_bugs()[name]
+    # truth: the operation and the array that are wrong first
     of_op = [check for check in all_checks().values() if check.op == bug.truth[0]]
     failed = [check.id for check in of_op if check.grade(plant(bug)).status == "failed"]
     print(f"{name}: {len(failed)} of {len(of_op)} checks fail")
@@ -585,12 +589,13 @@ def check_against_itself(ops):
 print("against itself:", sum(noticed(check_against_itself, planted(b).reference) for b in ZOO))
 error = float("nan")
 assert not error > 1e-12  # passes, and says nothing
-print("error < 1e-12 with NaN:", error < 1e-12)
+print("with NaN, error < 1e-12 is", error < 1e-12, "and not error > 1e-12 is", not error > 1e-12)
 assert not any(noticed(check_against_itself, planted(bug).reference) for bug in ZOO)
 
 # %% [markdown]
-# The remedy is always the same, and takes a minute: break the code, watch the check fail, put the
-# code back. Do it once for every check that you write.
+# Zeros pass `check_absolute`, and NaN passes the second assert, not the first. The remedy is always
+# the same, and takes a minute: break the code, watch the check fail, put the code back. Do it once
+# for every check that you write.
 #
 # ## Break it yourself
 #
@@ -741,7 +746,7 @@ judge(check_causal, ["mask-shows-the-next-token", "no-mask", "one-sequence-of-th
 #
 # </details>
 #
-# **3.** (Graded.) The function below is wrong: one character is. Do not read it yet: let the suite
+# **3.** (Graded.) In the function below one character is wrong. Do not read it yet: let the suite
 # speak first. In the case `attention/one-sequence` there are $T = 5$ tokens and $hs = 7$. Which
 # arrays are wrong, which are right, and by what factor? Then write it as it should be.
 
