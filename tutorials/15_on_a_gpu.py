@@ -42,9 +42,11 @@ else:
     print(on_gpu)
 
 # %% [markdown]
-# Where there is one, the lesson so far is short: the same call, the same numbers to rounding.
+# Where there is one, the rest is short: the same call, the same numbers to rounding. Where there is
+# none, two implementations on the CPU show as much: `reference`, and `numpy_ops`, which
+# `loss_and_grad` takes by itself. They add in another order, too.
 #
-# **Predict.** How many digits will agree in float32: all 7, about 5, about 3?
+# **Predict.** How many digits of the gradient will agree in float32: all 7, about 5, about 3?
 
 # %%
 texts = ["name[The Red Fox], type[restaurant], food[Thai]\n", "name[Mill and Table], type[film]\n"]
@@ -59,18 +61,23 @@ def relative_error(a, b):
 
 if on_gpu is not None:
     gpu_loss, gpu_dkv = loss_and_grad(on_gpu, prefix.to("cupy"), batch)
-    error = relative_error(gpu_dkv.get(), dkv)  # get: CuPy's way home
-    print(f"loss {gpu_loss:.6f} and {loss:.6f}, gradients differ by {error:.1g}")
-    assert error < 1e-4
+    other_loss, other_dkv, where = gpu_loss, gpu_dkv.get(), "on the GPU"  # get: CuPy's way home
 else:
-    print("skipped: it takes a GPU")
+    other_loss, other_dkv = loss_and_grad(model, prefix, batch, ops=reference)
+    where = "by the reference (no GPU)"
+error = relative_error(other_dkv, dkv)
+print(f"loss {loss:.6f}, {where} {other_loss:.6f}; the gradients differ by {error:.1g}")
+assert error < 1e-4
 
 # %% [markdown]
+# About 5. One rounding is in the eighth digit, and a gradient is the work of thousands.
+#
 # ## Why two right answers differ
 #
 # Floating-point numbers are rounded after every operation, so $(a + b) + c$ and $a + (b + c)$ may
-# differ in the last digit. A core adds from left to right. A GPU has thousands of threads: on
-# $C$ numbers, each thread adds some, then they add their sums in pairs, in a *tree*. In
+# differ in the last digit. A loop adds from left to right. A GPU has thousands of threads, and runs
+# one small program, a *kernel*, in all of them at once: to sum up a row, each thread adds some of
+# the numbers, then they add their sums in pairs, in a *tree*. In
 # [the kernels](../minprefix/ops/cupy_kernels.cu) that is `block_sum`. Here it is in NumPy:
 
 # %%
@@ -96,10 +103,10 @@ def left_to_right(row):
 
 row = np.random.default_rng(0).normal(size=20_000).astype(np.float32)  # (20000,)
 exact = row.astype(np.float64).sum()
-size = np.abs(row).sum()
+size = np.abs(row).sum()  # errors are measured by the numbers that were added
 for how in (left_to_right, tree_sum):
     print(
-        f"{how.__name__:14s} {how(row):.6f}, off by {abs(how(row) - exact) / size:.1g} of its size"
+        f"{how.__name__:14s} {how(row):.6f}, off by {abs(how(row) - exact) / size:.1g} of the size"
     )
 
 # %% [markdown]
@@ -121,8 +128,8 @@ assert len(by_chance) > 1
 assert len(by_tree) == 1
 
 # %% [markdown]
-# A fixed order gives the same bytes each time, and a run can be repeated. That is why no kernel of
-# minprefix adds atomically.
+# Random orders give different sums. A fixed order gives the same bytes each time, and a run can be
+# repeated. That is why no kernel of minprefix adds atomically.
 #
 # ## Products with fewer bits
 #
@@ -140,6 +147,7 @@ assert len(by_tree) == 1
 
 
 def to_tf32(a):
+    # view: the same 32 bits, read as a whole number
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
     return ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
 
@@ -167,17 +175,19 @@ print(f"one rounding: up to {rounding:.2g}; the gradient of the prefix: {error:.
 assert 1e-5 < error < 1e-2
 
 # %% [markdown]
-# A few times one rounding, after four layers there and back: every product adds an error of its
-# own, and errors that go up and down partly cancel. Whether it matters for training is a question
-# for an experiment. Whether the *code* is right is a question to be asked in float64, where a
-# mistake of a thousandth cannot hide behind the rounding.
+# By more: several times one rounding, after four layers there and back. Every product adds an error
+# of its own, and errors that go up and down partly cancel. Whether it matters for training is a
+# question for an experiment. Whether the *code* is right is a question to be asked in float64, where
+# a mistake of a thousandth cannot hide behind the rounding.
 #
 # ## Padding, where nobody sees it
 #
-# Attention walks the sequences of a batch, one after another. On a GPU a hundred small products are
-# a waste: starting a kernel takes some microseconds, whatever it does. So `cupy_ops` fills the
-# sequences up into one rectangle inside of attention, and hides the filling. With $B$ sequences,
-# $T$ the length of the longest, $P$ the slots of the longest prefix:
+# Attention in `reference` walks the sequences of a batch, one after another. On a GPU a hundred
+# small products are a waste: starting a kernel takes some microseconds, whatever it does. So
+# `cupy_ops` fills the sequences up into one rectangle inside of attention, and hides the filling.
+# This is the idea (`cupy_ops` itself lets the tokens follow their own slots at once, so that all
+# filling comes last). With $B$ sequences, $T$ the length of the longest, $P$ the slots of the
+# longest prefix:
 #
 # - $q$ becomes $(B, NH, T, hs)$; keys and values become $(B, NH, P + T, hs)$: first the slots, then
 #   the tokens;
@@ -185,7 +195,8 @@ assert 1e-5 < error < 1e-2
 #   $P \le j \le P + i$;
 # - rows behind the end of a sequence are computed for nothing, and thrown away.
 #
-# The causal condition alone hides the padded tokens: they lie in everybody's future.
+# The second condition is the causal one. It hides the padded tokens without knowing of them: they
+# lie in the future of every token. The first hides the filling of the prefixes.
 
 # %%
 
@@ -219,10 +230,8 @@ q, k, v = (rng.normal(size=(13, NH, hs)) for _ in range(3))
 prefix_k, prefix_v = ([rng.normal(size=(NH, P, hs)) for P in (4, 1, 0)] for _ in range(2))
 
 z = padded_attention(q, k, v, prefix_k, prefix_v, offsets)
-print(
-    "padded against walked:",
-    relative_error(z, reference.attention(q, k, v, prefix_k, prefix_v, offsets)[0]),
-)
+print(f"z {z.shape}, padded against walked:", end=" ")
+print(relative_error(z, reference.attention(q, k, v, prefix_k, prefix_v, offsets)[0]))
 
 # %% [markdown]
 # Two ways to be sure: against the reference, and against *itself* on each sequence alone. The
@@ -283,9 +292,14 @@ check_equal_lengths(attention_with_the_bug)  # nothing fires
 with caught() as error:  # take this line away, and the lesson stops here
     check_neighbours(attention_with_the_bug)
 print(error)
+with caught() as error:
+    check_against_the_reference(attention_with_the_bug)
+print(error)
 
 # %% [markdown]
-# The very same numbers come from our own function if we forget to hide the filling:
+# All but the weak one. A key of zeros has the score 0 with every query, and $e^0 = 1$ is a share of
+# the softmax like any other: with $P - P_b$ of them a short prefix and its tokens get less. The
+# very same numbers come from our own function if we forget to hide the filling:
 
 # %%
 inputs = (q, k, v, prefix_k, prefix_v, offsets)
@@ -294,28 +308,28 @@ assert relative_error(forgotten, attention_with_the_bug(*inputs)) < 1e-12
 print(broken.see)
 
 # %% [markdown]
-# Without the check with neighbours you would have seen nothing as long as all prefixes have one
-# length; then, one day, answers that depend on who else is in the batch.
+# With equal lengths in every test you would have seen nothing; then, one day, answers that depend
+# on who else is in the batch.
 #
 # ## What a GPU is good for
 #
-# From a data sheet: an NVIDIA H200 moves 4.8 TB/s, and does 67 TFLOP/s in float32. The roofline of
+# From a data sheet: an NVIDIA H200 moves 4.8 TB/s, and does 67 TFLOP/s in float32 (T is
+# $10^{12}$). The roofline of
 # [lesson 14](14_where_the_time_goes.py) holds there, too.
 #
 # **Predict.** Below how many operations for each byte does it wait for its memory? One token of
 # GPT-2 (124 million weights of 4 bytes, each read once): how many tokens a second at the very most?
 
 # %%
-moved, done = 4.8e12, 67e12
-print(f"memory is the limit below {done / moved:.0f} operations a byte")
-print(f"at most {moved / (124e6 * 4):,.0f} tokens a second, one text at a time")
-assert 13 < done / moved < 15
+bandwidth, peak = 4.8e12, 67e12  # bytes and operations a second
+print(f"memory is the limit below {peak / bandwidth:.0f} operations a byte")
+print(f"at most {bandwidth / (124e6 * 4):,.0f} tokens a second, one text at a time")
+assert 13 < peak / bandwidth < 15
 
 # %% [markdown]
-# And starting a kernel takes some 5 microseconds. A step of the tiny model on a short batch is a
-# hundred kernels with nothing to do: there a GPU is slower than a laptop. It pays from some hundred
-# tokens of a real GPT-2 upwards; `minprefix bench all --backend cupy` measures it where there is
-# one.
+# And a kernel does not start for nothing: some 5 microseconds each. A few tokens of the tiny model
+# are hundreds of kernels with next to nothing to do, and most of a step is starting them. From
+# which size on a GPU pays is a question for the clock: `minprefix bench all --backend cupy`.
 #
 # ## Exercises
 #
@@ -324,8 +338,8 @@ assert 13 < done / moved < 15
 #
 # <details><summary>Solution 1</summary>
 #
-# $4 \cdot 1000 - 1003 = 2997$ of 4000 rows, three quarters, and their scores cost $T$ each. Sort
-# the sequences by length and compute several rectangles; or let a kernel walk the sequences itself.
+# $4 \cdot 1000 - 1003 = 2997$ of 4000 rows, three quarters, and each of them has $P + T$ scores.
+# Sort the sequences by length and compute several rectangles; or let a kernel walk the sequences.
 #
 # </details>
 #
@@ -378,15 +392,17 @@ grade(attention)
 #
 # </details>
 #
-# **3.** If you have a GPU: `minprefix check cupy`, and `minprefix train --backend cupy`. Which
-# operations are the slowest for the tiny model?
+# **3.** If you have a GPU: run `minprefix demo --backend cupy --out on_gpu`, and again with
+# `--backend numpy --out on_cpu`, and time both. Would the ratio be the same for GPT-2?
 #
 # <details><summary>Solution 3</summary>
 #
-# On so small a model none of them does any work that counts: what takes the time is starting them.
+# No. On so small a model little of a GPU's time is arithmetic: most of it goes into starting
+# kernels. In GPT-2 there are three times as many layers, and each product of one is some twenty
+# times as large.
 #
 # </details>
 #
-# This was the last lesson. The code that you have read all along is the code that runs:
+# This was the last lesson. What you have written by hand is what the package runs:
 # [reference](../minprefix/ops/reference.py), [gpt2](../minprefix/gpt2.py),
 # [model](../minprefix/model.py). `minprefix step` walks through it, line by line.
