@@ -63,6 +63,42 @@ def test_every_lesson_has_a_place_in_the_week_and_in_the_term():
         assert lessons <= set(re.findall(r"\]\((\d\d_[a-z0-9_]+\.py)\)", text))
 
 
+def minutes(lesson):
+    """What the head of a lesson says."""
+    path = next(TEACHING.parent.glob(f"{int(lesson):02d}_*.py"))
+    return int(re.search(r"\*\*Time\*\* (\d+) minutes", path.read_text(encoding="utf-8"))[1])
+
+
+def test_the_minutes_of_each_day_are_those_of_its_lessons():
+    week = TEXT[TEXT.index("## One week") : TEXT.index("## One term")]
+    days = re.findall(r"^\| \w+day \|([^|]+)\|", week, re.MULTILINE)
+    sums = [sum(map(minutes, re.findall(r"\[(\d+)\]", day))) for day in days]
+    assert len(sums) == 5
+    said = f"{', '.join(map(str, sums[:-1]))} and {sums[-1]} minutes"
+    assert said in " ".join(week.split())
+    assert max(sums) < 180
+
+
+def test_the_afternoon_adds_up_to_its_four_hours():
+    afternoon = TEXT[TEXT.index("## One afternoon (four hours)") : TEXT.index("## One week")]
+    rows = re.findall(r"^\| (\d):(\d\d) \| (.*) \|$", afternoon, re.MULTILINE)
+    times = [60 * int(hours) + int(rest) for hours, rest, _ in rows]
+    assert times == sorted(set(times))
+    assert (times[0], times[-1]) == (0, 240)
+    whole = {"1", "5"}  # these two are gone through from top to bottom
+    for start, end, (_, _, what) in zip(times, times[1:], rows, strict=False):
+        lesson = re.match(r"\[(\d+)", what)
+        if lesson and lesson[1] in whole:
+            assert end - start >= minutes(lesson[1]), what
+
+
+def test_each_lesson_has_something_that_students_stumble_on():
+    table = TEXT[TEXT.index("## What students stumble on") : TEXT.index("## Grading a class")]
+    assert [
+        int(n) for n in dict.fromkeys(re.findall(r"^\| (\d+) \|", table, re.MULTILINE))
+    ] == list(range(1, 16))
+
+
 def test_what_it_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (TEACHING.parent / target).exists(), target
