@@ -17,12 +17,12 @@
 # slot's key and value and the token's key and value have shape $(1, 4)$, and only their first
 # number is not 0:
 #
-# $$q_1 = 2, \quad k^{pre}_1 = \ln 3, \quad k_1 = 0, \quad v^{pre}_1 = 4, \quad v_1 = 8$$
+# $$q_1 = 2, \quad k^{pre}_1 = \log(3), \quad k_1 = 0, \quad v^{pre}_1 = 4, \quad v_1 = 8$$
 #
 # Forward. The scores, $(1, 2)$, are $q K^\top / \sqrt{hs}$, and $\sqrt{4} = 2$:
 #
 # $$\begin{aligned}
-# scores &= \tfrac{1}{2} \, (2 \ln 3, \; 0) = (\ln 3, \; 0) \\
+# scores &= \tfrac{1}{2} \, (2 \log(3), \; 0) = (\log(3), \; 0) \\
 # pattern &= \frac{(3, \; 1)}{3 + 1} = (\tfrac{3}{4}, \; \tfrac{1}{4}) \\
 # z_1 &= \tfrac{3}{4} \cdot 4 + \tfrac{1}{4} \cdot 8 = 5
 # \end{aligned}$$
@@ -40,7 +40,7 @@
 # $dK = dscores^\top q / \sqrt{hs}$, and the query, $dq = dscores \, K / \sqrt{hs}$:
 #
 # $$dk^{pre}_1 = -\tfrac{3}{4} \cdot \tfrac{2}{2} = -\tfrac{3}{4}, \quad
-# dk_1 = \tfrac{3}{4}, \quad dq_1 = -\tfrac{3}{8} \ln 3$$
+# dk_1 = \tfrac{3}{4}, \quad dq_1 = -\tfrac{3}{8} \log(3)$$
 #
 # The package works on a *stream*, as in lesson 5: $(N, NH, hs)$ for $N$ tokens of all sequences and
 # $NH$ heads, `offsets`, and for each sequence a prefix of $(NH, P, hs)$. Here all of these are
@@ -74,9 +74,11 @@ def check_by_hand(ops):
     prefixes = [a["prefix_k"]], [a["prefix_v"]]
     z, cache = ops.attention(a["q"], a["k"], a["v"], *prefixes, np.array([0, 1]))
     assert np.abs(z - first(5)).max() < 1e-13, f"z is {z.ravel()}, by hand 5 0 0 0"
-    grads = ops.attention_backward(first(1), cache)._asdict()  # "dq" -> dq, and so on
+    # "dq" -> dq, and so on
+    grads = ops.attention_backward(first(1), cache)._asdict()
     for name, number in HAND_GRADS.items():
-        got = np.asarray(grads[f"d{name}"]).reshape(1, 1, 4)  # (1, 1, 4); of a list, its only entry
+        # (1, 1, 4); dprefix_k and dprefix_v are lists with one entry
+        got = np.asarray(grads[f"d{name}"]).reshape(1, 1, 4)
         off = np.abs(got - first(number)).max()
         assert off < 1e-13, f"d{name} is {got.ravel()}, by hand {number:.4g} 0 0 0"
 

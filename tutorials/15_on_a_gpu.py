@@ -177,8 +177,8 @@ assert 1e-5 < error < 1e-2
 # %% [markdown]
 # By more: several times one rounding, after four layers there and back. Every product adds an error
 # of its own, and errors that go up and down partly cancel. Whether it matters for training is a
-# question for an experiment. Whether the *code* is right is a question to be asked in float64, where
-# a mistake of a thousandth cannot hide behind the rounding.
+# question for an experiment. Whether the *code* is right is a question to be asked in float64:
+# there a mistake of a thousandth cannot hide behind the rounding.
 #
 # ## Padding, where nobody sees it
 #
