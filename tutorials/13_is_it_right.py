@@ -518,6 +518,9 @@ assert LIVE == ["prefix-of-the-first-sequence-for-all", "softmax-without-the-max
 assert table["other program"].sum() == len(ZOO) - len(LIVE) > table["differences"].sum()
 for bug in ("erf-gelu", "mask-shows-the-next-token", "prefix-masked-out"):
     assert not table["differences"][ZOO.index(bug)]  # a right gradient of a wrong forward
+assert table["laws"].sum() == 4
+assert not table["cosine"][ZOO.index("dprefix-unscaled")]
+assert not table["ones"][:2].any()  # both bugs of layernorm
 
 # %% [markdown]
 # Read it by columns:
