@@ -5,7 +5,7 @@
 #   what a training step spends its time on, and tell a gain that is real from one that is a bug.
 # - **You need** the whole model ([lesson 6](06_gpt2_from_its_file.py)) and what half a backward
 #   leaves out ([lesson 7](07_half_a_backward.py)).
-# - **Time** 45 minutes; it runs in 8 seconds.
+# - **Time** 45 minutes; it runs in 9 seconds.
 # - **Difficulty** 2 of 3.
 #
 # ## Two numbers of your machine
