@@ -532,6 +532,11 @@ def test_a_trained_prefix_is_stepped_through_with_its_own_template(session, tmp_
                    options=(*SHORT, "--prefix", tmp_path / "p", "--dtype", "float64"))  # fmt: skip
     assert "name[The Red Fox] => The Red Fox is a pub." in said
     assert "(1, 3), dtype('float64')" in said
+    # alone, and as it is
+    alone = ("--prompt", "name[The Red Fox]", "--prefix", tmp_path / "p")
+    assert "'name[The Red Fox] =>'" in session("p model.decode(batch.tokens)", options=alone)
+    said = session("p model.decode(batch.tokens)", options=(*alone, "--raw"))
+    assert "'name[The Red Fox]'" in said
     said = session("n", options=("--prompt", "The Red Fox", "--prefix-length", 0))
     assert "no prefix" in said
 
@@ -540,10 +545,10 @@ def test_a_trained_prefix_is_stepped_through_with_its_own_template(session, tmp_
     ("options", "said"),
     [
         (("--target", "x"), "--target is what follows a prompt: give --prompt TEXT as well"),
-        (("--prompt", "x", "--template", "{source}{target}"), "give --target TEXT as well"),
+        (("--prompt", "x y", "--raw", "--template", "{source}{target}"), "leave out --template"),
         (("--names", "blocks.1.attn.patern"), "near it are blocks.1.attn.pattern"),
         (("--max-bytes", "1000"), "narrow it by names"),
-        (("--prompt", ""), "at least one token"),
+        (("--prompt", ""), "--prompt is empty: expected text for the model to read"),
         (("--prefix", "absent"), "absent"),
         (("--prefix", "absent", "--seed", "1"), "--seed draws a random prefix"),
         (("--prefix-length", "-1"), "prefix length is -1"),

@@ -31,7 +31,7 @@ def step(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="replace")
     model = GPT2.load(args.model, dtype=args.dtype, revision=args.revision)
     prefix = _prefix(args, model)
-    batch = _batch(args, model, prefix)
+    batch = _batch(args, model)
     seen = trace(model, batch, prefix, args.names or "*", need=args.need, max_bytes=args.max_bytes)
     differences = Differences(model, batch, prefix, args.need)
     stepper = Stepper(seen, differences, {"model": model, "prefix": prefix, "batch": batch})
@@ -58,30 +58,20 @@ def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
     return Prefix(saved.kv.astype(args.dtype), layers, saved.position_offset)
 
 
-def _batch(args: argparse.Namespace, model: "GPT2", prefix: "Prefix | None") -> "Batch":
+def _batch(args: argparse.Namespace, model: "GPT2") -> "Batch":
     """The prompt, and the target that is to be predicted after it; without one the prompt itself
-    is. Raises InputError."""
-    from minprefix.artifact import read_about
+    is. They become tokens as in `minprefix view`. Raises InputError."""
     from minprefix.batch import Batch
-    from minprefix.data.pairs import Pair, Template, encode_pairs
+    from minprefix.trace.view import encode, template_of
 
-    prompt, target, template = args.prompt, args.target, args.template
+    prompt, target = args.prompt, args.target
     if prompt is None and target is not None:
         raise InputError("--target is what follows a prompt: give --prompt TEXT as well")
     if prompt is None:
         prompt, target = PROMPT, TARGET
-    if target is None and template is not None:
-        raise InputError("--template joins a prompt and its target: give --target TEXT as well")
-    if target is None:
-        return Batch.pack([model.encode(prompt)])
-    if template is None and args.prefix is not None:
-        about = read_about(args.prefix) or {}
-        template = (about.get("training") or {}).get("template")
-    room = model.config.n_positions - (prefix.position_offset if prefix else 0)
-    pair = Pair(prompt, target, "--prompt and --target")
-    form = Template() if template is None else Template(template)
-    [encoded] = encode_pairs(model, [pair], form, room)
-    return Batch.pack([encoded.ids], loss_from=encoded.loss_from)
+    template = template_of(args, target)
+    ids, loss_from = encode(model, prompt, target, template)
+    return Batch.pack([ids], loss_from=[loss_from])
 
 
 def add_command(
@@ -104,6 +94,7 @@ def add_command(
     p.add_argument("--prompt", metavar="TEXT", help=f"default {PROMPT!r}, and its description")
     p.add_argument("--target", metavar="TEXT", help="what is to be predicted (default: the prompt)")
     p.add_argument("--template", type=template, help="how they are joined; default: the prefix's")
+    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     either = p.add_mutually_exclusive_group()
     either.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
     either.add_argument(

@@ -24,6 +24,7 @@ from minprefix.errors import InputError
 
 if TYPE_CHECKING:
     from minprefix.batch import Batch
+    from minprefix.data.pairs import Template
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
     from minprefix.trace.instrument import Source
@@ -533,23 +534,33 @@ def encode(
     return before + after, len(before) if after else 1
 
 
+def template_of(args: argparse.Namespace, target: str | None) -> "Template | None":
+    """That of --template, else of the prefix's training, else, to join a prompt and a target, the
+    usual one; none for a prompt alone and for --raw."""
+    from minprefix.artifact import read_about
+    from minprefix.data.pairs import Template
+
+    if args.raw and args.template is not None:
+        raise InputError("--raw takes the prompt as it is: leave out --template")
+    text = args.template
+    if text is None and args.prefix is not None:
+        recorded = (read_about(args.prefix) or {}).get("training") or {}
+        text = recorded.get("template") or Template().text
+    elif text is None and target is not None:
+        text = Template().text
+    return None if args.raw or text is None else Template(text)
+
+
 def view(args: argparse.Namespace) -> int:
     from minprefix import files
-    from minprefix.artifact import load_prefix, read_about
-    from minprefix.data.pairs import Template
+    from minprefix.artifact import load_prefix
     from minprefix.model import GPT2
 
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")
-    if args.raw and args.template is not None:
-        raise InputError("--raw takes the prompt as it is: leave out --template")
+    template = template_of(args, args.target)
     model = GPT2.load(args.model, revision=args.revision)
-    prefix, text = None, args.template
-    if args.prefix is not None:
-        prefix = load_prefix(args.prefix, model)
-        recorded = (read_about(args.prefix) or {}).get("training") or {}
-        text = text or recorded.get("template") or Template().text
-    template = None if args.raw or text is None else Template(text)
+    prefix = None if args.prefix is None else load_prefix(args.prefix, model)
     ids, loss_from = encode(model, args.prompt, args.target, template)
     html = page(model, ids, prefix, loss_from)
     files.write_text(args.out, html)
