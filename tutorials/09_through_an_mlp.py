@@ -2,7 +2,8 @@
 # # The detour through an MLP
 #
 # - **You will be able to** train a prefix through a small network with a backward of your own, fold
-#   the network away, keep what resuming needs, and measure whether the detour helps.
+#   the network away into a flat prefix, keep what resuming needs, and measure whether the detour
+#   helps.
 # - **You need** the loop and AdamW of [lesson 8](08_training_a_prefix.py), and the backward of a
 #   linear layer from [lesson 2](02_backward_by_hand.py).
 # - **Time** 50 minutes; it runs in 10 seconds.
@@ -80,9 +81,11 @@ assert np.abs(kv - network.kv).max() < 1e-5, "the package computes other keys an
 # The index $p$ is the slot, a row:
 #
 # $$\begin{aligned}
-# dW_2 &= h^\top dflat & db_2 &= \textstyle\sum_p dflat_p & dh &= dflat \, W_2^\top \\
+# dW_2 &= h^\top dflat, & db_2 &= \textstyle\sum_p dflat_p \\
+# dh &= dflat \, W_2^\top \\
 # du &= dh \odot (1 - h \odot h) \\
-# dW_1 &= E^\top du & db_1 &= \textstyle\sum_p du_p & dE &= du \, W_1^\top
+# dW_1 &= E^\top du, & db_1 &= \textstyle\sum_p du_p \\
+# dE &= du \, W_1^\top
 # \end{aligned}$$
 #
 # Each gradient has the shape of its array. Here both halves of a linear layer's backward are
@@ -315,8 +318,8 @@ for name, g in pushed.backward(one).items():
 step = flatten(pushed.kv - network.kv)  # (P, 2LC)
 along = step @ step[0] / (step[0] @ step[0])  # (P,) each slot's step, in steps of slot 0
 shared = (h @ h[0] + 1) / (h[0] @ h[0] + 1)  # (P,)
-print("each slot's step along that of slot 0:", along.round(2))
-print("by the last layer alone:              ", shared.round(2))
+print("each slot, in steps of slot 0:\n", along.round(2))
+print("by the last layer alone:\n", shared.round(2))
 assert np.abs(along[1:]).max() > 0.05, "the others move, too"
 assert np.abs(along - shared).max() < 0.05, "it is the last layer that carries them along"
 

@@ -204,23 +204,19 @@ from minprefix.plots.attention import shares
 lam_text, lam_drawn = shares(model, ids, text), shares(model, ids, drawn)  # (L, NH, T) each
 newline = examples[0][1] - 1  # the last token of the record's line; the next one is predicted
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 tokens = np.arange(len(ids))
 for i, style in enumerate(["-", "-.", ":", (0, (6, 1))]):
-    axes[0].plot(tokens, lam_text[i].mean(axis=0), linestyle=style, label=f"layer {i}")
-axes[0].plot(tokens, 2 / (tokens + 3), "k--", linewidth=1, label="all alike")
-axes[0].annotate("end of line", (newline, 0.62), ha="center")
-axes[0].set(title="λ of the text prefix, mean of heads", xlabel="token $i$", ylabel="λ")
-axes[0].legend(fontsize=8)
-for ax, mean, name in (
-    (axes[1], lam_text.mean(axis=2), "λ, mean of all tokens"),  # (L, NH)
-    (axes[2], lam_text[:, :, newline], "λ at the end of the line"),
-):
-    ax.imshow(mean, cmap="Greys", vmin=0, vmax=1)
-    for (i, h), share in np.ndenumerate(mean):
-        ax.text(h, i, f"{share:.2f}", ha="center", va="center", color="wk"[int(share < 0.5)])
-    ax.set(title=name, xlabel="head", ylabel="layer")
-    ax.set(xticks=range(NH), yticks=range(L))
+    left.plot(tokens, lam_text[i].mean(axis=0), linestyle=style, label=f"layer {i}")
+left.plot(tokens, 2 / (tokens + 3), "k--", linewidth=1, label="all alike")
+left.annotate("end of line", (newline, 0.62), ha="center")
+left.set(title="λ of the text prefix, mean of heads", xlabel="token $i$", ylabel="λ")
+left.legend(fontsize=8)
+right.imshow(lam_text[:, :, newline], cmap="Greys", vmin=0, vmax=1)  # (L, NH)
+for (i, h), share in np.ndenumerate(lam_text[:, :, newline]):
+    right.text(h, i, f"{share:.2f}", ha="center", va="center", color="wk"[int(share < 0.5)])
+right.set(title="λ at the end of the line", xlabel="head", ylabel="layer")
+right.set(xticks=range(NH), yticks=range(L))
 
 at_newline = [lam[:, :, newline].mean(axis=1).round(2) for lam in (lam_text, lam_drawn)]  # (L,)
 print("at the end of the line, layers 0 to 3: text  ", at_newline[0])
@@ -232,10 +228,11 @@ plt.show()
 
 # %% [markdown]
 # The newline after the record. In layer 2 more than half of all attention falls on the slots there;
-# random slots draw nothing of the kind. But the mean over all tokens is largest in layer 0.
+# random slots draw nothing of the kind.
 #
 # **Predict.** Now we give the slots to one layer alone. Which layer will do? The loss is the mean
-# over the tokens of 8 descriptions, in nats; beside it stands the λ of that layer from above.
+# over the tokens of 8 descriptions, in nats. Beside it stands the λ of that layer from above, as a
+# mean over all tokens and heads.
 
 # %%
 starts = [start for _, start in examples]
@@ -244,15 +241,15 @@ one_layer = [Prefix.text(model, "describe\n", layers=[i]) for i in range(L)]
 losses = [loss(model, batch, prefix) for prefix in one_layer]
 print(f"    no prefix: {loss(model, batch):.4f}")
 for i in range(L):
-    print(f"layer {i} alone: {losses[i]:.4f}   λ, mean of all tokens {lam_text[i].mean():.3f}")
+    print(f"layer {i} alone: {losses[i]:.4f}   mean λ {lam_text[i].mean():.3f}")
 print(f"   all layers: {loss(model, batch, text):.4f}")
 assert losses[2] < 0.1 * min(losses[0], losses[1], losses[3])
 assert lam_text[0].mean() > lam_text[2].mean()
 
 # %% [markdown]
-# Layer 2, as good as all four. A large mean of λ is no sign of a good prefix, as a loud
-# voice is no sign of a good argument. Look at λ where something is decided; and then at what $own$
-# says there.
+# Layer 2, as good as all four. The mean of λ is largest in layer 0, which alone does little. A
+# large mean is no sign of a good prefix, as a loud voice is no sign of a good argument. Look at λ
+# where something is decided; and then at what $own$ says there.
 #
 # ## In one layer, and in the layers above it
 #
