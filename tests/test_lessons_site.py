@@ -159,6 +159,27 @@ def test_a_long_formula_can_break_before_a_relation_and_a_block_at_its_quads():
     assert mathml(r"\begin{bmatrix} a \quad b \end{bmatrix} = c", block=True).count("<math") == 1
 
 
+def test_letters_side_by_side_are_one_name_and_its_script_hangs_on_the_whole():
+    name = '<mi class="name">{}</mi>'.format
+    assert f"<msub>{name('dscores')}<mrow>{name('ij')}</mrow></msub>" in mathml("dscores_{ij}")
+    assert f"{name('pattern')}<mi>V</mi>" in mathml("pattern V")
+    assert f"<msub>{name('prefix_k')}<mi>p</mi></msub>" in mathml(r"prefix\_k_p")
+    assert f"<msup>{name('dz')}<mo>⊤</mo></msup><mi>V</mi>" in mathml(r"dz^\top V")
+    assert "name" not in mathml(r"q K^\top \text{if} \mathrm{softmax} \ell")
+
+
+def test_a_function_stands_apart_from_what_it_is_taken_of():
+    assert re.search(r"<mi>ln</mi><mspace[^>]*/><mn>2</mn>", mathml(r"\ln 2"))
+    assert "<mspace" not in mathml(r"\log(x)")
+    assert mathml(r"\ln\, 2").count("<mspace") == 1
+
+
+def test_a_part_that_a_phone_cannot_hold_scrolls_by_itself():
+    assert mathml("a = " + " + ".join("bcdefghijklmno")).count('<span class="long">') == 1
+    assert "long" not in mathml("a = b + c")
+    assert "long" not in mathml(" + ".join("bcdefghijklmno"), block=True)  # its box scrolls
+
+
 def test_a_display_has_its_limits_below_and_above():
     assert "<munder>" in mathml(r"\max_i x_i", block=True)
     assert "<munderover>" in mathml(r"\sum_{i=1}^n x_i", block=True)

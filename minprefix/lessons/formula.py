@@ -37,6 +37,7 @@ _ALPHABETS = {
 
 #: with limits below and above in a display
 _LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2009max", "arg\u2009min"}
+_FUNCTIONS = {"ln", "log", "exp", "sin", "cos", "tanh", "max", "min", "det"}
 _UNDER = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
 #: what is a name, though it comes as an operator, with an operator's spaces
 _NAMES = {"∞", "∂", "∅"}
@@ -84,6 +85,7 @@ def mathml(tex: str, block: bool = False) -> str:
     names = sorted(found, key=len, reverse=True)
     for element in root.iter():
         _join_names(element, names)
+        _set_apart(element)
     ElementTree.register_namespace("", _MATHML)
     between = "" if block else "<wbr>"
     return between.join(_written(formula, block) for formula in _broken(root, block))
@@ -177,6 +179,18 @@ def _join_upright(row: ElementTree.Element) -> None:
             before.attrib.pop("mathvariant", None)  # of several letters it is the default
         else:
             before = element if upright else None
+
+
+def _set_apart(row: ElementTree.Element) -> None:
+    r"""`\log x` as "log x": a function's name is no factor."""
+    for i in reversed(range(len(row) - 1)):
+        name, after = row[i], row[i + 1]
+        if (
+            name.tag.endswith("}mi")
+            and name.text in _FUNCTIONS
+            and not after.tag.endswith(("}mo", "}mspace"))
+        ):
+            row.insert(i + 1, ElementTree.Element(f"{{{_MATHML}}}mspace", {"width": "0.167em"}))
 
 
 def _join_names(row: ElementTree.Element, names: list[str]) -> None:
