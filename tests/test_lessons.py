@@ -244,6 +244,7 @@ def test_the_guard_holds_the_assert_that_fires_and_says_which():
         assert 1 > 2, "one is no more than two"
     assert "assert 1 > 2" in str(seen)
     assert "one is no more than two" in str(seen)
+    assert repr(seen) == str(seen)  # as the last line of a notebook's cell
 
 
 def test_the_guard_does_not_hold_anything_else():
@@ -270,6 +271,13 @@ def test_a_planted_bug_changes_the_copy_and_not_the_package():
         _ = higher.nonsense
 
 
+def test_nothing_sound_is_given_for_a_package_with_a_bug_in_its_operations():
+    with pytest.raises(AttributeError, match=r"ops=planted\('row-sum-dropped'\).reference"):
+        _ = planted("row-sum-dropped").loss_and_grad
+    with pytest.raises(AttributeError, match=r"lies in minprefix.model.* have 'reference'"):
+        _ = planted("sum-is-a-mean").reference
+
+
 def test_a_model_that_the_planted_package_loads_has_its_bug():
     broken = planted("every-layer-sees-the-first-prefix")
     assert type(broken.GPT2.load("tiny")) is broken.GPT2
@@ -278,8 +286,9 @@ def test_a_model_that_the_planted_package_loads_has_its_bug():
 def test_an_unknown_bug_is_refused_with_the_nearest_names():
     with pytest.raises(InputError, match="no bug 'row-sum': did you mean row-sum-dropped"):
         planted("row-sum")
-    with pytest.raises(InputError, match=r"no bug '\?': tests/zoo/ZOO.md lists them"):
-        planted("?")
+    for name in ("?", None, ["row-sum-dropped"]):
+        with pytest.raises(InputError, match=r"no bug .*: (tests/zoo/ZOO.md lists them|did you)"):
+            planted(name)
 
 
 def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
@@ -311,3 +320,28 @@ def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
 
     with pytest.raises(InputError, match="the suite does not grade 'head'"):
         grade(head)
+
+
+def test_what_leaves_the_suite_nothing_to_grade_is_refused_and_not_called_written(capsys):
+    from minprefix.ops.reference import gelu
+
+    for functions, only, sentence in (
+        ((), "", "grade is given no function"),
+        ((gelu, gelu), "", "grade is given 'gelu' more than once"),
+        ((gelu,), "attention", "only='attention' is in no check of gelu: they are gelu/usual, "),
+    ):
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            grade(*functions, only=only)
+    assert capsys.readouterr().out == ""
+
+
+def test_who_stops_a_function_that_hangs_stops_its_grading():
+    calls = []
+
+    def gelu_backward(dout, cache):
+        calls.append(dout)
+        raise KeyboardInterrupt  # as Python does in it when Ctrl-C is pressed
+
+    with pytest.raises(KeyboardInterrupt):
+        grade(gelu_backward)
+    assert len(calls) == 1

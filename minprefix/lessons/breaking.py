@@ -18,14 +18,15 @@ class Planted:
 
     `planted("row-sum-dropped").reference` are the operations with the bug in them. A bug that
     lies higher up changes `GPT2`, `Prefix`, `Batch`, `loss_and_grad`, `generate` and the modules
-    (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. `see` says what one
-    would notice of it, `lesson` why it is wrong. Printed, it shows the lines that it changes.
+    (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. What would be sound
+    all the same is not given. `see` says what one would notice of it, `lesson` why it is wrong.
+    Printed, it shows the lines that it changes.
     """
 
     def __init__(self, name: str) -> None:
         bugs = all_bugs()
-        if name not in bugs:
-            near = difflib.get_close_matches(str(name), bugs, 3, 0.4)
+        if not isinstance(name, str) or name not in bugs:
+            near = difflib.get_close_matches(str(name).lower(), bugs, 3, 0.4)
             meant = f"did you mean {', '.join(near)}?" if near else "tests/zoo/ZOO.md lists them"
             raise InputError(f"the zoo has no bug {name!r}: {meant}")
         self.name = name
@@ -40,12 +41,18 @@ class Planted:
         made = {full.rpartition(".")[2]: module for full, module in self._modules.items()}
         if name in made and name not in package.__all__:  # generate is a function, and its module
             return made[name]
-        for module in made.values():
-            if hasattr(module, name) and self._bug.module != "ops.reference":
+        if self._bug.module == "ops.reference":  # loss_and_grad would compute with sound ones
+            raise AttributeError(
+                f"{self.name} lies in the operations and changes no {name!r}: hand them on, as in "
+                f"loss_and_grad(..., ops=planted({self.name!r}).reference)"
+            )
+        for module in (*made.values(), package):
+            if hasattr(module, name):
                 return getattr(module, name)
-        if hasattr(package, name):
-            return getattr(package, name)
-        raise AttributeError(f"neither the planted modules nor minprefix have {name!r}")
+        raise AttributeError(
+            f"{self.name} lies in minprefix.{self._bug.module}: neither the planted modules "
+            f"({', '.join(made)}) nor minprefix have {name!r}"
+        )
 
     def source(self) -> str:
         """The whole text of the module with the bug in it."""
@@ -76,6 +83,8 @@ class Caught:
         last = traceback.extract_tb(self.error.__traceback__)[-1]
         line = linecache.getline(last.filename, last.lineno or 0).strip()
         return "\n".join(part for part in (f"fired: {line}", str(self.error)) if part)
+
+    __repr__ = __str__
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """An exercise's function, graded by the reference suite."""
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from minprefix.conformance import report
 from minprefix.conformance.check import Result
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, WHOLE
-from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
 
@@ -15,10 +16,24 @@ ALSO = 5  # so many of what follows from the first mistakes get a line
 LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
 
 
+class Interruptible(Implementation):
+    """A Ctrl-C, or a notebook's stop button, ends the grading of a function that hangs: the suite
+    would take it for the function's answer, and call it again."""
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        try:
+            return super().call(function, *arguments)
+        except Broken as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise error.__cause__ from None
+            raise
+
+
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
     """Print what the suite says of these functions; each is known by its name, which is the
     contract's (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`. `only`: the
-    checks whose id contains it. Raises InputError for a function that the contract does not have.
+    checks whose id contains it. Raises InputError for a function that the contract does not have,
+    two of one name, and an `only` that leaves nothing to grade.
     """
     print(said(results(*functions, only=only), functions))
 
@@ -30,15 +45,23 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         if name not in ARGUMENTS and name not in WHOLE:
             known = ", ".join((*ARGUMENTS, *WHOLE))
             raise InputError(f"the suite does not grade {name!r}: it grades {known}")
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice or not names:
+        given = f"{twice[0]!r} more than once" if twice else "no function"
+        raise InputError(f"grade is given {given}: give each function once, as in grade(gelu)")
     ops = {op for op, of_op in FUNCTIONS.items() if set(of_op) & set(names)}
     levels = {LEVEL_OF[name] for name in names if name in LEVEL_OF}
     checks = [
         check
-        for check in select([only] if only else ())
+        for check in select()
         if check.op in ops or (check.level in levels and check.level != LEVELS[0])
     ]
-    yours = Implementation(SimpleNamespace(**dict(zip(names, functions, strict=True))), "yours")
-    found = run(yours, checks, zoo=True)
+    named = [check for check in checks if only in check.id]
+    if not named:
+        ids = ", ".join(check.id for check in checks)
+        raise InputError(f"only={only!r} is in no check of {', '.join(names)}: they are {ids}")
+    yours = Interruptible(SimpleNamespace(**dict(zip(names, functions, strict=True))), "yours")
+    found = run(yours, named, zoo=True)
     for result in found:
         result.not_implemented = [name for name in result.not_implemented if name in names]
         for finding in result.findings:
