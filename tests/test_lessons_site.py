@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from html import unescape
 from pathlib import Path
 
@@ -444,6 +446,50 @@ def test_a_lesson_that_does_not_run_leaves_the_old_site_as_it_was(lessons_of, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tutorials"]
 
 
+#: in the command's own process, where the earlier moments can be met
+STOPPED = """
+import time
+made, kernel = [], running._kernel
+def kernel_of(folder):
+    made.append(kernel(folder))
+    return made[0]
+def wait(*args, **options):
+    while when == "its kernel starts" and not getattr(made and made[0].provisioner, "pid", None):
+        time.sleep(0.01)
+    signal.raise_signal(signal.SIGINT)
+if when != "a cell runs":
+    running._kernel, running.wait = kernel_of, wait
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+@pytest.mark.parametrize("when", ["no kernel yet", "its kernel starts", "a cell runs"])
+def test_ctrl_c_ends_a_lesson_and_says_so_in_one_line(tmp_path, when):
+    begun, out = tmp_path / "begun", tmp_path / "out"
+    slow = f"open({str(begun)!r}, 'w').close()\n\n# %%\nimport time\n\ntime.sleep(600)"
+    folder = write(tmp_path / "tutorials", **{"01_x": THIRD.replace("assert True", slow)})
+    code = (
+        "import signal, sys; from pathlib import Path\n"
+        "from minprefix.cli import main; from minprefix.lessons import reading, running\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # who runs tests may ignore it
+        f"reading.FOLDER = Path({str(folder)!r})\n"
+        f"when = {when!r}\n{STOPPED}"
+        f"sys.exit(main(['lessons', '--out', {str(out)!r}]))"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    if when == "a cell runs":
+        while not begun.exists():
+            assert command.poll() is None
+            time.sleep(0.05)
+        command.send_signal(signal.SIGINT)
+    try:
+        assert command.communicate(timeout=60)[1] == "minprefix: stopped\n"
+    finally:
+        command.kill()
+    assert command.returncode == 130
+    assert not out.exists()
+
+
 def test_warnings_are_counted_and_are_the_exit_status(lessons_of, tmp_path, capsys):
     lessons_of(**{"01_x": THIRD.replace("- **Time**", "- **Tim**").replace("patience", r"$\no$")})
     assert main(["lessons", "--out", str(tmp_path / "out")]) == 1
@@ -484,6 +530,9 @@ def test_what_is_not_a_site_of_ours_is_never_replaced(lessons_of, tmp_path, caps
     assert "also holds 'thesis.txt'" in refused(other, capsys)
     (tmp_path / "link").symlink_to(other)
     assert "link is no folder" in refused(tmp_path / "link", capsys)
+    assert "file is no folder that can be written into" in refused(tmp_path / "file/x/y", capsys)
+    monkeypatch.setattr(site.os, "access", lambda path, mode: path != tmp_path)
+    assert f"{tmp_path} is no folder that can be" in refused(tmp_path / "new", capsys)
     assert (tmp_path / "file").read_text() == (other / "thesis.txt").read_text() == "mine"
 
 

@@ -1,10 +1,12 @@
 """A lesson's cells are run in a kernel of their own, as a notebook runs them."""
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -32,10 +34,13 @@ def run_all(
 ) -> list[Run]:
     """`jobs` kernels at a time; a lesson that does not run does not stop the others."""
     kernels: list[Any] = []
+    stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process, its kernel
         waiting: set[Future[Run]] = set()
         try:
-            futures = [pool.submit(_run, lesson, time_limit, kernels) for lesson in lessons]
+            futures = [
+                pool.submit(_run, lesson, time_limit, kernels, stopped) for lesson in lessons
+            ]
             waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -44,6 +49,7 @@ def run_all(
         except BaseException:  # Ctrl-C does not reach the kernels: they have sessions of their own
             for future in waiting:
                 future.cancel()
+            stopped.set()  # for one that only starts
             for kernel in kernels:
                 _kill(kernel)
             raise
@@ -55,7 +61,7 @@ def _kill(kernel: Any) -> None:
         os.kill(kernel.provisioner.pid, signal.SIGKILL)
 
 
-def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
+def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading.Event) -> Run:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -70,6 +76,8 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
     def begins(cell: Any, cell_index: int) -> None:
         nonlocal at
         at = cell_index
+        if stopped.is_set():
+            _kill(kernel)
 
     failure, begun = None, time.monotonic()
     # what a lesson writes is gone afterwards
@@ -98,6 +106,8 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any]) -> Run:
         except CellExecutionError as error:
             said = " ".join(str(error.evalue).split())
             failure = f"raises {error.ename}" + (f": {files.shown(said)[1:-1]}" if said else "")
+        finally:  # of a kernel that is gone nbclient would complain at the very end
+            atexit.unregister(client._cleanup_kernel)
     if failure is not None:
         number = code[at].number
         failure = f"{lesson.name}, cell {number} {failure}"

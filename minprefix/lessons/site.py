@@ -94,6 +94,9 @@ def _check_replaceable(out: Path) -> None:
     """Only a site that is wholly ours is ever replaced."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out} is no folder: give --out a folder, or a name that is not taken")
+    place = next(parent for parent in Path(os.path.abspath(out)).parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{place} is no folder that can be written into: give --out another place")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / MARK).is_file():
