@@ -81,6 +81,7 @@ SECOND = (
 
 # %%
 value = "&lt; " + "wide " * 40
+print("printed first")
 value
 """
 )

@@ -165,6 +165,12 @@ def test_a_search_shows_headings_first_and_never_markup(visit):
     page = visit("01_first")
     page.fill("#search", "break")
     assert page.inner_text("#found a:first-child b") == "Break it yourself"
+    page.fill("#search", "what IS printed")  # in the text alone
+    assert page.inner_text("#found a:first-child b") == "Formulas"
+    page.fill("#search", "break nosuchword")  # all words have to be there
+    assert "Nothing found" in page.inner_text("#found")
+    page.fill("#search", "nosuchword break")
+    assert "Nothing found" in page.inner_text("#found")
     page.fill("#search", "<script>")
     assert page.locator("#found script").count() == 0
     assert "document.title" in page.inner_text("#found")

@@ -284,7 +284,8 @@ def test_what_answers_a_prediction_is_folded_and_nothing_else_is(built):
 
 def test_all_that_is_printed_is_escaped(built):
     assert "<script>document" not in page(built, "01_first")
-    assert "&amp;lt; wide" in page(built, "02_second")
+    second = page(built, "02_second")
+    assert second.index("printed first") < second.index("&amp;lt; wide")  # all that a cell gives
 
 
 def test_a_picture_is_a_file_with_words_and_a_table_of_the_package_is_shown(built):
@@ -337,6 +338,17 @@ def test_the_search_knows_text_and_code_and_ends_no_script(built):
         "exercises",
         "Exercises",
     )
+
+
+def test_the_search_knows_the_words_of_the_text_and_its_formulas(built):
+    text = (built / "search.js").read_text(encoding="utf-8")
+    assert "What is printed?" in text
+    assert "softmax ( W x)_i" in text
+
+
+def test_a_page_gives_its_script_to_download(built):
+    assert (built / "01_first.py").read_bytes() == FIRST.encode()
+    assert '<a href="01_first.py" download>' in page(built, "01_first")
 
 
 def test_the_pages_name_their_neighbours(built):
@@ -534,6 +546,36 @@ def test_what_is_not_a_site_of_ours_is_never_replaced(lessons_of, tmp_path, caps
     monkeypatch.setattr(site.os, "access", lambda path, mode: path != tmp_path)
     assert f"{tmp_path} is no folder that can be" in refused(tmp_path / "new", capsys)
     assert (tmp_path / "file").read_text() == (other / "thesis.txt").read_text() == "mine"
+
+
+def test_what_was_put_into_the_folder_while_the_lessons_ran_is_not_replaced(tmp_path):
+    paths = reading.lesson_paths(write(tmp_path / "tutorials", **{"01_x": HEADED}))
+    out = tmp_path / "out"
+
+    def put(run):
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="no site of lessons and not empty"):
+        site.build(paths, out, folder=paths[0].parent, ran=put)
+    assert files_of(out) == {"thesis.txt": b"mine"}
+
+
+def test_a_site_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    paths = reading.lesson_paths(write(tmp_path / "tutorials", **{"01_x": HEADED}))
+    out, rename = tmp_path / "out", Path.rename
+    site.build(paths, out, folder=paths[0].parent)
+    before = files_of(out)
+
+    def fails(path, target):
+        if path.name == "new":
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"):
+        site.build(paths, out, folder=paths[0].parent)
+    assert files_of(out) == before
 
 
 def test_the_wheel_holds_the_lessons_and_what_the_pages_are_made_of():
