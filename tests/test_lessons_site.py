@@ -433,6 +433,19 @@ def test_a_cell_that_does_not_run_is_named_with_its_error_and_stops_no_other_les
         assert run.outputs[4] == []
 
 
+def test_a_lesson_runs_in_an_empty_folder_and_without_start_up_files_of_the_user(
+    tmp_path, monkeypatch
+):
+    startup = tmp_path / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "0.py").write_text("leaked = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    text = "import os\n\nassert os.listdir() == []\nassert 'leaked' not in globals()"
+    lesson = write(tmp_path / "t", **{"01_x": THIRD.replace("assert True", text)}) / "01_x.py"
+    [run] = running.run_all([reading.read(lesson)], 1, 60, lambda run: None)
+    assert run.failure is None
+
+
 @pytest.fixture
 def lessons_of(monkeypatch, tmp_path):
     """The command, over lessons of the test's own."""
