@@ -23,6 +23,8 @@ from tests.gpu import stand_in
 from tests.test_bench import LENGTHS, SMALL, TINY, made_up
 from tests.test_cupy import cupy  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.long
+
 CARD = {
     "name": "Some GPU",
     "memory_bytes": 80 * 2**30,

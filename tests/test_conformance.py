@@ -927,6 +927,7 @@ def test_the_command_grades_a_file(check):
     assert "mine.py: all 18 checks passed" in said
 
 
+@pytest.mark.long
 def test_an_endless_loop_a_crash_and_an_exit_are_graded_and_the_rest_goes_on(check):
     status, said = check(
         "import ctypes, os\n"
@@ -1070,6 +1071,7 @@ def test_the_list_shows_every_check_and_why(capsys):
         assert check.why
 
 
+@pytest.mark.long
 def test_the_suite_runs_under_pytest(tmp_path):
     source = Path(reference.__file__).read_text()
     (tmp_path / "my_ops.py").write_text(source.replace("1 + tanh", "1 - tanh"))

@@ -31,6 +31,8 @@ from tests.reliability.runs import (
     wait_for,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -18,6 +18,8 @@ from tests.reliability import damage, readers
 from tests.reliability.fuzz import BASE, Tally, Worker, bounded, fuzz
 from tests.reliability.planted import PLANTED
 
+pytestmark = pytest.mark.long
+
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="asks Linux for its figures"
 )

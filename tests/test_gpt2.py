@@ -95,6 +95,7 @@ def _np(t: torch.Tensor) -> np.ndarray:
     return t.detach().numpy()
 
 
+@pytest.mark.long
 def test_logits_agree_to_1e_4_in_float32_at_the_124m_shape():
     config = Config(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, n_positions=1024)
     model = GPT2.random(config, seed=0)

@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from minprefix import GPT2, Batch, Config, checkpoint
 from tests.conftest import random_model
 
+pytestmark = pytest.mark.long
+
 CONFIG = Config(n_layer=2, n_head=2, n_embd=16, vocab_size=11, n_positions=24)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WANTED = {"config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"}

@@ -10,6 +10,8 @@ import pytest
 
 from minprefix import GPT2, Config
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 LESSONS = [
     lesson

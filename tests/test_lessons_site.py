@@ -19,6 +19,8 @@ from minprefix.lessons.in_kernel import describe
 from minprefix.lessons.text import Page
 from tests.small_lessons import FIRST, HEAD, THIRD, write
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 HEADED = HEAD.format(title="T", need="nothing")
 

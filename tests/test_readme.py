@@ -44,6 +44,6 @@ def test_every_command_of_the_readme_parses():
 
 def test_the_test_command_is_the_one_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert 'pip install -e ".[test]" && pytest' in README
+    assert 'pip install -e ".[test]" && pytest\npytest -m long\n' in README
     assert '-e ".[test]"' in ci
-    assert re.search(r"^step pytest$", ci, re.MULTILINE)
+    assert re.search(r"^step pytest\nstep pytest -m long$", ci, re.MULTILINE)

@@ -96,6 +96,7 @@ def thousand(config, rng):
     return prefixes
 
 
+@pytest.mark.long
 def test_a_thousand_prefixes_serve_two_thousand_requests_as_each_would_alone_inside_the_budget(
     tmp_path, no_flush, one_thread, monkeypatch
 ):

@@ -15,6 +15,8 @@ from minprefix.conformance import Implementation, all_checks, load, matrix, zoo
 from minprefix.conformance.bugs import BUGS
 from minprefix.ops import reference
 
+pytestmark = pytest.mark.long
+
 COMMITTED = Path(__file__).parent / "zoo"
 AGAIN = f"run `{matrix.COMMAND}` and look at what changed"
 
