@@ -462,6 +462,7 @@ def test_on_a_phone_the_column_of_ops_is_folded_and_fingers_find_the_buttons(vis
     page.tap("#model summary")
     assert page.is_visible("nav")
     page.tap("nav a[aria-label='blocks.0.attn, forward']")
+    page.wait_for_function("document.title.startsWith('blocks.0.attn.q')")
     assert name(page) == "blocks.0.attn.q"
     for button in ("#previous-op", "#previous", "#next", "#next-op"):
         box = page.locator(button).bounding_box()
@@ -470,6 +471,7 @@ def test_on_a_phone_the_column_of_ops_is_folded_and_fingers_find_the_buttons(vis
     page.evaluate("location.hash = '#blocks.0.attn.pattern'")
     page.wait_for_function("document.title.startsWith('blocks.0.attn.pattern')")
     page.touchscreen.tap(*center_of(page, 0, 3, 4))
+    page.locator("#tip").wait_for(state="visible")  # a tap returns before the page has answered
     assert page.inner_text("#tip").endswith("head 0, token 3 “␣Red”, on prefix slot 4")
 
 
