@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minprefix import files, hub
-from minprefix.errors import InputError
+from minprefix.errors import InputError, note
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
 
@@ -36,27 +36,84 @@ PINNED = {
 }
 PINNED |= {full: (full, revision) for full, revision in PINNED.values()}
 
+#: GPT-2's activation, the tanh form of GELU, under each name that transformers has for it
+TANH_FORM = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 #: keys of config.json that shape the arithmetic and have one implemented value (or a few)
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # one formula under two names
+    "activation_function": TANH_FORM,
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
 }
-#: keys that change nothing here: dropout while training the base, a classification head,
-#: bookkeeping, and how other software decodes
+#: a second name of a number: transformers' own, and OpenAI's
+SYNONYMS = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "n_vocab": "vocab_size",
+}
+#: keys that change the model unless they are empty: why, and what to do
+EMPTY = {
+    "pruned_heads": "heads were cut out of the model: give one that has all of them",
+    "per_layer_config": "its layers differ from each other: give a GPT-2 whose layers are alike",
+    "quantization_config": "its weights are quantised: give the model that they were made from",
+    "compression_config": "its weights are compressed: give the model that they were made from",
+    "auto_map": "it computes with code of its own, which is never run here: give a GPT-2 without",
+    "adapters": "adapters were added to its layers: save it without them, or merge them first",
+}
+#: keys that are no part of the arithmetic, almost all of them transformers' own
 WITHOUT_EFFECT = {
-    "_name_or_path", "_num_labels", "architectures", "attn_pdrop", "chunk_size_feed_forward",
-    "do_sample", "dtype", "embd_pdrop", "finetuning_task", "gradient_checkpointing", "id2label",
-    "initializer_range", "label2id", "max_length", "n_ctx", "n_special", "num_labels",
-    "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
-    "predict_special_tokens", "problem_type", "resid_pdrop", "return_dict",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version",
-    "use_cache",
+    # names
+    "_name_or_path", "name_or_path", "architectures", "tokenizer_class", "transformers_version",
+    "_commit_hash", "finetuning_task", "task_specific_params", "custom_pipelines", "prefix",
+    "unsloth_version", "unsloth_fixed", "adapter_transformers_version",
+    # tokens
+    "bos_token", "eos_token", "pad_token", "sep_token", "unk_token", "cls_token", "mask_token",
+    "additional_special_tokens", "pad_token_id", "sep_token_id", "unk_token_id", "cls_token_id",
+    "mask_token_id", "decoder_start_token_id", "eos_token_ids", "pad_token_ids",
+    # settings of generation
+    "max_length", "min_length", "max_new_tokens", "min_new_tokens", "max_time", "stop_strings",
+    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "length_penalty", "num_return_sequences", "temperature", "top_k", "top_p", "min_p", "top_h",
+    "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "repetition_penalty",
+    "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "force_words_ids", "constraints", "sequence_bias", "token_healing",
+    "guidance_scale", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
+    "begin_suppress_tokens", "exponential_decay_length_penalty", "remove_invalid_values",
+    "renormalize_logits", "watermarking_config", "dola_layers", "low_memory",
+    "prompt_lookup_num_tokens", "max_matching_ngram_size", "target_lookbehind",
+    "speculation_type", "use_mtp", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
+    "assistant_early_exit", "assistant_ensemble_weight", "cache_implementation", "cache_config",
+    "max_cache_len", "prefill_chunk_size", "compile_config", "disable_compile",
+    "continuous_batching_config", "generation_config", "_from_model_config",
+    "return_legacy_cache",
+    # what is returned
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "output_past", "return_dict", "return_dict_in_generate", "use_return_dict", "use_cache",
+    # how it is computed
+    "dtype", "torch_dtype", "fp16", "bf16", "use_bfloat16", "torchscript", "tf_legacy_loss",
+    "gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "_flash_attn_2_enabled", "experts_implementation", "_experts_implementation_internal",
+    "model_parallel", "device_map", "tie_encoder_decoder", "is_decoder",
+    "cross_attention_hidden_size",
+    # training of the base, and dropout in it
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout", "hidden_dropout",
+    "initializer_range",
+    # the heads of other tasks
+    "id2label", "label2id", "num_labels", "_num_labels", "num_choices", "problem_type",
+    "predict_special_tokens", "n_special", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    # what people's training scripts leave behind
+    "line_by_line", "mlm", "mlm_probability", "block_size", "overwrite_cache",
+    "overwrite_output_dir", "seed", "train_file", "validation_file", "train_data_file",
+    "eval_data_file", "text_column_name", "learning_rate", "weight_decay", "warmup_steps",
+    "num_train_epochs", "max_steps", "label_smoothing_factor",
 }  # fmt: skip
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 DTYPES = ("float32", "float64", "complex128")
@@ -120,24 +177,99 @@ def read_config(folder: Path) -> Config:
             "layout"
         )
     raw = files.read_json(path, "the model's config")
-    if "model_type" not in raw:
-        raise InputError(f"{path} has no model_type: expected 'gpt2'")
-    for key, allowed in REQUIRED_VALUES.items():
-        if key in raw and raw[key] not in allowed:
-            raise InputError(
-                f"{path}: {key} is {files.shown(raw[key])}, minprefix implements "
-                f"{' or '.join(map(repr, allowed))}: this model computes something else"
-            )
+    _check_type(path, raw)
+    wrong = [
+        f"{key} is {files.shown(raw[key])}, minprefix implements {' or '.join(map(repr, allowed))}"
+        for key, allowed in REQUIRED_VALUES.items()
+        if key in raw and raw[key] not in allowed
+    ]
+    if wrong:
+        erf = raw.get("activation_function") in ("gelu", "gelu_python")
+        form = " (these are GELU's tanh form, 'gelu' is its erf form)" if erf else ""
+        raise InputError(f"{path}: {'; '.join(wrong)}{form}: this model computes something else")
     fields = Config.__dataclass_fields__
-    unknown = sorted(set(raw) - set(fields) - set(REQUIRED_VALUES) - WITHOUT_EFFECT)
-    if unknown:
-        raise InputError(
-            f"{path}: unknown key {files.shown(unknown[0])}: nobody can say here whether it "
-            "changes the model; remove it if you know that it does not"
-        )
-    values = {key: raw[key] for key in fields if key in raw}
+    values = {key: raw.pop(key) for key in fields if key in raw}
+    _take_synonyms(path, raw, values)
+    _check_rest(path, raw)
     _check_numbers(path, values)
+    _check_context(path, raw.get("n_ctx"), values["n_positions"])
     return Config(**values)
+
+
+def _check_type(path: Path, raw: dict[str, Any]) -> None:
+    """Raises InputError for another kind of model. Those of 2019 do not say which kind they are:
+    the names of their sizes and tensors do."""
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    if "model_type" in raw and kind not in REQUIRED_VALUES["model_type"]:
+        raise InputError(
+            f"{path}: model_type is {files.shown(kind)}, minprefix implements 'gpt2': this model "
+            "computes something else"
+        )
+    if "model_type" not in raw and (
+        not {"n_layer", "n_head", "n_embd"} <= raw.keys()
+        or (classes and "GPT2" not in files.shown(classes))
+    ):
+        raise InputError(
+            f"{path} has no model_type, and its architectures are {files.shown(classes)}: expected "
+            "the config of a GPT-2, with model_type 'gpt2'"
+        )
+
+
+def _take_synonyms(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> None:
+    """Raises InputError where two names of one number disagree."""
+    for key, name in SYNONYMS.items():
+        if key not in raw:
+            continue
+        value = raw.pop(key)
+        if values.setdefault(name, value) != value:
+            raise InputError(
+                f"{path}: {key} is {files.shown(value)} and {name} is {files.shown(values[name])}, "
+                "which are two names of one number: remove the wrong one"
+            )
+
+
+def _check_rest(path: Path, raw: dict[str, Any]) -> None:
+    """Raises InputError for what changes the model, and for every key of which that is unknown; one
+    that is null or empty says nothing."""
+    given = {key: value for key, value in raw.items() if value not in (None, {}, [])}
+    for key, why in EMPTY.items():
+        value = given.pop(key, None)
+        if key == "adapters" and isinstance(value, dict):  # the library writes its empty tables
+            value = value.get("adapters")
+        if key == "auto_map" and isinstance(value, dict):
+            value = {name: code for name, code in value.items() if name != "AutoTokenizer"}
+        if value:
+            raise InputError(f"{path}: {key} is {files.shown(value)}: {why}")
+    form = given.pop("position_embedding_type", "absolute")
+    if form != "absolute":
+        raise InputError(
+            f"{path}: position_embedding_type is {files.shown(form)}, GPT-2's is 'absolute': this "
+            "model computes something else"
+        )
+    unknown = sorted(given.keys() - WITHOUT_EFFECT - {*REQUIRED_VALUES, "n_ctx"})
+    if unknown:
+        one = len(unknown) == 1
+        raise InputError(
+            f"{path}: unknown {'key' if one else 'keys'} {files.listed(unknown)}: nobody can say "
+            f"here whether {'it changes' if one else 'they change'} the model; remove "
+            f"{'it' if one else 'them'} if you know that {'it does' if one else 'they do'} not"
+        )
+
+
+def _check_context(path: Path, context: Any, positions: int) -> None:
+    """`n_ctx` was the size of GPT-2's mask, when it had one of its own."""
+    if context is None:
+        return
+    if not _whole(context, 1):
+        raise InputError(
+            f"{path}: n_ctx is {files.shown(context)}: expected a whole number from 1, such as "
+            "n_positions, or nothing"
+        )
+    if context < positions:
+        note(
+            f"{path}: n_ctx is {context} and n_positions is {positions}: the positions from "
+            f"{context} on were probably never trained"
+        )
 
 
 def _check_numbers(path: Path, values: dict[str, Any]) -> None:
