@@ -183,7 +183,7 @@ def _train(args: argparse.Namespace) -> int:
     home = BACKENDS[options["backend"]]
     model, prefix = model.to(home), prefix.to(home)
     columns = (options["source_column"], options["target_column"])
-    room = model.config.n_positions - prefix.position_offset
+    room = model.room(prefix)
 
     def read(path: str) -> "tuple[list[Pair], list[Encoded]]":
         pairs = read_pairs(path, *columns)
@@ -436,8 +436,7 @@ def _decoding(args: argparse.Namespace, room: int) -> "Decoding":
 
 def _room(model: "GPT2", prefix: "Prefix | None", prompts: list[str]) -> int:
     """How many tokens can follow the longest prompt; the last one needs no position."""
-    start = prefix.position_offset if prefix else 0
-    return model.config.n_positions - start - max(len(model.encode(p)) for p in prompts) + 1
+    return model.room(prefix) - max(len(model.encode(p)) for p in prompts)
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -506,7 +505,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     kept = set(sources)
     pairs = [p for p in pairs if p.source in kept]
     references = [groups[s] for s in sources]
-    room = model.config.n_positions - (prefix.position_offset if prefix else 0)
+    room = model.room(prefix)
     encoded = encode_pairs(model, pairs, template, room, args.skip_long)
     if len(encoded) < len(pairs):
         print(f"{len(pairs) - len(encoded)} pairs are too long for the loss, left out of it")

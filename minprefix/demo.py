@@ -93,7 +93,7 @@ def run(
         print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
 
     print(f"Training the prefix on {TRAIN} records and their descriptions, the model frozen:")
-    room = model.config.n_positions - prefix.position_offset
+    room = model.room(prefix)
     train_set = encode_pairs(model, recorded_pairs("data", options), TEMPLATE, room)
     valid_pairs = recorded_pairs("valid", options)
     valid_set = encode_pairs(model, valid_pairs, TEMPLATE, room)
@@ -148,7 +148,7 @@ def score(
     """Loss, exact match and slot error rate on held-out records, and what the model said."""
     sources = [pair.source for pair in test]
     said = predict(model, prefix, sources, TEMPLATE, DECODING)
-    encoded = encode_pairs(model, test, TEMPLATE, model.config.n_positions)
+    encoded = encode_pairs(model, test, TEMPLATE, model.room())
     errors = slot_error_rate(sources, said)
     assert errors is not None  # all of them are records of the tiny world
     scores = {

@@ -116,6 +116,12 @@ class GPT2:
     def n_parameters(self) -> int:
         return sum(a.size for a in self.weights.values())
 
+    def room(self, prefix: Prefix | None = None) -> int:
+        """How many tokens a sequence may have whose targets are scored: one for each position from
+        the prefix's offset on, and a last one that is only predicted."""
+        start = 0 if prefix is None else prefix.position_offset
+        return self.config.n_positions - start + 1
+
     def __repr__(self) -> str:
         c = self.config
         return (
@@ -283,12 +289,17 @@ def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> li
 
 
 def prepare(
-    model: GPT2, batch: Batch, prefix: Prefix | Sequence[Prefix | None] | None
+    model: GPT2,
+    batch: Batch,
+    prefix: Prefix | Sequence[Prefix | None] | None,
+    targets_only: bool = False,
 ) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
     """tokens, positions, offsets, past: what `forward` takes, checked against the model.
 
-    Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a
-    prefix of another shape, and a batch that names a prefix which is not there.
+    `targets_only`: nobody looks at rows that predict no target. The last token of a sequence is
+    such a row: no token sees it, so it needs no position of its own. Raises InputError for a token
+    outside the vocabulary, a sequence without room behind its prefix, a prefix of another shape,
+    and a batch that names a prefix which is not there.
     """
     cfg, prefixes = model.config, _as_list(model, prefix)
     model.check_finite()
@@ -296,15 +307,19 @@ def prepare(
     _check_tokens(model, batch)
     starts = [prefixes[i].position_offset if prefixes else 0 for i in batch.prefix]
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
-        if start + T > cfg.n_positions:
+        room = cfg.n_positions - start + targets_only
+        if room < T:
+            last = "; the last token, a target, needs none" if targets_only else ""
+            or_else = " or the prefix, or train one with --position-offset 0" if start else ""
             raise InputError(
-                f"sequence {b} has {T} tokens, model {model.name!r} has room for "
-                f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
-                "by the prefix): shorten the text or the prefix"
+                f"sequence {b} has {T} tokens, model {model.name!r} has room for {room} "
+                f"({cfg.n_positions} positions, the first {start} taken by the prefix{last}): "
+                f"shorten the text{or_else}"
             )
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
+    positions = np.minimum(positions, cfg.n_positions - 1)  # of a last token that nobody looks at
     empty = _ops.to(np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype), model.backend)
     views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
     past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
@@ -400,7 +415,7 @@ def _forward_loss(
     need: Literal["nothing", "prefix", "all"],
 ) -> tuple[np.generic, Cache, HeadCache | None]:
     w, cfg = model.weights, model.config
-    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
+    stream, weights = prepare(model, batch, prefix, True), _loss_weights(batch, reduction)
     # only rows that predict a target pay for the top of the model and for logits
     rows, targets = (_ops.to(a, model.backend) for a in (batch.rows, batch.targets))
     x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", rows)

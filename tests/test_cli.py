@@ -509,7 +509,8 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
         (
             "d.csv",
             b"source,target\na,b\nx," + b"y " * 60,
-            "d.csv, line 3: 123 tokens, the model has room for 54 after the prefix",
+            "d.csv, line 3: 123 tokens, the model has room for 55 after the prefix: shorten the "
+            "line, or leave such lines out",
         ),
     ],
 )
@@ -532,9 +533,29 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
     assert "1 of 13 pairs are too long, left out" in said
     assert "12 examples" in said
     data.write_text(long)
-    assert "every pair is longer than the 54" in refused(
+    assert "every pair is longer than the 55" in refused(
         *train(model_dir, data, tmp_path / "b", "--skip-long")
     )
+
+
+def test_a_pair_fits_where_generate_can_write_it_and_one_token_more_does_not(
+    ok, refused, model_dir, tmp_path
+):
+    out, path, e = tmp_path / "run", tmp_path / "d.jsonl", tmp_path / "e"
+    path.write_text(json.dumps({"source": "x", "target": "y " * 26}))  # 55 tokens with the end
+    longer = tmp_path / "longer.jsonl"
+    longer.write_text(json.dumps({"source": "x", "target": "y " * 26 + "y"}))
+    call = ["evaluate", "--model", model_dir, "--out", e, "--prefix", out, "--data"]
+    write = ["generate", "--model", model_dir, "--prefix", out, "--prompt", "x"]
+    ok(*train(model_dir, path, out))
+    ok(*call, path)
+    ok("verify", out)
+    ok(*write, "--max-new-tokens", 53)  # all but the prompt, "x" and a line break
+    for said in (refused(*train(model_dir, longer, tmp_path / "b")), refused(*call, longer)):
+        assert "56 tokens, the model has room for 55 after the prefix" in said
+        assert "train with --position-offset 0" in said
+    assert "with 54 new tokens it needs more" in refused(*write, "--max-new-tokens", 54)
+    ok(*train(model_dir, longer, tmp_path / "b", "--position-offset", 0))
 
 
 def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):

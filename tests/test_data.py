@@ -372,7 +372,7 @@ def test_room_is_counted_with_the_end_token(coder):
     with pytest.raises(
         InputError,
         match=r"train\.csv, line 12: 21 tokens, the model has room for 20 after the prefix: "
-        "shorten the line or the prefix, or leave such lines out",
+        "shorten the line or the prefix, train with --position-offset 0, or leave such lines out",
     ):
         encode_pairs(coder, [at("a", "b"), pair], Template(), 20)
 

@@ -198,7 +198,7 @@ def encode_pairs(
     skip_long: bool = False,
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
-    target, or more than `room` tokens (n_positions - P); `skip_long` leaves the latter out."""
+    target, or more than `room` tokens (`GPT2.room`); `skip_long` leaves the latter out."""
     prompts = model.encode_many([template.prompt(p.source) for p in pairs])
     completions = model.encode_many([template.completion(p.target) for p in pairs])
     end = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
@@ -214,10 +214,12 @@ def encode_pairs(
         if len(ids) > room and skip_long:
             continue
         if len(ids) > room:
+            shorten = "shorten the line"
+            if len(ids) <= model.room():  # all of the positions are enough
+                shorten += " or the prefix, train with --position-offset 0"
             raise InputError(
                 f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
-                "shorten the line or the prefix, or leave such lines out (train and evaluate do so "
-                "with --skip-long)"
+                f"{shorten}, or leave such lines out (train and evaluate do so with --skip-long)"
             )
         encoded.append(Encoded(ids, len(prompt)))
     return encoded

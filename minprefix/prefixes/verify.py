@@ -196,8 +196,10 @@ def _replay(
     template = Template(training["template"]) if "template" in training else Template()
     of, found = recorded["of"], []
     if of in pairs:
-        room = model.config.n_positions - prefix.position_offset
-        skip = bool((training.get("options") or {}).get("skip_long"))
+        options = training.get("options") or {}
+        skip = bool(options.get("skip_long"))
+        # before that option, a pair was left out whose last token, a target, had no position
+        room = model.room(prefix) - (skip and "valid_samples" not in options)
         encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded["examples"]]
         loss = mean_loss(model, prefix, encoded, backend, BATCH)
         matmul = (training.get("settings") or {}).get("matmul", "float32")
