@@ -157,7 +157,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2, digest
     from minprefix.ops import BACKENDS
     from minprefix.prefixes.verify import evaluation
-    from minprefix.train import RUN_FILES, Settings, load_options, train
+    from minprefix.train import RUN_FILES, Settings, load_options, refuse_taken, train
 
     given = _given(args, tuple(TRAIN_DEFAULTS))
     options = TRAIN_DEFAULTS | (load_options(args.out, "train") if args.resume else {}) | given
@@ -167,6 +167,8 @@ def _train(args: argparse.Namespace) -> int:
         raise InputError("--eval-every says how often --valid is scored: give --valid FILE as well")
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
     options["backend"] = _resolved(options["backend"])
+    if not args.resume:
+        refuse_taken(args.out, args.force)
 
     model = GPT2.load(options["model"], revision=options["revision"])
     model.check_finite()  # before a folder is made for a run that cannot begin
@@ -492,7 +494,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from minprefix import evaluate, files
     from minprefix.data.pairs import encode_pairs, fingerprint, group_references, read_pairs
+    from minprefix.train import refuse_taken
 
+    files_of_it = ("metrics.json", "predictions.jsonl")
+    refuse_taken(args.out, args.force, resume=False, marks=files_of_it)
     model, prefix, template = _load(args, args.prefix)
     pairs = read_pairs(args.data, args.source_column, args.target_column)
     groups = group_references(pairs)
@@ -513,7 +518,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(
             f"data file {args.data}: every pair is longer than the {room} tokens of room"
         )
-    files.new_folder(args.out, ("metrics.json", "predictions.jsonl"), args.force, resume=False)
+    files.new_folder(args.out, files_of_it, args.force, resume=False)
 
     started = time.time()
     loss = evaluate.mean_loss(model, prefix, encoded, args.backend, args.batch_size)

@@ -18,7 +18,7 @@ from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.train import RUN_FILES, Settings, train
+from minprefix.train import RUN_FILES, Settings, refuse_taken, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()
@@ -79,6 +79,8 @@ def run(
         seed=seed,
         backend=backend,
     )
+    if not resume:
+        refuse_taken(out, force)
     started = time.time()
     home = BACKENDS[backend]
     model = GPT2.load("tiny").to(home)

@@ -580,6 +580,58 @@ class Log:
         return [e["step"] for e in lines], [e["loss"] for e in lines], valid
 
 
+# ---- the folder -------------------------------------------------------------------------------
+
+#: what lies in a folder that its owner would call empty
+_OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep", ".gitignore"}
+
+
+def refuse_taken(
+    out: Path, force: bool, resume: bool = True, marks: Sequence[str] = RUN_FILES
+) -> None:
+    """Before any work: raises InputError if `out` holds `marks` of a run, unless `force` is to
+    replace them; and with `force`, too, if it holds anything and nothing that minprefix wrote: a
+    home folder, a website. `resume`: whether the sentence may advise it."""
+    if not out.is_dir():  # to be made, or no folder, which the system will say
+        return
+    held = {path.name for path in out.iterdir()}
+    left = {files.temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
+    if held <= left | _OF_NOBODY:
+        return
+    if not is_ours(out):
+        replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
+        raise InputError(
+            f"{out} holds {files.listed(sorted(held))} and no run of minprefix: choose a new or an "
+            f"empty folder for --out{replaces}"
+        )
+    found = [name for name in marks if name in held]
+    if found and not force:
+        go_on = "continue it with --resume, " if resume else ""
+        raise InputError(
+            f"{out} already holds a run ({', '.join(found)}): choose another --out, "
+            f"{go_on}or replace it with --force"
+        )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a run, a prefix or an evaluation, by what a stranger's files of the
+    same names do not say."""
+    if (folder / "minprefix.json").is_file() or (folder / files.SAVING).is_dir():
+        return True
+    with suppress(InputError):
+        if "minprefix" in files.map_tensors(folder / STATE, "the state of a run")[1]:
+            return True
+    for name, wrote_it in (
+        ("adapter_config.json", lambda said: said.get("peft_type") == "PREFIX_TUNING"),
+        ("adapter_config.json", lambda said: said["config"]["architecture"] == "prefix_tuning"),
+        ("metrics.json", lambda said: {"decoding", "data_sha256"} <= said["about"].keys()),
+    ):
+        with suppress(InputError, KeyError, TypeError, AttributeError):
+            if wrote_it(files.read_json(folder / name, "what minprefix wrote")):
+                return True
+    return False
+
+
 # ---- the state --------------------------------------------------------------------------------
 
 

@@ -590,6 +590,76 @@ def test_an_output_folder_that_holds_a_run_is_refused(ok, refused, model_dir, da
     assert "already holds a run" in refused(*call)
 
 
+STRANGERS = {
+    "a website": {"index.html": "<p>", "samples.md": "# of cloth"},
+    "another's results": {"metrics.json": '{"about": {"author": "me"}}', "log.jsonl": "{}"},
+    "another's adapter": {"adapter_config.json": '{"peft_type": "LORA"}', "loss.png": ""},
+    "another's state": {"state.safetensors": "theirs", "predictions.jsonl": ""},
+    "folders": {"photos/1.jpg": ""},
+    "hidden files": {".ssh/id": "", ".profile": ""},
+}
+
+
+@pytest.mark.parametrize("of", STRANGERS)
+def test_no_command_writes_into_a_strangers_folder_with_force_neither(
+    refused, model_dir, data, tmp_path, of
+):
+    out, prefix = tmp_path / "theirs", tmp_path / "p"
+    for name, text in STRANGERS[of].items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    model = GPT2.load(model_dir)
+    Prefix.normal(model.config, 3).save(prefix, model)
+    to = ["--out", out]
+    for argv in (
+        train(model_dir, data, out),
+        ["demo", *to],
+        ["evaluate", "--model", model_dir, "--data", data, *to],
+        ["export", prefix, "--to", "peft", *to],
+        ["export", prefix, "--to", "adapters", *to],
+        ["import", prefix, "--model", model_dir, *to],
+        ["combine", prefix, "--how", "average", *to],
+        ["prune", prefix, "--keep", 1, "--data", data, *to],
+    ):
+        for force in ([], ["--force"]):
+            said = refused(*argv, *force)
+            assert f"{out} holds '{min(STRANGERS[of]).partition('/')[0]}'" in said
+            assert "no run of minprefix: choose a new or an empty folder for --out" in said
+            assert ("--force replaces what minprefix wrote" in said) == bool(force)
+    held = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert held == STRANGERS[of]
+    assert "holds other things" in refused("vectors", "write", out)
+
+
+def test_what_a_kill_or_a_desktop_leaves_is_an_empty_folder(ok, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".state.safetensors.tmp", ".DS_Store", ".gitkeep"):
+        (out / name).write_bytes(b"")
+    ok(*train(model_dir, data, out))
+
+
+def test_force_replaces_each_thing_that_minprefix_wrote(ok, model_dir, data, tmp_path):
+    out, run = tmp_path / "out", tmp_path / "run"
+    ok(*train(model_dir, data, run))
+    for argv in (
+        ["evaluate", "--model", model_dir, "--data", data],
+        ["export", run, "--to", "peft"],
+        ["import", tmp_path / "peft", "--model", model_dir],
+        train(model_dir, data, out),
+    ):
+        for force in ([], ["--force"], ["--force"]):
+            ok(*argv, "--out", out, *force)
+        if argv[0] == "export":
+            shutil.copytree(out, tmp_path / "peft")
+        shutil.rmtree(out)
+    # a run that was killed before it ended
+    ok(*train(model_dir, data, out))
+    (out / "minprefix.json").unlink()
+    (out / "adapter_config.json").unlink()
+    ok(*train(model_dir, data, out, "--force"))
+
+
 def test_resuming_what_is_not_there_or_another_run_is_refused(
     ok, refused, model_dir, data, tmp_path
 ):

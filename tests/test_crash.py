@@ -259,8 +259,8 @@ def test_a_folder_that_holds_a_run_is_refused_without_force_or_resume(world, who
 
 def test_force_starts_again_and_leaves_other_files_alone(world, tmp_path):
     out = tmp_path / "run"
-    out.mkdir()
-    for name in (STATE, "log.jsonl", "samples.md", "notes.txt"):
+    assert cli.main(command(world, out, "--steps=2")[len(MINPREFIX) :]) == 0
+    for name in ("log.jsonl", "samples.md", "notes.txt"):
         (out / name).write_text("old", encoding="utf-8")
     assert cli.main(command(world, out, "--steps=11", "--force")[len(MINPREFIX) :]) == 0
     assert [line["step"] for line in log(out)] == list(range(1, 12))

@@ -217,8 +217,9 @@ def export(args: argparse.Namespace) -> int:
     from minprefix.artifact import load_with_about
     from minprefix.prefixes import adapters
     from minprefix.prefixes.export import to_peft
+    from minprefix.train import refuse_taken
 
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force, resume=False)
     prefix, about = load_with_about(args.path)
     base = about["base"] if about else {}
     if args.base is not None and args.to != "peft":
@@ -242,8 +243,9 @@ def bring(args: argparse.Namespace) -> int:
     from minprefix.artifact import ABOUT, load_prefix, save_prefix
     from minprefix.model import GPT2
     from minprefix.prefixes import adapters
+    from minprefix.train import refuse_taken
 
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force, resume=False)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
         prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
@@ -267,10 +269,11 @@ def bring(args: argparse.Namespace) -> int:
 
 def combine(args: argparse.Namespace) -> int:
     from minprefix.prefixes.combine import average, concatenate
+    from minprefix.train import refuse_taken
 
     if args.weights is not None and args.how != "average":
         raise InputError("--weights belong to --how average")
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force, resume=False)
     prefixes, record, model = _of(args.paths, args)
     made = concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
     more = {} if args.weights is None else {"weights": args.weights}
@@ -283,10 +286,11 @@ def prune(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.evaluate import mean_loss
     from minprefix.prefixes.combine import prune, slot_attention
+    from minprefix.train import refuse_taken
 
     if args.limit < 1:
         raise InputError(f"--limit is {args.limit}: expected at least 1")
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force, resume=False)
     (prefix,), record, model = _of([args.path], args)
     template = Template((record[0]["training"] or {}).get("template", Template().text))
     pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
@@ -380,18 +384,6 @@ def _save_made(
     save_prefix(made, args.out, model, training)
     _remove_rest(args)
     print(f"{made}\nwritten to {args.out}")
-
-
-def _refuse_taken(args: argparse.Namespace) -> None:
-    """Before any work: raises InputError if --out holds a run or a prefix, unless --force."""
-    from minprefix.train import RUN_FILES
-
-    found = [name for name in RUN_FILES if (args.out / name).exists()]
-    if found and not args.force:
-        raise InputError(
-            f"{args.out} already holds a run ({', '.join(found)}): choose another --out, or "
-            "replace it with --force"
-        )
 
 
 def _remove_rest(args: argparse.Namespace) -> None:
