@@ -216,7 +216,7 @@ def verify(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from minprefix.artifact import load_with_about
     from minprefix.prefixes import adapters
-    from minprefix.prefixes.export import to_peft
+    from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
     from minprefix.train import refuse_taken
 
     refuse_taken(args.out, args.force, resume=False)
@@ -233,6 +233,7 @@ def export(args: argparse.Namespace) -> int:
         to_peft(prefix, args.out, args.base or base.get("name"))
         _remove_rest(args)
         print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+        print(GENERATE_DROPS_IT)
     else:
         adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
         print(f"written to {args.out}, to be used as in\n  {adapters.USE}")
