@@ -115,7 +115,18 @@ WITHOUT_EFFECT = {
     "eval_data_file", "text_column_name", "learning_rate", "weight_decay", "warmup_steps",
     "num_train_epochs", "max_steps", "label_smoothing_factor",
 }  # fmt: skip
+#: parts of a tensor's name that say only how the model was run when it was saved: torch.compile,
+#: DataParallel, FSDP, checkpointing; and, in front, what held it: Lightning, PEFT, TRL
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+HOLDERS = re.compile(r"((base_|pretrained_)?model\.)+")
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+#: the heads of transformers' classifiers, taggers, question answerers and double heads, and TRL's
+OTHER_HEAD = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|v_head|value_head)\..+")
+#: what PEFT and the adapters library add to a model
+ADAPTER = re.compile(
+    r"(.*\.)?(lora_\w+|loras|base_layer|modules_to_save|original_module|hada_\w+|lokr_\w+|ia3_\w+"
+    r"|oft_\w+|vera_\w+|prompt_\w+|prefix_tuning\w*|(\w+_)?adapters?)(\..*)?"
+)
 DTYPES = ("float32", "float64", "complex128")
 #: of any size or number in config.json, so that products of them have digits that can be printed
 LARGEST = 2**63 - 1
@@ -323,18 +334,9 @@ def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
 def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     """Every weight under its name without the `transformer.` prefix, memory-mapped. Raises
     InputError for a missing, extra, doubled or wrongly shaped tensor, by name."""
-    tensors = _read_tensors(folder)
-    weights: dict[str, np.ndarray] = {}
-    for full, a in tensors.items():
-        name = full.removeprefix("transformer.")
-        if MASK_BUFFER.fullmatch(name):
-            continue
-        if name in weights:
-            raise InputError(
-                f"{folder}: tensor {files.shown(name)} is there twice, with and without "
-                "'transformer.'"
-            )
-        weights[name] = a
+    weights = _by_plain_name(folder)
+    if config.tie_word_embeddings and "wte.weight" not in weights and "lm_head.weight" in weights:
+        weights["wte.weight"] = weights["lm_head.weight"]  # one tensor, saved under either name
     blocks = {name.split(".")[1] for name in weights if name.startswith("h.")}
     if config.n_layer > len(blocks):  # before a list of shapes is made for a billion layers
         lost = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
@@ -344,7 +346,8 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
         )
     shapes = config.shapes()
     if "lm_head.weight" in weights and config.tie_word_embeddings:
-        if np.array_equal(weights["lm_head.weight"], weights.get("wte.weight", np.empty(0))):
+        wte, head = weights.get("wte.weight"), weights["lm_head.weight"]
+        if head is wte or np.array_equal(head, np.empty(0) if wte is None else wte):
             del weights["lm_head.weight"]  # a second copy of the tied head
         else:
             shapes["lm_head.weight"] = shapes["wte.weight"]
@@ -355,24 +358,70 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
                 "and does config.json belong to it?"
             )
         if weights[name].shape != shape or weights[name].dtype.kind != "f":
-            raise InputError(
-                f"{folder}: tensor {name!r} has shape {weights[name].shape} "
-                f"({weights[name].dtype}): expected {shape} of floating-point numbers, from "
-                "config.json"
-            )
+            raise _misshaped(folder, name, weights[name], shape)
     extra = sorted(set(weights) - set(shapes))
     if extra:
         raise InputError(
-            f"{folder}: unexpected tensor {files.shown(extra[0])}: config.json describes a GPT-2 "
-            f"of {config.n_layer} layers without it"
+            f"{folder}: unexpected {'tensor' if len(extra) == 1 else 'tensors'} "
+            f"{files.listed(extra)}: config.json describes a GPT-2 of {config.n_layer} layers "
+            f"without {'it' if len(extra) == 1 else 'them'}"
         )
     return {name: weights[name] for name in shapes}
+
+
+def _by_plain_name(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors without what wrapped the model, without mask buffers, and without the head of
+    another task, which is said. Raises InputError for one that is there twice, and for adapters."""
+    weights: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
+    others: list[str] = []
+    adapters: list[str] = []
+    for full, a in _read_tensors(folder).items():
+        bare = ".".join(part for part in full.split(".") if part not in WRAPPERS)
+        bare = bare[held.end() :] if (held := HOLDERS.match(bare)) else bare
+        name = bare.removeprefix("transformer.")
+        if MASK_BUFFER.fullmatch(name):
+            continue
+        if ADAPTER.fullmatch(name):
+            adapters.append(full)
+        elif OTHER_HEAD.fullmatch(bare):
+            others.append(bare)
+            continue
+        if name in weights:
+            raise InputError(
+                f"{folder}: tensor {files.shown(name)} is there twice, as "
+                f"{files.shown(origin[name])} and as {files.shown(full)}: save the model again"
+            )
+        weights[name], origin[name] = a, full
+    if adapters:
+        raise InputError(
+            f"{folder}: {files.listed(sorted(adapters))}: parts of an adapter, such as LoRA, that "
+            "was not merged into the model: load it with peft, call merge_and_unload(), save what "
+            "that returns, and give its folder"
+        )
+    if others:
+        note(
+            f"{folder}: {files.listed(sorted(others))} left out, the head of another task: "
+            "minprefix uses the language model alone"
+        )
+    return weights
+
+
+def _misshaped(folder: Path, name: str, a: np.ndarray, shape: tuple[int, ...]) -> InputError:
+    kind = a.dtype.names[0] if a.dtype.names else a.dtype  # see files.map_tensors
+    rows = ""
+    if name in ("wte.weight", "lm_head.weight") and a.ndim == 2 and a.shape[1:] == shape[1:]:
+        rows = f"; if the vocabulary was resized, set vocab_size to {a.shape[0]} there"
+    return InputError(
+        f"{folder}: tensor {name!r} has shape {a.shape} ({kind}): expected {shape} of "
+        f"floating-point numbers (float64, float32, float16 or bfloat16), from config.json{rows}"
+    )
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     single = files.inside(folder, "model.safetensors", "the model")
     if single.exists():
-        return files.map_tensors(single, "the model")[0]
+        return _with_shared(*files.map_tensors(single, "the model"))
     index = files.inside(folder, "model.safetensors.index.json", "the index of shards")
     if not index.exists():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
@@ -387,6 +436,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, str] = {}
     odd = [shard for shard in shard_of.values() if not isinstance(shard, str)]
     if odd:
         raise _no_shard(index, odd[0])
@@ -396,18 +446,27 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         path = files.inside(folder, shard, "a shard of the model")
         if not path.exists():
             raise _no_shard(index, shard)
-        held = files.map_tensors(path, "the model")[0]
+        held, said = files.map_tensors(path, "the model")
         for name in set(held) & set(tensors):
             raise InputError(
                 f"{folder}: tensor {files.shown(name)} is there twice, in {shard!r} and before it"
             )
         tensors |= held
+        metadata |= said
+    tensors = _with_shared(tensors, metadata)
     lost = sorted(set(shard_of) - set(tensors))
     if lost:
         raise InputError(
             f"{index} names tensor {files.shown(lost[0])}, but {shard_of[lost[0]]} does not hold it"
         )
     return tensors
+
+
+def _with_shared(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
+    """safetensors.torch.save_model stores one of the names of a shared tensor, and in the metadata
+    for each of the others which one that is."""
+    shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
+    return shared | tensors
 
 
 def _no_shard(index: Path, shard: Any) -> InputError:

@@ -504,7 +504,9 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read
     yet.
 
-    bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
+    bfloat16 is widened to float32, which does read. A tensor of a type that is not read here is its
+    bytes, in records whose one field has that type's name. Raises InputError if the file is
+    damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -537,7 +539,8 @@ def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
         return wide.view(np.float32).reshape(shape)
     if entry["dtype"] in DTYPES:
         return np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
-    return np.asarray(raw)  # for the caller to miss by its name, or to skip: mask buffers are BOOL
+    # for the caller to refuse by its type's name, or to skip: mask buffers are BOOL
+    return np.asarray(raw.view(np.dtype([(entry["dtype"], np.uint8)])))
 
 
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file, save_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
@@ -141,6 +143,122 @@ def test_a_head_of_its_own_is_used(tmp_path, good, tied):
     assert relative_error(logits, plain) > 0.1  # the head matters
     ours.save(tmp_path / "again")
     assert_like_transformers(tmp_path / "again")
+
+
+def renamed(tensors, start):
+    """As if the whole model had been saved inside of another one."""
+    return {start + name: tensor for name, tensor in tensors.items()}
+
+
+WRAPPED = {
+    "compiled": lambda t: renamed(t, "_orig_mod."),
+    "parallel": lambda t: renamed(t, "module."),
+    "both": lambda t: renamed(t, "module._orig_mod."),
+    "both, the other way": lambda t: renamed(t, "_orig_mod.module."),
+    "the inner model compiled": lambda t: {
+        n.replace("transformer.", "transformer._orig_mod."): a for n, a in t.items()
+    },
+    "each block compiled": lambda t: {
+        re.sub(r"h\.(\d)\.", r"h.\1._orig_mod.", n): a for n, a in t.items()
+    },
+    "sharded blocks": lambda t: {
+        re.sub(r"h\.(\d)\.", r"h.\1._fsdp_wrapped_module._checkpoint_wrapped_module.", n): a
+        for n, a in t.items()
+    },
+    "Lightning": lambda t: renamed(t, "model."),
+    "Lightning, compiled": lambda t: renamed(t, "model._orig_mod."),
+    "PEFT, merged": lambda t: renamed(t, "base_model.model."),
+    "TRL": lambda t: renamed(t, "pretrained_model."),
+}
+
+
+@pytest.mark.parametrize("own_head", [False, True], ids=["tied", "own head"])
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_wrapped_the_model_when_it_was_saved_changes_nothing(tmp_path, good, how, own_head):
+    tensors = load_file(good / "model.safetensors")
+    if own_head:
+        tensors["lm_head.weight"] = torch.randn(40, 16)
+    plain = GPT2.load(write_model(tmp_path / "plain", tensors))
+    wrapped = write_model(tmp_path / "wrapped", WRAPPED[how](tensors))
+    assert set(load_file(wrapped / "model.safetensors")) != set(tensors)
+    again = GPT2.load(wrapped)
+    assert again.fingerprint() == plain.fingerprint()
+    assert ("lm_head.weight" in again.weights) == own_head
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "said to be untied"])
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+def test_a_tied_pair_that_safetensors_stored_under_either_name_is_that_pair(
+    tmp_path, good, kept, tied
+):
+    hf = from_transformers(good)[0].float()
+    assert hf.lm_head.weight is hf.transformer.wte.weight
+    folder = write_model(tmp_path / "one", {}, tie_word_embeddings=tied)
+    save_model(hf, folder / "model.safetensors", {"format": "pt"})
+    if kept != "lm_head.weight":  # what a loop over the parameters would do
+        state = {n: t for n, t in hf.state_dict().items() if n != "lm_head.weight"}
+        save_file(state, folder / "model.safetensors", {"lm_head.weight": kept})
+    with safe_open(folder / "model.safetensors", "np") as f:
+        assert kept in f.keys()  # noqa: SIM118
+        assert kept in f.metadata().values()
+        assert len(set(f.keys()) & {"lm_head.weight", "transformer.wte.weight"}) == 1
+    ours = GPT2.load(folder)
+    assert np.array_equal(ours.weights["wte.weight"], GPT2.load(good).weights["wte.weight"])
+    assert ours.config.tie_word_embeddings == tied
+    plain = GPT2.load(good).logits(Batch.pack([IDS]))
+    assert np.array_equal(ours.logits(Batch.pack([IDS])), plain)
+
+
+def test_a_tied_pair_of_a_compiled_model_is_found_by_its_wrapped_names(tmp_path, good):
+    hf = from_transformers(good)[0].float()
+    folder = write_model(tmp_path / "compiled", {})
+    save_model(torch.nn.ModuleDict({"_orig_mod": hf}), folder / "model.safetensors")
+    assert "_orig_mod.transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    assert GPT2.load(folder).fingerprint() == GPT2.load(good).fingerprint()
+
+
+def test_the_head_alone_is_the_tied_pair_where_the_config_ties_them(tmp_path, good):
+    tensors = load_file(good / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+    folder = write_model(tmp_path / "head", tensors)
+    assert GPT2.load(folder).fingerprint() == GPT2.load(good).fingerprint()
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"tensor 'wte\.weight' is missing"):
+        GPT2.load(folder)
+
+
+def test_layers_that_share_their_weights_were_stored_once(tmp_path, good):
+    hf = from_transformers(good)[0].float()
+    hf.transformer.h[1].mlp = hf.transformer.h[0].mlp
+    folder = write_model(tmp_path / "shared", {})
+    save_model(hf, folder / "model.safetensors")
+    ours = GPT2.load(folder, dtype="float64")
+    with torch.no_grad():
+        want = hf_logits(hf.double(), IDS).numpy()
+    assert relative_error(ours.logits(Batch.pack([IDS])), want) < 1e-12
+
+
+HEADS = [
+    ["score.weight"],
+    ["classifier.weight", "classifier.bias"],
+    ["qa_outputs.weight", "qa_outputs.bias"],
+    ["multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"],
+    ["v_head.summary.weight", "v_head.summary.bias"],
+]
+
+
+@pytest.mark.parametrize("start", ["", "module."])
+@pytest.mark.parametrize("names", HEADS, ids=lambda names: names[0].split(".")[0])
+def test_the_head_of_another_task_is_left_out_and_said_once(tmp_path, good, names, start):
+    tensors = load_file(good / "model.safetensors") | dict.fromkeys(names, torch.zeros(2, 16))
+    tensors = {start + n: t.clone() for n, t in tensors.items()}
+    folder = write_model(tmp_path / "task", tensors)
+    said = re.escape(", ".join(map(repr, sorted(names)))) + " left out, the head of another task"
+    with pytest.warns(Note, match=said):
+        ours = GPT2.load(folder)
+    with warnings.catch_warnings(action="error"):
+        GPT2.load(folder)
+    assert ours.fingerprint() == GPT2.load(good).fingerprint()
 
 
 def test_an_inner_width_of_its_own_is_used(tmp_path):
@@ -713,6 +831,43 @@ def test_an_extra_tensor_is_named(good, name):
         GPT2.load(good)
 
 
+def test_all_extra_tensors_are_named_at_once(good):
+    extra = {f"transformer.h.0.extra_{i}": torch.zeros(1) for i in range(10)}
+    rewrite(good, lambda t: t.update(extra))
+    with pytest.raises(
+        InputError, match=r"tensors 'h\.0\.extra_0', .*'h\.0\.extra_7' and 2 more: "
+    ):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "lm_head.weight"])
+def test_a_resized_vocabulary_says_which_number_to_write(good, name):
+    full = name if name.startswith("lm_head") else f"transformer.{name}"
+    rewrite(good, lambda t: t.update({full: torch.zeros(43, 16)}))
+    with pytest.raises(InputError, match=r"\(43, 16\) .*resized, set vocab_size to 43 there"):
+        GPT2.load(good)
+
+
+UNMERGED = [
+    "base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight",
+    "transformer.h.0.attn.c_attn.base_layer.weight",
+    "transformer.wte.lora_embedding_A.default",
+    "transformer.h.1.mlp.c_fc.ia3_l.default",
+    "base_model.model.score.modules_to_save.default.weight",
+    "prompt_encoder.default.embedding.weight",
+    "transformer.h.0.attention_adapters.adapters.mine.adapter_down.0.weight",
+    "transformer.h.0.attn.c_attn.loras.mine.lora_A",
+    "transformer.prefix_tuning.prefix_tunings.mine.control_trans",
+]
+
+
+@pytest.mark.parametrize("name", UNMERGED)
+def test_an_adapter_that_was_not_merged_is_refused(good, name):
+    rewrite(good, lambda t: t.update({name: torch.zeros(2, 16)}))
+    with pytest.raises(InputError, match=f"'{re.escape(name)}': parts of an .*merge_and_unload"):
+        GPT2.load(good)
+
+
 def test_a_head_that_config_and_file_disagree_about_is_named(good):
     edit_config(good, tie_word_embeddings=False)
     with pytest.raises(InputError, match=r"tensor 'lm_head\.weight' is missing"):
@@ -721,7 +876,7 @@ def test_a_head_that_config_and_file_disagree_about_is_named(good):
 
 def test_a_tensor_under_both_of_its_names_is_refused(good):
     rewrite(good, lambda t: t.update({"ln_f.bias": torch.zeros(16)}))
-    with pytest.raises(InputError, match=r"tensor 'ln_f\.bias' is there twice, with and without"):
+    with pytest.raises(InputError, match=r"tensor 'ln_f\.bias' is there twice, as '.*' and as '"):
         GPT2.load(good)
 
 
@@ -752,6 +907,14 @@ def test_a_tensor_that_is_not_of_floating_point_is_named(good, name, dtype):
     shape = CONFIG.shapes()[name]
     rewrite(good, lambda t: t.update({f"transformer.{name}": torch.ones(shape, dtype=dtype)}))
     with pytest.raises(InputError, match=f"tensor '{re.escape(name)}' .*floating-point numbers"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_tensor_of_another_precision_is_named_with_it(good, dtype):
+    rewrite(good, lambda t: t.update({"transformer.ln_f.bias": torch.ones(16).to(dtype)}))
+    kind = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}[dtype]
+    with pytest.raises(InputError, match=rf"'ln_f\.bias' .*\({kind}\): expected .*or bfloat16\)"):
         GPT2.load(good)
 
 
@@ -897,6 +1060,18 @@ def edit_index(folder, change):
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
+
+
+def test_a_tied_pair_is_found_in_the_metadata_of_its_shard(sharded, good):
+    kept, lost = "lm_head.weight", "transformer.wte.weight"
+    place = next(p for p in sharded.glob("model-*") if lost in load_file(p))
+    tensors = load_file(place)
+    save_file(tensors | {kept: tensors.pop(lost)}, place, {lost: kept})
+    edit_index(sharded, lambda index: index["weight_map"].pop(lost))
+    edit_index(sharded, lambda index: index["weight_map"].update({kept: place.name}))
+    edit_config(sharded, tie_word_embeddings=False)
+    plain = GPT2.load(good).logits(Batch.pack([IDS]))
+    assert np.array_equal(GPT2.load(sharded).logits(Batch.pack([IDS])), plain)
 
 
 def test_a_missing_shard_is_named(sharded):
