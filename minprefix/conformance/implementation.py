@@ -70,7 +70,7 @@ class Implementation:
         if type(a) is np.ndarray and a.dtype.kind in "fciub":
             return a
         own = getattr(self.functions, "asnumpy", None)
-        if isinstance(a, list | tuple):
+        if isinstance(a, list | tuple) and not callable(own):
             raise Broken("not an array", f"{what} is a {type(a).__name__}, expected an array")
         try:
             already = isinstance(a, np.ndarray | np.generic | float | int)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import __version__, files
-from minprefix.conformance.check import Finding, Result
+from minprefix.conformance.check import PRECISION, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
+from minprefix.conformance.diagnosis import IN_SINGLE
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
@@ -37,7 +38,8 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
     would mend it."""
     counts = {s: sum(r.status == s for r in results) for s in STATUSES}
-    first = next(((r, f) for r in results for f in r.findings), None)
+    found = [(r, f) for r in results for f in r.findings]
+    first = next((each for each in found if each[1].kind not in PRECISION), next(iter(found), None))
     return {
         "implementation": name,
         "minprefix": __version__,
@@ -121,7 +123,7 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
 
 
 #: kinds of findings of a tensor that was compared
-COMPARED = ("value", "shape", "dtype", "not finite")
+COMPARED = ("value", "shape", "not finite", *PRECISION)
 
 #: kinds of findings that follow from others of the same op
 FOLLOWS = ("not computed", "derivative")
@@ -163,8 +165,10 @@ def _row(op: str, results: Sequence[Result]) -> str:
 
 def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]]:
     """One entry for each function and tensor that is wrong, where it was seen first, and in which
-    other checks it is wrong."""
+    other checks it is wrong. What is of another precision has one cause mostly, and comes last, in
+    one entry a level: with the other tensors of which this is true in the place of the checks."""
     found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
+    rounded: dict[str, tuple[Result, Finding, list[str]]] = {}  # level -> its entry
     broken = {r.op for r in results for f in r.findings if f.kind not in FOLLOWS}
     forwards = {f.function for r in results for f in r.findings if f.kind not in FOLLOWS}
     for result in results:
@@ -173,12 +177,19 @@ def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]
                 continue  # it follows from what is said of the op elsewhere
             if finding.kind == "derivative" and result.op in forwards:
                 continue  # the derivative of a wrong forward: the backward may be right
-            key = (result.level, finding.function, finding.tensor.split("[")[0])
+            stem = finding.tensor.split("[")[0]
+            if finding.kind in PRECISION:
+                entry = rounded.setdefault(result.level, (result, finding, []))
+                said = f"{stem.removeprefix('cache.')} of {finding.function}"
+                if stem != entry[1].tensor.split("[")[0] and said not in entry[2]:
+                    entry[2].append(said)
+                continue
+            key = (result.level, finding.function, stem)
             if key not in found:
                 found[key] = (result, finding, [])
             elif result.check != found[key][0].check and result.check not in found[key][2]:
                 found[key][2].append(result.check)
-    return list(found.values())
+    return [*found.values(), *rounded.values()]
 
 
 def _title(result: Result, finding: Finding) -> str:
@@ -189,7 +200,7 @@ def _title(result: Result, finding: Finding) -> str:
 def _in_full(
     number: int, result: Result, finding: Finding, others: list[str], told: set[str]
 ) -> list[str]:
-    from minprefix.conformance.zoo import all_bugs
+    from minprefix.conformance.zoo import IN_DOUBLE, all_bugs
 
     lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
@@ -200,10 +211,13 @@ def _in_full(
     compared = next((f for f in result.findings if f.kind in COMPARED), None)
     for name in result.zoo[:2] if finding is compared else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
-        lines += _wrapped(f"the zoo's {name} gives this very {finding.tensor}{lesson}")
+        exactly = result.zoo_distance <= IN_DOUBLE
+        this = f"this very {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
+        lines += _wrapped(f"the zoo's {name} gives {this}{lesson}")
         told.add(name)
     if others:
-        lines += _wrapped(f"wrong, too, in {_some(others, 2 * WIDTH)}")
+        start = "the same holds for" if finding.kind in PRECISION else "wrong, too, in"
+        lines += _wrapped(f"{start} {_some(others, 2 * WIDTH)}")
     if finding.reproducer:
         lines.append("   to see it, in Python:")
         lines += [f"       {row}" for row in finding.reproducer.splitlines()]
