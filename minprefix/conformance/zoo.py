@@ -238,7 +238,7 @@ def matches(
         numbers = _SEEN[check.id, name]
         if first in numbers:
             distances[name] = _distance(numbers[first], wrong[first])
-    # what seems to be rounding may be like a bug by chance, and what is as near to the right is none
+    # rounding may be like a bug by chance, and what is as near to the right numbers is none
     most = IN_DOUBLE if all(f.kind in PRECISION for f in seen.findings) else IN_SINGLE
     far = min(most, NEARER * seen.errors[first])
     nearest = min(distances.values(), default=math.inf)
