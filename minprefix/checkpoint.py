@@ -1,13 +1,13 @@
-"""Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, tokenizer; a folder
-or a hub name.
+"""Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, and the tokenizer
+(`minprefix.tokenizer`); a folder or a hub name.
 
 A value that would change the arithmetic and is not implemented is refused by name. Nothing is ever
 unpickled.
 """
 
-import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from minprefix import files, hub
 from minprefix.errors import InputError, note
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
+from minprefix.tokenizer import end_token, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -119,6 +120,7 @@ WITHOUT_EFFECT = {
 #: DataParallel, FSDP, checkpointing; and, in front, what held it: Lightning, PEFT, TRL
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 HOLDERS = re.compile(r"((base_|pretrained_)?model\.)+")
+GENERATION = "generation_config.json"
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 #: the heads of transformers' classifiers, taggers, question answerers and double heads, and TRL's
 OTHER_HEAD = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|v_head|value_head)\..+")
@@ -140,13 +142,15 @@ def load_model(name: str | Path, dtype: str = "float32", revision: str | None = 
     folder = find(name, revision)
     config = read_config(folder)
     weights = read_weights(folder, config)
+    tokenizer = read_tokenizer(folder)
+    config = replace(config, eos_token_id=read_end_tokens(folder, config, tokenizer))
     if "lm_head.weight" in weights and config.tie_word_embeddings:
         config = Config(**{**vars(config), "tie_word_embeddings": False})
     with np.errstate(over="ignore", invalid="ignore"):  # what turns infinite is found at first use
         weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
         a.flags.writeable = False  # frozen
-    return GPT2(config, weights, read_tokenizer(folder), str(name))
+    return GPT2(config, weights, tokenizer, str(name))
 
 
 def find(name: str | Path, revision: str | None = None) -> Path:
@@ -204,6 +208,8 @@ def read_config(folder: Path) -> Config:
     _check_rest(path, raw)
     _check_numbers(path, values)
     _check_context(path, raw.get("n_ctx"), values["n_positions"])
+    for key in ("bos_token_id", "eos_token_id"):
+        values[key] = _token_ids(path, key, values.get(key), values["vocab_size"])
     return Config(**values)
 
 
@@ -289,18 +295,11 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
             raise InputError(
                 f"{path}: {key} is {files.shown(values.get(key))}: expected a whole number from 1"
             )
-    for key, least in (("n_inner", 1), ("bos_token_id", 0), ("eos_token_id", 0)):
-        value = values.get(key)
-        if value is not None and not _whole(value, least):
-            raise InputError(
-                f"{path}: {key} is {files.shown(value)}: expected a whole number from {least}, or "
-                "null"
-            )
-        if key.endswith("token_id") and value is not None and value >= values["vocab_size"]:
-            raise InputError(
-                f"{path}: {key} is {value}, outside the vocabulary of {values['vocab_size']}: give "
-                "a token of it, or null if there is none"
-            )
+    inner = values.get("n_inner")
+    if inner is not None and not _whole(inner, 1):
+        raise InputError(
+            f"{path}: n_inner is {files.shown(inner)}: expected a whole number from 1, or null"
+        )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
         raise InputError(
@@ -320,6 +319,51 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
 
 def _whole(value: Any, least: int) -> bool:
     return type(value) is int and least <= value <= LARGEST
+
+
+def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple[int, ...] | None:
+    """What config.json or generation_config.json gives for a special token, without the ids that no
+    token has: other software counts on such an id to mean none."""
+    several = isinstance(value, list) and key == "eos_token_id"
+    ids = list(value) if several else [] if value is None else [value]
+    if any(type(i) is not int for i in ids):
+        also = "whole numbers, " if key == "eos_token_id" else ""
+        raise InputError(
+            f"{path}: {key} is {files.shown(value)}: expected a whole number, {also}or null"
+        )
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            note(
+                f"{path}: {key} {files.shown(i)} lies outside the vocabulary, 0 to "
+                f"{vocab_size - 1}: it has no effect"
+            )
+    inside = tuple(dict.fromkeys(i for i in ids if 0 <= i < vocab_size))
+    return inside if len(inside) > 1 else inside[0] if inside else None
+
+
+def read_end_tokens(
+    folder: Path, config: Config, tokenizer: "Tokenizer | None"
+) -> int | tuple[int, ...] | None:
+    """The tokens at which decoding stops: those of generation_config.json, else of config.json,
+    else, where neither file says anything, the one that the tokenizer's files name.
+
+    The first of them is the one that training appends: that of config.json if it is among them,
+    else the tokenizer's. Raises InputError for what is no token id.
+    """
+    V = config.vocab_size
+    path = files.inside(folder, GENERATION, "how the model decodes")
+    raw = files.read_json(path, "how the model decodes") if path.exists() else {}
+    stop = _token_ids(path, "eos_token_id", raw.get("eos_token_id"), V)
+    ends = replace(config, eos_token_id=stop).end_tokens or config.end_tokens
+    named = end_token(folder, tokenizer)
+    if named is not None and not 0 <= named < V:
+        named = None
+    if not ends and named is not None:
+        told = "eos_token_id" in files.read_json(folder / "config.json", "the model's config")
+        return None if told or "eos_token_id" in raw else named
+    preferred = [i for i in (*config.end_tokens[:1], named) if i in ends]
+    ends = tuple(dict.fromkeys([*preferred, *ends]))
+    return ends if len(ends) > 1 else ends[0] if ends else None
 
 
 def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
@@ -484,106 +528,6 @@ def save_model(model: GPT2, directory: str | Path) -> None:
     }
     files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_config(model.config, folder, model.dtype)
-    if model.tokenizer is not None:
-        files.write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
-    else:  # that of another model that stood here before
-        (folder / "tokenizer.json").unlink(missing_ok=True)
-
-
-# ---- tokenizer --------------------------------------------------------------------------------
-
-
-#: a tokenizer has to encode and decode this, or it would fail in the middle of the work
-PROBE = (
-    bytes(range(32, 127)).decode()
-    + "\t\n  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
-)
-
-
-def read_tokenizer(folder: Path) -> "Tokenizer | None":
-    """From tokenizer.json, or from vocab.json and merges.txt; None if there is neither.
-
-    Raises InputError for one that cannot be read, and for one that cannot encode and decode a short
-    text.
-    """
-    whole, vocab, merges = (
-        files.inside(folder, name, "the tokenizer")
-        for name in ("tokenizer.json", "vocab.json", "merges.txt")
-    )
-    if not whole.exists() and vocab.exists() != merges.exists():
-        there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
-        raise InputError(
-            f"{str(folder)!r} has {there.name} but no {missing.name}: the tokenizer needs both"
-        )
-    if not whole.exists() and not vocab.exists():
-        return None
-    try:
-        tokenizer = _whole_tokenizer(whole) if whole.exists() else _bpe(vocab, merges)
-        tokenizer.no_truncation()  # a stored limit would drop text without a word
-        tokenizer.no_padding()
-        tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids)
-        return tokenizer
-    except (InputError, MemoryError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and Rust's panics, which
-        raise InputError(  # are no Exception
-            f"the tokenizer in {str(folder)!r} cannot be read ({files.said(error)}): fetch its "
-            "files again"
-        ) from error
-
-
-def _whole_tokenizer(path: Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    raw = files.read_json(path, "the tokenizer")
-    if _holds(raw, "Precompiled"):
-        raise InputError(
-            f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and whose few bytes can "
-            "ask for any amount of memory: give the tokenizer that belongs to the model"
-        )
-    return Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
-
-
-def _holds(value: Any, kind: str) -> bool:
-    """Whether a part of a tokenizer is of that type."""
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            if part.get("type") == kind:
-                return True
-            parts += part.values()
-        elif isinstance(part, list):
-            parts += part
-    return False
-
-
-def _bpe(vocab: Path, merges: Path) -> "Tokenizer":
-    """Byte-level BPE from GPT-2's own two files, which the library would read with less care: it
-    leaves out what is no number and cuts large ones."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    ids = files.read_json(vocab, "the tokenizer's vocabulary")
-    for token, i in ids.items():
-        if type(i) is not int or not 0 <= i < 2**32:
-            raise InputError(
-                f"{vocab}: token {files.shown(token)} has id {files.shown(i)}: expected a whole "
-                "number from 0; the file is damaged, fetch it again"
-            )
-    if len(set(ids.values())) < len(ids):
-        raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
-    pairs = []
-    lines = files.read_text(merges, "the tokenizer's merges", files.LARGEST_JSON).split("\n")
-    for n, line in enumerate(lines, 1):
-        pair = tuple(line.split(" "))
-        if line.startswith("#version") or (not line and n == len(lines)):
-            continue
-        if len(pair) != 2 or not all(pair):
-            raise InputError(
-                f"{merges}, line {n}: {files.shown(line)}: expected two tokens, a blank between "
-                "them; the file is damaged, fetch it again"
-            )
-        pairs.append(pair)
-    tokenizer = ByteLevelBPETokenizer(ids, pairs)._tokenizer
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    return tokenizer
+    write_tokenizer(model.tokenizer, folder)
+    # that of another model that stood here before would go before config.json
+    (folder / GENERATION).unlink(missing_ok=True)

@@ -790,7 +790,7 @@ def test_a_missing_size_is_refused(good, key):
     [
         *[("n_inner", v) for v in ("64", 64.0, 0, -4, True)],
         *[("bos_token_id", v) for v in ("0", 0.0, [0])],
-        *[("eos_token_id", v) for v in ("0", 0.0, [0])],
+        *[("eos_token_id", v) for v in ("0", 0.0, True, ["0"], [[0]], {"0": 0})],
         *[("layer_norm_epsilon", v) for v in ("1e-5", 0, -1e-5, 1, True, None, float("nan"))],
         *[("tie_word_embeddings", v) for v in ("true", 1, None)],
     ],

@@ -145,7 +145,7 @@ def fingerprint(path: str | Path) -> str:
 class Template:
     """How source and target become one text: "{source}\\n{target}". The loss begins at the first
     token of the target, which takes over blanks that stand right before it (byte-level BPE joins a
-    blank to the word after it). The model's end token follows."""
+    blank to the word after it). The model's (first) end token follows."""
 
     text: str = "{source}\n{target}"
 
@@ -201,7 +201,7 @@ def encode_pairs(
     target, or more than `room` tokens (`GPT2.room`); `skip_long` leaves the latter out."""
     prompts = model.encode_many([template.prompt(p.source) for p in pairs])
     completions = model.encode_many([template.completion(p.target) for p in pairs])
-    end = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
+    end = model.config.end_tokens[:1]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
         ids = [*prompt, *completion, *end]

@@ -524,8 +524,7 @@ def encode(
     after: list[int] = []
     if target is not None:
         after = model.encode(template.completion(target) if template else target)
-        end = model.config.eos_token_id
-        after += [end] if template and end is not None else []
+        after += model.config.end_tokens[:1] if template else ()
     elif len(before) < 2:
         raise InputError(
             f"--prompt {prompt!r} is {len(before)} token, after which nothing is to be predicted: "

@@ -1,0 +1,362 @@
+"""The files that a tokenizer comes in, those beside it, and what they say: against transformers."""
+
+import json
+import re
+
+import pytest
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, processors
+from transformers import AutoTokenizer
+
+from minprefix import GPT2, Config, InputError, generate
+from minprefix.artifact import tokenizer_fingerprint
+from minprefix.errors import Note
+from minprefix.tokenizer import CONFIG, NAMES, read_tokenizer
+from tests.conftest import random_model
+
+TEXTS = [
+    "[SEP]", "Hello world", " Hello world", "Hello [SEP] world", "Hello[SEP]world [MASK] x<pad>",
+    "hello <|endoftext|> x", "[sep] HELLO", "a  [MASK]  b\n[MASK]", "x[SEP]y, ë [SEP].", "",
+]  # fmt: skip
+TRAINED = ByteLevelBPETokenizer()
+TRAINED.train_from_iterator(
+    ["Hello world, the [SEP] world of Hello <pad> x [MASK]"] * 3,
+    300,
+    special_tokens=["<|endoftext|>"],
+    show_progress=False,
+)
+WHOLE = TRAINED._tokenizer.to_str()
+N = TRAINED.get_vocab_size()
+
+
+def write(folder, files, whole=None):
+    """A folder whose tokenizer is vocab.json and merges.txt, or the text of a tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if whole is None:
+        TRAINED.save_model(str(folder))
+    else:
+        (folder / "tokenizer.json").write_text(whole)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def model_folder(folder, files, whole=None, rows=N + 8, **config):
+    random_model(Config(1, 1, 8, rows, 64, **config), dtype="float32").save(folder)
+    return write(folder, files, whole)
+
+
+def changed(**parts):
+    return json.dumps(json.loads(WHOLE) | parts)
+
+
+def ids(tokenizer, text):
+    """Of the library's tokenizers and of transformers'."""
+    found = tokenizer.encode(text, add_special_tokens=False)
+    return found if isinstance(found, list) else found.ids
+
+
+def token(content, **flags):
+    fields = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {"content": content, **dict.fromkeys(fields, False), **flags}
+
+
+# ---- as in transformers ----
+
+ALONE = {
+    "nothing": {},
+    "an added token": {"added_tokens": {"[SEP]": N}},
+    "added tokens in another order": {"added_tokens": {"[SEP]": N + 1, "[MASK]": N}},
+    "an added token that was there": {"added_tokens": {"<|endoftext|>": 0}},
+    "special tokens as texts": {"special_tokens_map": {"pad_token": "<pad>", "sep_token": "[SEP]"}},
+    "a special token with its flags": {
+        "special_tokens_map": {"mask_token": token("[MASK]", lstrip=True, rstrip=True)}
+    },
+    "a special token of one word": {
+        "special_tokens_map": {"sep_token": token("[SEP]", single_word=True)}
+    },
+    "additional special tokens": {
+        "special_tokens_map": {"additional_special_tokens": ["[SEP]", "[MASK]"]}
+    },
+    "extra special tokens": {"tokenizer_config": {"extra_special_tokens": ["[MASK]", "[SEP]"]}},
+    "extra special tokens with names": {
+        "tokenizer_config": {"extra_special_tokens": {"image_token": "[SEP]"}}
+    },
+    "a special token with a name of its own": {"tokenizer_config": {"image_token": "[SEP]"}},
+    "the files of 2019": {
+        "special_tokens_map": {
+            "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>", "sep_token": "[SEP]", "pad_token": "<pad>",
+            "additional_special_tokens": ["[MASK]"],
+        },
+        "added_tokens": {"<pad>": N + 1, "[MASK]": N + 2, "[SEP]": N},
+        "tokenizer_config": {"max_len": 1024, "init_inputs": []},
+    },
+    "the files of 2021": {
+        "special_tokens_map": {
+            "bos_token": token("<|endoftext|>", normalized=True),
+            "eos_token": token("<|endoftext|>", normalized=True),
+            "unk_token": token("<|endoftext|>", normalized=True),
+            "mask_token": token("[MASK]", lstrip=True),
+        },
+        "added_tokens": {"[MASK]": N},
+        "tokenizer_config": {
+            "unk_token": token("<|endoftext|>", normalized=True) | {"__type": "AddedToken"},
+            "add_prefix_space": True, "errors": "replace", "model_max_length": 1024,
+            "special_tokens_map_file": None, "name_or_path": "gpt2",
+            "tokenizer_class": "GPT2Tokenizer",
+        },
+    },
+    "the files of 2023": {
+        "special_tokens_map": {"sep_token": "[nothing]"}, "added_tokens": {"[no]": N},
+        "tokenizer_config": {
+            "added_tokens_decoder": {
+                "0": token("<|endoftext|>", normalized=True, special=True),
+                f"{N}": token("[SEP]", lstrip=True, normalized=True),
+                f"{N + 1}": token("[MASK]", special=True),
+            },
+            "eos_token": "<|endoftext|>", "mask_token": "[MASK]",
+            "clean_up_tokenization_spaces": True,
+        },
+    },
+    "no special tokens but these": {
+        "special_tokens_map": {"bos_token": "[SEP]", "eos_token": "[SEP]", "unk_token": "[SEP]"}
+    },
+    "a special token of null": {"special_tokens_map": {"pad_token": None}},
+    "a blank before a text": {"tokenizer_config": {"add_prefix_space": True}},
+    "no blank before a text": {"tokenizer_config": {"add_prefix_space": False}},
+    "special tokens are split": {
+        "tokenizer_config": {"split_special_tokens": True, "sep_token": "[SEP]"}
+    },
+}  # fmt: skip
+TRUE_IN_ITSELF = changed(
+    pre_tokenizer=json.loads(WHOLE)["pre_tokenizer"] | {"add_prefix_space": True}
+)
+PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast"}
+WITH_SEP = changed(
+    added_tokens=[*json.loads(WHOLE)["added_tokens"], {"id": N, **token("[SEP]", lstrip=True)}]
+)
+BESIDE = {
+    **{f"{name}, beside tokenizer.json": (files, WHOLE) for name, files in ALONE.items()},
+    "no blank where tokenizer.json has one": (
+        {"tokenizer_config": {"add_prefix_space": False}}, TRUE_IN_ITSELF,
+    ),
+    "a plain class takes the blank from tokenizer.json": (
+        {"tokenizer_config": {"add_prefix_space": False, **PLAIN}}, TRUE_IN_ITSELF,
+    ),
+    "a plain class takes no blank from the settings": (
+        {"tokenizer_config": {"add_prefix_space": True, **PLAIN}}, WHOLE,
+    ),
+    "a plain class with a token": ({"tokenizer_config": {"sep_token": "[SEP]", **PLAIN}}, WHOLE),
+    "tokenizer.json knows the token better": (
+        {"special_tokens_map": {"sep_token": "[SEP]"}}, WITH_SEP,
+    ),
+    "the settings know it better still": (
+        {"tokenizer_config": {"added_tokens_decoder": {f"{N}": token("[SEP]", rstrip=True)}}},
+        WITH_SEP,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::minprefix.errors.Note")
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [*((files, None) for files in ALONE.values()), *BESIDE.values()],
+    ids=[*ALONE, *BESIDE],
+)
+def test_what_lies_beside_a_tokenizer_counts_as_in_transformers_and_is_saved(
+    tmp_path, files, whole
+):
+    folder = model_folder(tmp_path / "one", files, whole)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), GPT2.load(folder)
+    assert [ours.encode(text) for text in TEXTS] == [ids(theirs, text) for text in TEXTS]
+    assert ours.encode_many(TEXTS) == [ours.encode(text) for text in TEXTS]
+    assert ours.tokenizer.get_vocab() == theirs.get_vocab()
+    ours.save(tmp_path / "two")
+    again, theirs = GPT2.load(tmp_path / "two"), AutoTokenizer.from_pretrained(tmp_path / "two")
+    assert [again.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+    assert [ids(theirs, text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(ours)
+
+
+def test_the_rows_and_files_of_a_gpt2_with_added_tokens(tmp_path, gpt2_bpe):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((gpt2_bpe / name).read_bytes())
+    plain = read_tokenizer(tmp_path)
+    assert ids(plain, "[SEP]") == [58, 5188, 47, 60]
+    assert ids(plain, "Hello world") == [15496, 995]
+    (tmp_path / "added_tokens.json").write_text('{"[SEP]": 50258}')
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    ours = read_tokenizer(tmp_path)
+    assert ids(ours, "[SEP]") == [50258]
+    assert ids(ours, "Hello world") == [18435, 995]
+    assert ours.decode([18435, 995, 50258]) == " Hello world[SEP]"
+
+
+# ---- ids ----
+
+
+GAPS = {
+    "added_tokens.json": ({"added_tokens": {"[SEP]": N + 1, "[MASK]": N + 4}}, None),
+    "beside tokenizer.json": ({"added_tokens": {"[SEP]": N + 1, "[MASK]": N + 4}}, WHOLE),
+    "tokenizer_config.json": (
+        {"tokenizer_config": {
+            "added_tokens_decoder": {f"{N + 1}": token("[SEP]"), f"{N + 4}": token("[MASK]")}
+        }},
+        WHOLE,
+    ),
+    "tokenizer.json": (
+        {},
+        changed(added_tokens=[{"id": N + 1, **token("[SEP]")}, {"id": N + 4, **token("[MASK]")}]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "whole"), GAPS.values(), ids=GAPS)
+def test_a_token_keeps_the_id_that_its_file_gives_where_that_leaves_a_gap(tmp_path, files, whole):
+    """transformers' fast tokenizers count on by themselves: [SEP] would get another row."""
+    model = GPT2.load(model_folder(tmp_path / "one", files, whole))
+    assert model.encode("a[SEP] [MASK]") == [65, N + 1, 221, N + 4]
+    assert model.decode([N + 4, 65]) == "[MASK]a"
+    model.save(tmp_path / "two")
+    again, theirs = GPT2.load(tmp_path / "two"), AutoTokenizer.from_pretrained(tmp_path / "two")
+    for text in TEXTS[:5]:
+        assert again.encode(text) == model.encode(text) == ids(theirs, text)
+
+
+def test_a_special_token_without_an_id_follows_the_last_one(tmp_path):
+    files = {"added_tokens": {"[SEP]": N + 3}, "special_tokens_map": {"pad_token": "<pad>"}}
+    assert ids(read_tokenizer(write(tmp_path, files)), "[SEP]<pad>") == [N + 3, N + 4]
+
+
+def test_a_token_may_fill_a_hole_of_the_vocabulary(tmp_path):
+    write(tmp_path, {"added_tokens": {"[SEP]": 5}, "tokenizer_config": {"pad_token": "<pad>"}})
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for t, i in vocab.items() if i != 5}))
+    assert ids(read_tokenizer(tmp_path), "[SEP]<pad>") == [5, N]
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        ({"[SEP]": 5}, r"gives '\[SEP\]' the id 5, and the tokenizer itself has '%' for it"),
+        ({"x": N + 3}, rf"gives 'x' the id {N + 3}, and the tokenizer itself has 88 for it"),
+        ({"[SEP]": N, "[MASK]": N}, r"added_tokens\.json: '\[SEP\]' and '\[MASK\]' have one id"),
+        ({"[SEP]": "7"}, r"added_tokens\.json: token '\[SEP\]' has id '7': expected a whole num"),
+        ({"[SEP]": True}, "has id True: expected a whole number"),
+        ({"[SEP]": -1}, "has id -1: expected a whole number"),
+        ({"[SEP]": 2**32}, "has id 4294967296: expected a whole number"),
+        ({"": N}, r"added_tokens\.json: a token is .*: expected its text, or an object"),
+        (["[SEP]"], r"added_tokens\.json"),
+    ],
+)  # fmt: skip
+def test_ids_that_contradict_each_other_or_are_none_are_refused(tmp_path, added, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read_tokenizer(write(tmp_path, {"added_tokens": added}))
+    with pytest.raises(InputError):
+        read_tokenizer(write(tmp_path / "whole", {"added_tokens": added}, WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (CONFIG, {"add_prefix_space": "yes"}, "add_prefix_space is 'yes': expected true"),
+        (CONFIG, {"split_special_tokens": 1}, "split_special_tokens is 1: expected true"),
+        (CONFIG, {"eos_token": 5}, "eos_token is 5: expected its text, or an object"),
+        (CONFIG, {"extra_special_tokens": "x"}, "extra_special_tokens is 'x': expected a list"),
+        (CONFIG, {"added_tokens_decoder": []}, r"added_tokens_decoder is \[\]: expected tokens"),
+        (CONFIG, {"added_tokens_decoder": {"x": token("y")}}, "token 'y' has id 'x': expected"),
+        (CONFIG, {"added_tokens_decoder": {"9": {}}}, "token 9 is {}: expected its text"),
+        (NAMES, {"sep_token": token("x", lstrip=1)}, "sep_token is .*: expected its text"),
+        (NAMES, {"sep_token": token("x", stripe=True)}, "sep_token is .*: expected its text"),
+        (NAMES, {"additional_special_tokens": [3]}, "additional_special_tokens is 3: expected"),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_beside_a_tokenizer_is_a_sentence(tmp_path, name, content, sentence):
+    with pytest.raises(InputError, match=rf"{name}: {sentence}"):
+        read_tokenizer(write(tmp_path, {name.removesuffix(".json"): content}))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map", "added_tokens"])
+def test_a_damaged_file_beside_a_tokenizer_is_named(tmp_path, name):
+    write(tmp_path, {})
+    (tmp_path / f"{name}.json").write_text('{"a": ')
+    with pytest.raises(InputError, match=rf"{name}\.json"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_token_beyond_the_models_rows_is_a_sentence_where_a_text_holds_it(tmp_path):
+    files = {"special_tokens_map": {"pad_token": "<pad>"}}
+    model = GPT2.load(model_folder(tmp_path, files, rows=N))
+    assert len(generate(model, ["Hello"], max_new_tokens=2)) == 1
+    with pytest.raises(
+        InputError, match=rf"token id {N} .* outside the vocabulary .*, 0 to {N - 1}"
+    ):
+        generate(model, ["Hello<pad>"], max_new_tokens=2)
+
+
+# ---- what has no effect is said ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole", "sentence"),
+    [
+        ({"add_bos_token": True}, None, "the tokenizer's add_bos_token asks for special tokens"),
+        ({}, "bos", "the tokenizer's post_processor asks for special tokens"),
+        ({"do_lower_case": True}, None, "do_lower_case has no effect"),
+        ({"tokenizer_class": "CTRLTokenizer"}, None, "vocab.json and merges.txt are read as"),
+        ({"add_prefix_space": True, **PLAIN}, WHOLE, "add_prefix_space is True, which has no"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_has_no_effect_is_said(tmp_path, settings, whole, sentence):
+    if whole == "bos":
+        tokenizer = Tokenizer.from_str(WHOLE)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+        whole = tokenizer.to_str()
+    write(tmp_path, {"tokenizer_config": settings}, whole)
+    with pytest.warns(Note, match=re.escape(sentence)):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("whole", [None, WHOLE])
+def test_a_usual_tokenizer_says_nothing(tmp_path, whole):
+    settings = {"add_prefix_space": False, "add_bos_token": False, "model_max_length": 1024}
+    files = {"tokenizer_config": settings | {"tokenizer_class": "GPT2Tokenizer"}}
+    assert read_tokenizer(write(tmp_path, files, whole)) is not None
+
+
+# ---- what stays ----
+
+
+def test_a_tokenizer_without_files_beside_it_keeps_its_fingerprint(gpt2_bpe):
+    """Prefixes record it: another one would be refused."""
+    tiny = "c888fd774cb0709544fb47628d507e43f9cbd0ba520138f63d7525058ade6f67"
+    gpt2 = "54a062a4a1e8275d24f4bba836281ba8f43666d4f1b13ef09882c404f9892c6c"
+    model = GPT2.load("tiny")
+    assert tokenizer_fingerprint(model) == tiny
+    model.tokenizer = read_tokenizer(gpt2_bpe)
+    assert tokenizer_fingerprint(model) == gpt2
+
+
+def test_a_blank_that_tokenizer_json_asks_for_stays_where_nothing_else_is_said(tmp_path):
+    assert ids(read_tokenizer(write(tmp_path, {}, TRUE_IN_ITSELF)), "x") == ids(TRAINED, " x")
+
+
+@pytest.mark.parametrize("has", [True, False], ids=["a tokenizer", "none"])
+def test_saving_over_another_model_leaves_none_of_its_tokenizer_and_end_tokens(tmp_path, has):
+    files = {
+        "added_tokens": {"[SEP]": N}, "special_tokens_map": {"sep_token": "[SEP]"},
+        "tokenizer_config": {"add_prefix_space": True}, "generation_config": {"eos_token_id": 3},
+    }  # fmt: skip
+    folder = model_folder(tmp_path, files)
+    model = random_model(Config(1, 1, 8, N, 64, eos_token_id=0), dtype="float32")
+    model.tokenizer = Tokenizer.from_str(WHOLE) if has else None
+    model.save(folder)
+    again = GPT2.load(folder)
+    assert again.config.end_tokens == (0,)
+    assert has == (again.tokenizer is not None)
+    assert not has or again.encode("[SEP]") == ids(TRAINED, "[SEP]")
+    kept = {"config.json", "model.safetensors"} | ({"tokenizer.json"} if has else set())
+    assert {path.name for path in folder.iterdir()} == kept
