@@ -2,10 +2,11 @@
 
 import json
 import re
+import warnings
 
 import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, InputError, generate
 from minprefix.artifact import tokenizer_fingerprint
@@ -292,6 +293,91 @@ def test_a_token_beyond_the_models_rows_is_a_sentence_where_a_text_holds_it(tmp_
         InputError, match=rf"token id {N} .* outside the vocabulary .*, 0 to {N - 1}"
     ):
         generate(model, ["Hello<pad>"], max_new_tokens=2)
+
+
+# ---- the tokens that end a text ----
+
+EOS = "eos_token_id"
+ENDS = {
+    "config.json": ({EOS: 5}, None, {}, 5),
+    "several in config.json": ({EOS: [5, 7, 5]}, None, {}, (5, 7)),
+    "a list of one": ({EOS: [5]}, None, {}, 5),
+    "an empty list": ({EOS: []}, None, {}, None),
+    "null": ({EOS: None}, None, {"eos_token": "x"}, None),
+    "generation_config.json": ({EOS: 5}, {EOS: 7}, {}, 7),
+    "several in generation_config.json": ({EOS: 5}, {EOS: [7, 5]}, {}, (5, 7)),
+    "several, none of config.json": ({EOS: 5}, {EOS: [7, 8]}, {}, (7, 8)),
+    "several, one the tokenizer's": ({EOS: 5}, {EOS: [7, 8, 88]}, {"eos_token": "x"}, (88, 7, 8)),
+    "generation_config.json without one": ({EOS: 5}, {"do_sample": True}, {}, 5),
+    "generation_config.json with null": ({EOS: 5}, {EOS: None}, {}, 5),
+    "the tokenizer alone": ({}, None, {"eos_token": token("x")}, 88),
+    "the tokenizer beside another": ({EOS: 5}, None, {"eos_token": "x"}, 5),
+    "nothing": ({}, None, {}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "generation", "settings", "want"), ENDS.values(), ids=ENDS)
+def test_the_end_tokens_are_those_of_the_files_and_are_saved(
+    tmp_path, config, generation, settings, want
+):
+    files = {"tokenizer_config": settings} | (
+        {"generation_config": generation} if generation is not None else {}
+    )
+    folder = model_folder(tmp_path / "one", files)
+    raw = json.loads((folder / "config.json").read_text())
+    del raw[EOS]
+    (folder / "config.json").write_text(json.dumps(raw | config))
+    model = GPT2.load(folder)
+    assert model.config.eos_token_id == want
+    assert model.config.end_tokens == (
+        want if isinstance(want, tuple) else (want,)[: want is not None]
+    )
+    if generation is None or generation.get(EOS) is not None:  # else it stops nowhere there
+        theirs = stops(folder)
+        assert theirs == set(model.config.end_tokens) or (theirs == set() and not config)
+    model.save(tmp_path / "two")
+    assert GPT2.load(tmp_path / "two").config == model.config
+    assert stops(tmp_path / "two") == set(model.config.end_tokens)
+
+
+def stops(folder):
+    """Where transformers' generate ends a text."""
+    found = GPT2LMHeadModel.from_pretrained(folder).generation_config.eos_token_id
+    return set(found) if isinstance(found, list) else {found} - {None}
+
+
+@pytest.mark.parametrize("name", ["config", "generation_config"])
+@pytest.mark.parametrize(
+    ("key", "value", "left"),
+    [(EOS, 50256, None), (EOS, -1, None), (EOS, [50256, 5], 5), ("bos_token_id", 50256, None)],
+)
+def test_a_token_outside_the_vocabulary_has_no_effect_and_is_said_once(
+    tmp_path, name, key, value, left
+):
+    folder = model_folder(tmp_path, {})
+    path = folder / f"{name}.json"
+    raw = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(raw | {key: value}))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        models = [GPT2.load(folder) for _ in range(2)]
+    assert [getattr(model.config, key) for model in models] == [left, left]
+    if (name, key) != ("generation_config", "bos_token_id"):  # nothing reads that one
+        outside = value[0] if isinstance(value, list) else value
+        sentence = (
+            rf"{name}\.json: {key} {outside} lies outside the vocabulary, 0 to {N + 7}: it has"
+        )
+        assert len(said) == 1
+        assert said[0].category is Note
+        assert re.search(sentence, str(said[0].message))
+
+
+@pytest.mark.parametrize("value", ["5", 5.0, True, [[5]], ["5"], {"5": 5}])
+def test_an_end_token_that_is_no_number_is_refused(tmp_path, value):
+    folder = model_folder(tmp_path, {"generation_config": {EOS: value}})
+    wrong = re.escape(repr(value))
+    with pytest.raises(InputError, match=rf"generation_config\.json: {EOS} is {wrong}: expected a"):
+        GPT2.load(folder)
 
 
 # ---- what has no effect is said ----
