@@ -21,10 +21,18 @@ def mean_loss(
     examples: Sequence[Encoded],
     backend: str | None = None,
     batch_size: int = 32,
+    progress: str | None = None,
 ) -> float:
-    """The mean over all target tokens of all examples, in nats. Perplexity is its exponential."""
+    """The mean over all target tokens of all examples, in nats. Perplexity is its exponential.
+
+    `progress`: what a bar is called that shows, on a terminal and after a second, how far it is."""
     total, count = 0.0, 0
-    for i in range(0, len(examples), batch_size):
+    starts = range(0, len(examples), batch_size)
+    if progress is not None:
+        from tqdm import tqdm
+
+        starts = tqdm(starts, progress, disable=None, leave=False, delay=1, dynamic_ncols=True)
+    for i in starts:
         part = examples[i : i + batch_size]
         batch = Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part])
         total += loss(model, batch, prefix, "sum", backend)

@@ -192,9 +192,13 @@ class GPT2:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each, faster."""
+        ids = []
         with self._tokenizing() as tokenizer:
-            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+            for i in range(0, len(texts), 1000):  # Ctrl-C waits for one call of the library
+                part = list(texts[i : i + 1000])
+                found = tokenizer.encode_batch_fast(part, add_special_tokens=False)
+                ids += [encoding.ids for encoding in found]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         with self._tokenizing() as tokenizer:

@@ -76,6 +76,10 @@ def refused(capsys):
     return run
 
 
+def demo_metrics(before, after):
+    return {"before": {"loss": before}, "after": {"loss": after}}
+
+
 def train(model_dir, data, out, *more):
     steps = () if "--epochs" in more else ("--steps", 6)
     return ["train", "--model", model_dir, "--data", data, "--out", out, *steps, *more]
@@ -102,7 +106,6 @@ def two_threads():
         ["--init", "text", "--init-text", "food name"],
         ["--mlp-hidden", "8"],
         ["--mlp-hidden", "8", "--init", "text", "--init-text", "food", "--schedule", "cosine"],
-        ["--prefix-length", "0"],
         ["--loss", "sentence-sum", "--micro-batch-size", "3", "--clip", "0", "--warmup", "2"],
         ["--backend", "reference", "--weight-decay", "0.1", "--template", "{source} => {target}."],
     ],
@@ -145,7 +148,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 def test_every_command_that_computes_takes_threads(
     ok, model_dir, data, tmp_path, two_threads, monkeypatch
 ):
-    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: {"exact_match": 1.0})
+    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: demo_metrics(0.1, 0.01))
     out, e = tmp_path / "run", tmp_path / "e"
     for argv in (
         train(model_dir, data, out),
@@ -545,7 +548,7 @@ def test_a_pair_fits_where_generate_can_write_it_and_one_token_more_does_not(
     path.write_text(json.dumps({"source": "x", "target": "y " * 26}))  # 55 tokens with the end
     longer = tmp_path / "longer.jsonl"
     longer.write_text(json.dumps({"source": "x", "target": "y " * 26 + "y"}))
-    call = ["evaluate", "--model", model_dir, "--out", e, "--prefix", out, "--data"]
+    call = ["evaluate", "--model", model_dir, "--out", e, "--force", "--prefix", out, "--data"]
     write = ["generate", "--model", model_dir, "--prefix", out, "--prompt", "x"]
     ok(*train(model_dir, path, out))
     ok(*call, path)
