@@ -13,6 +13,7 @@ All of them are saved as one: a kill leaves the old prefix or the new one (`file
 
 import hashlib
 import json
+import os
 import platform
 from datetime import UTC, datetime
 from functools import cache
@@ -206,6 +207,8 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Prefix, dict[str, Any] | Non
             f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
         )
     else:
+        if (why := files.unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
+            raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
             f"{OWN_TENSOR} with {ABOUT}"

@@ -187,9 +187,11 @@ def read_config(folder: Path) -> Config:
     value or unknown key, by name."""
     path = files.inside(folder, "config.json", "the model's config")
     if not path.exists():
+        adapter = any((folder / name).exists() for name in files.ADAPTER)
+        hint = "; it holds a prefix: give it as --prefix, and its base as --model"
         raise InputError(
             f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
-            "layout"
+            f"layout{hint if adapter else ''}"
         )
     raw = files.read_json(path, "the model's config")
     _check_type(path, raw)
@@ -468,14 +470,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         return _with_shared(*files.map_tensors(single, "the model"))
     index = files.inside(folder, "model.safetensors.index.json", "the index of shards")
     if not index.exists():
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        hint = (
-            f"{files.said(pickled[0])} is a pickle, which can run any code and is never opened: "
-            "convert it with transformers' save_pretrained"
-            if pickled
-            else "expected that, or shards with model.safetensors.index.json"
-        )
-        raise InputError(f"model folder {str(folder)!r} has no model.safetensors: {hint}")
+        raise hub.no_weights(f"model folder {str(folder)!r}", os.listdir(folder))
     shard_of = files.read_json(index, "the index of shards").get("weight_map")
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")

@@ -26,7 +26,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,6 +210,13 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
         asked = revision or "its main branch"
         raise InputError(f"the hub answers commit {commit!r} for {asked} of {repo!r}: try again")
     listing = {}
+    names = [found.rfilename for found in info.siblings or ()]
+    if not any(name.endswith(".safetensors") and _wanted(name) for name in names):
+        error = no_weights(f"model {repo!r} on the hub", names)
+        raise InputError(
+            f"{error}; `hf download {repo} --local-dir DIR` fetches it, and the name of the model "
+            "is then DIR"
+        )
     for found in info.siblings or ():
         name = found.rfilename
         if _wanted(name):
@@ -222,6 +229,22 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
                 )
             listing[name] = File(size, digest)
     return commit, listing
+
+
+def no_weights(where: str, names: Iterable[str]) -> InputError:
+    """The sentence about a folder or repository of files `names` without model.safetensors: what
+    there is instead."""
+    names = list(names)
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    if "config.json" not in names and (adapter := files.ADAPTER & set(names)):
+        hint = f"{adapter.pop()} is an adapter's: give it as --prefix, and its base as --model"
+    elif (why := files.unopened(names, "model.safetensors")) is not None:
+        hint = why
+    elif others:
+        hint = f"if {files.listed(others)} is the whole model, rename it to model.safetensors"
+    else:
+        hint = "expected that, or shards with model.safetensors.index.json"
+    return InputError(f"{where} has no model.safetensors: {hint}")
 
 
 def _wanted(name: str) -> bool:

@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from minprefix import GPT2, Batch, Config, InputError, checkpoint
 from minprefix.errors import Note
 from tests.conftest import SHARED_DATA, hf_logits, random_model, relative_error
+from tests.test_files import POINTER
 
 CONFIG = Config(
     n_layer=2, n_head=2, n_embd=16, vocab_size=40, n_positions=24, bos_token_id=0, eos_token_id=0
@@ -968,7 +969,7 @@ def test_a_file_with_more_bytes_than_its_header_says_is_refused(good):
         lambda d: d.replace(b'"data_offsets":[', b'"data_offsets":[9', 1)[: len(d)],
         lambda d: d.replace(b"wte", b"w\xffe", 1),
         lambda d: b"\x80\x02}q\x00." + d[6:],  # the start of a pickle
-        lambda d: b"<!doctype html><html>not found</html>",
+        lambda d: b"not found",
     ],
 )
 def test_a_corrupt_header_is_refused(good, damage):
@@ -1136,6 +1137,85 @@ def test_a_folder_without_weights_says_what_is_expected(good):
     (good / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no model\.safetensors: expected that, or shards"):
         GPT2.load(good)
+
+
+def convert(folder, sentence):
+    """Run the command that a sentence gives, in the folder."""
+    (command,) = re.findall(r"`python -c \"(.*?)\"`", sentence)
+    subprocess.run([sys.executable, "-c", command], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_sentence_about_a_pickle_gives_the_command_that_converts_it(good, parts):
+    want = GPT2.load(good).fingerprint()
+    weights = load_file(good / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]  # they share memory, as there
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"].T.contiguous().T
+    (good / "model.safetensors").unlink()
+    for i in range(parts):
+        name = "pytorch_model.bin" if parts == 1 else f"pytorch_model-{i + 1:05}-of-{parts:05}.bin"
+        torch.save(dict(list(weights.items())[i::parts]), good / name)
+    torch.save({"lr": 0.1}, good / "optimizer.pt")
+    torch.save({"lr": 0.1}, good / "training_args.bin")
+    with pytest.raises(
+        InputError, match=r"pytorch_model.*\.bin is a pickle, which can run"
+    ) as said:
+        GPT2.load(good)
+    convert(good, str(said.value))
+    assert GPT2.load(good).fingerprint() == want
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("model.ckpt", r"model\.ckpt is a pickle.*never opened: convert it"),
+        ("gpt2.pt", r"gpt2\.pt is a pickle"),
+        ("weights.PTH", r"weights\.PTH is a pickle"),
+        ("tf_model.h5", "tf_model.h5 is TensorFlow's file, which is not read .* save_pretrained"),
+        ("flax_model.msgpack", "flax_model.msgpack is Flax's file"),
+        ("gpt2-q4.gguf", "gpt2-q4.gguf is llama.cpp's file"),
+        ("model.onnx", "model.onnx is ONNX Runtime's file"),
+        ("gpt2.safetensors", "if 'gpt2.safetensors' is the whole model, rename it to model.safet"),
+        ("training_args.bin", r"expected that, or shards with model\.safetensors\.index\.json"),
+        ("optimizer.pt", r"expected that, or shards with model\.safetensors\.index\.json"),
+    ],
+)
+def test_weights_that_are_not_read_are_named_with_what_to_do(good, name, sentence):
+    (good / "model.safetensors").rename(good / name)
+    with pytest.raises(InputError, match=f"has no model.safetensors: {sentence}"):
+        GPT2.load(good)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"],
+)
+def test_a_model_that_git_lfs_has_not_fetched_says_so(good, name):
+    whole = {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": "#version: 0.2\n"}
+    for other in whole if name in whole else ():
+        (good / other).write_text(whole[other])
+    (good / name).write_bytes(POINTER)
+    with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer, .*: run `git lfs pull`"):
+        GPT2.load(good)
+
+
+def test_a_shard_or_an_index_that_git_lfs_has_not_fetched_says_so(sharded):
+    first = min(sharded.glob("model-*.safetensors"))
+    first.write_bytes(POINTER)
+    with pytest.raises(InputError, match=f"{first.name} is a Git LFS pointer"):
+        GPT2.load(sharded)
+    (sharded / "model.safetensors.index.json").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"index\.json is a Git LFS pointer"):
+        GPT2.load(sharded)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin"])
+def test_an_adapter_in_place_of_a_model_is_told_what_it_is(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        InputError, match=r"no config\.json: .*it holds a prefix: give it as --pref"
+    ):
+        GPT2.load(tmp_path)
 
 
 def test_a_pickle_is_never_opened(good):

@@ -286,16 +286,18 @@ def test_the_revision_that_was_asked_for_is_fetched(tmp_path, local, files):
 def test_what_the_hub_does_not_have_is_a_sentence(tmp_path, files):
     pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"\x80\x02."}
     repos = {"org/name": {"main": files}, "org/old": {"main": pickled, COMMIT: pickled}}
+    repos["org/adapter"] = {"main": {"adapter_config.json": b"{}"}}
     asked = [
         ("org/absent", None),
         ("gpt2-medium", None),
         ("not a name!", None),
         ("org/name", "no-such-branch"),
         ("org/old", None),
+        ("org/adapter", None),
     ]
     with Hub(repos) as hub:
         said, _ = load(hub.url, tmp_path, *asked)
-        absent, medium, spelling, revision, old = (s["error"] for s in said)
+        absent, medium, spelling, revision, old, adapter = (s["error"] for s in said)
         assert not any("pytorch_model" in r for r in hub.requests)
     assert absent.startswith("model 'org/absent' is neither a folder here nor a name on the hub: ")
     assert "'openai-community/gpt2-medium' is neither a folder here nor a name" in medium
@@ -303,7 +305,15 @@ def test_what_the_hub_does_not_have_is_a_sentence(tmp_path, files):
     assert "'org/name'" in revision
     assert "no-such-branch" in revision
     assert "without a network" not in revision  # the hub answered
-    assert "has no model.safetensors" in old
+    assert old.startswith(
+        "model 'org/old' on the hub has no model.safetensors: pytorch_model.bin is a pickle, which "
+        "can run any code and is never opened: convert it, in its folder, with `python -c "
+    )
+    assert "; `hf download org/old --local-dir DIR` fetches it, and the name of the model" in old
+    assert adapter.startswith(
+        "model 'org/adapter' on the hub has no model.safetensors: adapter_config.json is an adapt"
+    )
+    assert not hub.fetched()[0]
 
 
 BY_HAND = (

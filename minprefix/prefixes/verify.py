@@ -121,7 +121,8 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     for name, was in recorded.items():
         if name not in artifact.FILES or not (folder / name).is_file():
             return Finding("files", False, f"{name} was saved, and is not here")
-        now = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        data = files.read_bytes(folder / name, "a file of the prefix")
+        now = hashlib.sha256(data).hexdigest()
         if now != was:
             text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."
             return Finding("files", False, text)
