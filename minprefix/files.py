@@ -508,8 +508,8 @@ def _too_large(path: Path, size: int) -> InputError:
 
 
 def read_text(path: Path, what: str, largest: int | None = None) -> str:
-    """As `read_bytes`; raises InputError for a web page, and for what is not UTF-8, too, and says what
-    it is where that can be seen. Line ends become \\n."""
+    """As `read_bytes`; raises InputError for a web page, and for what is not UTF-8, too, and says
+    what it is where that can be seen. Line ends become \\n."""
     data = read_bytes(path, what, largest)
     _itself(path, data[:1000], what, page=True)
     try:

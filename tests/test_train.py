@@ -609,7 +609,7 @@ def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_on
     real, handler = files._write, signal.getsignal(signal.SIGINT)
 
     def slow_disk(path, data):
-        if rb'\"step\": 4' in data:  # what stands when the first one came in step 5
+        if rb"\"step\": 4" in data:  # what stands when the first one came in step 5
             ctrl_c(times - 1)
         real(path, data)
 
