@@ -64,4 +64,6 @@ def test_what_the_tests_stand_on_is_pinned_in_one_place():
     assert not [r for r in project["dependencies"] + extras["lessons"] if "==" in r]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 'pip install --quiet -e ".[test-cupy]"' in ci
+    assert "newest" not in ci
+    assert not re.search(r"[=>]=\d", ci + (ROOT / ".ci" / "newest").read_text(encoding="utf-8"))
     assert not [name for name in pinned if re.search(rf"install.*\b{name}\b", ci)]
