@@ -325,18 +325,18 @@ def test_the_scratch_folder_is_filled_in_and_not_recorded(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_leaves_no_process_behind(tmp_path):
     noted = tmp_path / "pid"
-    child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     code = (
         "import os, signal, sys; from minprefix.bench.run import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & has it ignored
         f"launch([sys.executable, '-c', {child!r}], dict(os.environ))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not (noted.exists() and noted.read_text()) and time.monotonic() < until:
         time.sleep(0.02)
     parent.send_signal(signal.SIGINT)
-    _, err = parent.communicate(timeout=20)
+    _, err = parent.communicate(timeout=120)
     assert "KeyboardInterrupt" in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(noted.read_text()), 0)

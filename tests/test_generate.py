@@ -401,7 +401,10 @@ def test_a_wider_beam_finds_no_worse_a_text_than_greedy_by_total_log_probability
     assert max(gains) > 0.01
 
 
-def test_of_texts_that_score_the_same_the_one_with_the_lowest_token_is_found(config):
+def test_of_texts_that_score_the_same_the_one_with_the_lowest_token_is_found(config, monkeypatch):
+    head = decoding_module.head
+    # a product of matrices may give twins, and rows, other last bits, as the processor has it
+    monkeypatch.setattr(decoding_module, "head", lambda *given: np.round(head(*given), 3))
     for seed in range(4):
         model = without_end(random_model(replace(config, vocab_size=2 * GROUPS), seed))
         wte = model.weights["wte.weight"]
