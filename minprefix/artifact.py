@@ -158,7 +158,9 @@ def tokenizer_fingerprint(model: GPT2) -> str | None:
     # older versions of the library write a merge as one text
     merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
     tokens = sorted(model.tokenizer.get_vocab(with_added_tokens=True).items())
-    content = [tokens, merges, model.encode(PROBE)]
+    with model.tokenizing() as tokenizer:  # what it has no token for is no news here
+        probed = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    content = [tokens, merges, probed]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

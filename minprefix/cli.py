@@ -564,7 +564,7 @@ def _decoding(args: argparse.Namespace, room: int) -> "Decoding":
 
 def _room(model: "GPT2", prefix: "Prefix | None", prompts: list[str]) -> int:
     """How many tokens can follow the longest prompt; the last one needs no position."""
-    return model.room(prefix) - max(len(model.encode(p)) for p in prompts)
+    return model.room(prefix) - max(map(len, model.encode_many(prompts)))
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -588,7 +588,7 @@ def _generate(args: argparse.Namespace) -> int:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     raw = args.raw or (prefix is None and args.template is None)
     prompts = [p if raw else template.prompt(p) for p in args.prompt]
-    ids = [model.encode(p) for p in prompts]
+    ids = model.encode_prompts(prompts)
     decoding = _decoding(args, _room(model, prefix, prompts))
     for text, new in zip(
         args.prompt,

@@ -64,7 +64,7 @@ def predict_ids(
     batch_size: int = 64,
 ) -> list[list[int]]:
     """The token ids of what the model writes for each source; `max_new_tokens` where it was cut."""
-    prompts = [model.encode(template.prompt(source)) for source in sources]
+    prompts = model.encode_prompts([template.prompt(source) for source in sources])
     written: list[list[int]] = []
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]

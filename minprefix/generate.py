@@ -96,7 +96,7 @@ def generate(
     unknown = set(decoding) - set(Decoding.__dataclass_fields__)
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-    ids = [model.encode(text) for text in prompts]
+    ids = model.encode_prompts(prompts)
     new = generate_ids(model, ids, prefix, which, Decoding(**decoding), ops)  # type: ignore[arg-type]
     return [model.decode(row) for row in new]
 

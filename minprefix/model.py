@@ -14,7 +14,7 @@ import numpy as np
 from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, note
 from minprefix.gpt2 import (
     Cache,
     Config,
@@ -50,6 +50,8 @@ class GPT2:
     tokenizer: "Tokenizer | None" = None
     name: str = "unnamed"
     _finite: bool = field(default=False, init=False)
+    #: a tokenizer that was looked at, and what it lost so far; None if it can say everything
+    _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
     @classmethod
     def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
@@ -109,7 +111,7 @@ class GPT2:
 
             raise InputError(no_room_for(self)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name)
-        moved._finite = self._finite
+        moved._finite, moved._lost = self._finite, self._lost
         return moved
 
     @property
@@ -179,33 +181,70 @@ class GPT2:
         return np.stack(kv).swapaxes(2, 3)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens added. Raises InputError without a
-        tokenizer."""
-        if not isinstance(text, str):
-            raise InputError(f"expected text to encode, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
-        with self._tokenizing() as tokenizer:
-            return tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, without special tokens added. A note says which characters the
+        tokenizer has no token for. Raises InputError without a tokenizer."""
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each, faster."""
-        ids = []
-        with self._tokenizing() as tokenizer:
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"expected text to encode, got {type(text).__name__}")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
+        with self.tokenizing() as tokenizer:
+            ids = []
             for i in range(0, len(texts), 1000):  # Ctrl-C waits for one call of the library
                 part = list(texts[i : i + 1000])
                 found = tokenizer.encode_batch_fast(part, add_special_tokens=False)
                 ids += [encoding.ids for encoding in found]
-        return ids
+            self._say_what_is_lost(tokenizer, texts, ids)
+            return ids
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_many` of texts to go on from. Raises InputError for one of which no token is
+        left."""
+        prompts = self.encode_many(texts)
+        for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
+            if text and not ids:
+                raise InputError(f"prompt {i}: {self.nothing_left(text)}")
+        return prompts
+
+    def nothing_left(self, text: str) -> str:
+        """The end of a sentence on a text that vanished."""
+        return (
+            f"{files.shown(text)} leaves no token: the tokenizer of model {self.name!r} has none "
+            "for its characters; give another text, or a model whose tokenizer has them"
+        )
+
+    def _say_what_is_lost(
+        self, tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Each character once, with how many were lost together with it."""
+        from minprefix.tokenizer import lost, says_all
+
+        if self._lost is None or self._lost[0] is not tokenizer:
+            self._lost = (tokenizer, None if says_all(tokenizer) else set())
+        heard = self._lost[1]
+        if heard is None:
+            return
+        counts = lost(tokenizer, texts, ids)
+        new = [character for character, _ in counts.most_common() if character not in heard]
+        if new:
+            heard.update(new)
+            note(
+                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: "
+                f"{counts.total()} of the {sum(map(len, texts))} characters that it read are lost"
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
-        with self._tokenizing() as tokenizer:
+        with self.tokenizing() as tokenizer:
             return tokenizer.decode(list(ids))
 
     @contextmanager
-    def _tokenizing(self) -> "Iterator[Tokenizer]":
+    def tokenizing(self) -> "Iterator[Tokenizer]":
         """A tokenizer.json may come from anyone, and one that the library cannot run makes its Rust
         panic, which is no Exception: a sentence, too."""
         tokenizer = self._need_tokenizer()

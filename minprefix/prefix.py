@@ -108,6 +108,8 @@ class Prefix:
         """The keys and values that `text` (or token ids) leaves in the frozen model: P is its
         length. With the default layers and positions, the same as prompting with it."""
         ids = model.encode(text) if isinstance(text, str) else list(text)
+        if isinstance(text, str) and text and not ids:
+            raise InputError(f"the prefix's text {model.nothing_left(text)}")
         if not ids:
             raise InputError("the text of a text prefix is empty: give at least one token")
         kv = model.keys_values(ids)

@@ -9,6 +9,8 @@ transformers' fast tokenizers close, so that the token finds the row that was tr
 """
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,6 +76,50 @@ def end_token(folder: Path, tokenizer: "Tokenizer | None") -> int | None:
     """The id of the token that the files beside the tokenizer name as `eos_token`."""
     named = None if tokenizer is None else read_beside(folder).named.get("eos_token")
     return None if named is None or tokenizer is None else tokenizer.token_to_id(named.content)
+
+
+#: what some tokenizers write for the blank before a word
+WORD = "\u2581"
+#: a text that needs every byte that UTF-8 has
+ALPHABET = "".join(
+    map(chr, [*range(192), *range(192, 2048, 64), 2048, *range(4096, 65536, 4096), 65536])
+) + "".join(map(chr, range(2**18, 2**20 + 1, 2**18)))
+
+
+def says_all(tokenizer: "Tokenizer") -> bool:
+    """Whether it has tokens for every text, as byte-level BPE has."""
+    try:
+        ids = tokenizer.encode(ALPHABET, add_special_tokens=False).ids
+        return not lost(tokenizer, [ALPHABET], [ids])
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException:  # a word without a token is an exception there, or a panic
+        return False
+
+
+def lost(
+    tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> "Counter[str]":
+    """The characters that the texts hold and their tokens do not, with how often. A character that
+    the normalizer replaces is not lost, nor is a blank where tokens are words."""
+    from tokenizers import decoders, pre_tokenizers
+
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    i_unknown = None if unknown is None else tokenizer.token_to_id(unknown)
+    first, decoder, normalizer = tokenizer.pre_tokenizer, tokenizer.decoder, tokenizer.normalizer
+    if decoder is None and isinstance(first, pre_tokenizers.ByteLevel):
+        decoder = decoders.ByteLevel()
+    counts: Counter[str] = Counter()
+    for text, row in zip(texts, ids, strict=True):
+        tokens = [tokenizer.id_to_token(i) or "" for i in row if i != i_unknown]
+        said = decoder.decode(tokens) if decoder else "".join(tokens)
+        held = Counter(text if decoder or first is None else text.replace(" ", ""))
+        missing = held - Counter(said)
+        if missing and normalizer is not None:
+            read = Counter(normalizer.normalize_str(text).replace(WORD, "")) - Counter(said)
+            missing = min(missing, read, key=Counter.total)
+        counts += missing
+    return counts
 
 
 def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:

@@ -5,13 +5,25 @@ import re
 import warnings
 
 import pytest
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, processors
+from tokenizers import (
+    ByteLevelBPETokenizer,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from minprefix import GPT2, Config, InputError, generate
+from minprefix import GPT2, Config, InputError, Prefix, generate
 from minprefix.artifact import tokenizer_fingerprint
+from minprefix.cli import main
+from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.errors import Note
 from minprefix.tokenizer import CONFIG, NAMES, read_tokenizer
+from minprefix.trace import view
 from tests.conftest import random_model
 
 TEXTS = [
@@ -446,3 +458,137 @@ def test_saving_over_another_model_leaves_none_of_its_tokenizer_and_end_tokens(t
     assert not has or again.encode("[SEP]") == ids(TRAINED, "[SEP]")
     kept = {"config.json", "model.safetensors"} | ({"tokenizer.json"} if has else set())
     assert {path.name for path in folder.iterdir()} == kept
+
+
+# ---- what a tokenizer cannot say ----
+
+
+def letters(alphabet, decoder=None, first=None):
+    """A vocabulary of characters, as many small models have."""
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.decoder, tokenizer.pre_tokenizer = decoder, first
+    return tokenizer
+
+
+def words(*vocab, **more):
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(("<unk>", *vocab))}, "<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def bytes_without(*lost):
+    """Byte-level BPE whose alphabet is not whole."""
+    raw = json.loads(WHOLE)
+    vocab = [t for t in raw["model"]["vocab"] if len(t) == 1 and t not in lost]
+    raw["model"] |= {"vocab": {t: i for i, t in enumerate(vocab)}, "merges": []}
+    return Tokenizer.from_str(json.dumps(raw | {"added_tokens": []}))
+
+
+def normalized(normalizer, alphabet, decoder=None):
+    tokenizer = letters(alphabet, decoder or decoders.Fuse())
+    tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+LOW = normalizers.Lowercase()
+BLANKS = normalizers.Sequence([LOW, normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+SPLIT = pre_tokenizers.Split(Regex(""), "isolated")
+ASCII = [chr(i) for i in range(32, 127)]
+SAID = {
+    "characters": (letters(ASCII, decoders.Fuse()), "Zoë O'Neil\n", {"ë": 1, "\n": 1}),
+    "characters, no decoder": (letters(ASCII), "ë\n\n", {"ë": 1, "\n": 2}),
+    "characters, split": (letters("Zo", decoders.Fuse(), SPLIT), "Zoo oZ ë", {" ": 2, "ë": 1}),
+    "characters, split, no decoder": (letters("Zo", None, SPLIT), "Zoo oZ ë", {"ë": 1}),
+    "letters without a blank": (letters("abc"), "a b c", {" ": 2}),
+    "words": (words("a", "b"), "a  b zz\n b", {"z": 2, "\n": 1}),
+    "bytes, one missing": (bytes_without("«"), "Zoë ë", {"ë": 2}),
+    "bytes, the blank missing": (bytes_without("Ġ"), "a b", {" ": 1}),
+    "small letters": (normalized(LOW, "zo nil'"), "Zo O'NEIL", {"e": 1}),
+    "small letters, all there": (normalized(LOW, "zo neil'"), "Zo O'NEIL", {}),
+    "blanks by another name": (
+        normalized(BLANKS, "▁zo", decoders.Metaspace()), "Zo oz ZY", {"y": 1}
+    ),
+    "bytes": (TRAINED._tokenizer, "Zoë O'Neil \U0001f642\n\0", {}),
+    "nothing at all": (letters(ASCII, decoders.Fuse()), "Hello", {}),
+}  # fmt: skip
+
+
+def speaking(tokenizer):
+    model = random_model(Config(1, 1, 8, 300, 64, eos_token_id=0))
+    model.tokenizer = tokenizer
+    return model
+
+
+@pytest.mark.parametrize(("tokenizer", "text", "want"), SAID.values(), ids=SAID)
+def test_the_characters_that_a_tokenizer_has_no_token_for_are_said_once_with_their_number(
+    tokenizer, text, want
+):
+    model = speaking(tokenizer)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.encode(text)
+            model.encode_many([text, text])
+    assert len(said) == (1 if want else 0)
+    if want:
+        kinds = ", ".join(map(repr, sorted(want, key=lambda c: (-want[c], text.lower().index(c)))))
+        n = f"{sum(want.values())} of the {len(text)} characters that it read are lost"
+        sentence = f"the tokenizer of model 'random' has no token for {kinds}: {n}"
+        assert (said[0].category, str(said[0].message)) == (Note, sentence)
+
+
+def test_data_are_counted_as_a_whole_and_the_newline_of_the_template_with_them():
+    model = speaking(letters(ASCII, decoders.Fuse()))
+    pairs = [Pair("Zoë", "née", "line 1"), Pair("a", "b", "line 2")]
+    with pytest.warns(Note, match=r"no token for '\\n', 'ë', 'é': 4 of the 10 characters") as said:
+        encode_pairs(model, pairs, Template(), 60)
+    assert len(said) == 1
+    with pytest.warns(Note, match="'ü': 2 of the 3 characters"):  # what was said is not said again
+        model.encode("üë.")
+
+
+def test_a_fingerprint_says_nothing_of_the_text_that_it_probes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tokenizer_fingerprint(speaking(letters("ab")))
+
+
+def leaves_nothing(what):
+    return pytest.raises(
+        InputError, match=rf"{what}'ë' leaves no token: the tokenizer of model 'ra"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::minprefix.errors.Note")
+def test_a_text_that_vanishes_is_not_called_empty():
+    model = speaking(letters(ASCII, decoders.Fuse()))
+    with leaves_nothing("prompt 1: "):
+        generate(model, ["a", "ë"])
+    with leaves_nothing("line 1: the source "):
+        encode_pairs(model, [Pair("ë", "a", "line 1")], Template(), 60)
+    with leaves_nothing("line 1: the target "):
+        encode_pairs(model, [Pair("a", "ë", "line 1")], Template(), 60)
+    with leaves_nothing("the prefix's text "):
+        Prefix.text(model, "ë")
+    for prompt, target in (("ë", None), ("ë", "a"), ("a", "ë")):
+        with leaves_nothing("--prompt " if prompt == "ë" else "--target "):
+            view.encode(model, prompt, target, None)
+    with pytest.raises(InputError, match="prompt 0 is empty"):
+        generate(model, [""])
+    with pytest.raises(InputError, match="the source is empty"):
+        encode_pairs(model, [Pair("", "a", "line 1")], Template(), 60)
+
+
+def test_the_command_line_says_what_is_lost(tmp_path, capsys):
+    speaking(letters(ASCII, decoders.Fuse())).save(tmp_path)
+    (tmp_path / "requests.jsonl").write_text('{"prompt": "ë", "prefix": null}\n')
+    command = ["generate", "--model", str(tmp_path), "--max-new-tokens", "1"]
+    assert main([*command, "--prompt", "Zoë"]) == 0
+    note = f"minprefix: note: the tokenizer of model '{tmp_path}' has no token for 'ë': 1 of the 3 "
+    assert capsys.readouterr().err.startswith(note)
+    assert main([*command, "--prompt", "ë"]) == 2
+    assert "error: prompt 0: 'ë' leaves no token" in capsys.readouterr().err
+    assert main([*command, "--data", str(tmp_path / "requests.jsonl")]) == 2
+    assert "requests.jsonl, line 1: the prompt 'ë' leaves no token" in capsys.readouterr().err

@@ -290,18 +290,24 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
     target, or more than `room` tokens (`GPT2.room`); `skip_long` leaves the latter out."""
-    prompts = model.encode_many([template.prompt(p.source) for p in pairs])
-    completions = model.encode_many([template.completion(p.target) for p in pairs])
+    texts = [template.prompt(p.source) for p in pairs]
+    texts += [template.completion(p.target) for p in pairs]
+    ids_of = model.encode_many(texts)
+    prompts, completions = ids_of[: len(pairs)], ids_of[len(pairs) :]
     end = model.config.end_tokens[:1]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
         ids = [*prompt, *completion, *end]
+        if not prompt and pair.source.strip():
+            raise InputError(f"{pair.where}: the source {model.nothing_left(pair.source)}")
         if not prompt:
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
         if not pair.target.strip():
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
+        if not completion:
+            raise InputError(f"{pair.where}: the target {model.nothing_left(pair.target)}")
         if len(ids) > room and skip_long:
             continue
         if len(ids) > room:

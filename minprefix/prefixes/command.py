@@ -462,7 +462,10 @@ def generate_many(
     prompts, each = [], []
     for request in requests:
         template, start = templates[request.prefix], starts[request.prefix]
-        ids = model.encode(template.prompt(request.prompt) if template else request.prompt)
+        prompt = template.prompt(request.prompt) if template else request.prompt
+        ids = model.encode(prompt)
+        if prompt and not ids:
+            raise InputError(f"{request.where}: the prompt {model.nothing_left(prompt)}")
         room = model.config.n_positions - start - len(ids) + 1
         how = decoding(room)
         if how.max_new_tokens > room:
