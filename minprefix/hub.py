@@ -9,8 +9,8 @@ each large file and git's sha1 for the others. A pinned commit names the listing
 that the listing belongs to the commit is the hub's word.
 
 A file takes its place in the cache only after its check, so a kill leaves none there unchecked.
-Beside them `minprefix/<commit>.json` keeps the listing, with the size and time of each file when it
-was checked: one that has both still is not read again, any other (placed by other software, or
+Beside them `minprefix/<commit>.2.json` keeps the listing, with the size and time of each file when
+it was checked: one that has both still is not read again, any other (placed by other software, or
 changed since) is.
 
 A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
@@ -31,16 +31,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprefix import files
+from minprefix import files, tokenizer
 from minprefix.errors import InputError
 
 WANTED = (
     "config.json",
+    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
+    *tokenizer.FILES,
 )
 #: how often a request is made, with PAUSE seconds before the second and twice as many each time
 ATTEMPTS, PAUSE = 4, 1.0
@@ -82,7 +81,8 @@ class Cache(NamedTuple):
         path.unlink(missing_ok=True)
 
     def record(self, commit: str) -> Path:
-        return self.folder / "minprefix" / f"{commit}.json"
+        # .2: a record without the number is of a version that wanted fewer files
+        return self.folder / "minprefix" / f"{commit}.2.json"
 
     def checked(self, commit: str) -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
