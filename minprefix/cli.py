@@ -15,6 +15,7 @@ from minprefix.errors import InputError, Note
 from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
+from minprefix.trace.compare_command import IMPLEMENTATION
 from minprefix.trace.compare_command import add_command as compare_command
 from minprefix.trace.step import add_command as step_command
 
@@ -1046,8 +1047,7 @@ def _parser() -> argparse.ArgumentParser:
         "implementation",
         nargs="?",
         metavar="IMPLEMENTATION",
-        help="a file (my_ops.py), a module (package.ops), an object in one (package.ops:mine), "
-        "'reference' or 'numpy'",
+        help=IMPLEMENTATION,
     )
     p.add_argument(
         "--only",
