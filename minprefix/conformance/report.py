@@ -122,8 +122,9 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
 
 
-#: kinds of findings of a tensor that was compared
-COMPARED = ("value", "shape", "not finite", *PRECISION)
+#: kinds of findings of a tensor that was compared: the zoo looks at the first of them, and at
+#: those of the other precision only where there are no others
+COMPARED = (("value", "shape", "not finite"), PRECISION)
 
 #: kinds of findings that follow from others of the same op
 FOLLOWS = ("not computed", "derivative")
@@ -208,7 +209,7 @@ def _in_full(
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
     # the zoo compares the first wrong tensor; what is said before it may be of another
-    compared = next((f for f in result.findings if f.kind in COMPARED), None)
+    compared = next((f for kinds in COMPARED for f in result.findings if f.kind in kinds), None)
     for name in result.zoo[:2] if finding is compared else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
         exactly = result.zoo_distance <= IN_DOUBLE
