@@ -1071,6 +1071,13 @@ def _parser() -> argparse.ArgumentParser:
     _threads_option(p)
     p.add_argument("--list", action="store_true", help="show the checks, and run none")
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
+    p.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --new: of a whole model (run_model, run_decoding, run_training), not of its "
+        "operations",
+    )
+    p.add_argument("--torch", action="store_true", help="with --new: in PyTorch")
 
     prefix_commands(command, _model_options, _column_options, _threads_option)
     plot_command(command, _model_options)

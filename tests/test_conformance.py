@@ -1218,6 +1218,8 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         (["./no_ops"], "./no_ops does not exist"),
         (["a" * 300 + ".py"], ".py does not exist"),
         (["numpy", "--only", ""], "--only '' names no check"),
+        (["--whole"], "--whole says which stubs to write: give --new FILE as well"),
+        (["numpy", "--torch"], "--torch says which stubs to write: give --new FILE as well"),
         (["--new", "my_ops"], "--new my_ops is no name of a Python file"),
         ([], "nothing to check: give a file"),
         (["numpy", "--new", "x.py"], "leave out the implementation"),
@@ -1246,6 +1248,69 @@ def test_stubs_have_every_function_with_shapes_and_nothing_is_overwritten(tmp_pa
             [sys.executable, "-m", *tool, str(path)], capture_output=True, text=True, cwd=Path.cwd()
         )
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--torch"], ["--whole"], ["--whole", "--torch"]])
+def test_stubs_of_every_kind_load_and_are_written_as_python_is(options, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), *options]) == 0
+    assert f"minprefix check {path}" in capsys.readouterr().out
+    stubs = load(str(path))
+    wanted = suite_contract.WHOLE if "--whole" in options else suite_contract.ARGUMENTS
+    assert stubs.offered() == list(wanted)
+    checks = select(["/usual", "model/weights", "decoding/no-prefix", "training/one-step"])
+    assert {r.status for r in run(stubs, checks)} == {"not implemented"}
+    assert ("torch" in path.read_text()) == ("--torch" in options)
+    for tool in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *tool, str(path)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--whole"],
+        *(pytest.param(o, marks=pytest.mark.long) for o in (["--torch"], ["--whole", "--torch"])),
+    ],
+)
+def test_the_types_of_stubs_fit(options, tmp_path):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), *options]) == 0
+    done = subprocess.run([sys.executable, "-m", "mypy", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_stubs_in_pytorch_pass_when_they_are_filled_in(tmp_path):
+    for options in (["--torch"], ["--whole", "--torch"]):
+        assert cli.main(["check", "--new", str(tmp_path / f"mine{len(options)}.py"), *options]) == 0
+    ops = load(str(tmp_path / "mine1.py"))
+    for name, function in vars(torch_ops()).items():
+        if name in suite_contract.ARGUMENTS:
+            setattr(ops.functions, name, function)
+    checks = [c for op in suite_contract.FUNCTIONS for c in select([f"{op}/usual"])]
+    assert {r.status for r in run(ops, [*checks, *select(["model/own-prefixes"])])} == {"passed"}
+    whole = load(str(tmp_path / "mine2.py"))
+    for name in suite_contract.WHOLE:
+        of_numpy = getattr(House(reference), name)
+
+        def on_tensors(problem, of_numpy=of_numpy):
+            return {n: torch.tensor(a) for n, a in of_numpy(problem).items()}
+
+        setattr(whole.functions, name, on_tensors)
+    checks = select(["model/weights", "decoding/own-prefixes", "training/one-step"])
+    assert {r.status for r in run(whole, checks)} == {"passed"}
+
+
+def test_the_stub_of_run_model_names_every_intermediate(tmp_path):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), "--whole"]) == 0
+    doc = load(str(path)).functions.run_model.__doc__
+    problem = model_case("one-sequence")
+    for name in suite_contract.model_tensors(problem.config, 1, 1, "prefix"):
+        general = re.sub(r"blocks\.\d", "blocks.{i}", name).replace("[0]", "[{b}]")
+        assert general.replace("prefix.0", "prefix.{i}") in doc, name
 
 
 @pytest.mark.parametrize(

@@ -234,13 +234,13 @@ def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
         raise InputError(said) from error
 
 
-def write_stubs(path: Path) -> None:
-    """A file with every function of the contract, each raising NotImplementedError. Raises
-    InputError if the file exists."""
+def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
+    """A file with every function of the contract, each raising NotImplementedError; `whole` and
+    `torch`: see `stubs.text`. Raises InputError if the file exists."""
     from minprefix.conformance.stubs import text
 
     if path.suffix != ".py":
         raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    path.write_text(text(path.name), encoding="utf-8")
+    path.write_text(text(path.name, whole, torch), encoding="utf-8")
