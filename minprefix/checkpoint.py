@@ -5,6 +5,8 @@ A value that would change the arithmetic and is not implemented is refused by na
 unpickled.
 """
 
+import contextlib
+import difflib
 import os
 import re
 from dataclasses import replace
@@ -27,6 +29,9 @@ _HERE = Path(__file__).parent
 TINY = next(
     (p for p in (_HERE / "weights/tiny", _HERE.parent / "weights/tiny") if p.exists()), None
 )
+
+SHIPPED = "tiny"  #: its name
+NEAR = 0.75  #: how alike two names are that one may be a slip of the other (difflib's ratio)
 
 #: GPT-2's own names on the hub, and the commits that this package was written against
 PINNED = {
@@ -134,7 +139,9 @@ DTYPES = ("float32", "float64", "complex128")
 LARGEST = 2**63 - 1
 
 
-def load_model(name: str | Path, dtype: str = "float32", revision: str | None = None) -> GPT2:
+def load_model(
+    name: str | Path | None, dtype: str = "float32", revision: str | None = None
+) -> GPT2:
     """See `GPT2.load`. Opening costs almost nothing where the file's precision is the one asked
     for."""
     if dtype not in DTYPES:
@@ -150,33 +157,93 @@ def load_model(name: str | Path, dtype: str = "float32", revision: str | None = 
         weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
         a.flags.writeable = False  # frozen
-    return GPT2(config, weights, tokenizer, str(name))
+    return GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
 
 
-def find(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `name` itself if it is one, the shipped model for "tiny", else a
-    snapshot from the hub (the pinned commit for GPT-2's own names)."""
-    path = Path(name)
-    if os.path.isdir(path):  # unlike path.is_dir, also for a name that no file could have
+def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
+    """The base that a prefix's record names, with its fingerprint: the model that ships may have
+    been meant where a folder has its name now."""
+    if name == SHIPPED and (shipped := load_model(None)).fingerprint() == sha256:
+        return shipped
+    return load_model(name, revision=revision)
+
+
+def find(name: str | Path | None, revision: str | None = None) -> Path:
+    """The folder of a model: the model that ships for None; `name` itself if it is a folder, and a
+    note says which model that hides; the shipped model for "tiny"; else a snapshot from the hub
+    (the pinned commit for GPT-2's own names). Raises InputError for a name that is none of these,
+    with one that is spelled like it."""
+    text, path = str(name), Path("" if name is None else name)
+    known = name is None or text in (SHIPPED, *PINNED)
+    # unlike path.is_dir, also for a name that no file could have
+    is_folder = name is not None and os.path.isdir(path)
+    if is_folder and not (known and not os.path.lexists(path / "config.json")):
         if revision is not None:
-            raise InputError(f"model {str(name)!r} is a folder: a revision is for names on the hub")
+            raise InputError(f"model {text!r} is a folder: a revision is for names on the hub")
+        if known:
+            _note_hidden(text, path)
         return path
-    if str(name) in ("tiny", "weights/tiny") and TINY is not None:
+    if known and name is not None and os.path.lexists(path):
+        note(f"{str(path.absolute())!r} holds no model and is passed over for the model {text!r}")
+    if name is None or text in (SHIPPED, "weights/tiny"):
         if revision is not None:
             raise InputError(
                 "model 'tiny' ships with minprefix: a revision is for names on the hub"
             )
+        if TINY is None:
+            raise InputError(
+                "the model that ships is not beside the package: install minprefix again, or give "
+                "a folder"
+            )
         return TINY
-    if os.path.isfile(path):
-        raise InputError(f"model {str(name)!r} is a file: give the folder that config.json is in")
-    local = str(name).startswith((".", "/", "~")) or len(path.parts) > 2
+    if os.path.isfile(path) and not known:
+        raise InputError(f"model {text!r} is a file: give the folder that config.json is in")
+    near = None if known else _nearest(text)
+    meant = "" if near is None else f"; did you mean {near!r}?"
+    local = text.startswith((".", "/", "~")) or len(path.parts) > 2
     if local or (len(path.parts) == 2 and path.parent.is_dir()):
         raise InputError(
-            f"model folder {str(name)!r} does not exist: give a folder with config.json and "
+            f"model folder {text!r} does not exist: give a folder with config.json and "
             'model.safetensors, "tiny" for the model that ships, or a name on the hub like "gpt2"'
+            f"{meant}"
         )
-    repo, pinned = PINNED.get(str(name), (str(name), None))
-    return hub.snapshot(repo, revision or pinned)
+    if near is not None and "/" not in text.rstrip(
+        "/"
+    ):  # the hub's names have one, but for those of old
+        raise InputError(
+            f"model {text!r} is no folder here and no name that is known{meant} A name on the hub "
+            'is like "openai-community/gpt2"'
+        )
+    repo, pinned = PINNED.get(text, (text, None))
+    try:
+        return hub.snapshot(repo, revision or pinned)
+    except InputError as error:
+        raise (error if near is None else InputError(f"{error}{meant}")) from error.__cause__
+
+
+def _note_hidden(name: str, path: Path) -> None:
+    """Say what a folder with the name of a model that is known hides, and how to get that one."""
+    if name == SHIPPED:
+        hidden = "the model that ships: to use that one, give no name (leave out --model)"
+    elif name != PINNED[name][0]:
+        hidden = f"that model of the hub: to use that one, give {PINNED[name][0]!r}"
+    else:
+        hidden = "that model of the hub: to use that one, rename the folder"
+    note(f"model {name!r} is the folder {str(path.absolute())!r} and hides {hidden}")
+
+
+def _nearest(name: str) -> str | None:
+    """The name of a known model or the folder of a model, in the same place, that is spelled almost
+    like that."""
+    parent, last = os.path.split(name.rstrip("/"))
+    names = {n.lower(): n for n in (SHIPPED, *PINNED)} | {"gpt2-small": "gpt2"}
+    with contextlib.suppress(OSError, ValueError):
+        for folder in os.listdir(parent or "."):
+            path = os.path.join(parent, folder)
+            if folder != last and os.path.isfile(os.path.join(path, "config.json")):
+                names.setdefault(path.lower(), path)
+    found = difflib.get_close_matches(name.lower(), names, 1, NEAR)
+    return names[found[0]] if found else None
 
 
 # ---- config.json ------------------------------------------------------------------------------

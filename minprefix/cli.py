@@ -189,7 +189,7 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 #: option -> what it is when neither the command line nor a resumed run says
 TRAIN_DEFAULTS: dict[str, Any] = {
-    "model": "tiny",
+    "model": None,  # the model that ships
     "revision": None,
     "data": None,
     "valid": None,
@@ -667,7 +667,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     except InputError as error:
         print(f"not scored: {error}")
     about = {
-        "model": args.model,
+        "model": model.name,
         "prefix": args.prefix and str(args.prefix),
         "data": str(args.data),
         "data_sha256": fingerprint(args.data),
@@ -789,13 +789,12 @@ def _threads_option(p: argparse.ArgumentParser) -> None:
 
 
 def _model_options(
-    p: argparse.ArgumentParser, default: str | None = "tiny", said: str = '"tiny"'
+    p: argparse.ArgumentParser, said: str = "the model that ships, whatever folders are here"
 ) -> None:
     """`said`: in words, the model without --model."""
     p.add_argument(
         "--model",
         metavar="DIR|NAME",
-        default=default,
         help='a folder in Hugging Face layout, "tiny" (ships with minprefix), or a name on the hub '
         f'such as "gpt2" (default {said})',
     )
@@ -895,7 +894,7 @@ def _parser() -> argparse.ArgumentParser:
         "\n\nexit status: 0 trained, 1 the prefix leaves the model far worse than it was without, "
         "2 it\ncannot be trained, 130 Ctrl-C stopped it",
     )
-    _model_options(p, None)
+    _model_options(p)
     p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl or .csv of source and target")
     p.add_argument(
         "--valid", type=Path, metavar="FILE", help="keep the prefix that is best on these"

@@ -83,7 +83,7 @@ def run(
         refuse_taken(out, force)
     started = time.time()
     home = BACKENDS[backend]
-    model = GPT2.load("tiny").to(home)
+    model = GPT2.load().to(home)
     prefix = Prefix.normal(model.config, prefix_length, seed=seed).to(home)
     test = pairs("test", TEST, seed=0)  # the same for every seed, so that runs can be compared
     share = prefix.n_parameters / model.n_parameters

@@ -54,8 +54,11 @@ class GPT2:
     _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
     @classmethod
-    def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
+    def load(
+        cls, name: str | Path | None = None, dtype: str = "float32", revision: str | None = None
+    ) -> "GPT2":
         """From a directory in Hugging Face layout, "tiny" (ships with this package), or a hub name.
+        Without a name it is the model that ships, whatever the folders here are called.
 
         `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
         InputError for everything that can be wrong with it (see `minprefix.checkpoint`).

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from minprefix import GPT2, Batch, Config, InputError, checkpoint
+from minprefix import GPT2, Batch, Config, InputError, Prefix, checkpoint, hub
 from minprefix.errors import Note
+from minprefix.prefixes.verify import verify
 from tests.conftest import SHARED_DATA, hf_logits, random_model, relative_error
 from tests.test_files import POINTER
 
@@ -682,6 +685,146 @@ def test_a_file_in_place_of_a_folder_is_named(good):
 def test_a_revision_is_for_names_not_for_folders(good):
     with pytest.raises(InputError, match="is a folder: a revision is for names on the hub"):
         GPT2.load(good, revision="main")
+
+
+# ---- names: what hides what, and what was meant ----
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory, empty, with no way to a hub: `asked` of `find` are its answers."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(hub, "snapshot", lambda repo, revision: Path("hub") / repo)
+    return tmp_path / "here"
+
+
+def test_without_a_name_it_is_the_model_that_ships_whatever_the_folders_are_called(here, good):
+    shutil.copytree(good, here / "tiny")
+    with warnings.catch_warnings(action="error"):
+        model = GPT2.load()
+    assert model.fingerprint() == GPT2.load(checkpoint.TINY).fingerprint()
+    assert model.name == "tiny"
+    with pytest.raises(InputError, match="ships with minprefix: a revision is for names"):
+        GPT2.load(revision="main")
+
+
+def test_a_folder_with_the_name_of_the_model_that_ships_is_used_and_says_what_it_hides(here, good):
+    shutil.copytree(good, here / "tiny")
+    said = (
+        r"model 'tiny' is the folder '.*here/tiny' and hides the model that ships: .*leave out --"
+    )
+    with pytest.warns(Note, match=said):
+        model = GPT2.load("tiny")
+    assert model.fingerprint() == GPT2.load(good).fingerprint()
+    with warnings.catch_warnings(action="error"):  # a path hides nothing
+        assert GPT2.load("./tiny").fingerprint() == model.fingerprint()
+        assert GPT2.load(here / "tiny").fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("gpt2", "give 'openai-community/gpt2'"),
+        ("gpt2-xl", "give 'openai-community/gpt2-xl'"),
+        ("openai-community/gpt2", "rename the folder"),
+    ],
+)
+def test_a_folder_with_a_name_of_the_hubs_gpt2_is_used_and_says_what_it_hides(
+    here, good, name, way
+):
+    shutil.copytree(good, here / name)
+    said = rf"model '{name}' is the folder '.*{name}' and hides that model of the hub: .*{way}"
+    with pytest.warns(Note, match=said):
+        assert GPT2.load(name).fingerprint() == GPT2.load(good).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2"])
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_no_model_hides_none_and_that_is_said(here, name, what):
+    (here / name).mkdir() if what == "folder" else (here / name).write_text("results")
+    with pytest.warns(Note, match=f"here/{name}' holds no model and is passed over for the model"):
+        found = checkpoint.find(name)
+    assert found == (checkpoint.TINY if name == "tiny" else Path("hub/openai-community/gpt2"))
+
+
+def test_a_folder_of_any_other_name_is_used_without_a_word(here, good):
+    shutil.copytree(good, here / "mine")
+    (here / "empty").mkdir()
+    with warnings.catch_warnings(action="error"):
+        assert checkpoint.find("mine") == Path("mine")
+    with pytest.raises(InputError, match=r"model folder 'empty' has no config\.json"):
+        GPT2.load("empty")
+
+
+@pytest.mark.filterwarnings("ignore::minprefix.errors.Note")
+def test_a_prefix_is_verified_on_the_model_that_ships_or_on_the_folder_that_has_its_name(
+    here, good
+):
+    shutil.copytree(good, here / "tiny")
+    shipped, folder = GPT2.load(), GPT2.load("./tiny")
+    folder.name = "tiny"
+    Prefix.normal(shipped.config, 3, seed=0).save("of-shipped", shipped)
+    Prefix.normal(folder.config, 3, seed=0).save("of-folder", folder)
+    for place, base in (("of-shipped", shipped), ("of-folder", folder)):
+        (found,) = (f for f in verify(place) if f.what == "base")
+        assert found.right, found
+        assert base.fingerprint()[:12] in found.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("tinny", "tiny"),
+        ("Tiny", "tiny"),
+        ("tiny/", "tiny"),
+        ("gpt-2", "gpt2"),
+        ("GPT2", "gpt2"),
+        ("gtp2", "gpt2"),
+        ("gpt2-small", "gpt2"),
+        ("gpt2_medium", "gpt2-medium"),
+        ("gpt2-larg", "gpt2-large"),
+        ("my-modle", "my-model"),
+    ],
+)
+def test_a_slip_in_a_name_is_told_what_was_meant_before_the_hub_is_asked(
+    here, good, asked, meant, monkeypatch
+):
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("the hub was asked"))
+    shutil.copytree(good, here / "my-model")
+    (here / "gpt2-larger").mkdir()  # no model
+    with pytest.raises(
+        InputError, match=f"model '{asked}' is no folder .* mean '{meant}'\\? A name"
+    ):
+        checkpoint.find(asked)
+
+
+@pytest.mark.parametrize("asked", ["sub/my-modle", "./my-modle", "ABSOLUTE"])
+def test_a_slip_in_a_path_is_told_the_folder_that_was_meant(here, good, asked):
+    asked = asked.replace("ABSOLUTE", str(here / "my-modle"))
+    folder = Path(asked).with_name("my-model")
+    shutil.copytree(good, folder)
+    with pytest.raises(InputError, match=f"'{asked}' does not exist: .*; did you mean '(.*)'") as e:
+        checkpoint.find(asked)
+    (meant,) = re.findall("did you mean '(.*)'", str(e.value))
+    assert checkpoint.find(meant).samefile(folder)
+
+
+def test_a_slip_in_a_name_of_the_hub_is_told_when_the_hub_does_not_have_it(here, monkeypatch):
+    def absent(repo, revision):
+        raise InputError(f"model {repo!r} is not on the hub")
+
+    monkeypatch.setattr(hub, "snapshot", absent)
+    said = r"^model 'openai-comunity/gpt2' is not .*; did you mean 'openai-community/gpt2'\?$"
+    with pytest.raises(InputError, match=said):
+        checkpoint.find("openai-comunity/gpt2")
+    with pytest.raises(InputError, match=r"^model 'someone/story-writer' is not on the hub$"):
+        checkpoint.find("someone/story-writer")
+
+
+@pytest.mark.parametrize("name", ["distilgpt2", "openai-gpt", "facebook/opt-125m", "gpt2-chinese"])
+def test_a_name_that_is_like_none_that_is_known_goes_to_the_hub(here, name):
+    assert checkpoint.find(name) == Path("hub") / name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "double", "", None, float])

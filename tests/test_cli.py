@@ -1,6 +1,7 @@
 """The command line: what it writes and says, and one sentence and status 2 for every bad input."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
-from minprefix import GPT2, Config, Prefix, errors
+from minprefix import GPT2, Config, InputError, Prefix, checkpoint, errors
 from minprefix.cli import main
 from minprefix.data.world import table_to_text
 from minprefix.ops import threads
@@ -894,3 +895,55 @@ def test_a_note_is_a_warning_to_a_library_user_and_no_error_to_the_command_line(
         with pytest.raises(errors.Note):
             errors.note("refused if somebody wants that")
     assert capsys.readouterr().err == "minprefix: note: nor here\n"
+
+
+WITHOUT_MODEL = [
+    ["generate", "--prompt", "x"],
+    ["evaluate", "--data", "DATA", "--out", "out"],
+    ["train", "--data", "DATA", "--out", "out", "--steps", 1],
+    ["import", "from-peft", "--out", "out"],
+    ["plot", "pattern", "--prompt", "x", "--out", "x.png"],
+    ["view", "--prompt", "x", "--out", "x.html"],
+    ["step", "--prompt", "x"],
+    ["demo", "--steps", 1, "--out", "out"],
+]
+
+
+@pytest.mark.parametrize("argv", WITHOUT_MODEL, ids=lambda argv: argv[0])
+def test_without_model_it_is_the_model_that_ships_whatever_the_folders_are_called(
+    tmp_path, monkeypatch, model_dir, data, refused, argv
+):
+    """... in every command that has a model of its own; "tiny" is then the name of a folder."""
+    shutil.copytree(model_dir, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    find = checkpoint.find
+
+    def found(*args):
+        raise InputError(f"the model is {find(*args)}")
+
+    monkeypatch.setattr(checkpoint, "find", found)
+    argv = [str(data) if a == "DATA" else a for a in argv]
+    assert refused(*argv) == f"the model is {checkpoint.TINY}"
+    if argv[0] != "demo":
+        with pytest.warns(errors.Note, match="hides"):  # the command line would print it
+            find("tiny")
+        assert refused(*argv, "--model", "tiny") == "the model is tiny"
+
+
+def test_a_run_without_model_is_of_the_model_that_ships_to_its_end(
+    tmp_path, monkeypatch, model_dir, data, ok
+):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", data, "--prefix-length", 2, "--batch-size", 2, "--steps", 2]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minprefix.train._update", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(["train", *map(str, options), "--out", "run"]) == 130
+    shutil.copytree(model_dir, tmp_path / "tiny")
+    ok("train", "--out", "run", "--resume")
+    base = json.loads((tmp_path / "run" / "minprefix.json").read_text())["base"]
+    assert (base["name"], base["sha256"]) == ("tiny", GPT2.load().fingerprint())
+    assert re.search("ok +base", ok("verify", "run"))
+    ok("evaluate", "--prefix", "run", "--data", data, "--out", "scores", "--max-new-tokens", 1)
+    about = json.loads((tmp_path / "scores" / "metrics.json").read_text())["about"]
+    assert about["model"] == "tiny"

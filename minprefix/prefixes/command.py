@@ -327,6 +327,7 @@ def _of(
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records, at the revision that it records. Raises InputError for a prefix of another."""
     from minprefix.artifact import load_prefix, load_with_about, tokenizer_fingerprint
+    from minprefix.checkpoint import load_recorded
     from minprefix.model import GPT2
 
     records = []
@@ -346,7 +347,10 @@ def _of(
         revision = ((records[0]["training"] or {}).get("options") or {}).get("revision")
     if name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
-    model = GPT2.load(name, revision=revision)
+    if args.model is None:
+        model = load_recorded(name, revision, records[0]["base"]["sha256"])
+    else:
+        model = GPT2.load(name, revision=revision)
     args.revision = revision  # for the record of what is made
     fingerprints = (model.fingerprint(), tokenizer_fingerprint(model))
     prefixes = [load_prefix(path, model, fingerprints=fingerprints) for path in paths]
@@ -526,7 +530,7 @@ def add_commands(
         "something could not be checked",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
-    model_options(p, None, "the one that the prefix records")
+    model_options(p, "the one that the prefix records")
     p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
     p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
     threads_option(p)
@@ -574,7 +578,7 @@ def add_commands(
         metavar="X",
         help="of the mean, one for each prefix (default: all the same); two interpolate",
     )
-    model_options(p, None, "the one that the first prefix records")
+    model_options(p, "the one that the first prefix records")
     _out_options(p)
 
     p = command(
@@ -590,7 +594,7 @@ def add_commands(
     )
     p.add_argument("--limit", type=int, metavar="N", default=100, help="so many (default 100)")
     column_options(p)
-    model_options(p, None, "the one that the prefix records")
+    model_options(p, "the one that the prefix records")
     threads_option(p)
     _out_options(p)
 

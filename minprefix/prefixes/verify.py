@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minprefix import artifact, files
+from minprefix.checkpoint import load_recorded
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError
 from minprefix.evaluate import mean_loss, predict
@@ -96,7 +97,7 @@ def verify(
         artifact.load_mlp(folder)
     training, reason = about["training"] or {}, ""
     if model is None:
-        model, reason = _base(about["base"]["name"], training)
+        model, reason = _base(about["base"], training)
     found += (
         [Finding("base", None, reason)] if model is None else _fingerprints(about["base"], model)
     )
@@ -132,13 +133,13 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
 
 
-def _base(name: str | None, training: dict[str, Any]) -> tuple[GPT2 | None, str]:
+def _base(recorded: dict[str, Any], training: dict[str, Any]) -> tuple[GPT2 | None, str]:
     """The recorded model, or why it is not to be had."""
-    if name is None:
+    if (name := recorded["name"]) is None:
         return None, "no model was recorded: give --model"
     revision = (training.get("options") or {}).get("revision")
     try:
-        return GPT2.load(name, revision=revision), ""
+        return load_recorded(name, revision, recorded["sha256"]), ""
     except InputError as error:
         return None, f"{error} (or give --model)"
 
