@@ -148,9 +148,9 @@ def _options_of(
         if now == before:
             continue
         option = f"--{name.replace('_', '-')}"
-        said = "was not given" if before is None else f"was {before}"
+        said = "was not given" if before is None else f"was {before!r}"
         raise InputError(
-            f"cannot resume {out}: {option} {said} and is now {now}: leave it out to go on with "
+            f"cannot resume {out}: {option} {said} and is now {now!r}: leave it out to go on with "
             f"the run as it began, or choose another --out{_longer(command, name, out)}"
         )
     return options
@@ -234,8 +234,7 @@ def _train(args: argparse.Namespace) -> int:
     from minprefix.train import RUN_FILES, STATE, refuse_taken, train
 
     options = _train_options(args)
-    if not args.resume:
-        refuse_taken(args.out, args.force)
+    refuse_taken(args.out, args.force, args.resume)
     model, prefix = _model_and_start(args, options)
     template = Template(options["template"])
     print(f"{model}\n{prefix}: {prefix.n_parameters / model.n_parameters:.2%} of the model's size")
@@ -624,7 +623,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from minprefix.train import refuse_taken
 
     files_of_it = ("metrics.json", "predictions.jsonl")
-    refuse_taken(args.out, args.force, resume=False, marks=files_of_it)
+    refuse_taken(args.out, args.force, marks=files_of_it)
     model, prefix, template = _load(args, args.prefix)
     pairs = read_pairs(args.data, args.source_column, args.target_column)
     groups = group_references(pairs)

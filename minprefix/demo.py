@@ -18,7 +18,7 @@ from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.train import RUN_FILES, Settings, refuse_taken, train
+from minprefix.train import RUN_FILES, Settings, check_trainable, refuse_taken, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()
@@ -79,12 +79,12 @@ def run(
         seed=seed,
         backend=backend,
     )
-    if not resume:
-        refuse_taken(out, force)
+    refuse_taken(out, force, resume)
     started = time.time()
     home = BACKENDS[backend]
     model = GPT2.load().to(home)
     prefix = Prefix.normal(model.config, prefix_length, seed=seed).to(home)
+    check_trainable(prefix)
     test = pairs("test", TEST, seed=0)  # the same for every seed, so that runs can be compared
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.1%} of the model's size\n")

@@ -107,10 +107,10 @@ def frozen_loss(model: GPT2, probe: Sequence[Encoded], settings: Settings) -> fl
     )
     if value > 0.9 * chance:
         tiny = Path(model.name).name == "tiny"
-        why = "it has read its own small world alone (minprefix demo)" if tiny else "it read none"
+        why = ", it has read its own small world alone (minprefix demo)" if tiny else ""
         note(
-            f"{model.name!r} does not know such text: {why}. A prefix steers what a model knows "
-            "and teaches it no language: give a model that has read some, such as --model gpt2"
+            f"{model.name!r} does not know such text{why}: a prefix steers what a model knows and "
+            "teaches it no language; give a model that has read such text, for example --model gpt2"
         )
     return value
 

@@ -673,13 +673,23 @@ _OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep",
 
 
 def refuse_taken(
-    out: Path, force: bool, resume: bool = True, marks: Sequence[str] = RUN_FILES
+    out: Path,
+    force: bool,
+    resume: bool | None = None,
+    marks: Sequence[str] = RUN_FILES,
 ) -> None:
     """Before any work: raises InputError if `out` holds `marks` of a run, unless `force` is to
-    replace them; and with `force`, too, if it holds anything and nothing that minprefix wrote: a
-    home folder, a website. `resume`: whether the sentence may advise it."""
+    replace them or `resume` to go on with it (None: it cannot be advised); if it holds anything and
+    nothing that minprefix wrote, a home folder or a website, with `force`, too; and if another
+    process writes there."""
     if not out.is_dir():  # to be made, or no folder, which the system will say
         return
+    with files.only_writer(out):
+        if not resume:
+            _refuse_taken(out, force, resume is False, marks)
+
+
+def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) -> None:
     held = {path.name for path in out.iterdir()}
     left = {files.temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
     if held <= left | _OF_NOBODY:

@@ -219,7 +219,7 @@ def export(args: argparse.Namespace) -> int:
     from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
     from minprefix.train import refuse_taken
 
-    refuse_taken(args.out, args.force, resume=False)
+    refuse_taken(args.out, args.force)
     prefix, about = load_with_about(args.path)
     base = about["base"] if about else {}
     if args.base is not None and args.to != "peft":
@@ -246,7 +246,7 @@ def bring(args: argparse.Namespace) -> int:
     from minprefix.prefixes import adapters
     from minprefix.train import refuse_taken
 
-    refuse_taken(args.out, args.force, resume=False)
+    refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
         prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
@@ -274,7 +274,7 @@ def combine(args: argparse.Namespace) -> int:
 
     if args.weights is not None and args.how != "average":
         raise InputError("--weights belong to --how average")
-    refuse_taken(args.out, args.force, resume=False)
+    refuse_taken(args.out, args.force)
     prefixes, record, model = _of(args.paths, args)
     made = concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
     more = {} if args.weights is None else {"weights": args.weights}
@@ -291,7 +291,7 @@ def prune(args: argparse.Namespace) -> int:
 
     if args.limit < 1:
         raise InputError(f"--limit is {args.limit}: expected at least 1")
-    refuse_taken(args.out, args.force, resume=False)
+    refuse_taken(args.out, args.force)
     (prefix,), record, model = _of([args.path], args)
     template = Template((record[0]["training"] or {}).get("template", Template().text))
     pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
