@@ -217,7 +217,7 @@ def load(url, home, *names, at_once=1, before="", status=0, **more):
     command = [sys.executable, "-c", LOAD, json.dumps([names, at_once, before])]
     done = subprocess.run(
         command, env=surroundings(url, home, **more), capture_output=True, text=True, check=False,
-        timeout=60,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
@@ -609,9 +609,9 @@ def test_a_kill_during_a_download_or_before_the_check_costs_nothing_and_risks_no
     faults = {"name": (LARGE, [("stall", few), ("serve", files[LARGE][::-1]), None])}
     with hub_of(files, faults) as hub:
         command = [sys.executable, "-c", LOAD, json.dumps([[("org/name", None)], 1, ""])]
-        where = surroundings(hub.url, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="60")
+        where = surroundings(hub.url, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="600")
         running = subprocess.Popen(command, env=where)
-        for _ in range(3000):
+        for _ in range(30_000):
             if partial.exists() and partial.stat().st_size == few:
                 break
             time.sleep(0.01)

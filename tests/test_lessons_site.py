@@ -510,7 +510,7 @@ def test_ctrl_c_ends_a_lesson_and_says_so_in_one_line(tmp_path, when):
             time.sleep(0.05)
         command.send_signal(signal.SIGINT)
     try:
-        assert command.communicate(timeout=60)[1] == "minprefix: stopped\n"
+        assert command.communicate(timeout=600)[1] == "minprefix: stopped\n"
     finally:
         command.kill()
     assert command.returncode == 130
