@@ -157,7 +157,9 @@ def load_model(
         weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
         a.flags.writeable = False  # frozen
-    return GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
+    model = GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
+    model._folder = folder
+    return model
 
 
 def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
