@@ -143,8 +143,8 @@ def snapshot(repo: str, revision: str | None) -> Path:
         at = f" at {revision}" if revision else ""
         raise InputError(
             f"cannot fetch model {repo!r}{at} from the hub ({_reason(error)}): without a "
-            "network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
-            "folder and give that folder instead of the name"
+            "network, put its .json, .txt and .safetensors files into a folder and give that "
+            "folder instead of the name"
         ) from error
 
 

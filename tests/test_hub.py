@@ -379,8 +379,8 @@ def test_what_the_hub_does_not_have_is_a_sentence(tmp_path, files):
 
 
 BY_HAND = (
-    "without a network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
-    "folder and give that folder instead of the name"
+    "without a network, put its .json, .txt and .safetensors files into a folder and give that "
+    "folder instead of the name"
 )
 
 
