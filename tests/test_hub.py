@@ -679,6 +679,39 @@ def test_what_other_software_fetched_or_changed_is_checked_before_it_is_used(
         assert f"{LARGE} of model 'org/ours' in the cache is not the file" in said["ours"]["error"]
 
 
+# as on Windows, where links are a privilege
+NO_LINKS = "import os\ndef refused(*_, **__): raise OSError('no links')\nos.symlink = refused\n"
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_what_the_client_left_is_found_without_a_network_under_the_older_name_too(
+    tmp_path, local, files, links
+):
+    repo, commit = checkpoint.PINNED["gpt2"]
+    asked = f"print(snapshot_download({repo!r}, revision={commit!r}))"
+    code = ("" if links else NO_LINKS) + f"from huggingface_hub import snapshot_download\n{asked}"
+    with Hub({repo: {commit: files}}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=surroundings(hub.url, tmp_path), check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        url = hub.url
+    place = Path(done.stdout.strip())
+    assert (place / LARGE).is_symlink() == links
+    for name in ("models--openai-community--gpt2", "models--gpt2"):
+        place = tmp_path / "hub" / name / "snapshots" / commit
+        if not place.exists():
+            (tmp_path / "hub" / "models--openai-community--gpt2").rename(tmp_path / "hub" / name)
+        for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+            (said,), _ = load(url, tmp_path, ("gpt2", None), **more)
+            if links:
+                assert_right(said, local, "gpt2")
+            else:
+                assert f"is in the cache, in {place}, but its files are no links" in said["error"]
+    (said,), _ = load(url, tmp_path, (str(place), None))
+    assert_right(said, local, str(place))
+
+
 def test_a_disk_without_room_is_a_sentence(tmp_path, files):
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
     with hub_of(files, {"name": ("", [])}) as hub:
