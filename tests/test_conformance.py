@@ -35,6 +35,7 @@ from minprefix.conformance.cases import CASES, LAYOUTS, MAKERS, case_of
 from minprefix.conformance.check import Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
+from minprefix.conformance.isolated import Worker
 from minprefix.conformance.op_checks import GRADIENTS, grade_case
 from minprefix.conformance.problems import MODEL_CASES, TRAINING_CASES, expected_model
 from minprefix.conformance.report import as_json, passed, text
@@ -1133,6 +1134,31 @@ def test_what_an_implementation_prints_does_not_stand_in_the_report(tmp_path, mo
     captured = capfd.readouterr()
     assert "hello" in captured.err
     assert "hello" not in captured.out
+
+
+def test_a_terminal_is_shown_how_far_it_is_and_a_pipe_is_not(monkeypatch, capsys):
+    assert cli.main(["check", "numpy", "--only", "embed/usual"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["check", "numpy", "--only", "embed/usual", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert "importing numpy: " in captured.err
+    assert "embed/usual: 100%" in captured.err
+    assert json.loads(captured.out)["passed"]
+
+
+def test_as_long_as_there_is_no_answer_the_time_goes_on(tmp_path):
+    path, calls = tmp_path / "mine.py", []
+    path.write_text(
+        "import time\nfrom minprefix.ops.reference import *\ntime.sleep(1.2)\n"
+        "def gelu(x):\n    time.sleep(1.2)\n    raise ValueError\n"
+    )
+    with Worker(str(path), waiting=lambda: calls.append("importing")) as worker:
+        worker.offered()
+        assert calls
+        calls.clear()
+        assert worker.grade(all_checks()["gelu/usual"]).status == "failed"
+        assert calls
 
 
 def test_a_slow_check_is_not_called_an_endless_loop(check):

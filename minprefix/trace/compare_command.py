@@ -59,6 +59,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """-> 0 if they agree, 1 if not. Raises InputError for what cannot be compared."""
+    from tqdm import tqdm
+
     from minprefix import files
     from minprefix.plots.drawing import check_ending
     from minprefix.trace import compare as comparing
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         found[0] = replace(found[0], a=args.a, b=args.b)
     else:
         dtype, found = args.dtype or "float64", []
-        for comparison in compare_implementations(args.a, args.b, dtype, args.tolerance):
+        sides = compare_implementations(args.a, args.b, dtype, args.tolerance)
+        for comparison in tqdm(sides, unit="problem", leave=False, disable=None):
             found.append(comparison)
             if not comparison.same:
                 break
