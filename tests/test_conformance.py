@@ -1374,6 +1374,28 @@ def test_compare_reads_a_path_with_a_colon(tmp_path, monkeypatch, capsys):
     assert "run 10:30/my_ops.py agrees with reference" in capsys.readouterr().out
 
 
+def test_compare_calls_float32s_rounding_that(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import numpy as np\nfrom minprefix.ops import reference\n"
+        "from minprefix.ops.reference import *\n"
+        "def gelu_backward(dout, cache):\n"
+        "    return reference.gelu_backward(dout, cache).astype('f4').astype('f8')\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py"]) == 1
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "that is no more than float32's rounding: --tolerance 1e-4 looks past it\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py", "--tolerance", "1e-4"]) == 0
+    Path("mine.py").write_text(
+        "from minprefix.ops import reference\nfrom minprefix.ops.reference import *\n"
+        "def gelu_backward(dout, cache):\n    return 2 * reference.gelu_backward(dout, cache)\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py"]) == 1
+    assert "float32" not in capsys.readouterr().out
+
+
 def test_the_list_shows_every_check_and_why(capsys):
     assert cli.main(["check", "--list"]) == 0
     listed = capsys.readouterr().out
