@@ -108,13 +108,19 @@ def two_threads():
     "options",
     [
         [],
-        ["--init", "uniform", "--init-bound", "0.1", "--layers", "1"],
-        ["--init", "zero", "--position-offset", "0", "--dropout", "0.2"],
         ["--init", "text", "--init-text", "food name"],
         ["--mlp-hidden", "8"],
-        ["--mlp-hidden", "8", "--init", "text", "--init-text", "food", "--schedule", "cosine"],
-        ["--loss", "sentence-sum", "--micro-batch-size", "3", "--clip", "0", "--warmup", "2"],
         ["--backend", "reference", "--weight-decay", "0.1", "--template", "{source} => {target}."],
+        *(
+            pytest.param(options.split(), marks=pytest.mark.long)
+            for options in (
+                "--init uniform --init-bound 0.1 --layers 1",
+                "--init zero --position-offset 0 --dropout 0.2",
+                "--mlp-hidden 8 --init text --init-text food --schedule cosine",
+                "--prefix-length 0",
+                "--loss sentence-sum --micro-batch-size 3 --clip 0 --warmup 2",
+            )
+        ),
     ],
     ids=" ".join,
 )
