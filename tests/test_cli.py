@@ -1119,8 +1119,20 @@ def test_a_config_that_the_weights_cannot_fill_is_refused_at_once(refused, model
     config = json.loads((bad / "config.json").read_text())
     (bad / "config.json").write_text(json.dumps(config | {"n_layer": 10**9}))
     assert "tensor 'h.2.ln_1.weight' is missing" in refused("inspect", bad)
-    (bad / "config.json").write_text(json.dumps(config | {"eos_token_id": 5000}))
-    assert "eos_token_id is 5000, outside the vocabulary of" in refused("inspect", bad)
+
+
+def test_an_end_token_outside_the_vocabulary_is_a_note(model_dir, tmp_path, capsys):
+    odd = tmp_path / "odd"
+    shutil.copytree(model_dir, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"eos_token_id": 5000}))
+    assert main(["inspect", str(odd)]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"minprefix: note: {odd / 'config.json'}: eos_token_id 5000 lies outside"
+    )
+    assert said.endswith("it has no effect\n")
+    assert said.count("\n") == 1
 
 
 def test_evaluate_leaves_long_pairs_out_of_the_loss_where_asked_and_says_what_was_cut(
