@@ -780,8 +780,13 @@ def test_a_model_of_ones_own_in_float32_is_called_that():
     mine = Implementation(types.SimpleNamespace(run_model=run_model), "mine")
     results = run(mine, select(["model/shared-prefix", "model/law-", "model/derivative"]))
     kinds = {f.kind for r in results for f in r.findings}
-    assert "precision" in kinds
-    assert kinds <= {"precision", "derivative"}
+    assert kinds == {"precision", "derivative"}
+    said = text(results, "mine")
+    assert "\n1. run_model, blocks.0.ln_1.out in model/shared-prefix\n" in said
+    assert "\n2. " not in said
+    said = text([r for r in results if r.check == "model/derivative"], "mine")
+    assert "\n1. run_model, prefix.0.dk in model/derivative\n" in said
+    assert "\n2. " not in said
 
 
 @pytest.mark.parametrize(

@@ -63,4 +63,4 @@ def test_a_mistake_in_the_adapter_fails_the_suite(tmp_path, right, wrong, check)
     broken.write_text(source.replace(right, wrong), encoding="utf-8")
     (result,) = (r for r in run(load(str(broken)), select(only=[check])) if r.check == check)
     assert result.status == "failed"
-    assert {f.kind for f in result.findings} <= {"value", "shape"}  # no exception
+    assert {f.kind for f in result.findings} <= {"value", "shape", "precision"}  # no exception

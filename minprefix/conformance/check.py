@@ -92,15 +92,15 @@ class Grade:
         error = self.in_single().get(name, 0.0)
         return SLACK * max(error if math.isfinite(error) else 0.0, least)
 
-    def expect(self, name: str, finding: Finding, exact: bool = False) -> None:
+    def expect(self, name: str, finding: Finding, rounding: float | None = None) -> None:
         """Note the finding's error under `name`, and the finding if that is above its tolerance.
-        `exact`: there is nothing to round."""
+        `rounding`: how large an error float32's explains, where it is not the reference's."""
         assert finding.error is not None
         assert finding.tolerance is not None
         self.errors[name] = finding.error
         if finding.error <= finding.tolerance:
             return
-        if not exact and finding.error <= self.rounding(name):
+        if finding.error <= (self.rounding(name) if rounding is None else rounding):
             finding.sentence += f": {ROUNDED}"
             if finding.kind != "derivative":  # the forward may be the one that rounds
                 finding.kind = "precision"
@@ -223,6 +223,13 @@ class Check:
 
     def grade(self, implementation: Implementation) -> Result:
         return self.result(self.collect(implementation))
+
+
+def noise(forward_error: float, size: float, h: float) -> float:
+    """What float32's rounding of a forward whose numbers are of this size leaves of a central
+    difference over 2h; 0 if the forward is right to more digits than float32 has."""
+    single = SLACK * float(np.finfo("f4").eps)
+    return single * size / (2 * h) if 1e-12 < forward_error <= single else 0.0
 
 
 # ---- what float32 leaves ------------------------------------------------------------------------

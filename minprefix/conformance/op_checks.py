@@ -21,8 +21,9 @@ from minprefix.conformance.cases import (
     owner,
     reference_cache,
 )
-from minprefix.conformance.check import Check, Finding, Grade
+from minprefix.conformance.check import Check, Finding, Grade, noise
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
+from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array
@@ -350,21 +351,27 @@ def derivative_checks() -> Iterator[Check]:
             case = Case(op, seed=3)
             found = tensors(implementation, case, grade)
             forward = FUNCTIONS[op][0]
+            base = _forward_error(case, found)
             upstream = {"embed": "dx", "attention": "dz", "cross_entropy": ""}.get(op, "dout")
             for argument, (function, tensor) in GRADIENTS[op].items():
                 stems = [n for n in found if n.split("[")[0] == tensor]
                 if not stems:
                     continue
 
+                size = 0.0  # of what cancels in a difference
+
                 def scalar(moved: dict[str, Any]) -> float:
+                    nonlocal size
                     own = implementation.arguments(moved)
                     result = implementation.call(forward, *(own[a] for a in ARGUMENTS[forward]))
                     flat = flatten(forward, result)
                     out = implementation.asnumpy(next(iter(flat.values())), forward)
-                    return float((out * moved[upstream]).sum()) if upstream else float(out)
+                    terms = out * moved[upstream] if upstream else out
+                    size = float(np.abs(terms).sum())
+                    return float(terms.sum())
 
                 numeric, analytic = _directional(case, argument, [found[n] for n in stems], scalar)
-                error = abs(numeric - analytic) / max(abs(analytic), abs(numeric), 1e-300)
+                scale = max(abs(analytic), abs(numeric), 1e-300)
                 grade.expect(
                     f"{tensor} along a direction",
                     Finding(
@@ -373,10 +380,11 @@ def derivative_checks() -> Iterator[Check]:
                         "derivative",
                         f"{tensor} says that the output changes by {analytic:.6g} along a random "
                         f"direction of {argument}, and {forward} itself changes by {numeric:.6g}",
-                        error,
+                        abs(numeric - analytic) / scale,
                         1e-6,
                         reproducer=reproducer(implementation, case, function, stems[0]),
                     ),
+                    noise(base, size, H) / scale,
                 )
 
         yield Check(
@@ -388,6 +396,17 @@ def derivative_checks() -> Iterator[Check]:
         )
 
 
+def _forward_error(case: Case, found: dict[str, Array]) -> float:
+    """Of the forward's first result; infinite if that is not to be had."""
+    name = next(iter(TENSORS[FUNCTIONS[case.op][0]]))
+    want = case.expected()[name]
+    known = name in found and found[name].shape == want.shape
+    return relative_error(found[name], want) if known else math.inf
+
+
+H = 1e-5  # how far a difference goes, either way
+
+
 def _directional(
     case: Case, argument: str, gradients: list[Array], f: Callable[[dict[str, Any]], float]
 ) -> tuple[float, float]:
@@ -397,15 +416,14 @@ def _directional(
     base = case.inputs()[argument]
     parts = base if isinstance(base, list) else [base]
     directions = [rng.normal(0, 1, a.shape) for a in parts]
-    h = 1e-5
 
     def at(sign: int) -> float:
         inputs = case.inputs()
-        moved = [a + sign * h * d for a, d in zip(parts, directions, strict=True)]
+        moved = [a + sign * H * d for a, d in zip(parts, directions, strict=True)]
         inputs[argument] = moved if isinstance(base, list) else moved[0]
         return f(inputs)
 
-    numeric = (at(1) - at(-1)) / (2 * h)
+    numeric = (at(1) - at(-1)) / (2 * H)
     analytic = sum(
         float((g * d).sum()) if g.shape == d.shape else math.nan
         for g, d in zip(gradients, directions, strict=True)

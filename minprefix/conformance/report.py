@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import __version__, files
-from minprefix.conformance.check import PRECISION, Finding, Result
+from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 
@@ -171,6 +171,10 @@ def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]
     found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
     rounded: dict[str, tuple[Result, Finding, list[str]]] = {}  # level -> its entry
     broken = {r.op for r in results for f in r.findings if f.kind not in FOLLOWS}
+    imprecise = {r.op for r in results for f in r.findings if f.kind in PRECISION}
+    wrong_above = {
+        r.op for r in results for f in r.findings if f.kind == "value" and r.level != "ops"
+    }
     forwards = {f.function for r in results for f in r.findings if f.kind not in FOLLOWS}
     for result in results:
         for finding in result.findings:
@@ -178,8 +182,13 @@ def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]
                 continue  # it follows from what is said of the op elsewhere
             if finding.kind == "derivative" and result.op in forwards:
                 continue  # the derivative of a wrong forward: the backward may be right
+            rounds = finding.kind == "derivative" and finding.sentence.endswith(ROUNDED)
+            if rounds and result.op in imprecise:
+                continue  # differences of what is rounded
             stem = finding.tensor.split("[")[0]
-            if finding.kind in PRECISION:
+            if rounds or finding.kind in PRECISION:
+                if result.op in wrong_above:
+                    continue  # a mistake's own first, small traces
                 entry = rounded.setdefault(result.level, (result, finding, []))
                 said = f"{stem.removeprefix('cache.')} of {finding.function}"
                 if stem != entry[1].tensor.split("[")[0] and said not in entry[2]:
