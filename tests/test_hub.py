@@ -315,7 +315,7 @@ def test_what_an_earlier_version_fetched_is_completed_and_until_then_loads(
     with Hub({"org/name": {"main": with_more, COMMIT: with_more}}) as hub:
         # 0.1.0 wanted fewer files, and kept its record under another name
         old = "hub.WANTED = ('config.json', 'model*.safetensors', 'tokenizer.json', 'vocab.json')\n"
-        old += "hub.Cache.record = lambda c, commit: c.folder / 'minprefix' / f'{commit}.json'"
+        old += "hub.Cache.record = lambda c, commit, *_: c.folder / 'minprefix' / f'{commit}.json'"
         load(hub.url, tmp_path, ("org/name", revision), before=old)
         assert "added_tokens.json" not in hub.fetched()[0]
         before = encoded(hub.url, tmp_path, revision, HF_HUB_OFFLINE="1")
