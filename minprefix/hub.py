@@ -81,14 +81,17 @@ class Cache(NamedTuple):
             (self.folder / "blobs" / Path(os.readlink(path)).name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
-    def record(self, commit: str, version: str = ".2") -> Path:
+    def record(self, commit: str) -> Path:
         # .2: a record without the number is of a version that wanted fewer files
-        return self.folder / "minprefix" / f"{commit}{version}.json"
+        return self.folder / "minprefix" / f"{commit}.2.json"
 
-    def checked(self, commit: str, version: str = ".2") -> "Checked":
+    def earlier_record(self, commit: str) -> Path:
+        return self.folder / "minprefix" / f"{commit}.json"
+
+    def checked(self, commit: str, record: Path | None = None) -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
         with contextlib.suppress(InputError):
-            found = files.read_json(self.record(commit, version), "the record of a download")
+            found = files.read_json(record or self.record(commit), "the record of a download")
             known: Checked = {}
             for name, entry in found.items():
                 match entry:
@@ -215,12 +218,6 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
         raise InputError(f"the hub answers commit {commit!r} for {asked} of {repo!r}: try again")
     listing = {}
     names = [found.rfilename for found in info.siblings or ()]
-    if not any(name.endswith(".safetensors") and _wanted(name) for name in names):
-        error = no_weights(f"model {repo!r} on the hub", names)
-        raise InputError(
-            f"{error}; `hf download {repo} --local-dir DIR` fetches it, and the name of the model "
-            "is then DIR"
-        )
     for found in info.siblings or ():
         name = found.rfilename
         if _wanted(name):
@@ -232,6 +229,12 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
                     "be checked: fetch the files by hand and give their folder"
                 )
             listing[name] = File(size, digest)
+    if not any(name.endswith(".safetensors") for name in listing):
+        error = no_weights(f"model {repo!r} on the hub", names)
+        raise InputError(
+            f"{error}; `hf download {repo} --local-dir DIR` fetches it, and the name of the model "
+            "is then DIR"
+        )
     return commit, listing
 
 
@@ -351,7 +354,8 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
     """Raise InputError unless the files of a commit are those that were announced when they came.
 
     What only other software fetched is recognised by its name in the cache, which is the hash."""
-    checked, place = cache.checked(commit) or cache.checked(commit, ""), cache.place(commit, "")
+    checked = cache.checked(commit) or cache.checked(commit, cache.earlier_record(commit))
+    place = cache.place(commit, "")
     announced = _hashes(checked)
     if not checked:
         found = [path for path in place.iterdir() if _wanted(path.name)]
