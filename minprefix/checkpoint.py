@@ -165,9 +165,9 @@ def load_model(
 def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
     """The base that a prefix's record names, with its fingerprint: the model that ships may have
     been meant where a folder has its name now."""
-    if name == SHIPPED and (shipped := load_model(None)).fingerprint() == sha256:
+    if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == sha256:
         return shipped
-    return load_model(name, revision=revision)
+    return GPT2.load(name, revision=revision)
 
 
 def find(name: str | Path | None, revision: str | None = None) -> Path:
