@@ -117,7 +117,6 @@ def two_threads():
                 "--init uniform --init-bound 0.1 --layers 1",
                 "--init zero --position-offset 0 --dropout 0.2",
                 "--mlp-hidden 8 --init text --init-text food --schedule cosine",
-                "--prefix-length 0",
                 "--loss sentence-sum --micro-batch-size 3 --clip 0 --warmup 2",
             )
         ),
