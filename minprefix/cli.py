@@ -3,13 +3,15 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minprefix import __version__
 from minprefix.bench.options import add_options as bench_options
-from minprefix.errors import InputError
+from minprefix.errors import InputError, Note
 from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from minprefix.ops import threads
 
             threads.limit(args.threads)
-        return args.run(args)
+        with _notes():
+            return args.run(args)
     except InputError as error:
         print(f"minprefix: error: {error}", file=sys.stderr)
         return 2
@@ -53,6 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = str(error).rstrip(".") or "out of memory"
         print(f"minprefix: error: {said}: give smaller sizes", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """A note is one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, Note):
+                print(f"minprefix: note: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 # ---- demo -------------------------------------------------------------------------------------

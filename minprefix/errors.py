@@ -1,4 +1,6 @@
-"""The one exception that the house raises on bad input."""
+"""What the house says of bad input: an exception where it cannot go on, a note where it can."""
+
+import warnings
 
 
 class InputError(ValueError):
@@ -7,3 +9,20 @@ class InputError(ValueError):
     The command line prints it after `minprefix: error:` and exits with status 2; a library user
     catches it as a ValueError.
     """
+
+
+class Note(UserWarning):
+    """A sentence on something that was left out or has no effect, and that stops nothing.
+
+    The command line prints it after `minprefix: note:`; a library user gets it as a warning.
+    """
+
+
+_given: set[str] = set()
+
+
+def note(message: str, kind: type[Note] = Note) -> None:
+    """Say it, once in a process however often it is true."""
+    if message not in _given:
+        _given.add(message)
+        warnings.warn(message, kind, stacklevel=3)

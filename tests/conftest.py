@@ -8,12 +8,18 @@ import torch
 from hypothesis import settings
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from minprefix import GPT2, Config
+from minprefix import GPT2, Config, errors
 
 torch.set_num_threads(2)
 settings.register_profile("repeatable", derandomize=True)  # a red run can be run again
 settings.load_profile("repeatable")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"  # real data, where a machine has it
+
+
+@pytest.fixture(autouse=True)
+def _notes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note is given once in a process, and here once in a test."""
+    monkeypatch.setattr(errors, "_given", set())
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
-from minprefix import GPT2, Config, Prefix
+from minprefix import GPT2, Config, Prefix, errors
 from minprefix.cli import main
 from minprefix.data.world import table_to_text
 from minprefix.ops import threads
@@ -769,3 +770,33 @@ def test_evaluate_reports_slot_errors_on_the_tiny_world_only(ok, model_dir, data
     said = ok("evaluate", *options, "--data", data, "--out", tmp_path / "b", "--limit", 2)
     assert "slot_error_rate" not in said
     assert said.startswith("2 sources, 8 references")
+
+
+def test_a_note_is_one_line_on_stderr_said_once_and_other_warnings_are_as_they_were(
+    monkeypatch, capsys
+):
+    def run(args):
+        for _ in range(2):
+            errors.note("a tensor is left out")
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("minprefix.cli._view", run)
+    with pytest.warns(UserWarning, match="^of a library$") as others:
+        assert main(["view", "--model", "m", "--prompt", "p", "--out", "x.html"]) == 0
+    assert len(others) == 1
+    assert capsys.readouterr().err == "minprefix: note: a tensor is left out\n"
+
+
+def test_a_note_is_a_warning_to_a_library_user_and_no_error_to_the_command_line(
+    monkeypatch, capsys
+):
+    with pytest.warns(errors.Note, match="^no effect$"):
+        errors.note("no effect")
+    monkeypatch.setattr("minprefix.cli._view", lambda args: errors.note("nor here") or 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["view", "--model", "m", "--prompt", "p", "--out", "x.html"]) == 0
+        with pytest.raises(errors.Note):
+            errors.note("refused if somebody wants that")
+    assert capsys.readouterr().err == "minprefix: note: nor here\n"

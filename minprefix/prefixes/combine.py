@@ -4,7 +4,6 @@ None of it is in the paper. A prefix was trained as a whole, and what a mixture 
 measured: each of these warns once that it is an experiment.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,18 +11,18 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, Note, note
 from minprefix.gpt2 import forward
 from minprefix.model import GPT2, prepare
 from minprefix.prefix import Prefix
 
 
-class Experiment(UserWarning):
+class Experiment(Note):
     """What a combined prefix does is not known before it is measured."""
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"{what} is an experiment: measure what it does", Experiment, stacklevel=3)
+    note(f"{what} is an experiment: measure what it does", Experiment)
 
 
 def concatenate(prefixes: Sequence[Prefix]) -> Prefix:

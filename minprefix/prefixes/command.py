@@ -5,9 +5,7 @@ import argparse
 import json
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,10 +272,7 @@ def combine(args: argparse.Namespace) -> int:
         raise InputError("--weights belong to --how average")
     _refuse_taken(args)
     prefixes, record, model = _of(args.paths, args)
-    with _said():
-        made = (
-            concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
-        )
+    made = concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
     more = {} if args.weights is None else {"weights": args.weights}
     _save_made(args, made, record, {"command": f"combine --how {args.how}", **more}, model)
     return 0
@@ -302,8 +297,7 @@ def prune(args: argparse.Namespace) -> int:
                          "room")  # fmt: skip
     batch = Batch.pack([e.ids for e in encoded], [e.loss_from for e in encoded])
     shares = slot_attention(model, prefix, batch)
-    with _said():
-        made = prune(prefix, shares, args.keep)
+    made = prune(prefix, shares, args.keep)
     each = shares.mean(axis=(0, 1))
     print(f"share of the attention that each slot draws, on {len(encoded)} pairs:")
     for slot, share in enumerate(each):
@@ -409,16 +403,6 @@ def _remove_rest(args: argparse.Namespace) -> None:
 
     if args.force:
         files.new_folder(args.out, [name for name in RUN_FILES if name not in FILES], force=True)
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """A warning is one line on standard error."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for message in dict.fromkeys(str(w.message) for w in caught):
-        print(f"minprefix: note: {message}", file=sys.stderr)
 
 
 # ---- generate with many -----------------------------------------------------------------------
