@@ -2,11 +2,13 @@
 errors."""
 
 import contextlib
+import io
 import json
 import os
 import reprlib
 import shutil
 import stat
+import sys
 import threading
 import time
 from collections import Counter
@@ -308,6 +310,46 @@ def _busy(folder: Path) -> _Busy:
     )
 
 
+def partial(path: Path) -> Path:
+    """Where the lines of `path` wait until all of them are there."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextlib.contextmanager
+def line_by_line(path: Path, what: str, of: int) -> Iterator[Callable[[str], None]]:
+    """Give the block a function that keeps a line in `partial(path)`; in the end the block itself
+    writes the whole file. A Ctrl-C, an error or a kill before leaves the lines there, and how many
+    of the `of` things called `what` there are is said on standard error.
+
+    Raises InputError if such a file is there already: a run that was stopped left it. And if the
+    disk refuses.
+    """
+    waiting, n = partial(path), 0
+    if os.path.lexists(waiting):
+        raise InputError(
+            f"{waiting} is there already, the {what} of a run that was stopped: remove it, or "
+            "choose another --out"
+        )
+    with contextlib.ExitStack() as stack:
+        file: io.BufferedWriter | None = None
+
+        def keep(line: str) -> None:
+            nonlocal n, file
+            with _refused(waiting):
+                file = file or stack.enter_context(open(waiting, "xb"))
+                file.write(line.encode("utf-8", "backslashreplace"))
+                file.flush()
+            n += 1
+
+        try:
+            yield keep
+        except BaseException:
+            if n:
+                print(f"minprefix: {n} of {of} {what} are in {waiting}", file=sys.stderr)
+            raise
+    waiting.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
@@ -317,7 +359,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    """A name of a file that is not UTF-8 has half characters; JSON spells them as Python does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -362,6 +406,11 @@ def said(error: BaseException | str) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def counted(n: int, noun: str) -> str:
+    """ "1 pair", "2 pairs"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def inside(folder: Path, name: str, what: str) -> Path:
@@ -436,17 +485,55 @@ def _too_large(path: Path, size: int) -> InputError:
 
 
 def read_text(path: Path, what: str, largest: int | None = None) -> str:
-    """As `read_bytes`; raises InputError for what is not UTF-8, too. Line ends become \\n."""
+    """As `read_bytes`; raises InputError for what is not UTF-8, too, and says what it is where that
+    can be seen. Line ends become \\n."""
     data = read_bytes(path, what, largest)
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark
+        if "\0" not in text:
+            return text.replace("\r\n", "\n").replace("\r", "\n")
+        at, wrong = data.index(0), "a NUL byte, which no text has"
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save {what} as "
-            "UTF-8"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        at, wrong = error.start, f"byte 0x{data[error.start]:02x} is not UTF-8"
+    line = data.count(b"\n", 0, at) + 1
+    raise InputError(
+        _packed(path, data[:64]) or f"{path}, line {line}: {wrong}: save {what} as UTF-8"
+    )
+
+
+#: how a file begins that is no text; what it is, and what to do
+_BEGINNINGS = (
+    (b"\x1f\x8b", "gzip-compressed", "unpack it with gunzip"),
+    (b"BZh", "bzip2-compressed", "unpack it with bunzip2"),
+    (b"\xfd7zXZ\0", "xz-compressed", "unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it with unzstd"),
+    (b"PK\3\4", "a ZIP archive, or a workbook", "unpack it, or save the workbook as CSV UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "a workbook", "save it as CSV UTF-8"),
+    (b"PAR1", "a Parquet table", "write it as JSONL or CSV"),
+    (b"\xff\xfe\0\0", "UTF-32", "save it as UTF-8"),
+    (b"\xff\xfe", "UTF-16", "save it as UTF-8 (in Excel: CSV UTF-8)"),
+    (b"\xfe\xff", "UTF-16", "save it as UTF-8 (in Excel: CSV UTF-8)"),
+)
+
+
+def packed(path: Path) -> str | None:
+    """The sentence that a file is compressed, a workbook or in another encoding; None if it does
+    not begin so, or cannot be read."""
+    try:
+        regular(path, "the file")
+        with open(path, "rb") as f:
+            return _packed(path, f.read(64))
+    except (InputError, OSError):
+        return None
+
+
+def _packed(path: Path, head: bytes) -> str | None:
+    for beginning, what, do in _BEGINNINGS:
+        if head.startswith(beginning):
+            return f"{path} is {what}: {do}"
+    if len(head) > 3 and head[0] and head[2] and head[1] == head[3] == 0:  # without its mark
+        return f"{path} is UTF-16: save it as UTF-8"
+    return None
 
 
 def read_json(path: Path, what: str, kind: type = dict) -> Any:
@@ -563,6 +650,20 @@ def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = Tru
                     (path / mark).unlink()
     except OSError as error:
         raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Whatever ends the block early, the folders that it made for `path` do not stay behind unless
+    something is in them."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it was not made, or it is not empty
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ BAD = {
     "a row with too few fields": (
         "source,target\na,b\nc\n",
         "a.csv",
-        r"a\.csv, line 3: 1 fields, the header names 2: is a quote missing\?",
+        r"a\.csv, line 3: 1 field, the header names 2: is a quote missing\?",
     ),
     "a row with too many fields": (
         "source,target\na,b,c\n",
@@ -174,13 +174,17 @@ BAD = {
         "a.jsonl",
         r"a\.jsonl, line 2: byte 0xff is not UTF-8: save the data file as UTF-8",
     ),
-    "utf-16": ("source,target\na,b\n".encode("utf-16"), "a.csv", "line 1: byte 0xff is not UTF-8"),
+    "utf-16": (
+        "source,target\na,b\n".encode("utf-16"),
+        "a.csv",
+        "a.csv is UTF-16: save it as UTF-8",
+    ),
     "another ending": (
         OK,
         "a.json",
-        r"data file .*a\.json: expected a name that ends in .jsonl or",
+        r"data file .*a\.json: expected a name that ends in \.jsonl, \.csv or \.tsv",
     ),
-    "no ending": (OK, "jsonl", r"data file .*jsonl: expected a name that ends in .jsonl or .csv"),
+    "no ending": (OK, "jsonl", r"data file .*jsonl: expected a name that ends in \.jsonl, \.csv"),
 }
 
 

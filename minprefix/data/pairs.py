@@ -1,10 +1,14 @@
 """Pairs of source and target: read from JSONL or CSV, joined by a template, encoded to tokens."""
 
+import contextlib
 import csv
+import difflib
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+import shlex
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,27 +31,34 @@ class Encoded(NamedTuple):
 
 #: the columns that are looked for when none are named; mr and ref are the E2E dataset's
 COLUMNS = (("source", "target"), ("mr", "ref"))
+OPTIONS = ("--source-column", "--target-column")
+#: what may stand between the columns of a table: spreadsheets write semicolons where a comma is
+#: the decimal sign
+SEPARATORS = ",;\t|"
+TABLES = (".csv", ".tsv")
 
 
 def read_pairs(
     path: str | Path, source_column: str | None = None, target_column: str | None = None
 ) -> list[Pair]:
-    """JSONL (one object a line; the target may be a list of references) or CSV with a header, by
-    the file's ending. Other fields and columns are left alone. Several references for one source
-    are several pairs.
+    """JSONL (one object a line; the target may be a list of references) or a table with a header
+    (.csv, .tsv), by the file's ending. Other fields and columns are left alone. Several references
+    for one source are several pairs.
 
     Raises InputError for an ending that is neither, a file that is missing, empty or not UTF-8, a
     bad line (with its number), a field or column that is there twice, and a missing one. A pipe
     is refused, too: the file is read again for its fingerprint.
     """
     path = Path(path)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"data file {path}: expected a name that ends in .jsonl or .csv")
+    ending = path.suffix.lower()
+    if ending not in (".jsonl", *TABLES):
+        raise InputError(
+            files.packed(path)
+            or f"data file {path}: expected a name that ends in .jsonl, .csv or .tsv"
+        )
     text = files.read_text(path, "the data file")
-    pairs = []
-    if text.strip():
-        pairs = readers[path.suffix.lower()](path, text, source_column, target_column)
+    read = _read_csv if ending in TABLES else _read_jsonl
+    pairs = read(path, text, source_column, target_column) if text.strip() else []
     if not pairs:
         raise InputError(f"data file {path} holds no pairs: expected at least one")
     return pairs
@@ -59,11 +70,11 @@ def _read_jsonl(
     names = (source_column or "source", target_column or "target")
     pairs = []
     for where, value in files.json_lines(path, text):
-        for name in names:
+        for name, option in zip(names, OPTIONS, strict=True):
             if name not in value:
                 raise InputError(
                     f"{where}: no field {name!r}, only {files.listed(value)}: "
-                    "name the fields with --source-column and --target-column"
+                    + _named(name, value, option, f"name the fields with {' and '.join(OPTIONS)}")
                 )
         source, target = (value[name] for name in names)
         targets = target if isinstance(target, list) else [target]
@@ -88,42 +99,122 @@ def _read_jsonl(
 def _read_csv(
     path: Path, text: str, source_column: str | None, target_column: str | None
 ) -> list[Pair]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    pairs, line = [], 1  # where a row begins: a quoted field may hold line breaks
-    try:
-        header = next(reader, [])
-        source_at, target_at = _find_columns(path, header, source_column, target_column)
-        line = reader.line_num + 1
-        for row in reader:
-            where, line = f"{path}, line {line}", reader.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(header):
+    names = (source_column or "source", target_column or "target")
+    choices = COLUMNS if source_column is target_column is None else (names,)
+    header, rows = read_table(path, text, choices)
+    source_at, target_at = find_columns(path, header, choices, OPTIONS)
+    return [Pair(row[source_at], row[target_at], where) for where, row in rows]
+
+
+Row = tuple[str, list[str]]  # where it begins, and its fields
+
+
+def read_table(
+    path: Path, text: str, choices: Sequence[Sequence[str]]
+) -> tuple[list[str], list[Row]]:
+    """The header of a table and its rows, those without any text aside. A first line `sep=;` names
+    the separator; without it, it is the one that gives the header the columns of one of `choices`,
+    or else the most columns.
+
+    Raises InputError for what is no CSV and for a row of another length than the header; empty
+    fields at its end do not count.
+    """
+    given = re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE)  # Excel writes and obeys it
+    before, text = (1, text[given.end() :]) if given else (0, text)
+    separators = given[1] if given else SEPARATORS
+    with _fields_of_any_length(len(text)):
+        separator = _separator(path, text, separators, choices, before + 1)
+        header: list[str] = []
+        rows: list[Row] = []
+        for where, row in _rows(path, text, separator, before + 1):
+            while header and len(row) > len(header) and not row[-1].strip():
+                row.pop()
+            if not header:
+                header = row
+            elif len(row) == len(header):
+                rows.append((where, row))
+            else:
                 raise InputError(
-                    f"{where}: {len(row)} fields, the header names {len(header)}: is a quote "
-                    "missing?"
+                    f"{where}: {files.counted(len(row), 'field')}, the header names {len(header)}: "
+                    "is a quote missing?"
                 )
-            pairs.append(Pair(row[source_at], row[target_at], where))
+    return header, rows
+
+
+def _separator(
+    path: Path, text: str, separators: str, choices: Sequence[Sequence[str]], line: int
+) -> str:
+    headers: dict[str, list[str]] = {}
+    failed: InputError | None = None
+    for separator in separators:
+        try:
+            _, headers[separator] = next(_rows(path, text, separator, line), ("", []))
+        except InputError as error:  # "a";"b" is bad CSV with commas
+            failed = failed or error
+    if not headers:
+        raise failed or InputError(f"{path} has no header")
+    for separator, header in headers.items():
+        if any(set(names) <= set(header) for names in choices):
+            return separator
+    return max(headers, key=lambda separator: len(headers[separator]))
+
+
+def _rows(path: Path, text: str, separator: str, line: int) -> Iterator[Row]:
+    """Those with some text; the first begins at `line`. A quoted field may hold line breaks."""
+    reader, first = csv.reader(io.StringIO(text, ""), delimiter=separator, strict=True), line
+    try:
+        for row in reader:
+            if any(field.strip() for field in row):
+                yield f"{path}, line {line}", row
+            line = first + reader.line_num
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: bad CSV ({error})") from error
-    return pairs
 
 
-def _find_columns(
-    path: Path, header: list[str], source_column: str | None, target_column: str | None
-) -> tuple[int, int]:
-    names = (source_column or "source", target_column or "target")
-    if source_column is None and target_column is None:
-        names = next((pair for pair in COLUMNS if set(pair) <= set(header)), names)
-    for column in names:
+#: the limit is the process's: one reader at a time changes it
+_limit = threading.Lock()
+
+
+@contextlib.contextmanager
+def _fields_of_any_length(n: int) -> Iterator[None]:
+    """csv refuses a field of more than 131,072 characters, in columns that nobody reads, too."""
+    with _limit:
+        before = csv.field_size_limit()
+        csv.field_size_limit(max(before, n))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def find_columns(
+    path: Path, header: Sequence[str], choices: Sequence[Sequence[str]], options: Sequence[str]
+) -> list[int]:
+    """Where in the header the columns of the first of `choices` stand that are all there. Raises
+    InputError for a column that is missing or there twice."""
+    names = next((names for names in choices if set(names) <= set(header)), choices[0])
+    for column, option in zip(names, options, strict=True):
         if header.count(column) > 1:
             raise InputError(f"{path} has {header.count(column)} columns {column!r}: expected one")
         if column not in header:
+            do = f"name the columns with {' and '.join(options)}"
+            if len(header) == 1:
+                do += ", and put a comma, a semicolon, a tab or | between them"
             raise InputError(
                 f"{path} has no column {column!r}, only {files.listed(header)}: "
-                "name the columns with --source-column and --target-column"
+                + _named(column, header, option, do)
             )
-    return header.index(names[0]), header.index(names[1])
+    return [header.index(name) for name in names]
+
+
+def _named(wanted: str, there: Iterable[str], option: str, otherwise: str) -> str:
+    """What to do about a missing name: take the one that is like it, if there is one."""
+    plain = {name.strip().casefold(): name for name in there}
+    close = difflib.get_close_matches(wanted.strip().casefold(), plain, 1, 0.75)
+    if not close:
+        return otherwise
+    near = plain[close[0]]
+    return f"did you mean {near!r}? Then give {option} {shlex.quote(near)}, or write {wanted!r}"
 
 
 def group_references(pairs: Sequence[Pair]) -> dict[str, list[str]]:

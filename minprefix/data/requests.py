@@ -1,11 +1,13 @@
 """Requests for many prefixes at once: a JSONL file, each line with a prompt and the name of a
-prefix."""
+prefix; or pairs, whose sources are the prompts."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprefix import files
+from minprefix.data.pairs import COLUMNS, TABLES, find_columns, read_table
 from minprefix.errors import InputError
 
 
@@ -16,22 +18,33 @@ class Request(NamedTuple):
     fields: dict[str, Any]  # the whole line, to be given back with the answer
 
 
-def read_requests(path: str | Path, default: str | None = None) -> list[Request]:
+#: what is the prompt where nothing is said: the field of that name, or the source of a pair
+PROMPTS = ("prompt", *(source for source, _ in COLUMNS))
+
+
+def read_requests(
+    path: str | Path, default: str | None = None, source_column: str | None = None
+) -> list[Request]:
     """`{"prompt": ..., "prefix": ...}` a line; null is the frozen model without a prefix. A line
-    that names none takes `default`. Other fields are kept; "text" is the answer's.
+    that names none takes `default`. A pair's source is a prompt, too, and so is `source_column`;
+    a table (.csv, .tsv) has a request in each row. Other fields are kept; "text" is the answer's.
 
     Raises InputError, with the line, for what is no such object or cannot be given back, and for a
     line that names no prefix where there is no default.
     """
-    requests = []
-    text = files.read_text(Path(path), "the requests")
-    for where, value in files.json_lines(Path(path), text):
-        prompt, name = value.get("prompt"), value.get("prefix", default)
+    path, requests = Path(path), []
+    names = PROMPTS if source_column is None else (source_column,)
+    text = files.read_text(path, "the requests")
+    is_table = path.suffix.lower() in TABLES and text.strip()
+    for where, value in (_table if is_table else _lines)(path, text, names):
+        field = next((name for name in names if name in value), names[0])
+        prompt, name = value.get(field), value.get("prefix", default)
         if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"{where}: prompt is {files.shown(prompt)}: expected text")
+            raise InputError(f"{where}: {field} is {files.shown(prompt)}: expected text")
         if "prefix" not in value and default is None:
             raise InputError(
-                f"{where}: no field 'prefix': name one, or null for the frozen model itself"
+                f"{where}: no field 'prefix': name one, or null for the frozen model itself; "
+                "--prefix DIR is for all that name none"
             )
         if name is not None and not isinstance(name, str):
             raise InputError(f"{where}: prefix is {files.shown(name)}: expected a name, or null")
@@ -49,3 +62,16 @@ def read_requests(path: str | Path, default: str | None = None) -> list[Request]
     if not requests:
         raise InputError(f"{path} holds no requests: expected at least one line")
     return requests
+
+
+def _lines(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return files.json_lines(path, text)
+
+
+def _table(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The named columns of each row."""
+    choices = [(name,) for name in names]
+    header, rows = read_table(path, text, choices)
+    find_columns(path, header, choices, ["--source-column"])
+    for where, row in rows:
+        yield where, {name: field for name, field in zip(header, row, strict=True) if name}
