@@ -251,7 +251,7 @@ def test_a_bad_line_is_a_sentence_before_anything_is_answered(
 ):
     from minprefix.prefixes.store import PrefixStore
 
-    monkeypatch.setattr(PrefixStore, "generate_ids", lambda *_: pytest.fail("answered"))
+    monkeypatch.setattr(PrefixStore, "answers", lambda *_: pytest.fail("answered"))
     good = {"prompt": "food", "prefix": "formal"}
     assert sentence in ask([good, line, good], "--store", prefixes, status=2)
 
@@ -261,7 +261,7 @@ def test_a_prompt_that_leaves_too_little_room_is_a_sentence_with_its_line(
 ):
     from minprefix.prefixes.store import PrefixStore
 
-    monkeypatch.setattr(PrefixStore, "generate_ids", lambda *_: pytest.fail("answered"))
+    monkeypatch.setattr(PrefixStore, "answers", lambda *_: pytest.fail("answered"))
     requests = [{"prompt": p, "prefix": "formal"} for p in ("name", "B " * 70)]
     said = ask(requests, "--store", prefixes, status=2)
     assert "line 2: " in said

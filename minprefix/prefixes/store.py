@@ -217,6 +217,21 @@ class PrefixStore:
         Prompts of one prefix are taken together, and a batch has at most as many prefixes as the
         budget holds. `decoding`: one for all, or one each.
         """
+        written: list[list[int]] = [[] for _ in prompts]
+        for i, ids in self.answers(prompts, names, decoding, batch_size, ops):
+            written[i] = ids
+        return written
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str | None],
+        decoding: Decoding | Sequence[Decoding],
+        batch_size: int = 32,
+        ops: str | Ops | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """As `generate_ids`, in the order in which they are done: the prompt's index, and what was
+        written for it."""
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
         for what, given in (("names", names), ("decodings", each)):
             if len(given) != len(prompts):
@@ -228,14 +243,11 @@ class PrefixStore:
         order = sorted(
             range(len(prompts)), key=lambda i: (repr(each[i]), names[i] or "", len(prompts[i]))
         )
-        written: list[list[int]] = [[] for _ in prompts]
         for rows in self._batches(order, names, each, batch_size, sizes):
             new = self._answer(
                 [prompts[i] for i in rows], [names[i] for i in rows], each[rows[0]], ops, rows
             )
-            for i, ids in zip(rows, new, strict=True):
-                written[i] = ids
-        return written
+            yield from zip(rows, new, strict=True)
 
     def _batches(
         self,

@@ -43,14 +43,13 @@ def evaluation(
     `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
     encoded = encoded[:EXAMPLES]
     room = model.config.n_positions - prefix.position_offset
-    lengths = (
-        (source, len(model.encode(template.prompt(source))))
+    fitting = (
+        source
         for source in dict.fromkeys(pair.source for pair in pairs)
+        if len(model.encode(template.prompt(source))) <= room
     )  # a pair that was left out for its length may have a source without room
-    fitting = dict(islice((pair for pair in lengths if pair[1] <= room), SAMPLES))
-    sources = list(fitting)
-    longest = max(fitting.values(), default=room)
-    decoding = Decoding(max_new_tokens=min(40, room - longest + 1))
+    sources = list(islice(fitting, SAMPLES))
+    decoding = Decoding(max_new_tokens=40)
     written = predict(model, prefix, sources, template, decoding, backend)
     return {
         "of": of,
