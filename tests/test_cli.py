@@ -541,6 +541,23 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
     )
 
 
+def test_a_source_of_200_000_characters_can_be_left_out_of_a_table(
+    ok, refused, model_dir, tmp_path
+):
+    data, out = tmp_path / "d.csv", tmp_path / "out"
+    rows = [f'"{s}","{t}"' for s, t in PAIRS * 2]
+    data.write_text("\n".join(["source,target", *rows, f"{'y' * 200_000},z"]), "utf-8")
+    evaluate = ["evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "e"]
+    assert "line 8: 200003 tokens, the model has room" in refused(*train(model_dir, data, out))
+    assert "line 8: 200001 tokens from position 0 leave room for 0 new" in refused(*evaluate)
+    assert not (tmp_path / "e").exists()
+    assert "1 of 7 pairs" in ok(*train(model_dir, data, out, "--skip-long"))
+    said = ok(*evaluate, "--prefix", out, "--skip-long")
+    assert said.startswith("3 sources, 6 references\n1 source too long, left out\n")
+    ok("verify", out, "--model", model_dir)
+    ok("prune", out, "--model", model_dir, "--keep", 2, "--data", data, "--out", tmp_path / "p")
+
+
 def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):
     said = refused(*train(model_dir, tmp_path / "gone.csv", tmp_path / "out"))
     assert "cannot read the data file" in said
@@ -960,7 +977,7 @@ def test_ctrl_c_in_evaluate_keeps_the_predictions_that_are_there(
     assert there == whole[:2]
     assert lines_of(partial) == whole[:2]
     err = capsys.readouterr().err
-    assert err == f"minprefix: 2 of 3 predictions are in {partial}\nminprefix: stopped\n"
+    assert err == f"minprefix: {partial} has 2 of 3 predictions\nminprefix: stopped\n"
     assert "already holds a run (predictions.jsonl.partial)" in refused(*call, out)
     ok(*call, out, "--force")
     assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.jsonl"}

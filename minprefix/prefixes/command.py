@@ -483,7 +483,7 @@ def _print_answers(answers: Iterator[tuple[int, dict[str, Any]]], of: int) -> No
     finally:
         sys.stdout.writelines(done[i] for i in sorted(done))
         if 0 < len(done) < of:
-            print(f"minprefix: {len(done)} of {of} answers are printed", file=sys.stderr)
+            print(f"minprefix: {len(done)} of {of} answers printed", file=sys.stderr)
 
 
 def _of_prefixes(
