@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 def take_every_character() -> None:
     """What the encoding of standard output or error has no character for is spelled out, as in
-    \\u2192: no command should lose its result to a console. What is read from standard input and is
-    not in its encoding becomes a question mark in a box. Nothing but the handling of errors is
-    changed, and only of streams that encode themselves: not in a notebook."""
+    \\u2192: no command may lose its result to a console. What comes through standard input and is
+    not in its encoding becomes the replacement character. The encodings stay as they are, and so do
+    the streams of a notebook, which do not encode."""
     for stream, errors in (
         (sys.stdin, "replace"),
         (sys.stdout, "backslashreplace"),
@@ -32,8 +32,9 @@ def takes_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
-def bar(items: Iterable[T], what: str, unit: str, total: int, shown: bool = True) -> Iterator[T]:
-    """The items, with a bar on standard error if they take more than a second."""
+def bar(items: Iterable[T], what: str | None, unit: str, total: int) -> Iterator[T]:
+    """The items, with a bar of this name on standard error if they take more than a second; None:
+    without one."""
     from tqdm import tqdm  # not at the top: --help does not wait for it
 
     yield from tqdm(
@@ -42,7 +43,7 @@ def bar(items: Iterable[T], what: str, unit: str, total: int, shown: bool = True
         total,
         unit=unit,
         delay=1,
-        disable=not shown,
+        disable=what is None,
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )

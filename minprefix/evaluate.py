@@ -22,13 +22,14 @@ def mean_loss(
     examples: Sequence[Encoded],
     backend: str | None = None,
     batch_size: int = 32,
-    progress: bool = False,
+    progress: str | None = None,
 ) -> float:
     """The mean over all target tokens of all examples, in nats. Perplexity is its exponential.
-    `progress`: with a bar on standard error."""
+
+    `progress`: what a bar on standard error is called, if it takes more than a second."""
     total, count = 0.0, 0
     starts = range(0, len(examples), batch_size)
-    for i in console.bar(starts, "loss", "batch", len(starts), progress):
+    for i in console.bar(starts, progress, "batch", len(starts)):
         part = examples[i : i + batch_size]
         batch = Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part])
         total += loss(model, batch, prefix, "sum", backend)
@@ -124,14 +125,15 @@ def corpus_scores(
 
 
 def translation_edit_rate(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], progress: bool = False
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    progress: str | None = None,
 ) -> dict[str, Any]:
     """TER over all predictions, as `corpus_scores`. It searches for shifts of words, text by text:
-    hundreds of texts with several references take minutes. `progress`: with a bar on standard
-    error."""
+    hundreds of texts with several references take minutes. `progress`: as of `mean_loss`."""
     ter = sacrebleu().TER
     both = console.bar(
-        zip(predictions, references, strict=True), "TER", "text", len(predictions), progress
+        zip(predictions, references, strict=True), progress, "text", len(predictions)
     )
     each = [ter().sentence_score(prediction, refs) for prediction, refs in both]
     edits, length = sum(s.num_edits for s in each), sum(s.ref_length for s in each)

@@ -74,7 +74,7 @@ def evaluate(
             predictions, cut = _predict(
                 args, model, prefix, template, decoding, prompts, references
             )
-            loss = scoring.mean_loss(model, prefix, encoded, args.backend, args.batch_size, True)
+            loss = scoring.mean_loss(model, prefix, encoded, args.backend, args.batch_size, "loss")
             scores = _scores(loss, predictions, references)
             about |= {"cut_at_max_new_tokens": cut, "seconds": round(time.time() - started, 1)}
             files.write_json(args.out / SCORES, {**scores, "about": about})
@@ -185,7 +185,7 @@ def _ter(
 ) -> dict[str, Any]:
     """Shown as well. Whoever stops it is told what is there without it."""
     try:
-        found = scoring.translation_edit_rate(predictions, list(references.values()), True)
+        found = scoring.translation_edit_rate(predictions, list(references.values()), "TER")
     except KeyboardInterrupt:
         print(f"minprefix: {out} has {PREDICTIONS}, and {SCORES} without TER", file=sys.stderr)
         raise

@@ -546,7 +546,7 @@ class Log:
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> "Log":
-        self._file = open(self.path, "a", encoding="utf-8")  # closed by __exit__
+        self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # closed by __exit__
         return self
 
     def __exit__(self, *exc: object) -> None:

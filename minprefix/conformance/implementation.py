@@ -216,4 +216,4 @@ def write_stubs(path: Path) -> None:
         raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    path.write_text(text(path.name), encoding="utf-8")
+    path.write_text(text(path.name), encoding="utf-8", newline="\n")

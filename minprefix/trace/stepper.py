@@ -97,6 +97,7 @@ class Stepper(cmd.Cmd):
         self.stdout.write(f"{text}\n")
 
     def precmd(self, line: str) -> str:
+        line = line.lstrip("\ufeffï»¿\ufffd")  # PowerShell's pipes begin with a byte order mark
         if not self.interactive:
             self.say("" if line == "EOF" else line)  # so that a script's output can be read
         elif line == "EOF":
