@@ -118,11 +118,17 @@ class Parser(argparse.ArgumentParser):
     def _no_such(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
         meant = {name: name for name in known}
         meant |= {name: ours for name, ours in ELSEWHERE.items() if ours in meant}
-        typed = word.replace("_", "-")
-        typed = f"--{typed.lstrip('-')}" if kind == "option" else typed
-        close = difflib.get_close_matches(typed, meant, 8)
-        near = list(dict.fromkeys(meant[name] for name in close))[:3]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{self.prog} --help lists them"
+        typed = difflib.SequenceMatcher(b=word.strip("-").replace("_", "-"))
+        like: dict[str, float] = {}
+        for name, ours in meant.items():
+            typed.set_seq1(name.strip("-"))
+            like[ours] = max(like.get(ours, 0.0), typed.ratio())
+        best = max(like.values())
+        near = [name for name in like if like[name] >= max(0.6, best - 0.05)]
+        near.sort(key=lambda name: -like[name])
+        hint = (
+            f"did you mean {' or '.join(near[:3])}?" if near else f"{self.prog} --help lists them"
+        )
         self.error(f"there is no {kind} {word}: {hint}")
 
 

@@ -245,7 +245,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--frobnicate"], ["train", "--out", "x", "--learning-rate", "1"], ["dance"], []]
+    "argv", [["--frobnicate"], ["train", "--out", "x", "--learning-rate", "1"], ["dance"]]
 )
 def test_unknown_options_and_commands_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:

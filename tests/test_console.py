@@ -340,3 +340,110 @@ def test_a_stream_that_does_not_encode_is_left_alone(monkeypatch):
     assert console.takes_unicode()
     print("→")
     assert stream.getvalue() == "→\n"
+
+
+# ---- options and commands that nearly exist ----
+
+
+def said(argv, capsys):
+    """-> the exit status, what was printed, and the last line on standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, (err.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        # nothing of what is missing, too
+        ("train --leraning-rate 1", "train: error: there is no option --leraning-rate: did"),
+        ("train --leraning-rate 1", "did you mean --lr?"),
+        ("train --learning-rate=1", "no option --learning-rate: did you mean --lr?"),
+        ("train --learning_rate 1", "no option --learning_rate: did you mean --lr?"),
+        ("train -lr 1", "no option -lr: did you mean --lr?"),
+        ("train --prefix_length 5", "did you mean --prefix-length?"),
+        ("train --batch 5", "did you mean --batch-size"),
+        ("train --num_train_epochs 3", "did you mean --epochs?"),
+        ("train --resum", "did you mean --resume"),
+        ("train --output_dir x", "did you mean --out?"),
+        ("evaluate --beam 2", "evaluate: error: there is no option --beam: did you mean --beams?"),
+        ("generate --tempature 1", "did you mean --temperature?"),
+        ("generate --max-tokens 1", "did you mean --max-new-tokens?"),
+        ("generate --raw --promt x --prompt y", "did you mean --prompt?"),
+        ("combine a b --weight 1 -- -x", "there is no option --weight: did you mean --weights?"),
+        ("export x --too peft", "did you mean --to?"),
+        ("check --implementation x", "there is no option --implementation: minprefix check --help"),
+        ("check a.py --qqqq", "there is no option --qqqq: minprefix check --help lists them"),
+        ("vectors check v --onyl x", "vectors check: error: there is no option --onyl: did you"),
+        ("vectors chek v", "vectors: error: there is no command chek: did you mean check?"),
+        ("bench trian", "bench: error: there is no command trian: did you mean train?"),
+        ("bench all --round 3", "all: error: there is no option --round: did you mean --rounds?"),
+        ("plot attenton", "there is no command attenton: did you mean attention?"),
+        ("trian --out x", "minprefix: error: there is no command trian: did you mean train?"),
+        ("evalute", "there is no command evalute: did you mean evaluate?"),
+        ("qqqq", "there is no command qqqq: minprefix --help lists them"),
+        ("--verison", "minprefix: error: there is no option --verison: did you mean --version?"),
+        ("demo --sede 3", "there is no option --sede: did you mean --seed?"),
+        ("demo --step 3", "there is no option --step: did you mean --steps"),
+    ],
+    ids=lambda value: value[:30],
+)  # fmt: skip
+def test_what_is_nearly_an_option_or_a_command_is_answered_with_it(argv, sentence, capsys):
+    status, out, err = said(argv.split(), capsys)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert "required" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("train", "the following arguments are required: --out"),
+        ("train --out", "argument --out: expected one argument"),
+        ("train --out --lr 1", "argument --out: expected one argument"),
+        ("generate --prompt --x", "argument --prompt: expected one argument"),
+        ("train --out x --lr fast", "argument --lr: invalid float value: 'fast'"),
+        ("generate --backend nunpy", "argument --backend: invalid choice: 'nunpy'"),
+        ("generate x", "unrecognized arguments: x"),
+    ],
+)
+def test_what_argparse_says_of_the_rest_stays(argv, sentence, capsys):
+    status, _, err = said(argv.split(), capsys)
+    assert status == 2
+    assert sentence in err
+
+
+def test_a_value_that_begins_with_a_dash_is_no_option(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    call = ["generate", *MODEL, "--max-new-tokens", "1"]
+    for text in ("-3", "- a b", "-x y", "-"):
+        assert main([*call, "--prompt", text]) == 0
+    assert main([*call, "--prompt=--learning-rate"]) == 0
+    capsys.readouterr()
+    for lr in ("-1", "-0.5"):
+        assert main(["train", *MODEL, "--data", "dåta.jsonl", "--out", "x", "--lr", lr]) == 2
+        assert "lr is -" in capsys.readouterr().err
+
+
+def test_every_name_from_elsewhere_leads_to_an_option_that_is_there():
+    from minprefix.cli import _parser
+
+    parsers, known = [_parser()], set()
+    while parsers:
+        parser = parsers.pop()
+        assert isinstance(parser, console.Parser)
+        known |= set(parser._option_string_actions)
+        parsers += parser.commands.choices.values() if parser.commands else []
+    for name, ours in console.ELSEWHERE.items():
+        assert ours in known
+        assert name not in known, f"{name} is an option: it needs no other name"
+
+
+@pytest.mark.parametrize("argv", [[], ["vectors"], ["bench"], ["plot"]], ids=str)
+def test_a_program_without_a_word_says_what_it_can_do(argv, capsys):
+    """To standard output and with status 0, as pip, cargo, gh and kubectl do."""
+    assert said(argv, capsys) == said([*argv, "--help"], capsys) != (0, "", "")
+    status, out, err = said(argv, capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: {' '.join(['minprefix', *argv])} ")
