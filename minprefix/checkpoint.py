@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minprefix import files, hub
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
 
@@ -208,7 +208,8 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
         lost = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
         raise InputError(
             f"{folder}: tensor 'h.{lost}.ln_1.weight' is missing: expected shape "
-            f"({config.n_embd},); config.json says {config.n_layer} layers, is the file whole?"
+            f"({config.n_embd},); config.json says {counted(config.n_layer, 'layer')}, is the file "
+            "whole?"
         )
     shapes = config.shapes()
     if "lm_head.weight" in weights and config.tie_word_embeddings:
@@ -232,7 +233,7 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     if extra:
         raise InputError(
             f"{folder}: unexpected tensor {files.shown(extra[0])}: config.json describes a GPT-2 "
-            f"of {config.n_layer} layers without it"
+            f"of {counted(config.n_layer, 'layer')} without it"
         )
     return {name: weights[name] for name in shapes}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from minprefix import __version__, console
 from minprefix.bench.options import add_options as bench_options
-from minprefix.errors import InputError, Note
+from minprefix.errors import InputError, Note, counted
 from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
@@ -305,8 +305,8 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
         onto = Prefix.text(model, start["init_text"], **where)
         if length not in (None, onto.length):
             raise InputError(
-                f"--init-text has {onto.length} tokens and --prefix-length is {length}: leave out "
-                "--prefix-length or give a text of that length"
+                f"--init-text has {counted(onto.length, 'token')} and --prefix-length is {length}: "
+                "leave out --prefix-length or give a text of that length"
             )
         length = onto.length
     length = 10 if length is None else length

@@ -18,7 +18,7 @@ from minprefix.data.pairs import (
     group_references,
     read_pairs,
 )
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.generate import Decoding, no_room, room
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluate(
                 about["seconds"] = round(time.time() - started, 1)
                 files.write_json(args.out / SCORES, {**scores, "about": about})
     if cut:
-        cut_ = files.counted(cut, "prediction")
+        cut_ = counted(cut, "prediction")
         print(
             f"{cut_} reached --max-new-tokens {decoding.max_new_tokens}, or the last position, and "
             f"{'was' if cut == 1 else 'were'} cut"
@@ -120,11 +120,11 @@ def _prompts(
 
 def _say_how_many(about: Mapping[str, Any]) -> None:
     sources, pairs = about["sources"], about["pairs"]
-    print(f"{files.counted(sources, 'source')}, {files.counted(pairs, 'reference')}", flush=True)
+    print(f"{counted(sources, 'source')}, {counted(pairs, 'reference')}", flush=True)
     if n := about["sources_left_out"]:
-        print(f"{files.counted(n, 'source')} too long, left out", flush=True)
+        print(f"{counted(n, 'source')} too long, left out", flush=True)
     if n := about["pairs_left_out_of_loss"]:
-        print(f"{files.counted(n, 'pair')} too long, left out of the loss", flush=True)
+        print(f"{counted(n, 'pair')} too long, left out of the loss", flush=True)
 
 
 def _predict(

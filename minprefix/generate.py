@@ -15,7 +15,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch, whole
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import Cache, Config, KeysValues, forward, head
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
@@ -123,7 +123,8 @@ def generate_ids(
     drawn = whole("numbers", range(len(prompts)) if numbers is None else numbers)
     if len(drawn) != len(prompts):
         raise InputError(
-            f"numbers has {len(drawn)} entries for {len(prompts)} prompts: give one each"
+            f"numbers has {counted(len(drawn), 'entry', 'entries')} for "
+            f"{counted(len(prompts), 'prompt')}: give one each"
         )
     if min(drawn, default=0) < 0:
         raise InputError(f"numbers holds {min(drawn)}: expected whole numbers from 0")
@@ -151,7 +152,8 @@ def generate_ids(
         raise InputError("which names prefixes, and no prefix was given")
     if which is not None and len(which) != len(prompts):
         raise InputError(
-            f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
+            f"which has {counted(len(which), 'entry', 'entries')} for "
+            f"{counted(len(prompts), 'prompt')}: give one each"
         )
     batch = Batch.pack(prompts, prefix=which)
     own = operations(model, ops)
@@ -170,7 +172,7 @@ def room(config: Config, start: int, length: int) -> int:
 def no_room(config: Config, start: int, length: int, needed: int) -> str:
     """The sentence that a prompt leaves room for fewer new tokens than are `needed`."""
     return (
-        f"{length} tokens from position {start} leave room for "
+        f"{counted(length, 'token')} from position {start} leave room for "
         f"{max(0, room(config, start, length))} new ones of the model's {config.n_positions} "
         f"positions, and {needed} {'is' if needed == 1 else 'are'} to be written"
     )
@@ -182,7 +184,10 @@ def _limits(limits: Sequence[int] | None, n: int, decoding: Decoding) -> list[in
         return [decoding.max_new_tokens] * n
     given = whole("limits", limits)
     if len(given) != n:
-        raise InputError(f"limits has {len(given)} entries for {n} prompts: give one each")
+        raise InputError(
+            f"limits has {counted(len(given), 'entry', 'entries')} for {counted(n, 'prompt')}: "
+            "give one each"
+        )
     least = max(1, decoding.min_new_tokens)
     if min(given, default=least) < least:
         raise InputError(
@@ -224,9 +229,9 @@ class Texts:
             # the last new token is chosen but not fed, so it needs no position
             if int(end) + most[b] > cfg.n_positions:
                 raise InputError(
-                    f"prompt {b} has {batch.lengths[b]} tokens and ends at position {end}: with "
-                    f"{most[b]} new tokens it needs more than the model's {cfg.n_positions} "
-                    "positions; shorten it or lower max_new_tokens"
+                    f"prompt {b} has {counted(batch.lengths[b], 'token')} and ends at position "
+                    f"{end}: with {counted(most[b], 'new token')} it needs more than the model's "
+                    f"{cfg.n_positions} positions; shorten it or lower max_new_tokens"
                 )
         rows = _ops.to(last, model.backend)
         x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=rows)

@@ -14,7 +14,7 @@ import numpy as np
 from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import (
     Cache,
     Config,
@@ -119,9 +119,10 @@ class GPT2:
     def __repr__(self) -> str:
         c = self.config
         return (
-            f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
-            f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
-            f"M parameters, {self.dtype}, {_ops.DEVICES[self.backend]})"
+            f"GPT2({self.name!r}: {counted(c.n_layer, 'layer')} x {c.n_embd} wide x "
+            f"{counted(c.n_head, 'head')}, vocabulary {c.vocab_size}, "
+            f"{counted(c.n_positions, 'position')}, {self.n_parameters / 1e6:.2f} M parameters, "
+            f"{self.dtype}, {_ops.DEVICES[self.backend]})"
         )
 
     def _repr_html_(self) -> str:
@@ -298,7 +299,7 @@ def prepare(
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
         if start + T > cfg.n_positions:
             raise InputError(
-                f"sequence {b} has {T} tokens, model {model.name!r} has room for "
+                f"sequence {b} has {counted(T, 'token')}, model {model.name!r} has room for "
                 f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
                 "by the prefix): shorten the text or the prefix"
             )

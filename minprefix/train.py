@@ -26,7 +26,7 @@ from minprefix import files
 from minprefix.batch import Batch
 from minprefix.budget import out_of_memory
 from minprefix.data.pairs import Encoded
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
 from minprefix.ops import BACKENDS, Ops, get, memory, to
@@ -88,8 +88,8 @@ class Settings:
             (not 0 < self.lr < math.inf, f"lr is {self.lr}: expected a positive number"),
             (
                 not 0 <= self.warmup < self.steps,
-                f"warmup is {self.warmup} steps: expected 0 or more, fewer than the {self.steps} "
-                "of the run",
+                f"warmup is {counted(self.warmup, 'step')}: expected 0 or more, fewer than the "
+                f"{self.steps} of the run",
             ),
             (
                 self.schedule not in SCHEDULES,
@@ -291,7 +291,7 @@ def _adam(settings: Settings) -> AdamW:
 
 def _title(model: GPT2, prefix: Prefix) -> str:
     name = Path(model.name).name
-    return f"{prefix.length} slots on {name}: {prefix.n_parameters:,} trained parameters"
+    return f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
 
 
 # ---- one step ---------------------------------------------------------------------------------
@@ -704,8 +704,8 @@ def _groups(
         arrays = groups[group]
         if arrays.keys() != (wanted.keys() if is_there else set()):
             raise InputError(
-                f"{path}: {len(arrays)} tensors {group!r} at step {numbers['step']}, for a prefix "
-                f"of {len(wanted)}: the file is damaged"
+                f"{path}: {counted(len(arrays), 'tensor')} {group!r} at step {numbers['step']}, "
+                f"for a prefix of {len(wanted)}: the file is damaged"
             )
     return groups
 

@@ -657,7 +657,7 @@ def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, se
         (["--beams", "0"], "beams is 0: at least 1"),
         (["--beams", "2", "--temperature", "1"], "beam search does not sample"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0: at least 1"),
-        (["--max-new-tokens", "65"], "prompt 0 has 1 tokens and ends at position 0: with 65 new"),
+        (["--max-new-tokens", "65"], "prompt 0 has 1 token and ends at position 0: with 65 new"),
         (["--seed", "-1", "--temperature", "1"], "seed is -1: 0 or more"),
         (["--forbidden", "99999"], "forbidden token 99999 lies outside the vocabulary"),
         (["--prefix", "gone"], "prefix folder 'gone' does not exist"),
@@ -1058,3 +1058,21 @@ def test_what_takes_more_than_a_second_has_a_bar_and_nothing_else_has(
     for what, n in (("predictions", 3), ("loss", 12), ("TER", 3)):
         assert f"{what}: 100%" in err
         assert f" {n}/{n} " in err
+
+
+def test_one_of_a_kind_is_not_said_in_the_plural(ok, model_dir, tmp_path):
+    data, out = tmp_path / "d.jsonl", tmp_path / "p"
+    data.write_text('{"source": "x", "target": "y"}\n')
+    model = GPT2.load(model_dir)
+    Prefix.normal(model.config, 1).save(out, model)
+    said = ok("evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "e")
+    assert said.startswith("1 source, 1 reference\n")
+    call = ["generate", "--model", model_dir, "--prefix", out, "--data", data]
+    assert ok(*call, "--out", tmp_path / "a.jsonl").startswith("1 answer written to ")
+    assert "Prefix(1 slot in " in ok("inspect", out)
+    said = ok("prune", out, "--model", model_dir, "--keep", 1, "--data", data, "--out", out / "q")
+    assert "that each slot draws, on 1 pair:" in said
+    assert "loss of 1 slot " in said
+    said = ok("vectors", "write", tmp_path / "v", "--only", "gelu/usual")
+    assert said.startswith("1 case, ")
+    assert "the only check passed" in ok("check", "numpy", "--only", "gelu/usual")

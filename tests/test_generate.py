@@ -693,7 +693,7 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
         (lambda m: generate_ids(m, [[1], []]), "prompt 1 is empty: give at least one token"),
         (
             lambda m: generate_ids(m, [[1], [2]], limits=[3]),
-            "limits has 1 entries for 2 prompts: give one each",
+            "limits has 1 entry for 2 prompts: give one each",
         ),
         (lambda m: generate_ids(m, [[1]], limits=[0]), "limits holds 0: expected at least 1"),
         (
@@ -725,7 +725,7 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
         ),
         (
             lambda m: generate_ids(m, [[1], [2]], Prefix.zero(m.config, 2), which=[0]),
-            "which has 1 entries for 2 ",
+            "which has 1 entry for 2 ",
         ),
         (
             lambda m: generate_ids(m, [[1]], Prefix(np.zeros((3, 2, 12, 1, 8)))),

@@ -14,7 +14,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
 
@@ -42,7 +42,7 @@ class Implementation:
         self._checked: dict[str, Callable[..., Any]] = {}  # functions with a right signature
 
     def __repr__(self) -> str:
-        return f"Implementation({self.name!r}: {len(self.offered())} functions)"
+        return f"Implementation({self.name!r}: {counted(len(self.offered()), 'function')})"
 
     def offered(self) -> list[str]:
         return [name for name in (*ARGUMENTS, *WHOLE) if self.has(name)]

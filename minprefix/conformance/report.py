@@ -10,6 +10,7 @@ from typing import Any
 from minprefix import __version__, files
 from minprefix.conformance.check import Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
+from minprefix.errors import counted
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
@@ -105,9 +106,9 @@ def _summary(results: Sequence[Result], name: str) -> str:
     missing = _by_op(_not_implemented(results))
     said = f"{name}: "
     if failed:
-        said += f"{failed} of {graded} checks failed"
+        said += f"{failed} of {counted(graded, 'check')} failed"
     elif graded:
-        said += f"all {graded} checks passed"
+        said += "the only check passed" if graded == 1 else f"all {graded} checks passed"
     else:
         said += "nothing to grade, no function is implemented yet"
     if missing and graded:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import forward
 from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Array
@@ -90,9 +89,8 @@ def shares_picture(
     beside.tick_params(labelleft=False, left=False)
     figure.colorbar(image, ax=beside, label="share of attention on the prefix", fraction=0.3)
     title = (
-        f"Share of attention on the prefix: {name}\n"
-        f"{files.counted(length, 'slot')}, {files.counted(T, 'token')}; {share.mean():.0%} over "
-        "all layers, heads and tokens"
+        f"Share of attention on the prefix: {name}\n{counted(length, 'slot')}, "
+        f"{counted(T, 'token')}; {share.mean():.0%} over all layers, heads and tokens"
     )
     _headlines(figure, title)
     save(figure, path, title.partition("\n")[0])
@@ -154,8 +152,8 @@ def patterns_picture(
         image, ax=panels, label="attention (hatched: hidden)", pad=0.02, aspect=30,
         ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 1), fraction=0.4 / across / width,
     )  # fmt: skip
-    what = files.counted(T, "token")
-    what = f"{files.counted(P, 'slot')} of the prefix and {what}" if P else f"{what}, no prefix"
+    what = counted(T, "token")
+    what = f"{counted(P, 'slot')} of the prefix and {what}" if P else f"{what}, no prefix"
     title = f"Attention in layer {layer}: {name}\n{what}"
     _headlines(figure, title)
     save(figure, path, title.partition("\n")[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprefix import console
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Template
@@ -59,7 +59,10 @@ def _inspect_model(name: str) -> None:
         _say("tokenizer", "none")
     else:
         size = model.tokenizer.get_vocab_size()
-        _say("tokenizer", f"{size} entries, sha256 {tokenizer_fingerprint(model)}")
+        _say(
+            "tokenizer",
+            f"{counted(size, 'entry', 'entries')}, sha256 {tokenizer_fingerprint(model)}",
+        )
     if (folder / "training.json").exists():
         _say("training", files.read_json(folder / "training.json", "how the model was trained"))
 
@@ -103,8 +106,9 @@ def _inspect_prefix(path: Path) -> None:
     _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
     if about["evaluation"]:
         recorded = about["evaluation"]
-        _say("evaluation", f"loss {recorded['loss']:.4f} on {recorded['examples']} pairs of "
-             f"{recorded['of']}, {len(recorded['samples'])} samples")  # fmt: skip
+        pairs = f"{counted(recorded['examples'], 'pair')} of {recorded['of']}"
+        samples = counted(len(recorded["samples"]), "sample")
+        _say("evaluation", f"loss {recorded['loss']:.4f} on {pairs}, {samples}")
     for name, sha in about["files"].items():
         _say("file", f"{name}{_sha(sha)}")
 
@@ -304,12 +308,12 @@ def prune(args: argparse.Namespace) -> int:
     shares = slot_attention(model, prefix, batch)
     made = prune(prefix, shares, args.keep)
     each = shares.mean(axis=(0, 1))
-    print(f"share of the attention that each slot draws, on {len(encoded)} pairs:")
+    print(f"share of the attention that each slot draws, on {counted(len(encoded), 'pair')}:")
     for slot, share in enumerate(each):
         print(f"  slot {slot:<4} {share:.4f}")
     before, after = (mean_loss(model, p, encoded) for p in (prefix, made))
-    print(f"loss of {prefix.length} slots {before:.4f}, of {made.length} {after:.4f}, of none "
-          f"{mean_loss(model, None, encoded):.4f}")  # fmt: skip
+    slots, none = counted(prefix.length, "slot"), mean_loss(model, None, encoded)
+    print(f"loss of {slots} {before:.4f}, of {made.length} {after:.4f}, of none {none:.4f}")
     columns = {"source_column": args.source_column, "target_column": args.target_column}
     more = {
         "keep": args.keep,
@@ -470,7 +474,7 @@ def generate_many(args: argparse.Namespace, model: "GPT2", decoding: "Decoding")
             lined[i] = json.dumps(answer, ensure_ascii=False) + "\n"
             keep(lined[i])
         files.write_text(args.out, "".join(lined[i] for i in range(len(requests))))
-    print(f"{files.counted(len(requests), 'answer')} written to {args.out}")
+    print(f"{counted(len(requests), 'answer')} written to {args.out}")
     return 0
 
 

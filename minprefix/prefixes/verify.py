@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minprefix import artifact, files
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
@@ -203,7 +203,8 @@ def _replay(
         right = len(encoded) == recorded["examples"] and math.isclose(
             loss, recorded["loss"], rel_tol=TOLERANCE[matmul]
         )
-        text = f"{loss:.6f} on {len(encoded)} pairs of {of}, {recorded['loss']:.6f} was recorded"
+        pairs_of = f"{counted(len(encoded), 'pair')} of {of}"
+        text = f"{loss:.6f} on {pairs_of}, {recorded['loss']:.6f} was recorded"
         found.append(Finding("loss", right, text))
     else:
         found.append(Finding("loss", None, f"it needs the recorded {of}"))
@@ -215,4 +216,4 @@ def _replay(
         if text != sample["prediction"]:
             said = f"{text!r} for {sample['source']!r}, {sample['prediction']!r} was recorded"
             return [*found, Finding("samples", False, said)]
-    return [*found, Finding("samples", True, f"{len(samples)} texts, word for word")]
+    return [*found, Finding("samples", True, f"{counted(len(samples), 'text')}, word for word")]

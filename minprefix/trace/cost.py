@@ -8,6 +8,7 @@ from collections.abc import Callable
 from minprefix import GPT2, Batch, Prefix, loss_and_grad
 from minprefix.console import Parser
 from minprefix.data.world import table_to_text
+from minprefix.errors import counted
 from minprefix.ops.threads import limit
 from minprefix.trace import trace
 
@@ -45,8 +46,8 @@ def main() -> None:
                 args.rounds,
             )
             print(
-                f"{ops:9s} {B:2d} sequences: {statistics.median(ratios):.2f} times the untraced "
-                f"run ({min(ratios):.2f} to {max(ratios):.2f} over {args.rounds} rounds)"
+                f"{ops:9s} {counted(B, 'sequence')}: {statistics.median(ratios):.2f} times the "
+                f"untraced run ({min(ratios):.2f} to {max(ratios):.2f} over {args.rounds} rounds)"
             )
 
 
