@@ -13,6 +13,7 @@ All of them are saved as one: a kill leaves the old prefix or the new one (`file
 
 import hashlib
 import json
+import os
 import platform
 from datetime import UTC, datetime
 from functools import cache
@@ -157,7 +158,9 @@ def tokenizer_fingerprint(model: GPT2) -> str | None:
     # older versions of the library write a merge as one text
     merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
     tokens = sorted(model.tokenizer.get_vocab(with_added_tokens=True).items())
-    content = [tokens, merges, model.encode(PROBE)]
+    with model.tokenizing() as tokenizer:  # what it has no token for is no news here
+        probed = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    content = [tokens, merges, probed]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -206,6 +209,8 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Prefix, dict[str, Any] | Non
             f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
         )
     else:
+        if (why := files.unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
+            raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
             f"{OWN_TENSOR} with {ABOUT}"

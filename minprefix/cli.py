@@ -15,14 +15,17 @@ from minprefix.errors import InputError, Note, counted
 from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
+from minprefix.trace.compare_command import IMPLEMENTATION
 from minprefix.trace.compare_command import add_command as compare_command
 from minprefix.trace.step import add_command as step_command
 
 if TYPE_CHECKING:
-    from minprefix.data.pairs import Encoded, Pair, Template
+    from minprefix.data.pairs import Template
     from minprefix.generate import Decoding
     from minprefix.model import GPT2
+    from minprefix.outlook import Data
     from minprefix.prefix import Prefix
+    from minprefix.train import Settings
 
 # Each command imports what it needs: `minprefix --help` should not wait for matplotlib.
 
@@ -91,19 +94,91 @@ DEMO_DEFAULTS: dict[str, Any] = {
 
 def _demo(args: argparse.Namespace) -> int:
     from minprefix import demo
-    from minprefix.train import load_options
 
     given = _given(args, tuple(DEMO_DEFAULTS))
-    options = (load_options(args.out, "demo") if args.resume else DEMO_DEFAULTS) | given
+    options = DEMO_DEFAULTS | given
+    if args.resume:
+        options = _options_of("demo", args.out, DEMO_DEFAULTS, given)
     options["backend"] = _resolved(options["backend"])
     metrics = demo.run(args.out, resume=args.resume, force=args.force, **options)
-    return 0 if metrics else _interrupted("demo", args.out)
+    if not metrics:
+        return _interrupted("demo", args.out)
+    return _worse(metrics["before"]["loss"], metrics["after"]["loss"], options["lr"])
 
 
 def _interrupted(command: str, out: Path) -> int:
+    from minprefix.train import saved_step
+
     again = f"minprefix {command} --out {shlex.quote(str(out))} --resume"
-    print(f"\nminprefix: stopped, everything is saved; go on with: {again}", file=sys.stderr)
+    step = saved_step(out)
+    print(
+        f"\nminprefix: stopped, all of step {step} is saved; go on with: {again}", file=sys.stderr
+    )
     return 130
+
+
+def _worse(frozen: float, loss: float, lr: float) -> int:
+    """-> the exit status: 1, and a sentence, if a prefix leaves the model far worse than it was."""
+    if not loss > frozen + max(0.5, 0.25 * frozen):
+        return 0
+    print(
+        f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it has "
+        f"made the model worse. Train again with a lower --lr (it was {lr:g}), or look at the data",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _options_of(
+    command: str, out: Path, defaults: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """What the run in `out` was started with. Raises InputError for a `given` option that says
+    something else; what lies at a place that is given is compared later."""
+    from minprefix.train import load_options
+
+    options = load_options(out, command)
+    was = defaults | options
+    for name, now in given.items():
+        if name == "backend":
+            now = _resolved(now)
+        if name in PLACES and was[name] is not None:
+            options[name] = now
+            continue
+        unsaid = was[name] is None
+        before = _unsaid(was).get(name) if unsaid else was[name]
+        if now == before:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        said = "was not given" if before is None else f"was {before!r}"
+        raise InputError(
+            f"cannot resume {out}: {option} {said} and is now {now!r}: leave it out to go on with "
+            f"the run as it began, or choose another --out{_longer(command, name, out)}"
+        )
+    return options
+
+
+#: options that say where something lies
+PLACES = ("model", "data", "valid", "init_prefix")
+
+
+def _unsaid(options: dict[str, Any]) -> dict[str, Any]:
+    """What an option comes to that nobody gave."""
+    flat = options.get("mlp_hidden") is None
+    unsaid = {"lr": 5e-3 if flat else 5e-4, "init": "normal" if flat else "network"}
+    if options.get("steps") is None:
+        unsaid["epochs"] = 5
+    if options.get("init") not in ("text", "prefix"):
+        unsaid["prefix_length"] = 10
+    return unsaid
+
+
+def _longer(command: str, name: str, out: Path) -> str:
+    """What to do where a run was to be made longer: its learning rate was laid out for its length,
+    so it has none for more steps."""
+    if command != "train" or name not in ("steps", "epochs"):
+        return ""
+    start = f"--init prefix --init-prefix {shlex.quote(str(out))}"
+    return f"; to train longer, start another run from this one when it has ended: {start}"
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +190,7 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 #: option -> what it is when neither the command line nor a resumed run says
 TRAIN_DEFAULTS: dict[str, Any] = {
-    "model": "tiny",
+    "model": None,  # the model that ships
     "revision": None,
     "data": None,
     "valid": None,
@@ -144,6 +219,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "loss": "token-mean",
     "eval_every": 100,
+    "valid_samples": 200,  # 0: all
     "save_every": 50,
     "seed": 0,
     "backend": "numpy",
@@ -152,26 +228,98 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 
 
 def _train(args: argparse.Namespace) -> int:
-    from minprefix import files
+    from minprefix import files, outlook
     from minprefix.artifact import save_prefix
-    from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
-    from minprefix.model import GPT2, digest
-    from minprefix.ops import BACKENDS
+    from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
-    from minprefix.train import RUN_FILES, Settings, load_options, train
+    from minprefix.train import RUN_FILES, STATE, refuse_taken, train
 
+    options = _train_options(args)
+    refuse_taken(args.out, args.force, args.resume)
+    model, prefix = _model_and_start(args, options)
+    template = Template(options["template"])
+    print(f"{model}\n{prefix}: {prefix.n_parameters / model.n_parameters:.2%} of the model's size")
+    data, valid = _read_data(model, prefix, template, options)
+    settings = _settings(options, len(data.encoded))
+    about = _about(options, template, prefix)
+    outlook.show(model, data, valid, settings)
+    probe = (valid or data).probe
+    frozen = outlook.frozen_loss(model, probe, settings)
+    valid_examples = None if valid is None else valid.sample
+    with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
+        try:
+            result = train(
+                model, prefix, data.encoded, settings, args.out, valid_examples, about, args.resume
+            )
+            if result.interrupted:
+                return _interrupted("train", args.out)
+            if not result.base_unchanged:
+                raise AssertionError("the frozen model changed while training: a bug in minprefix")
+            loss = outlook.loss(model, prefix, probe, settings)
+            metrics = {
+                "steps": result.step,
+                "valid_loss": result.best_loss,
+                "best_step": result.best_step,
+                "frozen_loss": frozen,
+                "loss": loss,
+                "loss_examples": len(probe),
+                "trained_parameters": prefix.n_parameters,
+                "base_parameters": model.n_parameters,
+                "base_unchanged": result.base_unchanged,
+            }
+            scored, of = (valid, "valid") if valid else (data, "data")
+            recorded = evaluation(
+                model, prefix, scored.pairs, scored.encoded, template, of, settings.backend
+            )
+            training = about | {"settings": vars(settings)}
+            save_prefix(prefix, args.out, model, training, metrics, recorded)
+            files.write_json(args.out / "metrics.json", metrics)
+        except KeyboardInterrupt:
+            if not (args.out / STATE).exists():
+                raise
+            return _interrupted("train", args.out)
+    if result.best_loss is not None:
+        print(
+            f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "
+            "kept"
+        )
+    outlook.show_samples(recorded["samples"], scored.pairs)
+    print(
+        f"loss on {len(probe)} pairs: {frozen:.4f} of the frozen model, {loss:.4f} with the prefix"
+    )
+    print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
+    return _worse(frozen, loss, settings.lr)
+
+
+def _train_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the command line, of the run that is resumed, and the defaults."""
     given = _given(args, tuple(TRAIN_DEFAULTS))
-    options = TRAIN_DEFAULTS | (load_options(args.out, "train") if args.resume else {}) | given
+    if args.resume:
+        saved = _options_of("train", args.out, TRAIN_DEFAULTS | {"valid_samples": None}, given)
+        options = TRAIN_DEFAULTS | {"valid_samples": None} | saved
+    else:
+        options = TRAIN_DEFAULTS | given
     if options["data"] is None:
         raise InputError("train needs --data FILE: a .jsonl, .csv or .tsv of source and target")
-    if "eval_every" in given and options["valid"] is None:
-        raise InputError("--eval-every says how often --valid is scored: give --valid FILE as well")
+    for name, says in (("eval_every", "how often"), ("valid_samples", "on how many pairs")):
+        if name in given and options["valid"] is None:
+            raise InputError(
+                f"--{name.replace('_', '-')} says {says} --valid is scored: give --valid FILE as "
+                "well"
+            )
     options |= {"data": str(options["data"]), "valid": options["valid"] and str(options["valid"])}
     options["backend"] = _resolved(options["backend"])
+    return options
+
+
+def _model_and_start(args: argparse.Namespace, options: dict[str, Any]) -> "tuple[GPT2, Prefix]":
+    """The model, and the untrained prefix, where they compute."""
+    from minprefix.model import GPT2
+    from minprefix.ops import BACKENDS
+    from minprefix.train import check_trainable
 
     model = GPT2.load(options["model"], revision=options["revision"])
     model.check_finite()  # before a folder is made for a run that cannot begin
-    template = Template(options["template"])
     prefix = start_prefix(model, options)
     place = options["init_prefix"]
     if place is not None and args.out.exists() and args.out.samefile(place):
@@ -179,41 +327,53 @@ def _train(args: argparse.Namespace) -> int:
             f"--out {args.out} is the folder of --init-prefix, which --resume reads again: choose "
             "another --out"
         )
-    start_sha = {"sha256": digest(prefix.parameters)} if options["init"] == "prefix" else {}
     prefix.check(model.config, model.name)
+    check_trainable(prefix)
     home = BACKENDS[options["backend"]]
-    model, prefix = model.to(home), prefix.to(home)
+    return model.to(home), prefix.to(home)
+
+
+def _read_data(
+    model: "GPT2", prefix: "Prefix", template: "Template", options: dict[str, Any]
+) -> "tuple[Data, Data | None]":
+    """The pairs of --data and of --valid."""
+    from minprefix import outlook
+
     columns = (options["source_column"], options["target_column"])
-    room = model.config.n_positions - prefix.position_offset
+    size, skip = options["valid_samples"], options["skip_long"]
+    # an earlier version left out what lacks a position for its last token; it took no sample
+    room = model.room(prefix) - (skip and size is None)
+    how = (columns, model, template, room, skip, size)
+    data = outlook.Data.read(options["data"], *how)
+    valid = outlook.Data.read(options["valid"], *how) if options["valid"] else None
+    outlook.note_oddities(data, valid, columns)
+    return data, valid
 
-    def read(path: str) -> "tuple[list[Pair], list[Encoded]]":
-        pairs = read_pairs(path, *columns)
-        encoded = encode_pairs(model, pairs, template, room, options["skip_long"])
-        if options["skip_long"]:
-            print(
-                f"{path}: {len(pairs) - len(encoded)} of {len(pairs)} pairs are too long, left out"
-            )
-        if not encoded:
-            raise InputError(
-                f"data file {path}: every pair is longer than the {room} tokens of room"
-            )
-        return pairs, encoded
 
-    read_data = read(options["data"])
-    valid_read = read(options["valid"]) if options["valid"] else None
-    examples, valid = read_data[1], valid_read and valid_read[1]
+def _settings(options: dict[str, Any], examples: int) -> "Settings":
+    from minprefix.train import Settings
+
     chosen = {name: options[name] for name in Settings.__dataclass_fields__}
+    unsaid = _unsaid(options)
     if chosen["steps"] is None:
-        epochs = 5 if options["epochs"] is None else options["epochs"]
+        epochs = unsaid["epochs"] if options["epochs"] is None else options["epochs"]
         if epochs < 1:
             raise InputError(f"--epochs is {epochs}: expected at least 1")
-        chosen["steps"] = epochs * -(-len(examples) // max(1, options["batch_size"]))
+        chosen["steps"] = epochs * -(-examples // max(1, options["batch_size"]))
     if chosen["lr"] is None:
-        chosen["lr"] = 5e-3 if options["mlp_hidden"] is None else 5e-4
+        chosen["lr"] = unsaid["lr"]
     if chosen["clip"] == 0:
         chosen["clip"] = None
-    settings = Settings(**chosen)
-    about = {
+    return Settings(**chosen)
+
+
+def _about(options: dict[str, Any], template: "Template", prefix: "Prefix") -> dict[str, Any]:
+    """How the prefix comes to be: it is recorded."""
+    from minprefix.data.pairs import fingerprint
+    from minprefix.model import digest
+
+    start_sha = {"sha256": digest(prefix.parameters)} if options["init"] == "prefix" else {}
+    return {
         "command": "train",
         "template": template.text,
         "loss_from": "the first token of the target",
@@ -222,38 +382,6 @@ def _train(args: argparse.Namespace) -> int:
         "options": {name: value for name, value in options.items() if value is not None},
         "init": start_of(options) | start_sha,
     }
-    share = prefix.n_parameters / model.n_parameters
-    print(f"{model}\n{prefix}: {share:.2%} of the model's size")
-    print(f"{len(examples)} examples, {settings.steps} steps of {settings.batch_size}")
-    if settings.backend == "cupy":
-        print(f"on the GPU, matrix products in {settings.matmul}")
-    with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
-        result = train(model, prefix, examples, settings, args.out, valid, about, args.resume)
-        if result.interrupted:
-            return _interrupted("train", args.out)
-        if not result.base_unchanged:
-            raise AssertionError("the frozen model changed while training: a bug in minprefix")
-        metrics = {
-            "steps": result.step,
-            "valid_loss": result.best_loss,
-            "best_step": result.best_step,
-            "trained_parameters": prefix.n_parameters,
-            "base_parameters": model.n_parameters,
-            "base_unchanged": result.base_unchanged,
-        }
-        scored = valid_read or read_data
-        of = "valid" if valid_read else "data"
-        recorded = evaluation(model, prefix, *scored, template, of, settings.backend)
-        training = about | {"settings": vars(settings)}
-        save_prefix(prefix, args.out, model, training, metrics, recorded)
-        files.write_json(args.out / "metrics.json", metrics)
-    if result.best_loss is not None:
-        print(
-            f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "
-            "kept"
-        )
-    print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
-    return 0
 
 
 #: the option that each start reads, and what it is when it is not given
@@ -452,7 +580,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     raw = args.raw or (prefix is None and args.template is None)
-    ids = [model.encode(p if raw else template.prompt(p)) for p in args.prompt]
+    ids = model.encode_prompts([p if raw else template.prompt(p) for p in args.prompt])
     decoding, limits = _decoding(args), None
     if args.max_new_tokens is None:  # then each has what its own prompt leaves room for
         start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
@@ -482,12 +610,14 @@ def _generate_many(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from minprefix.evaluate_command import evaluate
+    from minprefix.evaluate_command import MARKS, evaluate
+    from minprefix.train import refuse_taken
 
     for name in ("limit", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
+    refuse_taken(args.out, args.force, marks=MARKS)
     return evaluate(args, *_load(args, args.prefix), _decoding(args))
 
 
@@ -546,6 +676,19 @@ def _layers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected layers as in 0,1,3") from None
 
 
+def _samples(text: str) -> int:
+    """How many; 0 is all."""
+    if text == "all":
+        return 0
+    try:
+        n = int(text)
+    except ValueError:
+        n = -1
+    if n < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1, or all")
+    return n
+
+
 def _unescape(text: str) -> str:
     """A template is typed in a shell: \\n and \\t stand for what they stand for everywhere."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
@@ -572,13 +715,12 @@ def _threads_option(p: argparse.ArgumentParser) -> None:
 
 
 def _model_options(
-    p: argparse.ArgumentParser, default: str | None = "tiny", said: str = '"tiny"'
+    p: argparse.ArgumentParser, said: str = "the model that ships, whatever folders are here"
 ) -> None:
     """`said`: in words, the model without --model."""
     p.add_argument(
         "--model",
         metavar="DIR|NAME",
-        default=default,
         help='a folder in Hugging Face layout, "tiny" (ships with minprefix), or a name on the hub '
         f'such as "gpt2" (default {said})',
     )
@@ -674,9 +816,11 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "train a prefix on pairs of source and target",
-        "minprefix train --model gpt2 --data train.csv --valid dev.csv --out runs/e2e --epochs 5",
+        "minprefix train --model gpt2 --data train.csv --valid dev.csv --out runs/e2e --epochs 5"
+        "\n\nexit status: 0 trained, 1 the prefix leaves the model far worse than it was without, "
+        "2 it\ncannot be trained, 130 Ctrl-C stopped it",
     )
-    _model_options(p, None)
+    _model_options(p)
     p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv: source, target")
     p.add_argument(
         "--valid", type=Path, metavar="FILE", help="keep the prefix that is best on these"
@@ -733,6 +877,12 @@ def _parser() -> argparse.ArgumentParser:
         help="mean over a batch's tokens (default), or the sum of each sentence, averaged",
     )
     g.add_argument("--eval-every", type=int, metavar="N", help="steps (default 100)")
+    g.add_argument(
+        "--valid-samples",
+        type=_samples,
+        metavar="N|all",
+        help="validate on N pairs of --valid, the same ones each time (default 200)",
+    )
     g.add_argument("--save-every", type=int, metavar="N", help="steps (default 50)")
     g.add_argument("--seed", type=int, help="decides the run (default 0)")
     _backend_option(g, None)  # type: ignore[arg-type]  # a group adds arguments as a parser does
@@ -834,8 +984,7 @@ def _parser() -> argparse.ArgumentParser:
         "implementation",
         nargs="?",
         metavar="IMPLEMENTATION",
-        help="a file (my_ops.py), a module (package.ops), an object in one (package.ops:mine), "
-        "'reference' or 'numpy'",
+        help=IMPLEMENTATION,
     )
     p.add_argument(
         "--only",
@@ -859,6 +1008,13 @@ def _parser() -> argparse.ArgumentParser:
     _threads_option(p)
     p.add_argument("--list", action="store_true", help="show the checks, and run none")
     p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
+    p.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --new: of a whole model (run_model, run_decoding, run_training), not of its "
+        "operations",
+    )
+    p.add_argument("--torch", action="store_true", help="with --new: in PyTorch")
 
     prefix_commands(command, _model_options, _column_options, _threads_option)
     plot_command(command, _model_options)

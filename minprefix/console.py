@@ -44,6 +44,7 @@ def bar(items: Iterable[T], what: str | None, unit: str, total: int) -> Iterator
         unit=unit,
         delay=1,
         disable=what is None,
+        leave=False,
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )

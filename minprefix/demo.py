@@ -18,7 +18,7 @@ from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.train import RUN_FILES, Settings, train
+from minprefix.train import RUN_FILES, Settings, check_trainable, refuse_taken, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()
@@ -79,10 +79,12 @@ def run(
         seed=seed,
         backend=backend,
     )
+    refuse_taken(out, force, resume)
     started = time.time()
     home = BACKENDS[backend]
-    model = GPT2.load("tiny").to(home)
+    model = GPT2.load().to(home)
     prefix = Prefix.normal(model.config, prefix_length, seed=seed).to(home)
+    check_trainable(prefix)
     test = pairs("test", TEST, seed=0)  # the same for every seed, so that runs can be compared
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.1%} of the model's size\n")
@@ -93,7 +95,7 @@ def run(
         print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
 
     print(f"Training the prefix on {TRAIN} records and their descriptions, the model frozen:")
-    room = model.config.n_positions - prefix.position_offset
+    room = model.room(prefix)
     train_set = encode_pairs(model, recorded_pairs("data", options), TEMPLATE, room)
     valid_pairs = recorded_pairs("valid", options)
     valid_set = encode_pairs(model, valid_pairs, TEMPLATE, room)
@@ -148,7 +150,7 @@ def score(
     """Loss, exact match and slot error rate on held-out records, and what the model said."""
     sources = [pair.source for pair in test]
     said = predict(model, prefix, sources, TEMPLATE, DECODING)
-    encoded = encode_pairs(model, test, TEMPLATE, model.config.n_positions)
+    encoded = encode_pairs(model, test, TEMPLATE, model.room())
     errors = slot_error_rate(sources, said)
     assert errors is not None  # all of them are records of the tiny world
     scores = {

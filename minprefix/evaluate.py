@@ -49,7 +49,7 @@ def predict(
     """What the model writes for each source, the template's own text taken off: `max_new_tokens`,
     or as much as the source leaves room for. Raises InputError for a source that leaves room for
     none, or for fewer than `min_new_tokens`."""
-    prompts = [model.encode(template.prompt(source)) for source in sources]
+    prompts = model.encode_prompts([template.prompt(source) for source in sources])
     start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
     for i, ids in enumerate(prompts):
         if room(model.config, start, len(ids)) < needed:

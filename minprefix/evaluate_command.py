@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: what it writes
 SCORES, PREDICTIONS = "metrics.json", "predictions.jsonl"
+MARKS = (SCORES, PREDICTIONS, files.partial(Path(PREDICTIONS)).name)
 
 
 def evaluate(
@@ -46,14 +47,14 @@ def evaluate(
         raise InputError(f"data file {args.data}: no source leaves room for what is to be written")
     pairs = [p for p in pairs if p.source in prompts]
     references = group_references(pairs)
-    positions = model.config.n_positions - start
-    encoded = encode_pairs(model, pairs, template, positions, args.skip_long)
+    longest = model.room(prefix)
+    encoded = encode_pairs(model, pairs, template, longest, args.skip_long)
     if not encoded:
         raise InputError(
-            f"data file {args.data}: every pair is longer than the {positions} tokens of room"
+            f"data file {args.data}: every pair is longer than the {longest} tokens of room"
         )
     about: dict[str, Any] = {
-        "model": args.model,
+        "model": model.name,
         "prefix": args.prefix and str(args.prefix),
         "data": str(args.data),
         "data_sha256": fingerprint(args.data),
@@ -67,9 +68,9 @@ def evaluate(
         "pairs_left_out_of_loss": len(pairs) - len(encoded),
     }
     _say_how_many(about)
-    started, marks = time.time(), (SCORES, PREDICTIONS, files.partial(Path(PREDICTIONS)).name)
+    started = time.time()
     with files.no_empty_folder(args.out):
-        files.new_folder(args.out, marks, args.force, resume=False)
+        files.new_folder(args.out, MARKS, args.force, resume=False)
         with files.only_writer(args.out):
             predictions, cut = _predict(
                 args, model, prefix, template, decoding, prompts, references
@@ -106,7 +107,7 @@ def _prompts(
     no room for a new token, or for fewer than --min-new-tokens; `skip_long` leaves it out."""
     line_of = {pair.source: pair.where for pair in reversed(pairs)}  # the first one
     needed, prompts = max(1, decoding.min_new_tokens), {}
-    encoded = model.encode_many([template.prompt(source) for source in sources])
+    encoded = model.encode_prompts([template.prompt(source) for source in sources])
     for source, ids in zip(sources, encoded, strict=True):
         if room(model.config, start, len(ids)) >= needed:
             prompts[source] = ids

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import reprlib
 import shutil
 import stat
@@ -408,6 +409,11 @@ def said(error: BaseException | str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def counted(n: int, noun: str) -> str:
+    """ "1 pair", "2 pairs"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def inside(folder: Path, name: str, what: str) -> Path:
     """`folder / name`, where that is missing or a regular file; for the caller to miss, or to open.
 
@@ -457,19 +463,41 @@ def _unreadable(path: Path, what: str, error: Exception) -> InputError:
 
 
 def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
-    """Raises InputError if `path` is missing, no regular file, unreadable or above `largest` bytes;
-    `what` it should be is in the sentence."""
+    """Raises InputError if `path` is missing, no regular file, unreadable, above `largest` bytes or
+    a Git LFS pointer; `what` it should be is in the sentence."""
     size = regular(path, what)
     if largest is not None and size > largest:
         raise InputError(
             f"{path} has {size:,} bytes: expected at most {largest:,} for {what}; it is damaged"
         )
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except MemoryError as error:
         raise _too_large(path, size) from error
     except OSError as error:
         raise _unreadable(path, what, error) from error
+    _itself(path, data, what, page=False)
+    return data
+
+
+#: how the file begins that Git LFS leaves in the place of one that it has not fetched
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head)\b", re.IGNORECASE)
+
+
+def _itself(path: Path, start: bytes, what: str, page: bool) -> None:
+    """Raises InputError where a file begins as what is found in its place: a Git LFS pointer and,
+    with `page`, the web page about it."""
+    if start.startswith(_POINTER):
+        raise InputError(
+            f"{path} is a Git LFS pointer, which only stands for {what}: run `git lfs pull` in its "
+            "folder"
+        )
+    if page and _PAGE.match(start):
+        raise InputError(
+            f"{path} is an HTML page and not {what}: a browser or a download saved the page about "
+            "the file; fetch the file itself (on the hub /resolve/ instead of /blob/)"
+        )
 
 
 def _too_large(path: Path, size: int) -> InputError:
@@ -480,9 +508,10 @@ def _too_large(path: Path, size: int) -> InputError:
 
 
 def read_text(path: Path, what: str, largest: int | None = None) -> str:
-    """As `read_bytes`; raises InputError for what is not UTF-8, too, and says what it is where that
-    can be seen. Line ends become \\n."""
+    """As `read_bytes`; raises InputError for a web page, and for what is not UTF-8, too, and says
+    what it is where that can be seen. Line ends become \\n."""
     data = read_bytes(path, what, largest)
+    _itself(path, data[:1000], what, page=True)
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark
         if "\0" not in text:
@@ -586,12 +615,16 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read
     yet.
 
-    bfloat16 is widened to float32, which does read. Raises InputError if the file is damaged.
+    bfloat16 is widened to float32, which does read. A tensor of a type that is not read here is its
+    bytes, in records whose one field has that type's name. Raises InputError if the file is
+    damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     size = regular(path, what)
     try:
+        with open(path, "rb") as start:
+            _itself(path, start.read(1000), what, page=True)
         # the library checks header, sizes and bounds; it has no view without a copy, so the map is
         # ours
         with safe_open(path, "np") as f:
@@ -602,6 +635,8 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         header.pop("__metadata__", None)
         body = data[end:]
         return {name: _tensor(body, entry) for name, entry in header.items()}, metadata
+    except InputError:  # which is a ValueError
+        raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a whole safetensors file ({said(error)}): {what} is damaged, fetch or "
@@ -619,7 +654,47 @@ def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
         return wide.view(np.float32).reshape(shape)
     if entry["dtype"] in DTYPES:
         return np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
-    return np.asarray(raw)  # for the caller to miss by its name, or to skip: mask buffers are BOOL
+    # for the caller to refuse by its type's name, or to skip: mask buffers are BOOL
+    return np.asarray(raw.view(np.dtype([(entry["dtype"], np.uint8)])))
+
+
+#: the ends of the names of pickles, and of what else holds weights and is not read here
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_OTHERS = {
+    ".h5": "TensorFlow's",
+    ".msgpack": "Flax's",
+    ".gguf": "llama.cpp's",
+    ".ggml": "llama.cpp's",
+    ".onnx": "ONNX Runtime's",
+    ".npz": "NumPy's",
+}
+#: PEFT's files, one of which is in every folder of an adapter
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"}
+#: what a trainer keeps beside the weights
+_BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
+
+
+def unopened(names: Iterable[str], wanted: str) -> str | None:
+    """Why weights are not read out of a folder of such files, and what makes the file `wanted` of
+    them; None if none of them holds weights."""
+    held = sorted(n for n in names if not n.startswith(_BESIDE))
+    pickled = [n for n in held if n.lower().endswith(_PICKLES)]
+    for name in sorted(pickled, key=lambda n: not n.startswith(("pytorch_model", "adapter_model"))):
+        every = "pytorch_model*.bin" if name.startswith("pytorch_model-") else name
+        state = "{n: t.clone().contiguous() for f in glob.glob(" + f"'{every}'" + ") for n, t in "
+        return (
+            f"{said(name)} is a pickle, which can run any code and is never opened: convert it, in "
+            'its folder, with `python -c "import glob, torch; from safetensors.torch import '
+            f"save_file; save_file({state}torch.load(f, map_location='cpu', weights_only=True)"
+            f".items()}}, '{wanted}')\"`"
+        )
+    for name in held:
+        if (owner := _OTHERS.get(Path(name).suffix.lower())) is not None:
+            return (
+                f"{said(name)} is {owner} file, which is not read here: load it where it was made, "
+                f"and save it with save_pretrained, which writes {wanted}"
+            )
+    return None
 
 
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:

@@ -30,7 +30,7 @@ class Decoding:
     only, and from the fewest that hold `top_p` of the probability; both need a temperature. `seed`
     decides the draws, each text having its own, so that it does not matter which others are decoded
     with it. `beams`: keep the best so many texts; in the end the best sum of log-probabilities /
-    length^length_norm wins. `min_new_tokens`: the end token is out of reach before. `forbidden`:
+    length^length_norm wins. `min_new_tokens`: no end token is in reach before. `forbidden`:
     token ids that are never chosen.
     """
 
@@ -85,7 +85,7 @@ def generate(
     ops: str | Ops | None = None,
     **decoding: object,
 ) -> list[str]:
-    """The text that follows each prompt, up to the model's end token or `max_new_tokens`.
+    """The text that follows each prompt, up to an end token of the model or `max_new_tokens`.
 
     `which`: for a list of prefixes, the index of the one that each prompt sees; None in the list is
     no prefix. Everything else are the fields of `Decoding`. Raises InputError for bad settings, an
@@ -96,7 +96,7 @@ def generate(
     unknown = set(decoding) - set(Decoding.__dataclass_fields__)
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-    ids = [model.encode(text) for text in prompts]
+    ids = model.encode_prompts(prompts)
     new = generate_ids(model, ids, prefix, which, Decoding(**decoding), ops)  # type: ignore[arg-type]
     return [model.decode(row) for row in new]
 
@@ -139,8 +139,8 @@ def generate_ids(
                 f"forbidden token {token} lies outside the vocabulary, 0 to "
                 f"{model.config.vocab_size - 1}"
             )
-    end = model.config.eos_token_id
-    unreachable = {end} if end is not None and decoding.min_new_tokens else set()
+    ends = model.config.end_tokens
+    unreachable = set(ends) if decoding.min_new_tokens else set()
     if len(unreachable | set(decoding.forbidden)) == model.config.vocab_size:
         raise InputError(
             "every token is forbidden or kept out by min_new_tokens: allow at least one"
@@ -159,8 +159,8 @@ def generate_ids(
     own = operations(model, ops)
     texts, logits = Texts.start(model, batch, prefix, most, own)
     if decoding.beams > 1:
-        return _beam_search(texts, logits, decoding, end, most)
-    return _one_by_one(texts, logits, decoding, end, most, drawn)
+        return _beam_search(texts, logits, decoding, ends, most)
+    return _one_by_one(texts, logits, decoding, ends, most, drawn)
 
 
 def room(config: Config, start: int, length: int) -> int:
@@ -308,14 +308,16 @@ class Texts:
         self.seen = self.seen + lengths[:, None]
 
 
-def _allowed(logits: np.ndarray, decoding: Decoding, end: int | None, n_new: int) -> np.ndarray:
+def _allowed(
+    logits: np.ndarray, decoding: Decoding, ends: tuple[int, ...], n_new: int
+) -> np.ndarray:
     """(S, V): the logits themselves, real, made -inf where a token may not be chosen as new token
     number n_new (from 0)."""
     logits = logits.real  # complex ones are for derivatives; their imaginary part is 0
     if decoding.forbidden:
         logits[:, list(decoding.forbidden)] = -np.inf
-    if end is not None and n_new < decoding.min_new_tokens:
-        logits[:, end] = -np.inf
+    if ends and n_new < decoding.min_new_tokens:
+        logits[:, list(ends)] = -np.inf
     return logits
 
 
@@ -323,7 +325,7 @@ def _one_by_one(
     texts: Texts,
     logits: np.ndarray,
     decoding: Decoding,
-    end: int | None,
+    ends: tuple[int, ...],
     limits: list[int],
     numbers: list[int],
 ) -> list[list[int]]:
@@ -333,7 +335,7 @@ def _one_by_one(
     rngs = [np.random.default_rng([decoding.seed, number]) for number in numbers]
     alive = list(range(len(logits)))
     for n_new in range(decoding.max_new_tokens):
-        logits = _allowed(logits, decoding, end, n_new)
+        logits = _allowed(logits, decoding, ends, n_new)
         if decoding.temperature is None:
             chosen = _ops.to(logits.argmax(axis=1), "numpy")
         else:
@@ -341,7 +343,7 @@ def _one_by_one(
             chosen = np.array(
                 [_sample(row, decoding, rngs[s]) for row, s in zip(logits, alive, strict=True)]
             )
-        going = [j for j in range(len(alive)) if end is None or chosen[j] != end]
+        going = [j for j in range(len(alive)) if chosen[j] not in ends]
         for j in going:
             new[alive[j]].append(int(chosen[j]))
         stay = [j for j in going if n_new + 1 < limits[alive[j]]]
@@ -369,7 +371,11 @@ def _sample(logits: np.ndarray, decoding: Decoding, rng: "np.random.Generator") 
 
 
 def _beam_search(
-    texts: Texts, logits: np.ndarray, decoding: Decoding, end: int | None, limits: list[int]
+    texts: Texts,
+    logits: np.ndarray,
+    decoding: Decoding,
+    ends: tuple[int, ...],
+    limits: list[int],
 ) -> list[list[int]]:
     """Per prompt the `beams` best continuations of all live texts survive each step; one that ends
     leaves the beam and keeps its place, so that one beam is greedy decoding. Those of a prompt that
@@ -380,7 +386,7 @@ def _beam_search(
     total = np.zeros(S)  # sum of log-probabilities of each live text
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(S)]
     for n_new in range(decoding.max_new_tokens):
-        logits = _ops.to(_allowed(logits, decoding, end, n_new), "numpy")
+        logits = _ops.to(_allowed(logits, decoding, ends, n_new), "numpy")
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(S)]  # score, row, token
         for row, s in enumerate(owner):
             tokens = _likeliest(logits[row], decoding.beams - len(finished[s]))
@@ -391,7 +397,7 @@ def _beam_search(
             # highest first; of equal ones the first text, then the lowest token
             found[s].sort(key=lambda f: (-f[0], f[1], f[2]))
             for score, row, token in found[s][: decoding.beams - len(finished[s])]:
-                if token == end:
+                if token in ends:
                     norm = score / (n_new + 1) ** decoding.length_norm
                     finished[s].append((norm, ids[row]))
                 else:

@@ -45,7 +45,14 @@ class Config:
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens at which decoding stops; training puts the first of them after a target."""
+        ids = self.eos_token_id
+        several = () if ids is None else (ids,) if isinstance(ids, int) else ids
+        return tuple(i for i in several if 0 <= i < self.vocab_size)
 
     @property
     def head_size(self) -> int:

@@ -9,8 +9,8 @@ each large file and git's sha1 for the others. A pinned commit names the listing
 that the listing belongs to the commit is the hub's word.
 
 A file takes its place in the cache only after its check, so a kill leaves none there unchecked.
-Beside them `minprefix/<commit>.json` keeps the listing, with the size and time of each file when it
-was checked: one that has both still is not read again, any other (placed by other software, or
+Beside them `minprefix/<commit>.2.json` keeps the listing, with the size and time of each file when
+it was checked: one that has both still is not read again, any other (placed by other software, or
 changed since) is.
 
 A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
@@ -26,21 +26,20 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprefix import files
+from minprefix import files, tokenizer
 from minprefix.errors import InputError
 
 WANTED = (
     "config.json",
+    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
+    *tokenizer.FILES,
 )
 #: how often a request is made, with PAUSE seconds before the second and twice as many each time
 ATTEMPTS, PAUSE = 4, 1.0
@@ -82,7 +81,8 @@ class Cache(NamedTuple):
         path.unlink(missing_ok=True)
 
     def record(self, commit: str) -> Path:
-        return self.folder / "minprefix" / f"{commit}.json"
+        # .2: a record without the number is of a version that wanted fewer files
+        return self.folder / "minprefix" / f"{commit}.2.json"
 
     def checked(self, commit: str) -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
@@ -210,6 +210,13 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
         asked = revision or "its main branch"
         raise InputError(f"the hub answers commit {commit!r} for {asked} of {repo!r}: try again")
     listing = {}
+    names = [found.rfilename for found in info.siblings or ()]
+    if not any(name.endswith(".safetensors") and _wanted(name) for name in names):
+        error = no_weights(f"model {repo!r} on the hub", names)
+        raise InputError(
+            f"{error}; `hf download {repo} --local-dir DIR` fetches it, and the name of the model "
+            "is then DIR"
+        )
     for found in info.siblings or ():
         name = found.rfilename
         if _wanted(name):
@@ -222,6 +229,22 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
                 )
             listing[name] = File(size, digest)
     return commit, listing
+
+
+def no_weights(where: str, names: Iterable[str]) -> InputError:
+    """The sentence about a folder or repository of files `names` without model.safetensors: what
+    there is instead."""
+    names = list(names)
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    if "config.json" not in names and (adapter := files.ADAPTER & set(names)):
+        hint = f"{adapter.pop()} is an adapter's: give it as --prefix, and its base as --model"
+    elif (why := files.unopened(names, "model.safetensors")) is not None:
+        hint = why
+    elif others:
+        hint = f"if {files.listed(others)} is the whole model, rename it to model.safetensors"
+    else:
+        hint = "expected that, or shards with model.safetensors.index.json"
+    return InputError(f"{where} has no model.safetensors: {hint}")
 
 
 def _wanted(name: str) -> bool:

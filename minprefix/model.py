@@ -14,7 +14,7 @@ import numpy as np
 from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, note
 from minprefix.gpt2 import (
     Cache,
     Config,
@@ -50,10 +50,15 @@ class GPT2:
     tokenizer: "Tokenizer | None" = None
     name: str = "unnamed"
     _finite: bool = field(default=False, init=False)
+    #: a tokenizer that was looked at, and what it lost so far; None if it can say everything
+    _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
     @classmethod
-    def load(cls, name: str | Path, dtype: str = "float32", revision: str | None = None) -> "GPT2":
+    def load(
+        cls, name: str | Path | None = None, dtype: str = "float32", revision: str | None = None
+    ) -> "GPT2":
         """From a directory in Hugging Face layout, "tiny" (ships with this package), or a hub name.
+        Without a name it is the model that ships, whatever the folders here are called.
 
         `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
         InputError for everything that can be wrong with it (see `minprefix.checkpoint`).
@@ -109,12 +114,18 @@ class GPT2:
 
             raise InputError(no_room_for(self)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name)
-        moved._finite = self._finite
+        moved._finite, moved._lost = self._finite, self._lost
         return moved
 
     @property
     def n_parameters(self) -> int:
         return sum(a.size for a in self.weights.values())
+
+    def room(self, prefix: Prefix | None = None) -> int:
+        """How many tokens a sequence may have whose targets are scored: one for each position from
+        the prefix's offset on, and a last one that is only predicted."""
+        start = 0 if prefix is None else prefix.position_offset
+        return self.config.n_positions - start + 1
 
     def __repr__(self) -> str:
         c = self.config
@@ -174,29 +185,70 @@ class GPT2:
         return np.stack(kv).swapaxes(2, 3)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens added. Raises InputError without a
-        tokenizer."""
-        if not isinstance(text, str):
-            raise InputError(f"expected text to encode, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
-        with self._tokenizing() as tokenizer:
-            return tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, without special tokens added. A note says which characters the
+        tokenizer has no token for. Raises InputError without a tokenizer."""
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each, faster."""
-        with self._tokenizing() as tokenizer:
-            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"expected text to encode, got {type(text).__name__}")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
+        with self.tokenizing() as tokenizer:
+            ids = []
+            for i in range(0, len(texts), 1000):  # Ctrl-C waits for one call of the library
+                part = list(texts[i : i + 1000])
+                found = tokenizer.encode_batch_fast(part, add_special_tokens=False)
+                ids += [encoding.ids for encoding in found]
+            self._say_what_is_lost(tokenizer, texts, ids)
+            return ids
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_many` of texts to go on from. Raises InputError for one of which no token is
+        left."""
+        prompts = self.encode_many(texts)
+        for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
+            if text and not ids:
+                raise InputError(f"prompt {i}: {self.nothing_left(text)}")
+        return prompts
+
+    def nothing_left(self, text: str) -> str:
+        """The end of a sentence on a text that vanished."""
+        return (
+            f"{files.shown(text)} leaves no token: the tokenizer of model {self.name!r} has none "
+            "for its characters; give another text, or a model whose tokenizer has them"
+        )
+
+    def _say_what_is_lost(
+        self, tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Each character once, with how many were lost together with it."""
+        from minprefix.tokenizer import lost, says_all
+
+        if self._lost is None or self._lost[0] is not tokenizer:
+            self._lost = (tokenizer, None if says_all(tokenizer) else set())
+        heard = self._lost[1]
+        if heard is None:
+            return
+        counts = lost(tokenizer, texts, ids)
+        new = [character for character, _ in counts.most_common() if character not in heard]
+        if new:
+            heard.update(new)
+            note(
+                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: "
+                f"{counts.total()} of the {sum(map(len, texts))} characters that it read are lost"
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
-        with self._tokenizing() as tokenizer:
+        with self.tokenizing() as tokenizer:
             return tokenizer.decode(list(ids))
 
     @contextmanager
-    def _tokenizing(self) -> "Iterator[Tokenizer]":
+    def tokenizing(self) -> "Iterator[Tokenizer]":
         """A tokenizer.json may come from anyone, and one that the library cannot run makes its Rust
         panic, which is no Exception: a sentence, too."""
         tokenizer = self._need_tokenizer()
@@ -284,12 +336,17 @@ def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> li
 
 
 def prepare(
-    model: GPT2, batch: Batch, prefix: Prefix | Sequence[Prefix | None] | None
+    model: GPT2,
+    batch: Batch,
+    prefix: Prefix | Sequence[Prefix | None] | None,
+    targets_only: bool = False,
 ) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
     """tokens, positions, offsets, past: what `forward` takes, checked against the model.
 
-    Raises InputError for a token outside the vocabulary, a sequence longer than n_positions - P, a
-    prefix of another shape, and a batch that names a prefix which is not there.
+    `targets_only`: nobody looks at rows that predict no target. The last token of a sequence is
+    such a row: no token sees it, so it needs no position of its own. Raises InputError for a token
+    outside the vocabulary, a sequence without room behind its prefix, a prefix of another shape,
+    and a batch that names a prefix which is not there.
     """
     cfg, prefixes = model.config, _as_list(model, prefix)
     model.check_finite()
@@ -297,15 +354,19 @@ def prepare(
     _check_tokens(model, batch)
     starts = [prefixes[i].position_offset if prefixes else 0 for i in batch.prefix]
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
-        if start + T > cfg.n_positions:
+        room = cfg.n_positions - start + targets_only
+        if room < T:
+            last = "; the last token, a target, needs none" if targets_only else ""
+            or_else = " or the prefix, or train one with --position-offset 0" if start else ""
             raise InputError(
                 f"sequence {b} has {counted(T, 'token')}, model {model.name!r} has room for "
-                f"{cfg.n_positions - start} ({cfg.n_positions} positions, the first {start} taken "
-                "by the prefix): shorten the text or the prefix"
+                f"{room} ({cfg.n_positions} positions, the first {start} taken by the prefix"
+                f"{last}): shorten the text{or_else}"
             )
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
+    positions = np.minimum(positions, cfg.n_positions - 1)  # of a last token that nobody looks at
     empty = _ops.to(np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype), model.backend)
     views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
     past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
@@ -401,7 +462,7 @@ def _forward_loss(
     need: Literal["nothing", "prefix", "all"],
 ) -> tuple[np.generic, Cache, HeadCache | None]:
     w, cfg = model.weights, model.config
-    stream, weights = prepare(model, batch, prefix), _loss_weights(batch, reduction)
+    stream, weights = prepare(model, batch, prefix, True), _loss_weights(batch, reduction)
     # only rows that predict a target pay for the top of the model and for logits
     rows, targets = (_ops.to(a, model.backend) for a in (batch.rows, batch.targets))
     x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", rows)

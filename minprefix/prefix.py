@@ -65,7 +65,7 @@ class Prefix:
         """Independent draws from N(0, std^2)."""
         if not 0 <= std < math.inf:
             raise InputError(f"std is {std}: expected 0 or more, finite")
-        shape = _shape(config, length, layers)
+        shape = _shape(config, length, layers, position_offset)
         kv = _rng(seed).normal(0, std, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
 
@@ -82,7 +82,7 @@ class Prefix:
         """Independent draws from [-bound, bound)."""
         if not 0 <= bound < math.inf:
             raise InputError(f"bound is {bound}: expected 0 or more, finite")
-        shape = _shape(config, length, layers)
+        shape = _shape(config, length, layers, position_offset)
         kv = _rng(seed).uniform(-bound, bound, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
 
@@ -95,7 +95,8 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """All zeros. Not the same as no prefix: a zero key still draws its share of the softmax."""
-        return Prefix(np.zeros(_shape(config, length, layers), dtype), layers, position_offset)
+        shape = _shape(config, length, layers, position_offset)
+        return Prefix(np.zeros(shape, dtype), layers, position_offset)
 
     @staticmethod
     def text(
@@ -107,6 +108,8 @@ class Prefix:
         """The keys and values that `text` (or token ids) leaves in the frozen model: P is its
         length. With the default layers and positions, the same as prompting with it."""
         ids = model.encode(text) if isinstance(text, str) else list(text)
+        if isinstance(text, str) and text and not ids:
+            raise InputError(f"the prefix's text {model.nothing_left(text)}")
         if not ids:
             raise InputError("the text of a text prefix is empty: give at least one token")
         kv = model.keys_values(ids)
@@ -193,7 +196,7 @@ class Prefix:
         if self.position_offset >= config.n_positions:
             raise InputError(
                 f"position_offset is {self.position_offset}, model {name!r} has positions 0 to "
-                f"{config.n_positions - 1}: none is left for a token"
+                f"{config.n_positions - 1}: none is left for a token; {_LEAVE_SOME}"
             )
         fits = max(self.layers, default=0) < config.n_layer if self.subset else n == config.n_layer
         if not fits:
@@ -272,7 +275,7 @@ class MLPPrefix(Prefix):
         if hidden < 1:
             raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
         rng = _rng(seed)
-        n = _shape(config, length, layers)[0]
+        n = _shape(config, length, layers, position_offset)[0]
         C, out = config.n_embd, n * 2 * config.n_embd
         a, b = C**-0.5, hidden**-0.5
         parameters = {
@@ -369,13 +372,19 @@ def _rng(seed: int) -> "np.random.Generator":
     return np.random.default_rng(seed)
 
 
-def _shape(config: "Config", length: int, layers: Sequence[int] | None) -> tuple[int, ...]:
+_LEAVE_SOME = "shorten the prefix, or train with --position-offset 0 (position_offset=0)"
+
+
+def _shape(
+    config: "Config", length: int, layers: Sequence[int] | None, position_offset: int | None
+) -> tuple[int, ...]:
     if length < 0:
         raise InputError(f"prefix length is {length}: expected 0 or more")
-    if length >= config.n_positions:
+    if position_offset is None and length >= config.n_positions:  # where the first token would be
         raise InputError(
-            f"prefix length is {length}, the model has {counted(config.n_positions, 'position')}: "
-            "none would be left"
+            f"prefix length is {length}, the model has "
+            f"{counted(config.n_positions, 'position')}: none would be left for a token; "
+            f"{_LEAVE_SOME}"
         )
     n = len(
         _check_layers(layers, config.n_layer if layers is None else len(layers), config.n_layer)

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -39,7 +40,7 @@ STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 RUN_FILES = (
     files.SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
     "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
-    "samples.md", "predictions.jsonl",
+    "samples.md", "predictions.jsonl", "predictions.jsonl.partial",
 )  # fmt: skip
 LOSSES = ("token-mean", "sentence-sum")
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
@@ -147,7 +148,7 @@ class Result:
     seconds: float
     best_loss: float | None
     best_step: int | None
-    base_unchanged: bool
+    base_unchanged: bool | None  # None: interrupted, nobody has looked
 
 
 def train(
@@ -168,12 +169,14 @@ def train(
     recorded must be the same when resuming. The process keeps the memory that it frees from here on
     (`ops.memory`).
 
-    Raises InputError when resuming what is not there or was another run, when another process
-    writes into `out`, when the disk refuses, and when the loss turns NaN (the last good state
-    stays).
+    Ctrl-C stops it at once: the step under way is dropped, all before it is saved, and resuming
+    does it again. Raises InputError for a prefix without numbers, when resuming what is not there
+    or was another run, when another process writes into `out`, when the disk refuses, and when the
+    loss turns NaN (the last good state stays).
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
+    check_trainable(prefix)
     operations(model, settings.backend)  # raises InputError where they are not in one place,
     check_same_place(model, prefix)  # before a folder is made for a run that cannot begin
     memory.keep_freed()
@@ -193,6 +196,15 @@ def train(
         return _train(model, prefix, examples, settings, out, valid, record, resume, progress)
 
 
+def check_trainable(prefix: Prefix) -> None:
+    """Raises InputError for a prefix of no slots or in no layer."""
+    if not prefix.kv.size:
+        raise InputError(
+            f"the prefix has {prefix.length} slots in {len(prefix.layers)} layers: there is "
+            "nothing to train, expected at least one slot in one layer (--prefix-length 10)"
+        )
+
+
 def _train(
     model: GPT2,
     prefix: Prefix,
@@ -210,6 +222,14 @@ def _train(
         state.start = {"kv": prefix.kv.copy()}
         save_state(out, prefix, state, record)  # from here on there is always a last good state
     first_step, batches, log = state.step, _Batches(examples, settings), Log(out / LOG, state.step)
+
+    def save() -> None:
+        log.flush()  # a state is never ahead of its log
+        save_state(out, prefix, state, record)
+
+    def validate() -> float:
+        return _validate(model, prefix, valid or (), settings, state, out, progress)
+
     bar = tqdm(
         total=settings.steps,
         initial=state.step,
@@ -219,31 +239,28 @@ def _train(
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
     with log, bar, _ctrl_c() as stop:
-        while state.step < settings.steps and not stop.asked:
-            started = time.perf_counter()
-            chosen = batches.at(state.step)
-            loss, grads, norm, dkv_norms = _gradient(model, prefix, chosen, settings, state, out)
-            if state.step > first_step and state.step % settings.save_every == 0:
-                log.flush()  # a state is never ahead of its log
-                save_state(out, prefix, state, record)  # only now are these parameters known good
-            lr = _update(prefix, grads, norm, settings, state)
-            entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
-            if dkv_norms is not None:
-                entry |= _layer_entry(prefix, dkv_norms, state)
-            if valid and (state.step % settings.eval_every == 0 or state.step == settings.steps):
-                entry["valid_loss"] = _validate(model, prefix, valid, settings, state, out)
-            log.write(entry)
-            _show(bar, entry, state)
+        times: list[float] = []
+        with suppress(_Stopped):
+            while state.step < settings.steps:
+                step, chosen = state.step + 1, batches.at(state.step)
+                saves = state.step > first_step and state.step % settings.save_every == 0
+                scored = valid and (step % settings.eval_every == 0 or step == settings.steps)
+                then = (save if saves else None, validate if scored else None)
+                entry = _step(model, prefix, chosen, settings, state, out, stop, *then)
+                log.write(entry)
+                _show(bar, entry, state)
+                times.append(entry["seconds"])
+                if len(times) == 4:
+                    _say_how_long(bar, times, settings.steps - state.step)
         for name, p in prefix.parameters.items():  # nobody has seen the loss that these give
             if not np.isfinite(p).all():
                 raise _not_finite(f"parameter {name}", float("nan"), state.step, out)
-        log.flush()
-        save_state(out, prefix, state, record)  # at the end, or where Ctrl-C stopped it
+        save()  # at the end, or where Ctrl-C stopped it
     finished = state.step == settings.steps
     if finished:
         for name, best in state.best.items():
             prefix.parameters[name][...] = best
-    if state.step:
+    if finished:  # after Ctrl-C nobody waits for a picture: `minprefix plot loss` draws it
         loss_picture(out / PICTURE, *log.read(), _title(model, prefix))
     return Result(
         step=state.step,
@@ -251,7 +268,7 @@ def _train(
         seconds=time.time() - start,
         best_loss=state.best_loss,
         best_step=state.best_step,
-        base_unchanged=digest(model.weights) == before,
+        base_unchanged=digest(model.weights) == before if finished else None,
     )
 
 
@@ -295,6 +312,45 @@ def _title(model: GPT2, prefix: Prefix) -> str:
 
 
 # ---- one step ---------------------------------------------------------------------------------
+
+
+def _step(
+    model: GPT2,
+    prefix: Prefix,
+    chosen: Sequence[Encoded],
+    settings: Settings,
+    state: State,
+    out: Path,
+    stop: "_Stop",
+    save: Callable[[], None] | None,
+    validate: Callable[[], float] | None,
+) -> dict[str, Any]:
+    """-> the line of the log. `save`: what stands, before it changes; `validate`: what came of it.
+    Raises _Stopped for a Ctrl-C, and leaves prefix and state as they were before this step."""
+    started = time.perf_counter()
+    with stop.at_once():
+        loss, grads, norm, dkv_norms = _gradient(model, prefix, chosen, settings, state, out)
+    if save:
+        save()  # only now are these parameters known good
+    before = (deepcopy(prefix.parameters), deepcopy(state.adam)) if validate else None
+    lr = _update(prefix, grads, norm, settings, state)
+    entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
+    if dkv_norms is not None:
+        entry |= _layer_entry(prefix, dkv_norms, state)
+    if validate and before:
+        try:
+            with stop.at_once():
+                valid_loss = validate()
+        except _Stopped:  # a line of the log without its validation would be another run's
+            for name, p in before[0].items():
+                prefix.parameters[name][...] = p
+            state.adam, state.step = before[1], state.step - 1
+            raise
+        entry["valid_loss"] = valid_loss
+        if state.best_loss is None or valid_loss < state.best_loss:
+            state.best_loss, state.best_step = valid_loss, state.step
+            state.best = {name: p.copy() for name, p in prefix.parameters.items()}
+    return entry
 
 
 def _gradient(
@@ -452,15 +508,13 @@ def _validate(
     settings: Settings,
     state: State,
     out: Path,
+    progress: bool,
 ) -> float:
-    size = min(32, settings.micro_batch_size or 32)
+    size, bar = min(32, settings.micro_batch_size or 32), "validation" if progress else None
     with np.errstate(over="ignore", invalid="ignore"), _room(model, prefix, valid, size, out):
-        loss = mean_loss(model, prefix.fold(), valid, settings.backend, size)
+        loss = mean_loss(model, prefix.fold(), valid, settings.backend, size, bar)
     if not math.isfinite(loss):
         raise _not_finite("validation loss", loss, state.step, out)
-    if state.best_loss is None or loss < state.best_loss:
-        state.best_loss, state.best_step = loss, state.step
-        state.best = {name: p.copy() for name, p in prefix.parameters.items()}
     return loss
 
 
@@ -470,6 +524,20 @@ def _show(bar: "tqdm[Any]", entry: dict[str, Any], state: State) -> None:
         shown["best valid"] = f"{state.best_loss:.3f}"
     bar.set_postfix(shown, refresh=False)
     bar.update()
+
+
+def _say_how_long(bar: "tqdm[Any]", times: Sequence[float], left: int) -> None:
+    """After the first steps, of which the very first warms up: what is to be expected of a long
+    run."""
+    a_step = sorted(times[1:])[(len(times) - 1) // 2]  # s
+    minutes = round(a_step * left / 60)
+    if minutes >= 10 and not bar.disable:
+        hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        bar.write(
+            f"{left} steps of {a_step:.1f} s take about {hours}, validations not counted; Ctrl-C "
+            "saves, --resume goes on, and --epochs 1 or --steps N makes a shorter run",
+            file=sys.stderr,
+        )
 
 
 class _Batches:
@@ -489,20 +557,38 @@ class _Batches:
         return [self.examples[j] for j in self._order[i * size : (i + 1) * size]]
 
 
+class _Stopped(KeyboardInterrupt):
+    """By Ctrl-C."""
+
+
 class _Stop:
-    asked = False
+    """Whether Ctrl-C was pressed, and whether that may end what goes on."""
+
+    asked, computing = 0, False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done within changes nothing that is kept, so Ctrl-C ends it anywhere."""
+        try:
+            self.computing = True
+            if self.asked:
+                raise _Stopped
+            yield
+        finally:
+            self.computing = False
 
 
 @contextmanager
 def _ctrl_c() -> Iterator[_Stop]:
-    """The first Ctrl-C lets the step finish (half a step of AdamW is no state to save); the second
-    stops now."""
+    """Ctrl-C stops what computes, at once, and lets what writes finish: half a step of AdamW is no
+    state to save. The second is impatience and changes nothing; the third stops even a save."""
     stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked += 1
+        if stop.computing or stop.asked > 2:
+            stop.computing = False
+            raise _Stopped
 
     try:
         old = signal.signal(signal.SIGINT, ask)
@@ -580,6 +666,74 @@ class Log:
         return [e["step"] for e in lines], [e["loss"] for e in lines], valid
 
 
+# ---- the folder -------------------------------------------------------------------------------
+
+#: what lies in a folder that its owner would call empty
+_OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep", ".gitignore"}
+
+
+def refuse_taken(
+    out: Path,
+    force: bool,
+    resume: bool | None = None,
+    marks: Sequence[str] = RUN_FILES,
+) -> None:
+    """Before any work: raises InputError if `out` holds `marks` of a run, unless `force` is to
+    replace them or `resume` to go on with it (None: it cannot be advised); if it holds anything and
+    nothing that minprefix wrote, a home folder or a website, with `force`, too; and if another
+    process writes there."""
+    if not out.is_dir():  # to be made, or no folder, which the system will say
+        return
+    with files.only_writer(out):
+        if not resume:
+            _refuse_taken(out, force, resume is False, marks)
+
+
+def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) -> None:
+    held = {path.name for path in out.iterdir()}
+    left = {files.temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
+    if held <= left | _OF_NOBODY:
+        return
+    if not is_ours(out):
+        replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
+        raise InputError(
+            f"{out} holds {files.listed(sorted(held))} and no run of minprefix: choose a new or an "
+            f"empty folder for --out{replaces}"
+        )
+    found = [name for name in marks if name in held]
+    if found and not force:
+        go_on = "continue it with --resume, " if resume else ""
+        raise InputError(
+            f"{out} already holds a run ({', '.join(found)}): choose another --out, "
+            f"{go_on}or replace it with --force"
+        )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a run, a prefix or an evaluation, by what a stranger's files of the
+    same names do not say."""
+    if (folder / "minprefix.json").is_file() or (folder / files.SAVING).is_dir():
+        return True
+    with suppress(InputError):
+        if "minprefix" in files.map_tensors(folder / STATE, "the state of a run")[1]:
+            return True
+    for name, wrote_it in (
+        ("adapter_config.json", lambda said: said.get("peft_type") == "PREFIX_TUNING"),
+        ("adapter_config.json", lambda said: said["config"]["architecture"] == "prefix_tuning"),
+        ("metrics.json", lambda said: {"decoding", "data_sha256"} <= said["about"].keys()),
+    ):
+        with suppress(InputError, KeyError, TypeError, AttributeError):
+            if wrote_it(files.read_json(folder / name, "what minprefix wrote")):
+                return True
+    for name in ("predictions.jsonl", "predictions.jsonl.partial"):  # an evaluation was stopped
+        with suppress(InputError):
+            text = files.read_text(folder / name, "what minprefix wrote")
+            _, line = next(files.json_lines(folder / name, text), ("", {}))
+            if {"source", "prediction", "references"} <= line.keys():
+                return True
+    return False
+
+
 # ---- the state --------------------------------------------------------------------------------
 
 
@@ -605,6 +759,11 @@ def save_state(out: Path, prefix: Prefix, state: State, record: dict[str, Any]) 
     # one key: the library does not keep the order of several, and equal states are equal bytes
     metadata = {"minprefix": json.dumps({"state": numbers, "run": record})}
     files.write_tensors(out / STATE, tensors, metadata)
+
+
+def saved_step(out: Path) -> int:
+    """The step that the state in `out` is of."""
+    return _read_state(out)[2]["step"]
 
 
 def load_options(out: Path, command: str) -> dict[str, Any]:
@@ -651,7 +810,11 @@ def load_state(out: Path, prefix: Prefix, record: dict[str, Any]) -> State:
     """Put the parameters of a saved run into `prefix`. Raises InputError if it was another run than
     `record`."""
     tensors, saved, numbers = _read_state(out)
-    differs = _first_difference(saved, json.loads(json.dumps(record)))
+    # the settings last: more data makes more steps, and the data is what changed
+    in_order = {k: record[k] for k in sorted(record, key=lambda k: k == "settings")}
+    differs = _first_difference(
+        {k: saved.get(k) for k in in_order} | saved, json.loads(json.dumps(in_order))
+    )
     if differs:
         raise InputError(
             f"cannot resume {out}: {differs}; resume with what it was started with, or use another "
@@ -720,6 +883,15 @@ _PLACES = {
 }
 
 
+#: fingerprints, and what the user would say
+_FINGERPRINTS = {
+    "about.data_sha256": "--data is another file, or has changed: ",
+    "about.valid_sha256": "--valid is another file, or has changed: ",
+    "about.init.sha256": "the prefix of --init-prefix has changed: ",
+    "base_sha256": "this is another model: ",
+}
+
+
 def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(k for k in now if k not in saved)]:
@@ -731,4 +903,5 @@ def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
         return None
     what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
     what = files.said(what.replace(".", " "))
-    return f"{what} was {files.shown(saved)} and is now {files.shown(now)}"
+    said = _FINGERPRINTS.get(name, "")
+    return f"{said}{what} was {files.shown(saved)} and is now {files.shown(now)}"

@@ -4,6 +4,8 @@ import hashlib
 import json
 import platform
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -19,8 +21,11 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.artifact import SCHEMA, load_mlp, load_prefix, save_prefix, tokenizer_fingerprint
 from minprefix.prefix import MLPPrefix
+from minprefix.prefixes.verify import verify
 from tests.conftest import random_model, to_hf
+from tests.test_files import POINTER
 
+PEFT_TENSOR, KV = "adapter_model.safetensors", "prompt_embeddings"
 PEFT_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 P, L, NH, HS = 5, 3, 4, 8  # the shape of the fixture `config`
 RULES = json.loads(SCHEMA.read_text(encoding="utf-8"))
@@ -535,6 +540,46 @@ def test_a_missing_or_empty_folder_is_named(tmp_path, base):
         load_mlp(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no MLP"):
         load_mlp(tmp_path)
+
+
+def test_the_sentence_about_pefts_pickle_gives_the_command_that_converts_it(tmp_path, config, base):
+    prefix = flat(config)
+    prefix.save(tmp_path, base)
+    unmarked(tmp_path)
+    state = {"prompt_embeddings": torch.tensor(load_file(tmp_path / PEFT_TENSOR)[KV].copy())}
+    (tmp_path / PEFT_TENSOR).unlink()
+    torch.save(state, tmp_path / "adapter_model.bin")
+    said = (
+        r"has no adapter_model\.safetensors: adapter_model\.bin is a pickle, .*never opened: conv"
+    )
+    with pytest.raises(InputError, match=said) as error:
+        Prefix.load(tmp_path, base)
+    (command,) = re.findall(r"`python -c \"(.*?)\"`", str(error.value))
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    assert np.array_equal(Prefix.load(tmp_path, base).kv, prefix.kv.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["prefix.pt", "pytorch_model.bin"])
+def test_a_prefix_in_another_pickle_is_never_opened(tmp_path, base, name):
+    (tmp_path / name).write_bytes(b"\x80\x02.")
+    with pytest.raises(InputError, match=rf"has no adapter_model\.safetensors: {name} is a pickle"):
+        Prefix.load(tmp_path, base)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", PEFT_TENSOR, "minprefix.json"])
+def test_a_prefix_that_git_lfs_has_not_fetched_says_so(tmp_path, config, base, file):
+    flat(config).save(tmp_path, base)
+    (tmp_path / file).write_bytes(POINTER)
+    with pytest.raises(InputError, match=rf"{file} is a Git LFS pointer, .*: run `git lfs pull`"):
+        Prefix.load(tmp_path, base)
+    with pytest.raises(InputError, match=rf"{file} is a Git LFS pointer, .*: run `git lfs pull`"):
+        verify(tmp_path, base)
+
+
+def test_an_mlp_that_git_lfs_has_not_fetched_says_so(saved_mlp):
+    (saved_mlp / "mlp.safetensors").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"mlp\.safetensors is a Git LFS pointer"):
+        load_mlp(saved_mlp)
 
 
 def test_our_tensor_without_minprefix_json_is_refused(saved_subset):

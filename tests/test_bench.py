@@ -1,6 +1,7 @@
 """`minprefix bench`: the same work for everyone, the arithmetic of figures and verdicts, the record
 and its page. No time is a test."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from minprefix import ops
-from minprefix.bench import command, machine, ours, report, run, summary, work
+from minprefix.bench import agree, command, machine, ours, report, run, summary, work
 from minprefix.bench.summary import Figure, Target
 from minprefix.bench.work import Job
 from minprefix.cli import _parser, main
@@ -152,6 +153,98 @@ def test_everyone_writes_as_many_tokens():
         assert answer["cases"]["c"]["whole"][0] > 0
 
 
+def asked(monkeypatch, *sections):
+    """What a peer's answers to the questions before the bench lead to, in this process."""
+    pytest.importorskip("peft")
+    from minprefix.bench import peers
+
+    def in_this_process(jobs, threads, scratch, on_record):
+        for job in jobs:
+            args = (job.arguments,) if job.who == "ours" else (job.arguments, job.who)
+            answer = getattr(ours if job.who == "ours" else peers, job.task)(*args)
+            on_record({**asdict(job), "answer": json.loads(json.dumps(answer)), "error": None})
+
+    monkeypatch.setattr(command, "run_all", in_this_process)
+    return command._agreeing(["torch", "peft", "peft-dropout"], sections, 1, False)
+
+
+def test_peers_that_compute_the_same_are_all_measured(monkeypatch):
+    assert asked(monkeypatch, "train", "decode") == (["torch", "peft", "peft-dropout"], {})
+    assert asked(monkeypatch, "start", "growth") == (["torch", "peft", "peft-dropout"], {})
+
+
+def test_a_peft_that_drops_its_prefix_when_it_writes_is_not_timed_at_that(monkeypatch, capsys):
+    from peft import PeftModelForCausalLM
+
+    def drops(self, **given):
+        with self.disable_adapter():
+            return self.base_model.generate(**given)
+
+    monkeypatch.setattr(PeftModelForCausalLM, "generate", drops)
+    there, skipped = asked(monkeypatch, "train", "decode")
+    assert there == ["torch", "peft", "peft-dropout"]
+    versions = [importlib.metadata.version(name) for name in ("transformers", "peft")]
+    why = "with transformers {} and peft {} it computes without its prefix".format(*versions)
+    assert skipped == {"generate": why}
+    args = _parser().parse_args(["bench", "all"])
+    jobs = command.plan(args, ("train", "decode"), None, there, skipped)
+    assert {j.who for j in jobs if j.section == "decode"} == {"ours"}
+    assert {j.who for j in jobs if j.section == "train"} >= {"ours", "peft"}
+    record = made_up(whos=("ours", "torch"))
+    record["skipped"] = skipped
+    assert f"transformers' generate, through PEFT was not measured: {why}." in report.text(record)
+
+
+def test_a_peer_that_trains_otherwise_is_not_timed_at_all(monkeypatch):
+    pytest.importorskip("peft")
+    from minprefix.bench import peers
+
+    init = peers.Peft.__init__
+
+    def without(self, arguments, dropout=0.0):
+        init(self, arguments, dropout)
+        (slots,) = [p for p in self.model.parameters() if p.requires_grad]
+
+        def forward(**given):
+            out = self.model.base_model(**given)
+            out.loss = out.loss + 0 * slots.sum()
+            return out
+
+        self.model.forward = forward
+
+    monkeypatch.setattr(peers.Peft, "__init__", without)
+    there, skipped = asked(monkeypatch, "memory")
+    assert there == ["torch"]
+    assert skipped.keys() == {"peft", "peft-dropout"}
+    monkeypatch.undo()
+
+    attend = peers.ByHand._each_sequence
+    monkeypatch.setattr(
+        peers.ByHand,
+        "_each_sequence",
+        lambda self, Ts: lambda q, k, v, i: attend(self, Ts)(q, k, 5 * v, i),
+    )
+    there, skipped = asked(monkeypatch, "train")
+    assert there == ["peft", "peft-dropout"]
+    assert skipped["torch"].endswith("it computes other losses than minprefix")
+
+
+def test_a_question_that_gets_no_answer_proves_nothing():
+    runs = [
+        {"task": "train", "work": work, "who": who, "answer": answer}
+        for work, who, answer in (
+            ("losses", "ours", {"losses": [1.0]}),
+            ("losses", "peft", None),
+            ("no prefix", "ours", {"losses": [2.0]}),
+        )
+    ]
+    assert agree.disagreements(runs) == {}
+    runs[1]["answer"] = {"losses": [1.000001]}
+    assert agree.disagreements(runs) == {}
+    runs[1]["answer"] = {"losses": [2.0]}
+    assert "without its prefix" in agree.disagreements(runs)["peft"]
+
+
 def test_the_recorder_sees_every_product_of_linear_layers():
     recorder = ours.Recorder(ops.get("numpy"))
     model, prefix = ours._model_and_prefix(SMALL)
@@ -232,18 +325,18 @@ def test_the_scratch_folder_is_filled_in_and_not_recorded(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_leaves_no_process_behind(tmp_path):
     noted = tmp_path / "pid"
-    child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     code = (
         "import os, signal, sys; from minprefix.bench.run import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & has it ignored
         f"launch([sys.executable, '-c', {child!r}], dict(os.environ))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not (noted.exists() and noted.read_text()) and time.monotonic() < until:
         time.sleep(0.02)
     parent.send_signal(signal.SIGINT)
-    _, err = parent.communicate(timeout=20)
+    _, err = parent.communicate(timeout=120)
     assert "KeyboardInterrupt" in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(noted.read_text()), 0)

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import math
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,12 +17,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
-from minprefix import GPT2, Config, Prefix, errors
+import minprefix.train
+from minprefix import GPT2, Config, InputError, Prefix, checkpoint, cli, errors, outlook
 from minprefix.cli import main
+from minprefix.data.pairs import Pair, Template, encode_pairs, read_pairs
 from minprefix.data.world import table_to_text
+from minprefix.evaluate import mean_loss
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefix import MLPPrefix
+from minprefix.train import Settings
 from tests.conftest import random_model
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
@@ -79,6 +86,10 @@ def refused(capsys):
     return run
 
 
+def demo_metrics(before, after):
+    return {"before": {"loss": before}, "after": {"loss": after}}
+
+
 def train(model_dir, data, out, *more):
     steps = () if "--epochs" in more else ("--steps", 6)
     return ["train", "--model", model_dir, "--data", data, "--out", out, *steps, *more]
@@ -105,7 +116,6 @@ def two_threads():
         ["--init", "text", "--init-text", "food name"],
         ["--mlp-hidden", "8"],
         ["--mlp-hidden", "8", "--init", "text", "--init-text", "food", "--schedule", "cosine"],
-        ["--prefix-length", "0"],
         ["--loss", "sentence-sum", "--micro-batch-size", "3", "--clip", "0", "--warmup", "2"],
         ["--backend", "reference", "--weight-decay", "0.1", "--template", "{source} => {target}."],
     ],
@@ -149,7 +159,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 def test_every_command_that_computes_takes_threads(
     ok, model_dir, data, tmp_path, two_threads, monkeypatch
 ):
-    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: {"exact_match": 1.0})
+    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: demo_metrics(0.1, 0.01))
     out, e = tmp_path / "run", tmp_path / "e"
     for argv in (
         train(model_dir, data, out),
@@ -301,6 +311,284 @@ def test_it_runs_as_a_process_with_status_2_and_no_traceback(tmp_path):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("minprefix: error: model folder './nowhere' does not exist")
+
+
+# ---- what train says before and after ----
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A note is given once in a process: here it is given again."""
+    monkeypatch.setattr("minprefix.errors._given", set())
+
+
+def lines_of(path, pairs):
+    path.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
+    return path
+
+
+def test_train_shows_the_first_pair_the_frozen_loss_and_two_samples(
+    ok, model_dir, data, tmp_path, fresh
+):
+    out = tmp_path / "run"
+    said = ok(*train(model_dir, data, out, "--template", "{source} => {target}!"))
+    model = GPT2.load(model_dir)
+    prompt, target = (model.encode(t) for t in (PAIRS[0][0] + " =>", " " + PAIRS[0][1] + "!"))
+    assert re.search(r"12 examples of \d+ to \d+ tokens \(55 fit\), 6 steps of 10\n", said)
+    assert f"the first pair, {len(prompt)} tokens and {len(target) + 1} to predict" in said
+    assert f"  source  {PAIRS[0][0]} =>\n  target   {PAIRS[0][1]}!\n" in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    encoded = encode_pairs(model, read_pairs(data), Template("{source} => {target}!"), 55)
+    assert metrics["frozen_loss"] == pytest.approx(mean_loss(model, None, encoded), rel=1e-6)
+    prefix = Prefix.load(out, model)
+    assert metrics["loss"] == pytest.approx(mean_loss(model, prefix, encoded), rel=1e-6)
+    assert f"the frozen model's loss on 12 of them is {metrics['frozen_loss']:.2f} a token" in said
+    assert f"guessing among its {model.config.vocab_size} tokens has" in said
+    frozen, trained = (f"{metrics[name]:.4f}" for name in ("frozen_loss", "loss"))
+    assert f"loss on 12 pairs: {frozen} of the frozen model, {trained} with the prefix" in said
+    samples = json.loads((out / "minprefix.json").read_text())["evaluation"]["samples"]
+    assert said.count("  model   ") == 2
+    for sample, (source, target) in zip(samples[:2], PAIRS, strict=False):
+        shown = " / ".join(sample["prediction"].splitlines()) or "(nothing)"
+        assert f"  source  {source}\n  model   {shown}\n  target  {target}\n" in said
+
+
+def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh):
+    model, chance = GPT2.load("tiny"), math.log(1024)
+    world = [Pair(*pair, "") for pair in table_to_text(4, "train", 0)]
+    foreign = [Pair("Zürich", "Grüezi mitenand, wie gaats?", "")]
+
+    def said_of(pairs):
+        encoded = encode_pairs(model, pairs, Template(), model.room())
+        value = outlook.frozen_loss(model, encoded, Settings(steps=1))
+        found = re.fullmatch(
+            rf"the frozen model's loss on {len(pairs)} of them is (.*) a token, (.*) tokens a word"
+            rf"; guessing among its 1024 tokens has {chance:.2f}\n",
+            capsys.readouterr().out,
+        )
+        assert float(found[1]) == pytest.approx(value, abs=0.005)
+        return value, float(found[2])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value, a_word = said_of(world)
+    assert value < 1
+    assert a_word < 2
+    with pytest.warns(errors.Note) as caught:
+        value, a_word = said_of(foreign)
+    assert value > 0.9 * chance
+    assert a_word > 3
+    assert [str(w.message) for w in caught] == [
+        "'tiny' does not know such text, it has read its own small world alone (minprefix demo): a "
+        "prefix steers what a model knows and teaches it no language; give a model that has read "
+        "such text, for example --model gpt2"
+    ]
+
+
+def test_validation_takes_a_sample_that_is_the_same_in_every_run(
+    ok, refused, model_dir, data, tmp_path
+):
+    letters = [(f"name[{a}], food[{b}]", f"{b} {a}") for a in "abcdefgh" for b in "qrstuvwxyz"]
+    valid = lines_of(tmp_path / "v.jsonl", letters)
+    model = GPT2.load(model_dir)
+    encoded = encode_pairs(model, read_pairs(valid), Template(), 55)
+    losses = {}
+    for name, more in (("a", ["7"]), ("b", ["7", "--seed", "5"]), ("all", ["all"]), ("0", ["0"])):
+        out = tmp_path / name
+        said = ok(*train(model_dir, data, out, "--valid", valid, "--valid-samples", *more))
+        n = 7 if more[0] == "7" else 80
+        assert f"validation on {n} of 80 pairs every 100 steps" in said
+        assert ("--valid-samples all takes all" in said) == (n == 7)
+        options = json.loads((out / "minprefix.json").read_text())["training"]["options"]
+        assert options["valid_samples"] == (7 if n == 7 else 0)
+        prefix = Prefix.load(out, model)
+        losses[name] = json.loads((out / "metrics.json").read_text())["valid_loss"]
+        some = [e for e in encoded if n == 80 or e in outlook.drawn(encoded, 7)]
+        assert losses[name] == pytest.approx(mean_loss(model, prefix, some), rel=1e-5)
+    assert losses["all"] == losses["0"]
+    assert outlook.drawn(encoded, 7) == outlook.drawn(encoded, 7) != encoded[:7]
+    assert "--valid-samples says on how many pairs --valid is scored" in refused(
+        *train(model_dir, data, tmp_path / "no", "--valid-samples", "5")
+    )
+
+
+@pytest.mark.parametrize("text", ["some", "-1", "1.5", ""])
+def test_a_sample_of_no_number_is_a_sentence(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--out", "x", "--valid-samples", text])
+    assert f"{text!r}: expected a whole number from 1, or all" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_path, monkeypatch):
+    """It validated on all pairs, and left one out whose last token had no position."""
+    letters = [
+        (f"name[{a}]", f"{b} {a} {c}") for a in "abcdefg" for b in "rstuvwx" for c in "ABCDE"
+    ]
+    valid = lines_of(tmp_path / "v.jsonl", letters)
+    data.write_text(data.read_text() + "\n" + json.dumps({"source": "x", "target": "y " * 26}))
+    argv = train(model_dir, data, tmp_path / "cut", "--valid", valid, "--skip-long")
+    with monkeypatch.context() as patch:
+        patch.setitem(cli.TRAIN_DEFAULTS, "valid_samples", None)
+        patch.setattr(minprefix.train, "_update", lambda *args: signal.raise_signal(signal.SIGINT))
+        assert main([str(a) for a in argv]) == 130
+    said = ok("train", "--out", tmp_path / "cut", "--resume")
+    assert "1 of 13 pairs are too long, left out" in said
+    assert "validation on 245 of 245 pairs" in said
+    assert "valid_samples" not in (tmp_path / "cut" / "minprefix.json").read_text()
+    ok("verify", tmp_path / "cut")
+    said = ok(*argv, "--force")
+    assert "0 of 13 pairs are too long" in said
+    assert "validation on 200 of 245 pairs" in said
+
+
+@pytest.mark.parametrize(
+    ("pairs", "more", "note"),
+    [
+        (
+            [(f"text {i} of it", f"name[{i % 9}], food[Thai]") for i in range(20)], [],
+            "the targets look like records and the sources like sentences",
+        ),
+        ([("x", "a b"), ("y", "c")], ["--source-column", "target", "--target-column", "source"],
+         "are --source-column and --target-column swapped?"),
+        ([("x", "a"), ("x", "b")], [], "every source is the same"),
+        ([("x", "a"), ("y", "a")], [], "every target is the same"),
+        ([("x", "a"), ("y", "b")] * 2, [], "of 4 pairs 2 are different, the others repeat them"),
+        ([("x", "a"), ("y", "b")], ["--valid", "d.jsonl"], "2 of the 2 pairs of --valid are in"),
+    ],
+    ids=["swapped", "swapped names", "one source", "one target", "repeated", "valid is data"],
+)  # fmt: skip
+def test_what_seems_odd_is_a_note_and_stops_nothing(
+    capsys, model_dir, tmp_path, fresh, monkeypatch, pairs, more, note
+):
+    monkeypatch.chdir(tmp_path)
+    lines_of(tmp_path / "d.jsonl", pairs)
+    assert main([str(a) for a in train(model_dir, "d.jsonl", "out", "--steps", 1, *more)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert sum(note in line for line in said) == 1
+    assert len(said) <= 2  # the other says that this model knows no such text
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(f"name[{i % 9}], food[Thai]", f"text {i} of it") for i in range(20)],
+        [(f"text {i} of it", "good" if i % 2 else "bad") for i in range(20)],
+        [(f"a review, the number {i}", "this review = kind" if i % 2 else "no") for i in range(20)],
+        [(f"what is in row {i}?", f"SELECT a FROM b WHERE c = {i}") for i in range(20)],
+        [(f"text {i} of it", f"name[{i}], food[Thai]") for i in range(20)],
+        [(f"the word {i}", f"das Wort {i}") for i in range(20)],
+    ],
+    ids=["records", "labels", "verbose labels", "parses", "one text a record", "translations"],
+)
+def test_no_note_accuses_what_people_do(capsys, model_dir, tmp_path, fresh, pairs):
+    data = lines_of(tmp_path / "d.jsonl", pairs)
+    assert main([str(a) for a in train(model_dir, data, tmp_path / "out", "--steps", 1)]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert all("does not know such text" in line for line in notes)
+
+
+def test_the_datasets_columns_are_told_from_swapped_ones(e2e):
+    pairs = read_pairs(e2e / "devset.csv")
+    sources, targets = ({pair[i] for pair in pairs} for i in (0, 1))
+    assert outlook.are_swapped(targets, sources)
+    assert not outlook.are_swapped(sources, targets)
+
+
+def test_a_prefix_that_makes_the_model_worse_is_said_and_is_status_1(
+    capsys, model_dir, data, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(outlook, "mean_loss", lambda model, prefix, *_: 9.0 if prefix else 4.0)
+    assert main([str(a) for a in train(model_dir, data, out, "--lr", 0.5)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "minprefix: the loss is 9.00 with this prefix and 4.00 without one: it has made the model "
+        "worse. Train again with a lower --lr (it was 0.5), or look at the data"
+    )
+    Prefix.load(out, GPT2.load(model_dir))  # it is written all the same
+    for before, after, status in ((0.1, 0.5, 0), (0.1, 0.7, 1), (4, 4.9, 0), (4, 5.1, 1)):
+        monkeypatch.setattr(
+            "minprefix.demo.run", lambda *_, b=before, a=after, **__: demo_metrics(b, a)
+        )
+        assert main(["demo", "--out", str(tmp_path / "demo")]) == status
+
+
+@pytest.mark.long
+def test_an_lr_of_1000_ends_with_status_1(capsys, tmp_path):
+    world = lines_of(tmp_path / "world.jsonl", table_to_text(4, "train", 0))
+    argv = train("tiny", world, tmp_path / "out", "--steps", 3, "--lr", 1000)
+    assert main([str(a) for a in argv]) == 1
+    assert "lower --lr (it was 1000)" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_a_prefix_of_no_slots_trains_nothing_and_is_refused(refused, data, tmp_path, command):
+    argv = {
+        "train": train("tiny", data, tmp_path / "out"),
+        "demo": ["demo", "--out", tmp_path / "out"],
+    }
+    said = refused(*argv[command], "--prefix-length", 0)
+    assert "the prefix has 0 slots in 4 layers: there is nothing to train" in said
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Ctrl-C, wherever it comes ----
+
+BEFORE, AFTER = "minprefix: stopped", "go on with: minprefix train --out "
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir, tmp_path_factory):
+    """A command, and the run that it makes where nothing stops it."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = lines_of(folder / "data.jsonl", PAIRS * 4)
+    valid = lines_of(folder / "valid.jsonl", [("name[C]", "C is a pub.")])
+    argv = [str(a) for a in train(model_dir, data, folder / "run", "--valid", valid)]
+    assert main(argv) == 0
+    return argv, folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("minprefix.model.GPT2.load", BEFORE),
+        ("minprefix.model.GPT2.encode_many", BEFORE),
+        ("minprefix.model.GPT2.fingerprint", BEFORE),
+        ("minprefix.outlook.mean_loss", BEFORE),
+        ("minprefix.train.batch_gradient", AFTER),
+        ("minprefix.train.mean_loss", AFTER),
+        ("minprefix.train.loss_picture", AFTER),
+        ("minprefix.outlook.loss", AFTER),
+        ("minprefix.prefixes.verify.mean_loss", AFTER),
+        ("minprefix.prefixes.verify.predict", AFTER),
+        ("minprefix.artifact.files.write_together", AFTER),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_wherever_it_comes(
+    ok, capsys, whole, tmp_path, monkeypatch, where, said
+):
+    argv, whole = [*whole[0], "--out", str(tmp_path / "cut")], whole[1]
+
+    def pressed(*args, **kwargs):
+        if where != "minprefix.outlook.loss" or args[1] is not None:
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("Ctrl-C is not answered at once")
+        return real(*args, **kwargs)
+
+    real = outlook.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(where, pressed)
+        assert main(argv) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert said in last
+    if said == BEFORE:
+        assert last == BEFORE
+        assert not any((tmp_path / "cut").glob("*"))
+        ok(*argv)
+    else:
+        ok(*shlex.split(last.partition("go on with: minprefix ")[2]))
+    names = {"adapter_model.safetensors", "state.safetensors", "metrics.json", "loss.png"}
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 # ---- to start from a trained prefix ----
@@ -513,7 +801,8 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
         (
             "d.csv",
             b"source,target\na,b\nx," + b"y " * 60,
-            "d.csv, line 3: 123 tokens, the model has room for 54 after the prefix",
+            "d.csv, line 3: 123 tokens, the model has room for 55 after the prefix: shorten the "
+            "line, or leave such lines out",
         ),
     ],
 )
@@ -536,7 +825,7 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
     assert "1 of 13 pairs are too long, left out" in said
     assert "12 examples" in said
     data.write_text(long)
-    assert "every pair is longer than the 54" in refused(
+    assert "every pair is longer than the 55" in refused(
         *train(model_dir, data, tmp_path / "b", "--skip-long")
     )
 
@@ -556,6 +845,26 @@ def test_a_source_of_200_000_characters_can_be_left_out_of_a_table(
     assert said.startswith("3 sources, 6 references\n1 source too long, left out\n")
     ok("verify", out, "--model", model_dir)
     ok("prune", out, "--model", model_dir, "--keep", 2, "--data", data, "--out", tmp_path / "p")
+
+
+def test_a_pair_fits_where_generate_can_write_it_and_one_token_more_does_not(
+    ok, refused, model_dir, tmp_path
+):
+    out, path, e = tmp_path / "run", tmp_path / "d.jsonl", tmp_path / "e"
+    path.write_text(json.dumps({"source": "x", "target": "y " * 26}))  # 55 tokens with the end
+    longer = tmp_path / "longer.jsonl"
+    longer.write_text(json.dumps({"source": "x", "target": "y " * 26 + "y"}))
+    call = ["evaluate", "--model", model_dir, "--out", e, "--force", "--prefix", out, "--data"]
+    write = ["generate", "--model", model_dir, "--prefix", out, "--prompt", "x"]
+    ok(*train(model_dir, path, out))
+    ok(*call, path)
+    ok("verify", out)
+    ok(*write, "--max-new-tokens", 53)  # all but the prompt, "x" and a line break
+    for said in (refused(*train(model_dir, longer, tmp_path / "b")), refused(*call, longer)):
+        assert "56 tokens, the model has room for 55 after the prefix" in said
+        assert "train with --position-offset 0" in said
+    assert "with 54 new tokens it needs more" in refused(*write, "--max-new-tokens", 54)
+    ok(*train(model_dir, longer, tmp_path / "b", "--position-offset", 0))
 
 
 def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):
@@ -590,6 +899,76 @@ def test_an_output_folder_that_holds_a_run_is_refused(ok, refused, model_dir, da
     assert "already holds a run" in refused(*call)
 
 
+STRANGERS = {
+    "a website": {"index.html": "<p>", "samples.md": "# of cloth"},
+    "another's results": {"metrics.json": '{"about": {"author": "me"}}', "log.jsonl": "{}"},
+    "another's adapter": {"adapter_config.json": '{"peft_type": "LORA"}', "loss.png": ""},
+    "another's state": {"state.safetensors": "theirs", "predictions.jsonl": ""},
+    "folders": {"photos/1.jpg": ""},
+    "hidden files": {".ssh/id": "", ".profile": ""},
+}
+
+
+@pytest.mark.parametrize("of", STRANGERS)
+def test_no_command_writes_into_a_strangers_folder_with_force_neither(
+    refused, model_dir, data, tmp_path, of
+):
+    out, prefix = tmp_path / "theirs", tmp_path / "p"
+    for name, text in STRANGERS[of].items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    model = GPT2.load(model_dir)
+    Prefix.normal(model.config, 3).save(prefix, model)
+    to = ["--out", out]
+    for argv in (
+        train(model_dir, data, out),
+        ["demo", *to],
+        ["evaluate", "--model", model_dir, "--data", data, *to],
+        ["export", prefix, "--to", "peft", *to],
+        ["export", prefix, "--to", "adapters", *to],
+        ["import", prefix, "--model", model_dir, *to],
+        ["combine", prefix, "--how", "average", *to],
+        ["prune", prefix, "--keep", 1, "--data", data, *to],
+    ):
+        for force in ([], ["--force"]):
+            said = refused(*argv, *force)
+            assert f"{out} holds '{min(STRANGERS[of]).partition('/')[0]}'" in said
+            assert "no run of minprefix: choose a new or an empty folder for --out" in said
+            assert ("--force replaces what minprefix wrote" in said) == bool(force)
+    held = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert held == STRANGERS[of]
+    assert "holds other things" in refused("vectors", "write", out)
+
+
+def test_what_a_kill_or_a_desktop_leaves_is_an_empty_folder(ok, model_dir, data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".state.safetensors.tmp", ".DS_Store", ".gitkeep"):
+        (out / name).write_bytes(b"")
+    ok(*train(model_dir, data, out))
+
+
+def test_force_replaces_each_thing_that_minprefix_wrote(ok, model_dir, data, tmp_path):
+    out, run = tmp_path / "out", tmp_path / "run"
+    ok(*train(model_dir, data, run))
+    for argv in (
+        ["evaluate", "--model", model_dir, "--data", data],
+        ["export", run, "--to", "peft"],
+        ["import", tmp_path / "peft", "--model", model_dir],
+        train(model_dir, data, out),
+    ):
+        for force in ([], ["--force"]):
+            ok(*argv, "--out", out, *force)
+        if argv[0] == "export":
+            shutil.copytree(out, tmp_path / "peft")
+        shutil.rmtree(out)
+    # a run that was killed before it ended
+    ok(*train(model_dir, data, out))
+    (out / "minprefix.json").unlink()
+    (out / "adapter_config.json").unlink()
+    ok(*train(model_dir, data, out, "--force"))
+
+
 def test_resuming_what_is_not_there_or_another_run_is_refused(
     ok, refused, model_dir, data, tmp_path
 ):
@@ -597,9 +976,20 @@ def test_resuming_what_is_not_there_or_another_run_is_refused(
     out = tmp_path / "run"
     ok(*train(model_dir, data, out))
     said = refused("train", "--out", out, "--resume", "--lr", "0.5")
-    assert "lr was 0.005 and is now 0.5" in said
+    assert f"cannot resume {out}: --lr was 0.005 and is now 0.5: leave it out to go on" in said
+    assert "--init-prefix" not in said
+    said = refused("train", "--out", out, "--resume", "--mlp-hidden", "3")
+    assert "--mlp-hidden was not given and is now 3" in said
+    for option, was in (("--steps", "was 6"), ("--epochs", "was not given")):
+        said = refused("train", "--out", out, "--resume", option, "7")
+        assert f"{option} {was} and is now 7: leave it out to go on with the run as it" in said
+        assert "start another run from this one when it has ended: --init prefix --init-" in said
+        assert f"--init-prefix {out}" in said
+    for same in (["--steps", 6], ["--lr", "5e-3"], ["--prefix-length", 10], ["--init", "normal"]):
+        ok("train", "--out", out, "--resume", *same)
     data.write_text(data.read_text() + '\n{"source": "new", "target": "line"}')
-    assert "data_sha256 was" in refused("train", "--out", out, "--resume")
+    said = refused("train", "--out", out, "--resume")
+    assert f"cannot resume {out}: --data is another file, or has changed: data_sha256 was" in said
     assert "not started by `minprefix demo`" in refused("demo", "--out", out, "--resume")
 
 
@@ -829,7 +1219,7 @@ def test_a_note_is_a_warning_to_a_library_user_and_no_error_to_the_command_line(
 # ---- evaluate and generate: one long text among others ----
 
 
-def lines_of(path):
+def objects_in(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -858,7 +1248,7 @@ def test_a_long_source_does_not_cut_what_is_written_for_the_others(
     ok(*call, "--out", tmp_path / "a")
     with_a_long_one(5)
     ok(*call, "--out", tmp_path / "b")
-    short, all_of_them = (lines_of(tmp_path / n / "predictions.jsonl") for n in "ab")
+    short, all_of_them = (objects_in(tmp_path / n / "predictions.jsonl") for n in "ab")
     assert all_of_them[:3] == short
     model = GPT2.load(model_dir)
     assert max(len(model.encode(line["prediction"])) for line in short) > 20
@@ -916,7 +1306,7 @@ def test_a_run_that_is_refused_while_it_decodes_leaves_no_empty_folder(
 
 
 def test_each_of_several_prompts_has_its_own_room(ok, refused, model_dir, with_a_long_one):
-    long = lines_of(with_a_long_one(5))[-1]["source"] + "\n"
+    long = objects_in(with_a_long_one(5))[-1]["source"] + "\n"
     call = ["generate", "--model", model_dir, "--min-new-tokens", 4]
     alone = [ok(*call, "--prompt", text).removesuffix("\n") for text in ("name", long)]
     both = ok(*call, "--prompt", "name", "--prompt", long)
@@ -968,20 +1358,20 @@ def test_ctrl_c_in_evaluate_keeps_the_predictions_that_are_there(
     out, there = tmp_path / "e", []
     call = ["evaluate", "--model", model_dir, "--data", data, "--batch-size", 1, "--out"]
     ok(*call, tmp_path / "whole")
-    whole = lines_of(tmp_path / "whole" / "predictions.jsonl")
+    whole = objects_in(tmp_path / "whole" / "predictions.jsonl")
     partial = out / "predictions.jsonl.partial"
     with monkeypatch.context() as patch:
         # what a kill would leave is on the disk before the next batch begins
-        stop_in_batch(patch, "minprefix.evaluate", 3, lambda: there.extend(lines_of(partial)))
+        stop_in_batch(patch, "minprefix.evaluate", 3, lambda: there.extend(objects_in(partial)))
         assert main([str(a) for a in [*call, out]]) == 130
     assert there == whole[:2]
-    assert lines_of(partial) == whole[:2]
+    assert objects_in(partial) == whole[:2]
     err = capsys.readouterr().err
     assert err == f"minprefix: {partial} has 2 of 3 predictions\nminprefix: stopped\n"
     assert "already holds a run (predictions.jsonl.partial)" in refused(*call, out)
     ok(*call, out, "--force")
     assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.jsonl"}
-    assert lines_of(out / "predictions.jsonl") == whole
+    assert objects_in(out / "predictions.jsonl") == whole
     with monkeypatch.context() as patch:
         stop_in_batch(patch, "minprefix.evaluate", 1)
         assert main([str(a) for a in [*call, tmp_path / "none"]]) == 130
@@ -1076,3 +1466,55 @@ def test_one_of_a_kind_is_not_said_in_the_plural(ok, model_dir, tmp_path):
     said = ok("vectors", "write", tmp_path / "v", "--only", "gelu/usual")
     assert said.startswith("1 case, ")
     assert "the only check passed" in ok("check", "numpy", "--only", "gelu/usual")
+
+
+WITHOUT_MODEL = [
+    ["generate", "--prompt", "x"],
+    ["evaluate", "--data", "DATA", "--out", "out"],
+    ["train", "--data", "DATA", "--out", "out", "--steps", 1],
+    ["import", "from-peft", "--out", "out"],
+    ["plot", "pattern", "--prompt", "x", "--out", "x.png"],
+    ["view", "--prompt", "x", "--out", "x.html"],
+    ["step", "--prompt", "x"],
+    ["demo", "--steps", 1, "--out", "out"],
+]
+
+
+@pytest.mark.parametrize("argv", WITHOUT_MODEL, ids=lambda argv: argv[0])
+def test_without_model_it_is_the_model_that_ships_whatever_the_folders_are_called(
+    tmp_path, monkeypatch, model_dir, data, refused, argv
+):
+    """... in every command that has a model of its own; "tiny" is then the name of a folder."""
+    shutil.copytree(model_dir, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    find = checkpoint.find
+
+    def found(*args):
+        raise InputError(f"the model is {find(*args)}")
+
+    monkeypatch.setattr(checkpoint, "find", found)
+    argv = [str(data) if a == "DATA" else a for a in argv]
+    assert refused(*argv) == f"the model is {checkpoint.TINY}"
+    if argv[0] != "demo":
+        with pytest.warns(errors.Note, match="hides"):  # the command line would print it
+            find("tiny")
+        assert refused(*argv, "--model", "tiny") == "the model is tiny"
+
+
+def test_a_run_without_model_is_of_the_model_that_ships_to_its_end(
+    tmp_path, monkeypatch, model_dir, data, ok
+):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", data, "--prefix-length", 2, "--batch-size", 2, "--steps", 2]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minprefix.train._update", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(["train", *map(str, options), "--out", "run"]) == 130
+    shutil.copytree(model_dir, tmp_path / "tiny")
+    ok("train", "--out", "run", "--resume")
+    base = json.loads((tmp_path / "run" / "minprefix.json").read_text())["base"]
+    assert (base["name"], base["sha256"]) == ("tiny", GPT2.load().fingerprint())
+    assert re.search("ok +base", ok("verify", "run"))
+    ok("evaluate", "--prefix", "run", "--data", data, "--out", "scores", "--max-new-tokens", 1)
+    about = json.loads((tmp_path / "scores" / "metrics.json").read_text())["about"]
+    assert about["model"] == "tiny"

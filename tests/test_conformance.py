@@ -28,6 +28,7 @@ from minprefix.conformance import (
     select,
     tensors,
     training_case,
+    zoo,
 )
 from minprefix.conformance import contract as suite_contract
 from minprefix.conformance.cases import CASES, LAYOUTS, MAKERS, case_of
@@ -698,6 +699,184 @@ def test_a_gelu_of_another_form_is_recognised(with_its_own_backward):
     assert "gelu/derivative" not in said.split("1. ")[1].split("wrong, too")[0]
 
 
+# ---- right, and in another precision ----
+
+
+def in_single(a):
+    """`a`, and all that is in it, in float32."""
+    return _cast(a, np.float32)
+
+
+def _cast(a, dtype):
+    if isinstance(a, np.ndarray | np.generic):
+        return np.asarray(a).astype(dtype) if a.dtype.kind == "f" else a
+    if isinstance(a, list):
+        return [_cast(each, dtype) for each in a]
+    if isinstance(a, tuple):
+        parts = [_cast(each, dtype) for each in a]
+        return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
+    return a
+
+
+def float32_inside(functions, names):
+    """The functions of these names, computed in float32: their results are float64 again."""
+
+    def inside(function):
+        def call(*arguments):
+            return _cast(function(*map(in_single, arguments)), np.float64)
+
+        call.__signature__ = inspect.signature(function)
+        return call
+
+    return {name: inside(getattr(functions, name)) for name in names}
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_an_asarray_that_makes_float32_is_all_that_is_found_and_nothing_was_written(library):
+    if library == "numpy":
+        mine = implementation(asarray=in_single)
+    else:
+        mine = Implementation(torch_ops(), "torch")
+        mine.functions.asarray = lambda a: torch.tensor(in_single(a))
+    said = "as the inputs are, of which asarray makes float32"
+    for op, tensor in (("embed", "x"), ("layernorm", "out"), ("attention", "z")):
+        results = run(mine, select([f"{op}/"]), zoo=True)
+        found = [f for r in results for f in r.findings]
+        assert {f.kind for f in found} <= {"dtype", "precision", "derivative"}
+        assert found[0].sentence == f"{tensor} is float32, expected float64 {said}"
+        report = text(results, "mine")
+        assert f"1. {op}, {tensor} in {op}/" in report
+        for accusation in ("\n2. ", "wrote into", "the zoo's", "right but for", "worst:"):
+            assert accusation not in report
+
+
+@pytest.mark.parametrize("op", suite_contract.FUNCTIONS)
+def test_what_is_computed_in_float32_is_called_that_and_is_like_no_bug(op):
+    mine = implementation(**float32_inside(reference, suite_contract.FUNCTIONS[op]))
+    # in the case float32, float64 is what is wrong
+    checks = [check for check in select([f"{op}/"]) if check.id != f"{op}/float32"]
+    results = run(mine, checks, zoo=True)
+    found = [f for r in results for f in r.findings]
+    assert len({r.check for r in results if r.findings}) >= 5  # it is found all the same
+    assert {f.kind for f in found} <= {"precision", "derivative"}
+    assert all(f.hints == [] for f in found)
+    # which is a bug by itself where a loss is summed
+    named = {"float32-loss"} if op == "cross_entropy" else set()
+    assert {name for r in results for name in r.zoo} <= named
+    report = re.sub(r"\s+", " ", text(results, "mine"))
+    assert "no more than float32's rounding. Is it computed in float32 somewhere?" in report
+    assert " 2. " not in report
+
+
+def test_a_model_of_ones_own_in_float32_is_called_that():
+    def run_model(problem):
+        ops = types.SimpleNamespace(
+            **float32_inside(reference, [n for n in suite_contract.ARGUMENTS if n != "embed"]),
+            embed=reference.embed,
+        )
+        return House(ops).run_model(problem)
+
+    mine = Implementation(types.SimpleNamespace(run_model=run_model), "mine")
+    results = run(mine, select(["model/shared-prefix", "model/law-", "model/derivative"]))
+    kinds = {f.kind for r in results for f in r.findings}
+    assert "precision" in kinds
+    assert kinds <= {"precision", "derivative"}
+
+
+@pytest.mark.parametrize(
+    "name", ["eps-missing", "mean-term-dropped", "gelu-second-term-dropped", "dprefix-unscaled"]
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_bug_is_named_in_float32_too(name, inside):
+    bug = zoo.all_bugs()[name]
+    functions = zoo.plant(bug).functions
+    if inside:
+        names = suite_contract.FUNCTIONS[bug.truth[0]]
+        mine = types.SimpleNamespace(**float32_inside(functions, names))
+    else:
+        mine = types.SimpleNamespace(**vars(functions), asarray=in_single)
+    results = run(Implementation(mine, "mine"), select([f"{bug.truth[0]}/"]), zoo=True)
+    said = re.sub(r"\s+", " ", text(results, "mine"))
+    stem = f"the zoo's {name} gives this {bug.truth[1]}"
+    assert re.search(rf"{stem}(\[0\])? \(to float32's rounding\): ", said), said
+
+
+def test_a_factor_is_seen_through_float32s_rounding():
+    def attention_backward(dz, cache):
+        return in_single(wrong_backward(dz, cache))
+
+    found = graded("attention/one-sequence", attention_backward=attention_backward).findings
+    wrong = next(f for f in found if f.kind == "value")
+    assert "; it is float32, expected float64 as the inputs are" in wrong.sentence
+    assert "= sqrt(hs): is 1/sqrt(hs) missing? (to float32's rounding)" in wrong.hints[0]
+    assert {f.kind for f in found if f is not wrong} == {"dtype"}
+
+
+def test_a_float32_that_is_written_into_is_a_failure_all_the_same():
+    def layernorm(x, gain, bias, eps):
+        result = reference.layernorm(x, gain, bias, eps)
+        x *= 2
+        return result
+
+    found = graded("layernorm/usual", layernorm=layernorm, asarray=in_single).findings
+    assert [f.sentence.partition(", which")[0] for f in found if f.kind == "modified"] == [
+        "layernorm wrote into x"
+    ]
+
+
+@pytest.mark.parametrize("hs", [0, 4])
+def test_rounding_does_not_blur_where_it_is_wrong(hs):
+    noise = 1e-7 * np.random.default_rng(3).normal(size=WANT.shape)
+    got = WANT * (1 + noise)
+    got[:, :, hs] += 0.1 * np.arange(8).reshape(4, 2)
+    got[0, 0, hs] += 0.05
+    hints = diagnose(got, WANT, "N NH hs", DIMENSIONS, {}, 1e-10, rounding=1e-6)
+    assert hints == [f"is right but for hs = {hs} of 0..6 (to float32's rounding)"]
+    exact = np.where(np.arange(7) == hs, got, WANT)  # what is right is exact: float64
+    hints = diagnose(exact, WANT, "N NH hs", DIMENSIONS, {}, 1e-10, rounding=1e-6)
+    assert hints == [f"is right but for hs = {hs} of 0..6"]
+
+
+def test_arrays_that_only_know_float64_pass_and_lists_are_arrays_where_asnumpy_reads_them():
+    def linear(x, weight, bias):
+        assert isinstance(x, list)
+        columns = list(zip(*weight, strict=True))
+        rows = [[sum(a * b for a, b in zip(r, c, strict=True)) for c in columns] for r in x]
+        return (
+            rows if bias is None else [[a + b for a, b in zip(r, bias, strict=True)] for r in rows]
+        )
+
+    mine = Implementation(
+        types.SimpleNamespace(linear=linear, asarray=lambda a: a.tolist(), asnumpy=np.array), "mine"
+    )
+    results = run(mine, select(["linear/"]))
+    assert [(r.check, r.findings) for r in results if r.findings] == []
+    assert passed(results)
+
+
+def test_an_asnumpy_for_results_alone_does_no_harm():
+    class Result:
+        def __init__(self, a):
+            self.a = a
+
+    def linear(x, weight, bias):
+        return Result(reference.linear(x.a, weight.a, None if bias is None else bias.a))
+
+    class Given:
+        def __init__(self, a):
+            self.a = a
+
+    def asnumpy(result):
+        assert isinstance(result, Result)
+        return result.a
+
+    mine = Implementation(
+        types.SimpleNamespace(linear=linear, asarray=Given, asnumpy=asnumpy), "mine"
+    )
+    result = grade(all_checks()["linear/usual"], mine)
+    assert (result.status, result.findings) == ("passed", [])
+
+
 # ---- what lives longer than a call ----
 
 
@@ -1032,7 +1211,15 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         ([""], "'' names nothing to check"),
         (["."], ". is a folder: give a file or a module in it"),
         (["reference:nothing"], "reference has no 'nothing'"),
+        (["run 10:30/no.py"], "run 10:30/no.py does not exist"),
+        (["run 10:30/no.py:mine"], "run 10:30/no.py does not exist"),
+        (["C:\\work\\no_ops.py"], "C:\\work\\no_ops.py does not exist"),
+        (["C:\\work\\no_ops"], "C:\\work\\no_ops does not exist"),
+        (["./no_ops"], "./no_ops does not exist"),
+        (["a" * 300 + ".py"], ".py does not exist"),
         (["numpy", "--only", ""], "--only '' names no check"),
+        (["--whole"], "--whole says which stubs to write: give --new FILE as well"),
+        (["numpy", "--torch"], "--torch says which stubs to write: give --new FILE as well"),
         (["--new", "my_ops"], "--new my_ops is no name of a Python file"),
         ([], "nothing to check: give a file"),
         (["numpy", "--new", "x.py"], "leave out the implementation"),
@@ -1061,6 +1248,104 @@ def test_stubs_have_every_function_with_shapes_and_nothing_is_overwritten(tmp_pa
             [sys.executable, "-m", *tool, str(path)], capture_output=True, text=True, cwd=Path.cwd()
         )
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--torch"], ["--whole"], ["--whole", "--torch"]])
+def test_stubs_of_every_kind_load_and_are_written_as_python_is(options, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), *options]) == 0
+    assert f"minprefix check {path}" in capsys.readouterr().out
+    stubs = load(str(path))
+    wanted = suite_contract.WHOLE if "--whole" in options else suite_contract.ARGUMENTS
+    assert stubs.offered() == list(wanted)
+    checks = select(["/usual", "model/weights", "decoding/no-prefix", "training/one-step"])
+    assert {r.status for r in run(stubs, checks)} == {"not implemented"}
+    assert ("torch" in path.read_text()) == ("--torch" in options)
+    for tool in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *tool, str(path)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--whole"],
+        *(pytest.param(o, marks=pytest.mark.long) for o in (["--torch"], ["--whole", "--torch"])),
+    ],
+)
+def test_the_types_of_stubs_fit(options, tmp_path):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), *options]) == 0
+    done = subprocess.run([sys.executable, "-m", "mypy", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_stubs_in_pytorch_pass_when_they_are_filled_in(tmp_path):
+    for options in (["--torch"], ["--whole", "--torch"]):
+        assert cli.main(["check", "--new", str(tmp_path / f"mine{len(options)}.py"), *options]) == 0
+    ops = load(str(tmp_path / "mine1.py"))
+    for name, function in vars(torch_ops()).items():
+        if name in suite_contract.ARGUMENTS:
+            setattr(ops.functions, name, function)
+    checks = [c for op in suite_contract.FUNCTIONS for c in select([f"{op}/usual"])]
+    assert {r.status for r in run(ops, [*checks, *select(["model/own-prefixes"])])} == {"passed"}
+    whole = load(str(tmp_path / "mine2.py"))
+    for name in suite_contract.WHOLE:
+        of_numpy = getattr(House(reference), name)
+
+        def on_tensors(problem, of_numpy=of_numpy):
+            return {n: torch.tensor(a) for n, a in of_numpy(problem).items()}
+
+        setattr(whole.functions, name, on_tensors)
+    checks = select(["model/weights", "decoding/own-prefixes", "training/one-step"])
+    assert {r.status for r in run(whole, checks)} == {"passed"}
+
+
+def test_the_stub_of_run_model_names_every_intermediate(tmp_path):
+    path = tmp_path / "mine.py"
+    assert cli.main(["check", "--new", str(path), "--whole"]) == 0
+    doc = load(str(path)).functions.run_model.__doc__
+    problem = model_case("one-sequence")
+    for name in suite_contract.model_tensors(problem.config, 1, 1, "prefix"):
+        general = re.sub(r"blocks\.\d", "blocks.{i}", name).replace("[0]", "[{b}]")
+        assert general.replace("prefix.0", "prefix.{i}") in doc, name
+
+
+@pytest.mark.parametrize(
+    "name", ["run 10:30/my_ops.py", "C:\\work\\my_ops.py", "10:30.py", "a:b/c:d.py", "my ops.py"]
+)
+def test_a_path_that_exists_is_a_path_colons_and_all(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("from minprefix.ops import reference\nfrom minprefix.ops.reference import *\n")
+    assert load(name).has("gelu")
+    assert load(f"{name}:reference").functions is reference
+    with pytest.raises(InputError, match=re.escape(f"{name} has no 'nothing'")):
+        load(f"{name}:nothing")
+    assert cli.main(["check", name, "--only", "embed/usual"]) == 0
+    assert f"{name}: all 1 checks passed" in capsys.readouterr().out
+    if path.parent != Path():
+        with pytest.raises(InputError, match="is a folder: give a file"):
+            load(str(path.parent))
+
+
+@pytest.mark.parametrize("command", ["check", "compare"])
+def test_the_rule_for_a_path_is_told(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "What exists as a file is a file, colons and all" in said
+
+
+def test_compare_reads_a_path_with_a_colon(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run 10:30").mkdir()
+    Path("run 10:30/my_ops.py").write_text("from minprefix.ops.reference import *\n")
+    assert cli.main(["compare", "reference", "run 10:30/my_ops.py"]) == 0
+    assert "run 10:30/my_ops.py agrees with reference" in capsys.readouterr().out
 
 
 def test_the_list_shows_every_check_and_why(capsys):

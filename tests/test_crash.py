@@ -240,8 +240,8 @@ def test_ctrl_c_ends_with_130_and_the_command_it_says_finishes_to_the_same_bytes
     assert "Traceback" not in said
     step = numbers(out)["step"]
     assert 0 < step < STEPS
-    assert log(out)[-1]["step"] == step  # the step under way was finished and saved
-    found = re.search(r"stopped, everything is saved; go on with: minprefix (.*)", said)
+    assert log(out)[-1]["step"] == step  # nothing that was finished is lost
+    found = re.search(r"stopped, all of step \d+ is saved; go on with: minprefix (.*)", said)
     done = finish([*MINPREFIX, *shlex.split(found[1])])
     assert done.returncode == 0, done.stderr
     assert_same_end(out, whole)
@@ -259,8 +259,8 @@ def test_a_folder_that_holds_a_run_is_refused_without_force_or_resume(world, who
 
 def test_force_starts_again_and_leaves_other_files_alone(world, tmp_path):
     out = tmp_path / "run"
-    out.mkdir()
-    for name in (STATE, "log.jsonl", "samples.md", "notes.txt"):
+    assert cli.main(command(world, out, "--steps=11")[len(MINPREFIX) :]) == 0
+    for name in ("log.jsonl", "samples.md", "notes.txt"):
         (out / name).write_text("old", encoding="utf-8")
     assert cli.main(command(world, out, "--steps=11", "--force")[len(MINPREFIX) :]) == 0
     assert [line["step"] for line in log(out)] == list(range(1, 12))
@@ -272,12 +272,15 @@ def test_force_starts_again_and_leaves_other_files_alone(world, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ("--lr=0.5", "lr was 0.02 and is now 0.5"),
-        ("--seed=5", "seed was 0 and is now 5"),
-        ("--prefix-length=4", "prefix_length was 3 and is now 4"),
-        ("--mlp-hidden=8", "mlp_hidden was None and is now 8"),
-        ("--template={source} -> {target}", "template was .* and is now '{source} -> {target}'"),
-        ("--data={world}/valid.jsonl", "data_sha256 was .* and is now .*"),
+        ("--lr=0.5", "--lr was 0.02 and is now 0.5: leave it out"),
+        ("--seed=5", "--seed was 0 and is now 5: leave it out"),
+        ("--prefix-length=4", "--prefix-length was 3 and is now 4: leave it out"),
+        ("--mlp-hidden=8", "--mlp-hidden was not given and is now 8: leave it out"),
+        ("--template={source} -> {target}", "--template was .* and is now '{source} -> {target}':"),
+        (
+            "--data={world}/valid.jsonl",
+            "--data is another file, or has changed: data_sha256 was .* and is now .*; resume with",
+        ),
     ],
 )
 def test_resuming_with_a_changed_option_is_refused_by_its_name(
@@ -287,7 +290,7 @@ def test_resuming_with_a_changed_option_is_refused_by_its_name(
     more = changed.replace("{world}", str(world))
     assert cli.main(["train", "--out", str(whole), "--resume", more]) == 2
     said = capsys.readouterr().err
-    assert re.search(rf"cannot resume {whole}: {sentence}; resume with what", said), said
+    assert re.search(rf"cannot resume {whole}: {sentence}", said), said
     assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
 
 
@@ -298,7 +301,7 @@ def test_resuming_after_the_data_changed_is_refused(world, whole, tmp_path, caps
     data.write_text(data.read_text().replace("fox", "cat"))
     assert cli.main([*command(moved, whole, "--resume")[len(MINPREFIX) :]]) == 2
     said = capsys.readouterr().err
-    assert re.search("cannot resume .*: data_sha256 was '.*' and is now", said), said
+    assert re.search("cannot resume .*: --data .* data_sha256 was '.*' and is now", said), said
 
 
 def test_resuming_where_there_is_no_run_is_a_sentence(world, tmp_path):

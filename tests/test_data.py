@@ -503,6 +503,12 @@ def test_a_model_without_an_end_token_gets_none_appended(coder):
     assert start == 2
 
 
+def test_of_several_end_tokens_the_first_is_appended(coder):
+    coder.config = replace(coder.config, eos_token_id=(50256, 198, 256))  # the first that it has
+    [(ids, _)] = encode_pairs(coder, [at("a", "b")], Template(), 64)
+    assert ids == [*coder.encode("a\nb"), 198]
+
+
 def test_a_blank_before_the_target_does_not_change_how_its_first_word_is_split(gpt2_bpe):
     model = random_model(Config(1, 1, 2, 50257, 2, eos_token_id=50256))
     model.tokenizer = read_tokenizer(gpt2_bpe)
@@ -521,7 +527,7 @@ def test_room_is_counted_with_the_end_token(coder):
     with pytest.raises(
         InputError,
         match=r"train\.csv, line 12: 21 tokens, the model has room for 20 after the prefix: "
-        "shorten the line or the prefix, or leave such lines out",
+        "shorten the line or the prefix, train with --position-offset 0, or leave such lines out",
     ):
         encode_pairs(coder, [at("a", "b"), pair], Template(), 20)
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from minprefix import InputError, files
+from minprefix.data.pairs import read_pairs
+from minprefix.data.requests import read_requests
 from tests.reliability import saves
 from tests.reliability.calls import CALLS, struck
 
@@ -111,6 +113,8 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from minprefix import InputError, files
+from minprefix.data.pairs import read_pairs
+from minprefix.data.requests import read_requests
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the kernel answers EFBIG instead
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 path = Path(sys.argv[1])
@@ -268,6 +272,8 @@ FORK = """
 import os, sys
 from pathlib import Path
 from minprefix import InputError, files
+from minprefix.data.pairs import read_pairs
+from minprefix.data.requests import read_requests
 folder = Path(sys.argv[1])
 def take():
     try:
@@ -357,6 +363,8 @@ WRITE_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from minprefix import InputError, files
+from minprefix.data.pairs import read_pairs
+from minprefix.data.requests import read_requests
 path, me, told, wrote = Path(sys.argv[1]), sys.argv[2].encode(), 0, 0
 while wrote < 150:
     try:
@@ -648,6 +656,8 @@ SAVE_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from minprefix import InputError, files
+from minprefix.data.pairs import read_pairs
+from minprefix.data.requests import read_requests
 from tests.reliability import saves
 saved = told = 0
 while saved < 150:
@@ -818,6 +828,51 @@ def test_a_missing_file_of_tensors_is_a_sentence(tmp_path):
 # ---- folders of runs ----
 
 MARKS = ("log.jsonl", "state", "steps")
+
+
+# ---- what stands in the place of a file ----
+
+POINTER = b"""version https://git-lfs.github.com/spec/v1
+oid sha256:4665ca1a3b2cbd2e9a8d1f9d6a5f5d0e0f0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d
+size 548105171
+"""
+PAGES = [
+    b"<!DOCTYPE html>\n<html><head><title>model.safetensors</title></head></html>\n",
+    b"\xef\xbb\xbf\r\n <HTML lang=en>",
+]
+READERS = {
+    "bytes": (files.read_bytes, "x.bin"),
+    "text": (files.read_text, "merges.txt"),
+    "json": (files.read_json, "config.json"),
+    "tensors": (files.map_tensors, "model.safetensors"),
+    "pairs": (lambda path, _: read_pairs(path), "data.jsonl"),
+    "table": (lambda path, _: read_pairs(path), "data.CSV"),
+    "requests": (lambda path, _: read_requests(path), "requests.jsonl"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_git_lfs_pointer_in_place_of_a_file_is_named(tmp_path, reader):
+    read, name = READERS[reader]
+    (tmp_path / name).write_bytes(POINTER)
+    said = f"{name} is a Git LFS pointer, which only stands for .*: run `git lfs pull` in its fold"
+    with pytest.raises(InputError, match=said):
+        read(tmp_path / name, "the file")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("reader", [reader for reader in READERS if reader != "bytes"])
+def test_a_web_page_in_place_of_a_file_is_named(tmp_path, reader, page):
+    read, name = READERS[reader]
+    (tmp_path / name).write_bytes(page)
+    with pytest.raises(InputError, match=f"{name} is an HTML page and not .*fetch the file itself"):
+        read(tmp_path / name, "the file")
+
+
+def test_text_about_html_or_git_lfs_is_text(tmp_path):
+    for text in ("<htmlish> tags", "html\n<html>", "version https://git-lfs"):
+        (tmp_path / "x.txt").write_text(text)
+        assert files.read_text(tmp_path / "x.txt", "the text") == text
 
 
 def test_a_new_folder_is_made_with_those_above(tmp_path):

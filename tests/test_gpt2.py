@@ -558,7 +558,7 @@ def test_one_thing_is_not_said_in_the_plural(tmp_path):
     model = random_model(Config(1, 1, 4, 9, 8))
     prefix, batch = Prefix.zero(model.config, 1, dtype="float64"), Batch.pack([[3]])
     prefix.save(tmp_path / "p", model)
-    seen = trace(model, batch, names="blocks.0.attn.q")
+    seen = trace(model, Batch.pack([[3, 4]]), names="blocks.0.attn.q")
     said = {
         "batch": (batch, "Batch(1 sequence, 1 token, 0 targets, "),
         "two": (Batch.pack([[1, 2], [3]]), "Batch(2 sequences, 3 tokens, 1 target, "),

@@ -25,7 +25,11 @@ pytestmark = pytest.mark.long
 
 CONFIG = Config(n_layer=2, n_head=2, n_embd=16, vocab_size=11, n_positions=24)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WANTED = {"config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"}
+WANTED = {
+    "config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
+    "generation_config.json",
+}  # fmt: skip
 
 
 class Hub:
@@ -240,7 +244,7 @@ def test_a_name_is_fetched_once_and_then_comes_from_the_cache(tmp_path, local, f
         for one in said:  # of which one waited for the other
             assert_right(one, local, "org/name")
         names, _ = hub.fetched()
-        assert names == WANTED - {"merges.txt"}  # and not the pickle, nor anything else
+        assert names == WANTED & set(files)  # and not the pickle, nor anything else
         assert sum("/resolve/" in r for r in hub.requests) == len(names)
         url = hub.url
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):  # the server is gone
@@ -262,6 +266,64 @@ def test_gpt2s_own_names_are_fetched_at_the_pinned_commit_and_then_cached(
     said, complaints = load(url, tmp_path, (name, None))  # the server is gone
     assert_right(said[0], local, name)
     assert "Retrying" not in complaints
+
+
+@pytest.fixture
+def with_more(files):
+    """The model with what lies beside a tokenizer, and several tokens that end a text."""
+    more = {
+        "added_tokens.json": {"[SEP]": 11},
+        "special_tokens_map.json": {"sep_token": "[SEP]"},
+        "tokenizer_config.json": {"model_max_length": 24},
+        "generation_config.json": {"eos_token_id": [3, 4]},
+    }
+    return files | {name: json.dumps(value).encode() for name, value in more.items()}
+
+
+ENCODED = """
+model = GPT2.load("org/name", revision=revision)
+print(model.encode("a[SEP]"), model.config.end_tokens)
+"""
+
+
+def encoded(url, home, revision=None, **more):
+    """What the model makes of a text, and where it ends one."""
+    before = f"revision = {revision!r}" + ENCODED
+    command = [sys.executable, "-c", LOAD, json.dumps([[], 1, before])]
+    done = subprocess.run(
+        command, env=surroundings(url, home, **more), capture_output=True, text=True, check=True,
+        timeout=60,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+RIGHT = "[1, 11] (3, 4)"
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_the_files_beside_a_tokenizer_are_fetched_and_count(tmp_path, with_more, revision):
+    with Hub({"org/name": {"main": with_more, COMMIT: with_more}}) as hub:
+        assert encoded(hub.url, tmp_path, revision) == RIGHT
+        url = hub.url
+    assert encoded(url, tmp_path, revision) == RIGHT  # the server is gone
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_what_an_earlier_version_fetched_is_completed_and_until_then_loads(
+    tmp_path, with_more, revision
+):
+    with Hub({"org/name": {"main": with_more, COMMIT: with_more}}) as hub:
+        # 0.1.0 wanted fewer files, and kept its record under another name
+        old = "hub.WANTED = ('config.json', 'model*.safetensors', 'tokenizer.json', 'vocab.json')\n"
+        old += "hub.Cache.record = lambda c, commit: c.folder / 'minprefix' / f'{commit}.json'"
+        load(hub.url, tmp_path, ("org/name", revision), before=old)
+        assert "added_tokens.json" not in hub.fetched()[0]
+        before = encoded(hub.url, tmp_path, revision, HF_HUB_OFFLINE="1")
+        assert before.endswith(" ()")
+        hub.requests.clear()
+        assert encoded(hub.url, tmp_path, revision) == RIGHT
+        assert sum(LARGE in r for r in hub.requests) == 0  # what was checked is not fetched again
+        assert encoded(hub.url, tmp_path, revision, HF_HUB_OFFLINE="1") == RIGHT
 
 
 def test_every_pinned_name_has_a_whole_commit():
@@ -286,16 +348,18 @@ def test_the_revision_that_was_asked_for_is_fetched(tmp_path, local, files):
 def test_what_the_hub_does_not_have_is_a_sentence(tmp_path, files):
     pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"\x80\x02."}
     repos = {"org/name": {"main": files}, "org/old": {"main": pickled, COMMIT: pickled}}
+    repos["org/adapter"] = {"main": {"adapter_config.json": b"{}"}}
     asked = [
         ("org/absent", None),
         ("gpt2-medium", None),
         ("not a name!", None),
         ("org/name", "no-such-branch"),
         ("org/old", None),
+        ("org/adapter", None),
     ]
     with Hub(repos) as hub:
         said, _ = load(hub.url, tmp_path, *asked)
-        absent, medium, spelling, revision, old = (s["error"] for s in said)
+        absent, medium, spelling, revision, old, adapter = (s["error"] for s in said)
         assert not any("pytorch_model" in r for r in hub.requests)
     assert absent.startswith("model 'org/absent' is neither a folder here nor a name on the hub: ")
     assert "'openai-community/gpt2-medium' is neither a folder here nor a name" in medium
@@ -303,7 +367,15 @@ def test_what_the_hub_does_not_have_is_a_sentence(tmp_path, files):
     assert "'org/name'" in revision
     assert "no-such-branch" in revision
     assert "without a network" not in revision  # the hub answered
-    assert "has no model.safetensors" in old
+    assert old.startswith(
+        "model 'org/old' on the hub has no model.safetensors: pytorch_model.bin is a pickle, which "
+        "can run any code and is never opened: convert it, in its folder, with `python -c "
+    )
+    assert "; `hf download org/old --local-dir DIR` fetches it, and the name of the model" in old
+    assert adapter.startswith(
+        "model 'org/adapter' on the hub has no model.safetensors: adapter_config.json is an adapt"
+    )
+    assert not hub.fetched()[0]
 
 
 BY_HAND = (
@@ -481,7 +553,7 @@ def test_a_listing_that_names_other_places_or_no_hash_or_another_commit_brings_n
         asked = [("org/outside", None), ("org/bare", None), ("org/path", None)]
         asked += [("org/commit", None), ("org/moved", COMMIT), ("org/outside", "../../../main")]
         said, _ = load(hub.url, tmp_path / "home", *asked)
-        assert hub.fetched()[0] == WANTED - {"merges.txt"}
+        assert hub.fetched()[0] == WANTED & set(files)
     assert_right(said[0], local, "org/outside")
     for one in said[1:3]:
         assert one["error"].startswith("the hub announces no hash for config.json of 'org/")

@@ -39,6 +39,17 @@ def lesson_id(path):
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lesson_id)
 
 
+def how_long(lesson):
+    """The marks of a test that runs it: long by what its head says, or the default's."""
+    says = re.search(r"it runs in (\d+) second", lesson.read_text(encoding="utf-8"))
+    return pytest.mark.long if int(says[1]) > 4 else ()
+
+
+each_lesson_run = pytest.mark.parametrize(
+    "lesson", [pytest.param(path, id=path.stem, marks=how_long(path)) for path in LESSONS]
+)
+
+
 # ---- running them --------------------------------------------------------------------------------
 
 
@@ -106,14 +117,14 @@ def no_windows():
         yield
 
 
-@each_lesson
+@each_lesson_run
 def test_the_lesson_runs_and_its_asserts_hold(lesson):
     error = ran(lesson).error
     if error is not None:
         raise error
 
 
-@each_lesson
+@each_lesson_run
 def test_without_its_guard_the_bug_of_the_lesson_makes_an_assert_of_the_lesson_fail(lesson):
     text = lesson.read_text(encoding="utf-8")
     without = ran(lesson).without_guard
@@ -183,11 +194,13 @@ def graded(code):
     return [name for name in names if name in ARGUMENTS or name in WHOLE]
 
 
-SOLUTIONS = [(lesson, i) for lesson in LESSONS for i in range(len(solutions(lesson)))]
-
-
 @pytest.mark.parametrize(
-    ("lesson", "i"), SOLUTIONS, ids=[f"{path.stem}-{i}" for path, i in SOLUTIONS]
+    ("lesson", "i"),
+    [
+        pytest.param(path, i, id=f"{path.stem}-{i}", marks=how_long(path))
+        for path in LESSONS
+        for i in range(len(solutions(path)))
+    ],
 )
 def test_the_solution_runs_and_passes_the_suite(lesson, i, capsys):
     code, run = solutions(lesson)[i], ran(lesson)
@@ -209,7 +222,12 @@ def _wrong_answers():
         name = f"tests.exercises.lesson_{lesson.name[:2]}"
         if asked:
             found += [
-                pytest.param(answer, id=f"{lesson.name[:2]}-{answer.function}-{answer.mistake}")
+                pytest.param(
+                    answer,
+                    id=f"{lesson.name[:2]}-{answer.function}-{answer.mistake}",
+                    # grading a whole model takes seconds: lesson 7's are enough by default
+                    marks=pytest.mark.long if answer.function in WHOLE and name[-2:] > "07" else (),
+                )
                 for answer in vars(importlib.import_module(name)).values()
                 if isinstance(answer, Wrong)
             ]

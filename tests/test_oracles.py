@@ -155,11 +155,16 @@ def off_by(monkeypatch, name, case, tensor, factor):
 @pytest.mark.parametrize(
     ("tensor", "oracles"),
     [
-        ("blocks.1.dresid_mid", set(TARGETS)),
-        ("blocks.1.attn.dq", set(TARGETS)),
         ("prefix.1.dv", set(TARGETS)),
-        ("blocks.2.attn.pattern[1]", {"PyTorch", "transformers"}),
-        ("loss", {"PyTorch", "transformers"}),
+        *(
+            pytest.param(tensor, oracles, marks=pytest.mark.long)
+            for tensor, oracles in (
+                ("blocks.1.dresid_mid", set(TARGETS)),
+                ("blocks.1.attn.dq", set(TARGETS)),
+                ("blocks.2.attn.pattern[1]", {"PyTorch", "transformers"}),
+                ("loss", {"PyTorch", "transformers"}),
+            )
+        ),
     ],
 )
 def test_a_wrong_tensor_of_a_model_is_found(monkeypatch, tensor, oracles):

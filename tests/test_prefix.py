@@ -1,5 +1,7 @@
 """How a prefix starts, what it is, and the MLP in front of it, against PyTorch and PEFT."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from minprefix import Batch, Config, InputError, MLPPrefix, Prefix, loss, loss_and_grad
+from minprefix import (
+    GPT2,
+    Batch,
+    Config,
+    InputError,
+    MLPPrefix,
+    Prefix,
+    loss,
+    loss_and_grad,
+    loss_and_weight_grads,
+)
 from minprefix.ops import numpy_ops, reference
 from minprefix.prefix import dropout_mask, flatten, unflatten
-from tests.conftest import relative_error, to_hf
+from tests.conftest import random_model, relative_error, to_hf
 
 BACKENDS = pytest.mark.parametrize("ops", [reference, numpy_ops], ids=["reference", "numpy"])
 BATCH = Batch.pack([[5, 2, 9, 4, 1], [7, 1, 3]], loss_from=[2, 1])
@@ -422,8 +434,18 @@ def test_a_prefix_of_no_slots_works_everywhere(config, model):
     ("length", "where", "sentence"),
     [
         (-1, {}, "prefix length is -1: expected 0 or more"),
-        (64, {}, "prefix length is 64, the model has 64 positions: none would be left"),
-        (99, {}, "prefix length is 99, the model has 64 positions: none would be left"),
+        (
+            64,
+            {},
+            "prefix length is 64, the model has 64 positions: none would be left for a token; "
+            r"shorten the prefix, or train with --position-offset 0 \(position_offset=0\)",
+        ),
+        (
+            99,
+            {},
+            "prefix length is 99, the model has 64 positions: none would be left for a token; "
+            r"shorten the prefix, or train with --position-offset 0 \(position_offset=0\)",
+        ),
         (2, {"layers": [3]}, "layer 3 does not exist: the model has layers 0 to 2"),
         (2, {"layers": [1, 0]}, r"layers \[1, 0\]: expected 2 different ones from 0, ascending"),
         (2, {"layers": [1, 1]}, r"layers \[1, 1\]: expected 2 different ones from 0, ascending"),
@@ -517,7 +539,8 @@ def test_a_bad_length_layer_or_position_is_a_sentence(config, start, length, whe
         ),
         (
             lambda m: Prefix(np.zeros((3, 2, 4, 1, 8)), position_offset=64).check(m.config, "base"),
-            "position_offset is 64, model 'base' has positions 0 to 63: none is left for a token",
+            "position_offset is 64, model 'base' has positions 0 to 63: none is left for a token; "
+            r"shorten the prefix, or train with --position-offset 0 \(position_offset=0\)",
         ),
     ],
 )
@@ -550,6 +573,44 @@ def test_the_longest_prefix_leaves_one_position(config, model):
     assert model.logits(Batch.pack([[4]]), prefix).shape == (1, 50)
     with pytest.raises(InputError, match=r"sequence 0 has 2 tokens, .* has room for 1 \(64 pos"):
         model.logits(Batch.pack([[4, 4]]), prefix)
+
+
+@pytest.mark.parametrize("start", [Prefix.normal, Prefix.uniform, Prefix.zero, Prefix.mlp])
+def test_a_prefix_longer_than_the_model_works_where_tokens_start_at_position_0(start):
+    short = Config(n_layer=2, n_head=2, n_embd=8, vocab_size=50, n_positions=11)
+    prefix, model = start(short, 30, position_offset=0), random_model(short, dtype="float32")
+    prefix.check(short, "short")
+    assert model.room(prefix) == 12
+    assert np.isfinite(model.logits(Batch.pack([[4] * 11]), prefix)).all()
+
+
+def test_the_last_target_needs_no_position(config, model):
+    """It equals a model with one position more, whatever that one holds."""
+    weights = model.weights | {
+        "wpe.weight": np.vstack([model.weights["wpe.weight"], np.full(32, 9)])
+    }
+    longer = GPT2(replace(config, n_positions=65), weights)
+    prefix = Prefix.normal(config, 3, dtype="float64")
+    full = np.random.default_rng(0).integers(0, 50, 62).tolist()
+    assert model.room(prefix) == len(full)
+    batch = Batch.pack([full, full[:9], full[:5]], loss_from=[60, 1, 5])
+    value, dkv = loss_and_grad(model, prefix, batch)
+    wanted, dwanted = loss_and_grad(longer, prefix, batch)
+    assert value == wanted == loss(model, batch, prefix)
+    assert np.array_equal(dkv, dwanted)
+    _, dweights = loss_and_weight_grads(model, batch, prefix)
+    _, dmore = loss_and_weight_grads(longer, batch, prefix)
+    assert np.array_equal(dweights["wpe.weight"], dmore["wpe.weight"][:64])
+    assert not dmore["wpe.weight"][64].any()
+    for too_long in (
+        lambda: model.logits(batch, prefix),
+        lambda: longer.logits(batch, Prefix.zero(config, 4)),
+    ):
+        with pytest.raises(InputError, match=r"sequence 0 has 62 tokens, .* has room for 61"):
+            too_long()
+    one_more = Batch.pack([[*full, 1]])
+    with pytest.raises(InputError, match=r"room for 62 .*the last token, a target, needs none"):
+        loss(model, one_more, prefix)
 
 
 @pytest.mark.parametrize("start", [Prefix.normal, Prefix.uniform, Prefix.mlp])

@@ -413,6 +413,8 @@ def test_real_peft_loads_an_export_and_says_the_same(said, made, tmp_path, run):
     status, text = said("export", made / run, "--to", "peft", "--base", "hub/name", "--out", out)
     assert status == 0
     assert "PeftModel.from_pretrained" in text
+    assert "transformers 5.24.0, PEFT's generate drops the prefix" in text
+    assert "pass use_cache=False" in text
     assert names_in(out) == ["adapter_config.json", "adapter_model.safetensors"]
     tensor = (out / "adapter_model.safetensors").read_bytes()
     assert tensor == (made / run / "adapter_model.safetensors").read_bytes()

@@ -3,6 +3,7 @@
 import doctest
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,22 @@ def test_the_test_command_is_the_one_that_ci_runs():
     assert 'pip install -e ".[test]" && pytest\npytest -m long\n' in README
     assert '-e ".[test]"' in ci
     assert re.search(r"^step pytest\nstep pytest -m long$", ci, re.MULTILINE)
+
+
+def test_what_the_tests_stand_on_is_pinned_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [r for name in ("test", "test-cupy", "browser", "mutation") for r in extras[name]]
+    asked.remove("minprefix[lessons]")
+    pinned = dict(
+        re.fullmatch(r"([\w-]+)==([\d.]+)", requirement).groups() for requirement in asked
+    )
+    for requirement in extras["lessons"] + extras["scores"]:
+        assert re.match(r"[\w-]+", requirement)[0] in pinned
+    # users are not held to these versions, and nothing else names one
+    assert not [r for r in project["dependencies"] + extras["lessons"] if "==" in r]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'pip install --quiet -e ".[test-cupy]"' in ci
+    assert "newest" not in ci
+    assert not re.search(r"[=>]=\d", ci + (ROOT / ".ci" / "newest").read_text(encoding="utf-8"))
+    assert not [name for name in pinned if re.search(rf"install.*\b{name}\b", ci)]

@@ -585,6 +585,15 @@ def test_a_script_of_any_bytes_is_read_and_a_stream_of_ascii_is_written():
 # ---- at a terminal ----
 
 
+def sleeps(pid: int) -> bool:
+    """Whether this process waits; where the system does not say, a moment's silence must do."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    except FileNotFoundError:
+        time.sleep(0.5)
+        return True
+
+
 def at_a_terminal(*keys: str, **environment: str) -> str:
     """What is on the screen of a terminal where these are typed one after the other."""
     pid, terminal = pty.fork()
@@ -594,19 +603,16 @@ def at_a_terminal(*keys: str, **environment: str) -> str:
         os.execvpe(sys.executable, [sys.executable, "-m", "minprefix", "step", *SHORT], env)
     screen = b""
 
-    def read_to_prompt(key: str = ""):
-        """Until a prompt is there and nothing more comes: Ctrl-C drops what was typed ahead, and
-        one that comes just before readline waits is noticed at the next key: it is typed again."""
+    def read_to_prompt():
+        """Until a prompt is there and a key is waited for: Ctrl-C drops what was typed ahead, and
+        one that comes after the prompt but before readline waits is not noticed."""
         nonlocal screen
-        seen, start = len(screen), time.monotonic()
-        end, again = start + 60, start + 10
+        seen, end = len(screen), time.monotonic() + 300
         while True:
-            if key == "\x03" and len(screen) == seen and time.monotonic() > again:
-                os.write(terminal, key.encode())
-                again += 10
-            if select.select([terminal], [], [], 0.3)[0]:
+            waits = b"(step) " in screen[seen:] and sleeps(pid)
+            if select.select([terminal], [], [], 0 if waits else 0.05)[0]:
                 screen += os.read(terminal, 65536)
-            elif b"(step) " in screen[seen:]:
+            elif waits:
                 return
             elif time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)
@@ -616,7 +622,7 @@ def at_a_terminal(*keys: str, **environment: str) -> str:
     read_to_prompt()
     for key in keys:
         os.write(terminal, key.encode())
-        read_to_prompt(key)
+        read_to_prompt()
     os.write(terminal, b"q\n")
     with contextlib.suppress(OSError):  # it has ended: on Linux that is an error of reading
         while part := os.read(terminal, 65536):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from minprefix.conformance.zoo import all_bugs
 from minprefix.lessons import planted
 
@@ -17,6 +19,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_class_is_graded_by_the_lines_that_it_gives(tmp_path):
     folder = tmp_path / "submissions"
     folder.mkdir()
@@ -36,7 +39,7 @@ def test_a_class_is_graded_by_the_lines_that_it_gives(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

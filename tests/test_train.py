@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minprefix.train as loop
-from minprefix import Batch, InputError, Prefix, loss, loss_and_grad
+from minprefix import Batch, InputError, Prefix, files, loss, loss_and_grad
 from minprefix.artifact import save_prefix
 from minprefix.data.pairs import Encoded
 from minprefix.evaluate import mean_loss
@@ -430,7 +430,7 @@ def test_the_prefix_ends_as_the_best_so_far_and_the_state_as_the_last(
     seen, script = [], [3.0, 1.0, 2.0, 1.0]
     real = loop.mean_loss
 
-    def scripted(model, prefix, valid, backend, size):
+    def scripted(model, prefix, valid, backend, size, bar):
         assert np.isfinite(real(model, prefix, valid, backend, size))
         seen.append(prefix.kv.copy())
         return script[len(seen) - 1]
@@ -536,47 +536,121 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(
     )
 
 
-def test_the_first_ctrl_c_finishes_the_step_and_saves(config, small, tmp_path, monkeypatch):
+def ctrl_c(times=1):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_ends_a_step_at_once_and_the_ones_before_it_are_saved(
+    config, small, tmp_path, monkeypatch
+):
     on_call(monkeypatch, "loss_and_grad", interrupted_at({4}, "ctrl-c"))
+    on_call(monkeypatch, "loss_picture", lambda *_: pytest.fail("nobody waits for a picture"))
     handler = signal.getsignal(signal.SIGINT)
     prefix, settings = start("flat", config), Settings(steps=50, save_every=50)
     result = train(small, prefix, encoded(8), settings, tmp_path, progress=False)
-    assert (result.step, result.interrupted) == (4, True)
-    assert [e["step"] for e in log_of(tmp_path)] == [1, 2, 3, 4]
-    assert state_of(tmp_path)[1]["state"]["step"] == 4
+    assert (result.step, result.interrupted, result.base_unchanged) == (3, True, None)
+    assert [e["step"] for e in log_of(tmp_path)] == [1, 2, 3]
+    assert state_of(tmp_path)[1]["state"]["step"] == 3
     assert state_of(tmp_path)[0]["parameter.kv"][2] == prefix.kv.tobytes()
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_ctrl_c_in_the_last_step_is_a_run_that_finished(config, small, tmp_path, monkeypatch):
-    on_call(monkeypatch, "loss_and_grad", interrupted_at({3}, "ctrl-c"))
+def test_ctrl_c_waits_for_what_changes_the_parameters(config, small, tmp_path, monkeypatch):
+    on_call(monkeypatch, "_update", interrupted_at({3}, "ctrl-c"))
+    settings = Settings(steps=5, save_every=50)
+    result = train(small, start("flat", config), encoded(8), settings, tmp_path, progress=False)
+    assert (result.step, result.interrupted) == (3, True)
+    assert [e["step"] for e in log_of(tmp_path)] == [1, 2, 3]
+
+
+def test_ctrl_c_in_the_last_update_is_a_run_that_finished(config, small, tmp_path, monkeypatch):
+    on_call(monkeypatch, "_update", interrupted_at({3}, "ctrl-c"))
     settings = Settings(steps=3)
     result = train(small, start("flat", config), encoded(8), settings, tmp_path, progress=False)
     assert (result.step, result.interrupted) == (3, False)
 
 
-def test_the_second_ctrl_c_stops_at_once_and_the_last_state_is_whole(
-    config, small, tmp_path, monkeypatch
+@KINDS
+@pytest.mark.parametrize("step", [3, 12], ids=["between", "at the end"])
+def test_ctrl_c_ends_a_validation_at_once_and_resuming_gives_the_same_bytes(
+    config, small, tmp_path, monkeypatch, kind, step
 ):
-    def twice(n, args, result):
-        if n == 5:
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
+    def run(out, resume=False):
+        prefix = start(kind, config, seed=1 + resume)
+        args = (small, prefix, encoded(9), EVERYTHING, tmp_path / out, encoded(40, seed=5), {})
+        return train(*args, resume, progress=False), bytes_of(prefix)
 
-    handler = signal.getsignal(signal.SIGINT)
-    settings = Settings(steps=8, save_every=2)
-    whole = start("flat", config)
+    _, whole = run("whole")
+    validations = step // EVERYTHING.eval_every
+    in_it = []  # loss is called for each batch of a validation, of which there are several
+    monkeypatch.setattr("minprefix.evaluate.loss", lambda *args, real=loss: (
+        in_it.append(1), len(in_it) == 14 * validations - 7 and ctrl_c(), real(*args))[2]
+    )  # fmt: skip
+    result, _ = run("parts")
+    assert (result.step, result.interrupted) == (step - 1, True)
+    assert len(in_it) == 14 * validations - 7  # of 14 batches the others are not waited for
+    assert len(log_of(tmp_path / "parts")) == step - 1
+    assert state_of(tmp_path / "parts")[1]["state"]["best_step"] != step
+    again, resumed = run("parts", resume=True)
+    assert (again.step, resumed) == (12, whole)
+    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
+    logs = [without_times(log_of(tmp_path / name)) for name in ("parts", "whole")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(("times", "saved"), [(2, 4), (3, 2)])
+def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_one_whole(
+    config, small, tmp_path, monkeypatch, times, saved
+):
+    settings, whole = Settings(steps=8, save_every=2), start("flat", config)
     train(small, whole, encoded(8), settings, tmp_path / "whole", progress=False)
-    on_call(monkeypatch, "loss_and_grad", twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            small, start("flat", config), encoded(8), settings, tmp_path / "parts", progress=False
-        )
+    on_call(monkeypatch, "loss_and_grad", interrupted_at({5}, "ctrl-c"))
+    real, handler = files._write, signal.getsignal(signal.SIGINT)
+
+    def slow_disk(path, data):
+        if rb"\"step\": 4" in data:  # what stands when the first one came in step 5
+            ctrl_c(times - 1)
+        real(path, data)
+
+    monkeypatch.setattr(files, "_write", slow_disk)
+    parts = (small, start("flat", config), encoded(8), settings, tmp_path / "parts")
+    if times == 2:
+        assert train(*parts, progress=False).interrupted
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(*parts, progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert state_of(tmp_path / "parts")[1]["state"]["step"] in (2, 4)
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "loss_picture", lambda *args: None)
+    assert state_of(tmp_path / "parts")[1]["state"]["step"] == saved
     prefix = start("flat", config, seed=2)
     train(small, prefix, encoded(8), settings, tmp_path / "parts", resume=True, progress=False)
     assert bytes_of(prefix) == bytes_of(whole)
+
+
+def test_what_a_long_run_takes_is_said_after_its_first_steps():
+    class Bar:
+        disable, said = False, []
+
+        def write(self, text, file):
+            self.said.append(text)
+
+    loop._say_how_long(Bar(), [9.0, 3.0, 4.0, 3.4], 21_031)
+    assert "21031 steps of 3.4 s take about 19 h 52 min, validations not counted" in Bar.said[0]
+    loop._say_how_long(Bar(), [9.0, 0.3, 0.3, 0.3], 1000)
+    assert len(Bar.said) == 1
+
+
+@pytest.mark.parametrize(("length", "layers"), [(0, None), (4, [])])
+@KINDS
+def test_a_prefix_without_numbers_is_refused(config, small, tmp_path, kind, length, layers):
+    make = {"flat": Prefix.normal, "mlp": Prefix.mlp}[kind]
+    prefix = make(config, length, layers=layers)
+    slots = rf"the prefix has {length} slots in {0 if layers == [] else 3} layers: there is nothing"
+    with pytest.raises(InputError, match=slots):
+        train(small, prefix, encoded(5), PLAIN, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_works_outside_the_main_thread(config, small, tmp_path):

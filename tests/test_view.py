@@ -413,7 +413,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
         (["--prompt", "a b", "--out", "page.txt"], "expected a name that ends in .html"),
         (["--prompt", "a b", "--raw", "--template", "{source}{target}"], "leave out --template"),
         (["--prompt", "a b", "--prefix", "absent"], "absent"),
-        (["--prompt", "word " * 400], "has room for 256"),
+        (["--prompt", "word " * 400], "has room for 257 (256 positions"),
     ],
 )
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys, more, sentence):

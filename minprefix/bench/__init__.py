@@ -4,6 +4,7 @@ work      what is done: shapes, batches, prompts, sizes, and the jobs that a com
 gpu       the same for a GPU
 ours      how this project does a job
 peers     how PyTorch does it: PEFT, and our own algorithm by hand
+agree     whether a peer computes the same, asked before it is timed
 device    what a clock must wait for; the memory of a GPU, and its launches
 worker    the process that does one job
 run       one process after the other; what they answered becomes the record

@@ -4,13 +4,13 @@ import argparse
 import datetime
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import minprefix
 from minprefix import files, ops
-from minprefix.bench import gpu, machine, report, work
+from minprefix.bench import agree, gpu, machine, report, work
 from minprefix.bench.run import in_turns, run_all
 from minprefix.bench.summary import Record
 from minprefix.bench.work import Job
@@ -52,7 +52,9 @@ def bench(args: argparse.Namespace) -> int:
     lengths_matter = "train" in sections or "memory" in sections
     data = work.find_data(args.data) if lengths_matter else None
     peers, skipped = _peers(args.with_dropout, args.no_peers, on_gpu)
-    jobs = plan(args, sections, data, peers)
+    peers, wrong = _agreeing(peers, sections, threads, on_gpu)
+    skipped |= wrong
+    jobs = plan(args, sections, data, peers, skipped)
     record: Record = {
         "schema": report.SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -91,13 +93,17 @@ def bench_report(args: argparse.Namespace) -> int:
 
 
 def plan(
-    args: argparse.Namespace, sections: Sequence[str], data: Path | None, peers: Sequence[str]
+    args: argparse.Namespace,
+    sections: Sequence[str],
+    data: Path | None,
+    peers: Sequence[str],
+    skipped: Collection[str] = (),
 ) -> list[Job]:
     rounds = ROUNDS if args.rounds is None else args.rounds
     histogram = work.stored_histogram() if data is None else work.histogram_of(data)
     # who is compared stands first to last in every round
     whos = ["ours", *peers]
-    decoders = [who for who in whos if who in ("ours", "peft")]
+    decoders = ["ours", *(["peft"] if "peft" in peers and "generate" not in skipped else [])]
     without_dropout = [who for who in whos if who != "peft-dropout"]
     jobs: list[Job] = []
     if args.backend == "cupy":
@@ -146,6 +152,21 @@ def _peers(
         else:
             there.append(who)
     return there, skipped
+
+
+def _agreeing(
+    peers: Sequence[str], sections: Sequence[str], threads: int, on_gpu: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Those that compute what this project computes, and why others are not measured."""
+    questions, answers = agree.questions(peers, sections, on_gpu), list[Record]()
+    if questions:
+        _tell("first on a small model, whether everyone computes the same")
+        with tempfile.TemporaryDirectory() as scratch:
+            run_all(questions, threads, Path(scratch), answers.append)
+    wrong = agree.disagreements(answers)
+    if "peft" in wrong and "peft-dropout" in peers:
+        wrong["peft-dropout"] = wrong["peft"]  # the same code
+    return [who for who in peers if who not in wrong], wrong
 
 
 def _torch_sees_a_gpu() -> bool:

@@ -22,6 +22,8 @@ from minprefix.prefix import Prefix
 
 LR = 1e-3
 Answer = dict[str, Any]
+#: prompts (S, T), beams, and how many new tokens -> those of each prompt
+Write = Callable[[np.ndarray, int, int], list[list[int]]]
 CPU = Device()
 
 
@@ -205,26 +207,50 @@ def _attention_alone(recorder: Recorder) -> float:
 
 
 def decode(arguments: Answer) -> Answer:
-    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
+    device = _device(arguments)
+    return timed_decoding(_writer(arguments), arguments, device)
 
-    def write(prompts: np.ndarray, beams: int, n: int) -> None:
+
+def written(arguments: Answer) -> Answer:
+    """What `decode` would write."""
+    _device(arguments)
+    return what_is_written(_writer(arguments), arguments)
+
+
+def _writer(arguments: Answer) -> Write:
+    model, prefix = _model_and_prefix(arguments)
+
+    def write(prompts: np.ndarray, beams: int, n: int) -> list[list[int]]:
         decoding = Decoding(max_new_tokens=n, min_new_tokens=n, beams=beams)
         written = generate_ids(model, list(prompts), prefix, decoding=decoding)
         assert all(len(ids) == n for ids in written)
+        return written
 
-    return timed_decoding(write, arguments, device)
+    return write
 
 
-def timed_decoding(
-    write: Callable[[np.ndarray, int, int], None], arguments: Answer, device: Device
-) -> Answer:
-    """`write`: prompts (S, T), beams, and how many new tokens. -> for each case the times to the
-    first token and to `new` more."""
-    vocab_size, new = arguments["config"]["vocab_size"], arguments["new"]
+def prompt_ids(arguments: Answer, prompts: int) -> np.ndarray:
+    """(S, T), random and the same for everyone."""
+    shape = (prompts, arguments["prompt"])
+    return np.random.default_rng(0).integers(0, arguments["config"]["vocab_size"], shape)
+
+
+def what_is_written(write: Write, arguments: Answer) -> Answer:
+    """The new tokens of every case, prompt by prompt."""
+    return {
+        "tokens": {
+            name: write(prompt_ids(arguments, prompts), beams, arguments["new"] + 1)
+            for name, prompts, beams, _ in arguments["cases"]
+        }
+    }
+
+
+def timed_decoding(write: Write, arguments: Answer, device: Device) -> Answer:
+    """For each case the times to the first token and to `new` more."""
+    new = arguments["new"]
     cases = {}
     for name, prompts, beams, repetitions in arguments["cases"]:
-        shape = (prompts, arguments["prompt"])
-        ids = np.random.default_rng(0).integers(0, vocab_size, shape)
+        ids = prompt_ids(arguments, prompts)
         write(ids, beams, 3)  # warms up
         first, whole = [], []
         for _ in range(repetitions):

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 
 from minprefix.bench.device import Device
 from minprefix.bench.device import launches as launches_of
-from minprefix.bench.ours import CPU, LR, Answer, timed_decoding, timed_steps, token_ids
+from minprefix.bench.ours import (
+    CPU,
+    LR,
+    Answer,
+    Write,
+    timed_decoding,
+    timed_steps,
+    token_ids,
+    what_is_written,
+)
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
 from minprefix.ops import memory
@@ -122,11 +131,22 @@ class Peft:
 
 def decode(arguments: Answer, who: str) -> Answer:
     """transformers' `generate` through PEFT."""
-    device, peft = _device(arguments), Peft(arguments)
+    device = _device(arguments)
+    return timed_decoding(_writer(arguments), arguments, device)
+
+
+def written(arguments: Answer, who: str) -> Answer:
+    """What `decode` would write."""
+    _device(arguments)
+    return what_is_written(_writer(arguments), arguments)
+
+
+def _writer(arguments: Answer) -> Write:
+    peft = Peft(arguments)
     model = peft.model.eval()
     model.base_model.generation_config.eos_token_id = None  # nothing ends before its time
 
-    def write(prompts: np.ndarray, beams: int, n: int) -> None:
+    def write(prompts: np.ndarray, beams: int, n: int) -> list[list[int]]:
         ids = torch.from_numpy(prompts).to(peft.device)
         written = model.generate(
             input_ids=ids,
@@ -137,8 +157,9 @@ def decode(arguments: Answer, who: str) -> Answer:
             do_sample=False,
         )
         assert written.shape == (len(prompts), prompts.shape[1] + n)
+        return written[:, prompts.shape[1] :].tolist()
 
-    return timed_decoding(write, arguments, device)
+    return write
 
 
 # ---- our algorithm, by hand -------------------------------------------------------------------

@@ -319,7 +319,7 @@ def _decode_rows(results: Results, work: str) -> list[Sequence[str]]:
             if not token:
                 continue
             compared = NONE if who == "ours" else spread(ratio(ours, token))
-            title = TITLES[who] if who == "ours" else "transformers' generate, through PEFT"
+            title = TITLES[who if who == "ours" else "generate"]
             shown = [_median_of(values, seconds) for values in (first, whole)]
             rows.append([case, title, _median_of(token, milliseconds), compared, *shown])
     return rows

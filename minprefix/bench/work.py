@@ -34,6 +34,7 @@ TITLES = {
     "peft": "PyTorch + PEFT",
     "peft-dropout": "PyTorch + PEFT, dropout 0.1",
     "torch": "our algorithm in PyTorch",
+    "generate": "transformers' generate, through PEFT",  # what of PEFT decodes
 }
 #: what each peer is made of
 NEEDS = {

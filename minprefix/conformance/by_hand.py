@@ -103,8 +103,7 @@ def by_hand_checks() -> Iterator[Check]:
             cache, have_cache = None, False
             for function, arguments in calls:
                 if not have_cache and any(_is_cache(a) for a in arguments):
-                    grade.not_implemented.append(function)
-                    continue
+                    continue  # the forward gave none, and that is said of it
                 own = [cache if _is_cache(a) else implementation.own(a) for a in arguments]
                 try:
                     result = implementation.call(function, *own)

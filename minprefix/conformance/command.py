@@ -32,10 +32,13 @@ def check(args: argparse.Namespace) -> int:
     if args.new is not None:
         if args.implementation is not None:
             raise InputError("--new writes a file of stubs: leave out the implementation to check")
-        write_stubs(args.new)
+        write_stubs(args.new, args.whole, args.torch)
         again = f"minprefix check {shlex.quote(str(args.new))}"
         print(f"written to {args.new}: fill in what you have, then: {again}")
         return 0
+    if args.whole or args.torch:
+        option = "--whole" if args.whole else "--torch"
+        raise InputError(f"{option} says which stubs to write: give --new FILE as well")
     if args.implementation is None:
         raise InputError(
             "nothing to check: give a file, a module, 'reference' or 'numpy' (--new FILE writes "

@@ -22,6 +22,10 @@ SUSPICIONS = {
 MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
 SUM_FOR_MEAN = "is a sum taken where a mean belongs?"
 
+#: numbers that are equal but for float32's rounding are equal to this at worst
+COARSEST = 1e-5
+IN_SINGLE = " (to float32's rounding)"
+
 
 def relative_error(got: Array, want: Array) -> float:
     """max |got - want| / max |want|; where the right tensor is 0, max |got|. NaN counts as
@@ -58,11 +62,13 @@ def diagnose(
     others: Mapping[str, Array],
     tolerance: float,
     offsets: Sequence[int] | None = None,
+    rounding: float = 0.0,
 ) -> list[str]:
     """Sentences without their subject ("is 2.65 times the right one"), the surest first.
 
     `axes`: the letters of the tensor's axes; `dimensions`: what they stand for; `others`: the right
-    values of the other tensors of the case, by name; `offsets`: where sequences begin on axis N.
+    values of the other tensors of the case, by name; `offsets`: where sequences begin on axis N;
+    `rounding`: how large an error float32's rounding explains.
     """
     names = axes.split() if len(axes.split()) == want.ndim else [f"axis {i}" for i in range(9)]
     close = max(tolerance, 1e-9) * 10
@@ -78,17 +84,28 @@ def diagnose(
         return ["is 0 everywhere"]
     if want.size > 1 and not want.any():
         return ["should be 0 everywhere"]
-    for guess in (
-        _multiple(got, want, dimensions, close),
-        _other(got, others, close),
-        _moved(got, want, names, close),
-        _multiple_in_slices(got, want, names, close),
-        _constant(got, want, names, close),
-    ):
-        if guess:
-            return [guess]
-    place = _place(got, want, names, close, offsets)
-    return [place] if place else []
+    coarse = min(rounding, COARSEST)
+    for closeness in (close, coarse) if coarse > close else (close,):
+        for guess in (
+            _multiple(got, want, dimensions, closeness),
+            _other(got, others, closeness),
+            _moved(got, want, names, closeness),
+            _multiple_in_slices(got, want, names, closeness),
+            _constant(got, want, names, closeness),
+        ):
+            if guess:
+                return [guess + (IN_SINGLE if closeness > close else "")]
+    noisy = coarse > close and _noisy(got, want, coarse)
+    place = _place(got, want, names, coarse if noisy else close, offsets)
+    return [place + (IN_SINGLE if noisy else "")] if place else []
+
+
+def _noisy(got: Array, want: Array, coarse: float) -> bool:
+    """Whether most of what is right to `coarse` is off by a little: what float32 leaves, and a
+    mistake in a part does not."""
+    delta = np.abs(got.astype(np.float64) - want) / max(np.abs(want).max(), 1e-300)
+    right = delta[delta <= coarse]
+    return bool((right > 1e-12).sum() > len(right) / 2)
 
 
 def _same(a: Array, b: Array, close: float) -> bool:

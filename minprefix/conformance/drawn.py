@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from minprefix.conformance.check import Grade
+from minprefix.conformance.check import Grade, errors_in_single
 from minprefix.conformance.implementation import Implementation
 
 
@@ -15,10 +15,10 @@ def draw_until_one_fails(
     grade: Grade,
     strategies: Mapping[str, st.SearchStrategy[Any]],
     n: int,
-    once: Callable[..., None],
+    once: Callable[[Implementation, dict[str, Any], Grade], None],
 ) -> None:
-    """`once(drawn, into)` for `n` draws, always the same ones, each with a `Grade` of its own. What
-    the last one found goes into `grade`: the smallest that fails, if one does."""
+    """`once(implementation, drawn, into)` for `n` draws, always the same ones, each with a `Grade`
+    of its own. What the last one found goes into `grade`: the smallest that fails, if one does."""
     last, hurry = Grade(explained=grade.explained), implementation.in_a_hurry
 
     @settings(
@@ -34,7 +34,11 @@ def draw_until_one_fails(
     def holds(drawn: dict[str, Any]) -> None:
         nonlocal last
         last = Grade(explained=grade.explained)
-        once(drawn, last)
+        if grade.in_single is not None:  # of this draw, not of all
+            last.in_single = lambda: errors_in_single(
+                lambda single, into: once(single, drawn, into)
+            )
+        once(implementation, drawn, last)
         if last.findings:
             raise _Fails
 

@@ -70,7 +70,7 @@ class Implementation:
         if type(a) is np.ndarray and a.dtype.kind in "fciub":
             return a
         own = getattr(self.functions, "asnumpy", None)
-        if isinstance(a, list | tuple):
+        if isinstance(a, list | tuple) and not callable(own):
             raise Broken("not an array", f"{what} is a {type(a).__name__}, expected an array")
         try:
             already = isinstance(a, np.ndarray | np.generic | float | int)
@@ -125,21 +125,26 @@ class Implementation:
 
 
 def _said(error: BaseException, file: str | None = None) -> str:
-    """The exception, and the last line of `file` that it came through."""
+    """The exception, and the last line of `file` that it came through; a notebook's cell is a file
+    that is not there."""
     kind = type(error).__name__
     try:
         text = f"{kind}: {error}" if str(error) else kind
     except Exception:  # an exception that cannot say what it is
         text = kind
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    where = f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = ""
+    if file and frames:
+        name = f"{Path(file).name}, " if _exists(file) else ""
+        where = f" ({name}line {frames[-1].lineno})"
     return text.replace("\n", " ")[:300] + where
 
 
 def load(spec: str | Implementation | object) -> Implementation:
     """An implementation by the name of a backend ("reference", "numpy"), a file ("my_ops.py"), a
-    module ("package.my_ops"), an object in a module ("package.my_ops:ops"), or any object that has
-    the functions.
+    module ("package.my_ops"), an object in one of these ("package.my_ops:ops", "my_ops.py:ops"), or
+    any object that has the functions. What exists as a file is a file, colons and all, and so is
+    what ends in .py or has a slash or a backslash in it.
 
     Raises InputError, with a sentence, when it cannot be imported.
     """
@@ -147,18 +152,18 @@ def load(spec: str | Implementation | object) -> Implementation:
         return spec
     if not isinstance(spec, str):
         return Implementation(spec, getattr(spec, "__name__", type(spec).__name__))
-    module_name, _, attribute = spec.partition(":")
+    module_name, attribute = _parts(spec)
     if not module_name:
         raise InputError(f"{spec!r} names nothing to check: give a file or a module")
-    if Path(module_name).is_dir() and not module_name.isidentifier():
+    if _exists(module_name) and Path(module_name).is_dir() and not module_name.isidentifier():
         raise InputError(f"{module_name} is a folder: give a file or a module in it")
-    is_file = Path(module_name).suffix in (".py", ".txt") or "/" in module_name
-    is_file = is_file or Path(module_name).is_file()
     functions: object
     if module_name in _ops.BACKENDS:
         functions = _ops.get(module_name)
+    elif _is_file(module_name) or any(c in module_name for c in SEPARATORS):
+        functions = _from_file(module_name)
     else:
-        functions = _from_file(module_name) if is_file else _from_module(module_name)
+        functions = _from_module(module_name)
     for part in attribute.split(".") if attribute else ():
         if not hasattr(functions, part):
             raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
@@ -174,10 +179,32 @@ def load(spec: str | Implementation | object) -> Implementation:
     return implementation
 
 
+def _parts(spec: str) -> tuple[str, str]:
+    """The file or module, and what stands behind the colon, which is no part of a path."""
+    head, _, attribute = spec.rpartition(":")
+    if _exists(spec) or _is_file(spec) or not head or any(c in attribute for c in SEPARATORS):
+        return spec, ""
+    return head, attribute
+
+
+SEPARATORS = "/\\"  # of any system: what Windows calls a path is no module here, either
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".py", ".txt")) or (_exists(name) and Path(name).is_file())
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a path, or with a 0 in it
+        return False
+
+
 def _from_file(name: str) -> types.ModuleType:
-    path = Path(name).resolve()
-    if not path.is_file():
+    if not _exists(name):
         raise InputError(f"{name} does not exist: expected a Python file or the name of a module")
+    path = Path(name).resolve()
     # `import my_ops` elsewhere finds this module, unless the name belongs to another one already
     own_name = path.stem if path.stem not in sys.modules else f"checked_{path.stem}"
     found = importlib.util.spec_from_file_location(own_name, path)
@@ -207,13 +234,13 @@ def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
         raise InputError(said) from error
 
 
-def write_stubs(path: Path) -> None:
-    """A file with every function of the contract, each raising NotImplementedError. Raises
-    InputError if the file exists."""
+def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
+    """A file with every function of the contract, each raising NotImplementedError; `whole` and
+    `torch`: see `stubs.text`. Raises InputError if the file exists."""
     from minprefix.conformance.stubs import text
 
     if path.suffix != ".py":
         raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    path.write_text(text(path.name), encoding="utf-8", newline="\n")
+    path.write_text(text(path.name, whole, torch), encoding="utf-8", newline="\n")

@@ -19,20 +19,10 @@ def _law(grade: Grade, function: str, tensor: str, law: str, off: Array, scale: 
     """`off` should be 0; `scale`: of the numbers that cancel."""
     error = float(np.abs(off).max(initial=0.0)) / max(scale, 1e-300)
     error = error if math.isfinite(error) else math.inf
-    name = f"{tensor}: {law}"
-    grade.errors[name] = error
-    if error > 1e-10:
-        grade.findings.append(
-            Finding(
-                function,
-                tensor,
-                "law",
-                f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g} of the "
-                "largest value",
-                error,
-                1e-10,
-            )
-        )
+    said = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g} of the largest"
+    grade.expect(
+        f"{tensor}: {law}", Finding(function, tensor, "law", f"{said} value", error, 1e-10)
+    )
 
 
 def _sequences(case: Case) -> list[slice]:

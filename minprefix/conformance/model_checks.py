@@ -172,7 +172,7 @@ _drawn_problems = st.lists(
 
 def _drawn_checks() -> Iterator[Check]:
     def run(implementation: Implementation, grade: Grade) -> None:
-        def once(drawn: dict[str, Any], into: Grade) -> None:
+        def once(mine: Implementation, drawn: dict[str, Any], into: Grade) -> None:
             sizes = drawn["sizes"]
             problem = model_problem(**sizes)
             n_prefixes, B = len(problem.prefixes), len(problem.sequences)
@@ -180,7 +180,7 @@ def _drawn_checks() -> Iterator[Check]:
             if key not in _DRAWN:
                 _DRAWN[key] = House(reference).run_model(problem)
             _grade_tensors(
-                implementation,
+                mine,
                 "run_model",
                 problem,
                 model_tensors(problem.config, n_prefixes, B, problem.need),
@@ -189,7 +189,7 @@ def _drawn_checks() -> Iterator[Check]:
                 TOLERANCE["float64"],
                 dimensions(problem),
                 into,
-                _reproduce(implementation, "run_model", f"model_problem(**{sizes!r})"),
+                _reproduce(mine, "run_model", f"model_problem(**{sizes!r})"),
             )
 
         draw_until_one_fails(implementation, grade, {"sizes": _drawn_problems}, MODEL_DRAWS, once)

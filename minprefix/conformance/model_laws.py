@@ -14,12 +14,13 @@ from minprefix.conformance.whole import whole
 from minprefix.ops.contract import Array
 
 
-def _law(grade: Grade, tensor: str, law: str, off: Array, scale: float) -> None:
+def _law(
+    grade: Grade, tensor: str, law: str, off: Array, scale: float, exact: bool = False
+) -> None:
     error = float(np.abs(off).max(initial=0.0)) / max(scale, 1e-300)
-    grade.errors[f"{tensor}: {law}"] = error
-    if not error <= TOLERANCE["float64"]:
-        sentence = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g}"
-        grade.findings.append(Finding("run_model", tensor, "law", sentence, error))
+    sentence = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g}"
+    finding = Finding("run_model", tensor, "law", sentence, error, TOLERANCE["float64"])
+    grade.expect(f"{tensor}: {law}", finding, exact)
 
 
 def _numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
@@ -80,20 +81,14 @@ def _derivative(implementation: Implementation, grade: Grade) -> None:
                 numeric = (losses[0] - losses[1]) / 2e-5
                 analytic = float((found[name][layer] * direction[layer, which]).sum())
                 error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), 1e-300)
-                grade.errors[f"{name} of layer {layer} along a direction"] = error
-                if not error < 1e-5:
-                    grade.findings.append(
-                        Finding(
-                            "run_model",
-                            name,
-                            "derivative",
-                            f"{name} of layer {layer} says that the loss changes by "
-                            f"{analytic:.6g} along a random direction, and it changes by "
-                            f"{numeric:.6g}",
-                            error,
-                            1e-5,
-                        )
-                    )
+                said = (
+                    f"{name} of layer {layer} says that the loss changes by {analytic:.6g} along "
+                    f"a random direction, and it changes by {numeric:.6g}"
+                )
+                grade.expect(
+                    f"{name} of layer {layer} along a direction",
+                    Finding("run_model", name, "derivative", said, error, 1e-5),
+                )
 
 
 def _again(implementation: Implementation, grade: Grade) -> None:
@@ -111,10 +106,11 @@ def _again(implementation: Implementation, grade: Grade) -> None:
             _law(grade, name, law, first[name] - second[name], scale)
     for j, (a, b) in enumerate(zip(before, problem.prefixes, strict=True)):
         kept = "the prefix is kept as it was given"
-        _law(grade, f"prefix.{j}", kept, a - b, float(np.abs(a).max()))
+        _law(grade, f"prefix.{j}", kept, a - b, float(np.abs(a).max()), exact=True)
     for name, a in weights.items():
         kept = "a frozen weight is kept as it was given"
-        _law(grade, name, kept, a - problem.weights[name], float(np.abs(a).max()))
+        off = a - problem.weights[name]
+        _law(grade, name, kept, off, float(np.abs(a).max()), exact=True)
 
 
 def law_checks() -> Iterator[Check]:

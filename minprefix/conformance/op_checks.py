@@ -2,6 +2,7 @@
 by case, two calls at once, shapes that hypothesis draws; and derivatives. What needs no reference
 stands in `by_hand` and `laws`."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,9 @@ from minprefix.ops.contract import Array
 #: what a cache holds of the model's own: kept even where the cache is consumed
 PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
 
+#: arguments that are one array a sequence
+LISTS = ("prefix_k", "prefix_v")
+
 
 # ---- a case -------------------------------------------------------------------------------------
 
@@ -52,15 +56,15 @@ def tensors(
             if function == forward:
                 of_forward = own
             held = {} if not takes_cache else _fields(implementation, cache)
+            kept = {a: own[a] for a in ARGUMENTS[function] if a not in consumed(function)}
+            kept.pop("cache", None)
+            # the model's own arrays stay its own, whatever a cache may lose
             lasting = {a: of_forward[a] for a in PARAMETERS if takes_cache and a in of_forward}
-            was = {a: _copies(implementation, v, a) for a, v in lasting.items()}
+            was = [] if grade is None else [_flat(implementation, a) for a in (kept, lasting)]
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
-                kept = {a: own[a] for a in ARGUMENTS[function] if a != "cache"}
-                kept = {a: v for a, v in kept.items() if a not in consumed(function)}
-                # the model's own arrays stay its own, whatever a cache may lose
-                _check_kept(implementation, case, function, kept, case.inputs(), grade)
-                _check_kept(implementation, case, function, lasting, was, grade)
+                for before, arrays in zip(was, (kept, lasting), strict=True):
+                    _check_kept(implementation, case, function, arrays, before, grade)
                 if takes_cache and "cache" not in consumed(function):
                     held = {name: a for name, a in held.items() if name not in lasting}
                     _check_cache(implementation, case, function, held, cache, grade)
@@ -85,23 +89,27 @@ def _check_kept(
     case: Case,
     function: str,
     kept: dict[str, Any],
-    before: dict[str, Any],
+    before: dict[str, Array],
     grade: Grade,
 ) -> None:
-    """`kept`: arguments that were to be left alone, by name; `before`: what they were."""
-    for name, now in kept.items():
-        was = before[name]
-        pairs = zip(was, now, strict=True) if isinstance(was, list) else [(was, now)]
-        for j, (a, b) in enumerate(pairs):
-            which = f"{name}[{j}]" if isinstance(was, list) else name
-            if isinstance(a, np.ndarray) and not _equal(a, implementation.asnumpy(b, name)):
-                _modified(implementation, case, function, which, grade)
+    """`kept`: arguments that were to be left alone, by name; `before`: what they were when they
+    were handed over, in the implementation's own kind and precision."""
+    after = _flat(implementation, kept)
+    for which, a in before.items():
+        if which not in after or not _equal(a, after[which]):
+            _modified(implementation, case, function, which, grade)
 
 
-def _copies(implementation: Implementation, a: Any, name: str) -> Any:
-    if isinstance(a, list):
-        return [_copies(implementation, each, name) for each in a]
-    return np.array(implementation.asnumpy(a, name))
+def _flat(implementation: Implementation, arrays: dict[str, Any]) -> dict[str, Array]:
+    """Copies in NumPy, each of a list by itself. What asnumpy does not take back, being for
+    results, is left out."""
+    found: dict[str, Array] = {}
+    for name, a in arrays.items():
+        parts = {f"{name}[{j}]": each for j, each in enumerate(a)} if name in LISTS else {name: a}
+        for which, each in parts.items():
+            with contextlib.suppress(Broken):
+                found[which] = np.array(implementation.asnumpy(each, which))
+    return found
 
 
 def _check_cache(
@@ -166,12 +174,32 @@ def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None
                 case.dimensions(),
                 {n: a for n, a in want.items() if not n.startswith("cache.")},
                 offsets,
-                case.dtype if _has_dtype(want[name]) else None,
+                _dtype(implementation, case) if _has_dtype(want[name]) else None,
                 reproducer(implementation, case, function, name),
+                because=_because(implementation, case),
             )
         for name in got:
             if name not in want:
                 _miscounted(implementation, case, function, name, "one too many", grade)
+
+
+def _dtype(implementation: Implementation, case: Case) -> str:
+    """What results should have: the case's, or what asarray makes of it if that is wider."""
+    return str(np.promote_types(case.dtype, _handed_over(implementation, case)))
+
+
+def _because(implementation: Implementation, case: Case) -> str:
+    """Why they should, and who took it away where that is known."""
+    given = _handed_over(implementation, case)
+    lost = given != _dtype(implementation, case)
+    return "as the inputs are" + (f", of which asarray makes {given}" if lost else "")
+
+
+def _handed_over(implementation: Implementation, case: Case) -> str:
+    """The dtype of what asarray makes of the case's arrays; the case's own where nobody knows."""
+    taken = _flat(implementation, {"a": implementation.own(np.zeros(1, case.dtype))})
+    known = "a" in taken and taken["a"].dtype.kind == "f"
+    return str(taken["a"].dtype) if known else case.dtype
 
 
 def _has_dtype(a: Array) -> bool:
@@ -337,22 +365,19 @@ def derivative_checks() -> Iterator[Check]:
 
                 numeric, analytic = _directional(case, argument, [found[n] for n in stems], scalar)
                 error = abs(numeric - analytic) / max(abs(analytic), abs(numeric), 1e-300)
-                name = f"{tensor} along a direction"
-                grade.errors[name] = error
-                if not error < 1e-6:
-                    grade.findings.append(
-                        Finding(
-                            function,
-                            tensor,
-                            "derivative",
-                            f"{tensor} says that the output changes by {analytic:.6g} along a "
-                            f"random direction of {argument}, and {forward} itself changes by "
-                            f"{numeric:.6g}",
-                            error,
-                            1e-6,
-                            reproducer=reproducer(implementation, case, function, stems[0]),
-                        )
-                    )
+                grade.expect(
+                    f"{tensor} along a direction",
+                    Finding(
+                        function,
+                        tensor,
+                        "derivative",
+                        f"{tensor} says that the output changes by {analytic:.6g} along a random "
+                        f"direction of {argument}, and {forward} itself changes by {numeric:.6g}",
+                        error,
+                        1e-6,
+                        reproducer=reproducer(implementation, case, function, stems[0]),
+                    ),
+                )
 
         yield Check(
             f"{op}/derivative",
@@ -457,8 +482,8 @@ def drawn_checks() -> Iterator[Check]:
     for op in FUNCTIONS:
 
         def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            def once(given: dict[str, Any], into: Grade) -> None:
-                grade_case(implementation, Case(op, **given), into)
+            def once(mine: Implementation, given: dict[str, Any], into: Grade) -> None:
+                grade_case(mine, Case(op, **given), into)
 
             strategies = {"sizes": DRAWN_SIZES[op], "seed": _seeds, "layout": _layouts}
             draw_until_one_fails(implementation, grade, strategies, DRAWS, once)

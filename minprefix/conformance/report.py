@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import __version__, files
-from minprefix.conformance.check import Finding, Result
+from minprefix.conformance.check import PRECISION, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
+from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.errors import counted
 
 WIDTH = 100
@@ -38,7 +39,8 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
     would mend it."""
     counts = {s: sum(r.status == s for r in results) for s in STATUSES}
-    first = next(((r, f) for r in results for f in r.findings), None)
+    found = [(r, f) for r in results for f in r.findings]
+    first = next((each for each in found if each[1].kind not in PRECISION), next(iter(found), None))
     return {
         "implementation": name,
         "minprefix": __version__,
@@ -121,8 +123,9 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
 
 
-#: kinds of findings of a tensor that was compared
-COMPARED = ("value", "shape", "dtype", "not finite")
+#: kinds of findings of a tensor that was compared: the zoo looks at the first of them, and at
+#: those of the other precision only where there are no others
+COMPARED = (("value", "shape", "not finite"), PRECISION)
 
 #: kinds of findings that follow from others of the same op
 FOLLOWS = ("not computed", "derivative")
@@ -164,8 +167,10 @@ def _row(op: str, results: Sequence[Result]) -> str:
 
 def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]]:
     """One entry for each function and tensor that is wrong, where it was seen first, and in which
-    other checks it is wrong."""
+    other checks it is wrong. What is of another precision has one cause mostly, and comes last, in
+    one entry a level: with the other tensors of which this is true in the place of the checks."""
     found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
+    rounded: dict[str, tuple[Result, Finding, list[str]]] = {}  # level -> its entry
     broken = {r.op for r in results for f in r.findings if f.kind not in FOLLOWS}
     forwards = {f.function for r in results for f in r.findings if f.kind not in FOLLOWS}
     for result in results:
@@ -174,12 +179,19 @@ def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]
                 continue  # it follows from what is said of the op elsewhere
             if finding.kind == "derivative" and result.op in forwards:
                 continue  # the derivative of a wrong forward: the backward may be right
-            key = (result.level, finding.function, finding.tensor.split("[")[0])
+            stem = finding.tensor.split("[")[0]
+            if finding.kind in PRECISION:
+                entry = rounded.setdefault(result.level, (result, finding, []))
+                said = f"{stem.removeprefix('cache.')} of {finding.function}"
+                if stem != entry[1].tensor.split("[")[0] and said not in entry[2]:
+                    entry[2].append(said)
+                continue
+            key = (result.level, finding.function, stem)
             if key not in found:
                 found[key] = (result, finding, [])
             elif result.check != found[key][0].check and result.check not in found[key][2]:
                 found[key][2].append(result.check)
-    return list(found.values())
+    return [*found.values(), *rounded.values()]
 
 
 def _title(result: Result, finding: Finding) -> str:
@@ -190,7 +202,7 @@ def _title(result: Result, finding: Finding) -> str:
 def _in_full(
     number: int, result: Result, finding: Finding, others: list[str], told: set[str]
 ) -> list[str]:
-    from minprefix.conformance.zoo import all_bugs
+    from minprefix.conformance.zoo import IN_DOUBLE, all_bugs
 
     lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
@@ -198,13 +210,16 @@ def _in_full(
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
     # the zoo compares the first wrong tensor; what is said before it may be of another
-    compared = next((f for f in result.findings if f.kind in COMPARED), None)
+    compared = next((f for kinds in COMPARED for f in result.findings if f.kind in kinds), None)
     for name in result.zoo[:2] if finding is compared else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
-        lines += _wrapped(f"the zoo's {name} gives this very {finding.tensor}{lesson}")
+        exactly = result.zoo_distance <= IN_DOUBLE
+        this = f"this very {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
+        lines += _wrapped(f"the zoo's {name} gives {this}{lesson}")
         told.add(name)
     if others:
-        lines += _wrapped(f"wrong, too, in {_some(others, 2 * WIDTH)}")
+        start = "the same holds for" if finding.kind in PRECISION else "wrong, too, in"
+        lines += _wrapped(f"{start} {_some(others, 2 * WIDTH)}")
     if finding.reproducer:
         lines.append("   to see it, in Python:")
         lines += [f"       {row}" for row in finding.reproducer.splitlines()]

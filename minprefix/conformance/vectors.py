@@ -335,7 +335,7 @@ def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool
         )
     result = check_.result(grade)
     if with_zoo and result.status == "failed" and grade.found:
-        result.zoo = zoo.alike(check_, grade)
+        result.zoo, result.zoo_distance = zoo.matches(check_, grade)
     return result
 
 

@@ -34,7 +34,7 @@ class Guarded:
         if name not in TENSORS:
             raise AttributeError(name)
         foreign = self._implementation.has("asarray")
-        tops = results(name)
+        tops, listed = results(name), {t for t in TENSORS[name] if t.endswith("[]")}
 
         def call(*arguments: Any) -> Any:
             arguments = tuple(a.own if isinstance(a, _Readable) else a for a in arguments)
@@ -43,7 +43,10 @@ class Guarded:
             parts = [result] if len(tops) == 1 else result
             if not isinstance(parts, tuple | list) or len(parts) != len(tops):
                 raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
-            back = [self._back(t, a) for t, a in zip(tops, parts, strict=True)]
+            back = [
+                self._back(f"{t}[]" if f"{t}[]" in listed else t, a)
+                for t, a in zip(tops, parts, strict=True)
+            ]
             if name == "attention":
                 back[1] = self._readable(back[1])
             if name == "attention_backward":
@@ -68,8 +71,8 @@ class Guarded:
     def _back(self, name: str, a: Any) -> Any:
         if name == "cache":
             return a
-        if isinstance(a, Sequence):
-            return [self._implementation.asnumpy(each, name) for each in a]
+        if name.endswith("[]") and isinstance(a, Sequence):
+            return [self._implementation.asnumpy(each, name.removesuffix("[]")) for each in a]
         return self._implementation.asnumpy(a, name)
 
 

@@ -4,6 +4,7 @@ own code. It proves that the suite has power, and it recognises a bug that it ha
 
 import importlib.util
 import json
+import math
 import sys
 import types
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.check import Check, Grade
+from minprefix.conformance.check import PRECISION, Check, Grade
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
 
@@ -201,7 +202,8 @@ def fingerprints() -> dict[str, dict[str, list[Any]]]:
 
 def wrong_tensors(grade: Grade) -> dict[str, np.ndarray]:
     """Of what was compared, what was wrong."""
-    wrong = {f.tensor for f in grade.findings}
+    wrong = {f.tensor for f in grade.findings if f.kind not in PRECISION}
+    wrong = wrong or {f.tensor for f in grade.findings}  # or else what seems to be rounding alone
     return {
         name: a
         for name, a in grade.found.items()
@@ -213,26 +215,52 @@ def wrong_tensors(grade: Grade) -> dict[str, np.ndarray]:
 def alike(
     check: Check, seen: Grade, prints: Mapping[str, Mapping[str, list[Any]]] | None = None
 ) -> list[str]:
-    """The bugs that give the very numbers of the first wrong tensor of `seen`, in this check; where
-    some of them agree in all tensors, only those. `prints`: in the place of those in
-    `FINGERPRINTS`."""
+    """The bugs that give the numbers of the first wrong tensor of `seen`, in this check; where some
+    of them agree in all tensors, only those. `prints`: in the place of those in `FINGERPRINTS`."""
+    return matches(check, seen, prints)[0]
+
+
+def matches(
+    check: Check, seen: Grade, prints: Mapping[str, Mapping[str, list[Any]]] | None = None
+) -> tuple[list[str], float]:
+    """`alike`, and how far off the numbers of the nearest are. Numbers in float32 are taken for a
+    bug's where rounding parts them and they are much farther from the right ones."""
     wrong = wrong_tensors(seen)
     if not wrong:
-        return []
+        return [], 0.0
     first = next(iter(wrong))
-    whole, part = list[str](), list[str]()
+    distances = dict[str, float]()
     for name, (tensor, print_) in (prints or fingerprints()).get(check.id, {}).items():
         if tensor != first or not _may_be(wrong[first], print_):
             continue
         if (check.id, name) not in _SEEN:
             _SEEN[check.id, name] = check.collect(_planted(name)).found
         numbers = _SEEN[check.id, name]
-        if first not in numbers or not _equal(numbers[first], wrong[first]):
-            continue
-        common = [n for n in numbers if n in seen.found and not n.startswith("cache.")]
-        agrees = all(_equal(numbers[n], seen.found[n]) for n in common)
-        (whole if agrees else part).append(name)
-    return whole or part
+        if first in numbers:
+            distances[name] = _distance(numbers[first], wrong[first])
+    # rounding may be like a bug by chance, and what is as near to the right numbers is none
+    most = IN_DOUBLE if all(f.kind in PRECISION for f in seen.findings) else IN_SINGLE
+    far = min(most, NEARER * seen.errors[first])
+    nearest = min(distances.values(), default=math.inf)
+    if not nearest <= far:
+        return [], 0.0
+    close = IN_DOUBLE if nearest <= IN_DOUBLE else IN_SINGLE
+    found = [name for name, d in distances.items() if d <= min(far, max(IN_DOUBLE, 10 * nearest))]
+    whole = [name for name in found if _agrees(_SEEN[check.id, name], seen, close)]
+    return whole or found, nearest
+
+
+#: how far apart, relative to the largest, equal numbers are
+IN_DOUBLE, IN_SINGLE = 1e-9, 1e-5
+
+#: a bug's numbers are so much nearer than the right ones
+NEARER = 0.1
+
+
+def _agrees(numbers: Mapping[str, np.ndarray], seen: Grade, close: float) -> bool:
+    """Whether all that both have is equal."""
+    common = [n for n in numbers if n in seen.found and not n.startswith("cache.")]
+    return all(_distance(numbers[n], seen.found[n]) <= close for n in common)
 
 
 def _may_be(a: np.ndarray, print_: float | None) -> bool:
@@ -243,10 +271,9 @@ def _may_be(a: np.ndarray, print_: float | None) -> bool:
     return abs(mine - print_) < 1e-4 * scale
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
-        return False
+        return math.inf
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return bool(np.array_equal(np.isfinite(a), np.isfinite(b)))
-    single = np.float32 in (a.dtype, b.dtype)
-    return relative_error(b, a) < (1e-5 if single else 1e-9)
+        return 0.0 if np.array_equal(np.isfinite(a), np.isfinite(b)) else math.inf
+    return relative_error(b, a)

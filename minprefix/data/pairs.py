@@ -236,7 +236,7 @@ def fingerprint(path: str | Path) -> str:
 class Template:
     """How source and target become one text: "{source}\\n{target}". The loss begins at the first
     token of the target, which takes over blanks that stand right before it (byte-level BPE joins a
-    blank to the word after it). The model's end token follows."""
+    blank to the word after it). The model's (first) end token follows."""
 
     text: str = "{source}\n{target}"
 
@@ -289,26 +289,34 @@ def encode_pairs(
     skip_long: bool = False,
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
-    target, or more than `room` tokens (n_positions - P); `skip_long` leaves the latter out."""
-    prompts = model.encode_many([template.prompt(p.source) for p in pairs])
-    completions = model.encode_many([template.completion(p.target) for p in pairs])
-    end = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
+    target, or more than `room` tokens (`GPT2.room`); `skip_long` leaves the latter out."""
+    texts = [template.prompt(p.source) for p in pairs]
+    texts += [template.completion(p.target) for p in pairs]
+    ids_of = model.encode_many(texts)
+    prompts, completions = ids_of[: len(pairs)], ids_of[len(pairs) :]
+    end = model.config.end_tokens[:1]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
         ids = [*prompt, *completion, *end]
+        if not prompt and pair.source.strip():
+            raise InputError(f"{pair.where}: the source {model.nothing_left(pair.source)}")
         if not prompt:
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
         if not pair.target.strip():
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
+        if not completion:
+            raise InputError(f"{pair.where}: the target {model.nothing_left(pair.target)}")
         if len(ids) > room and skip_long:
             continue
         if len(ids) > room:
+            shorten = "shorten the line"
+            if len(ids) <= model.room():  # all of the positions are enough
+                shorten += " or the prefix, train with --position-offset 0"
             raise InputError(
                 f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
-                "shorten the line or the prefix, or leave such lines out (train and evaluate do so "
-                "with --skip-long)"
+                f"{shorten}, or leave such lines out (train and evaluate do so with --skip-long)"
             )
         encoded.append(Encoded(ids, len(prompt)))
     return encoded

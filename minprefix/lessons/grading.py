@@ -1,13 +1,15 @@
 """An exercise's function, graded by the reference suite."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from minprefix.conformance import report
 from minprefix.conformance.check import Result
-from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, WHOLE
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, TENSORS, WHOLE
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
@@ -63,16 +65,41 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
     yours = Interruptible(SimpleNamespace(**dict(zip(names, functions, strict=True))), "yours")
     found = run(yours, named, zoo=True)
     for result in found:
-        result.not_implemented = [name for name in result.not_implemented if name in names]
+        missing = [said.split(":")[0] for said in result.not_implemented]
+        result.not_implemented = [name for name in missing if name in names]
         for finding in result.findings:
             finding.reproducer = ""  # it loads a file, and a function of a notebook is in none
     return found
 
 
 def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
-    """As `minprefix check` says it, without what the exercise did not ask for."""
-    graded = [r for r in found if r.status != "not implemented"]
-    names = ", ".join(f.__name__ for f in functions)
-    if not graded:
-        return f"{names}: not written yet"
-    return report.text(graded, names, at_most=ALSO)
+    """As `minprefix check` says it, without what the exercise did not ask for, and with a line for
+    each function of which that says nothing."""
+    names = [f.__name__ for f in functions]
+    written = [name for name in names if any(_speaks_of(name, r) for r in found)]
+    missing = {name for r in found for name in r.not_implemented}
+    rest = [name for name in names if name not in written]
+    not_yet = [name for name in rest if name in missing]
+    lines = [f"{', '.join(not_yet)}: not written yet"] if not_yet else []
+    if unseen := [name for name in rest if name not in missing]:
+        lines.append(f"{', '.join(unseen)}: not graded, what runs before has to run first")
+    for name in written:
+        checks = [r.check for r in found if name in r.not_implemented]
+        if checks:
+            more = f" and {len(checks) - ALSO} more" if checks[ALSO:] else ""
+            lines.append(f"{name}: not written yet for {', '.join(checks[:ALSO])}{more}")
+    if written:
+        graded = [r for r in found if any(_speaks_of(name, r) for name in written)]
+        graded = [replace(r, not_implemented=[]) for r in graded]
+        lines.insert(0, report.text(graded, ", ".join(written), at_most=ALSO))
+    return "\n".join(lines)
+
+
+def _speaks_of(function: str, result: Result) -> bool:
+    """Whether anything that the function gave was graded."""
+    if any(finding.function == function for finding in result.findings):
+        return True
+    if function in LEVEL_OF:
+        return bool(result.errors) and result.level == LEVEL_OF[function]
+    stems = {name.removesuffix("[]") for name in TENSORS[function]}
+    return any(re.split(r"[\[ :]", name)[0] in stems for name in result.errors)

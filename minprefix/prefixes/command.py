@@ -225,9 +225,10 @@ def verify(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from minprefix.artifact import load_with_about
     from minprefix.prefixes import adapters
-    from minprefix.prefixes.export import to_peft
+    from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
+    from minprefix.train import refuse_taken
 
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force)
     prefix, about = load_with_about(args.path)
     base = about["base"] if about else {}
     if args.base is not None and args.to != "peft":
@@ -241,6 +242,7 @@ def export(args: argparse.Namespace) -> int:
         to_peft(prefix, args.out, args.base or base.get("name"))
         _remove_rest(args)
         print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+        print(GENERATE_DROPS_IT)
     else:
         adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
         print(f"written to {args.out}, to be used as in\n  {adapters.USE}")
@@ -251,8 +253,9 @@ def bring(args: argparse.Namespace) -> int:
     from minprefix.artifact import ABOUT, load_prefix, save_prefix
     from minprefix.model import GPT2
     from minprefix.prefixes import adapters
+    from minprefix.train import refuse_taken
 
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
         prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
@@ -276,10 +279,11 @@ def bring(args: argparse.Namespace) -> int:
 
 def combine(args: argparse.Namespace) -> int:
     from minprefix.prefixes.combine import average, concatenate
+    from minprefix.train import refuse_taken
 
     if args.weights is not None and args.how != "average":
         raise InputError("--weights belong to --how average")
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force)
     prefixes, record, model = _of(args.paths, args)
     made = concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)
     more = {} if args.weights is None else {"weights": args.weights}
@@ -292,10 +296,11 @@ def prune(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.evaluate import mean_loss
     from minprefix.prefixes.combine import prune, slot_attention
+    from minprefix.train import refuse_taken
 
     if args.limit < 1:
         raise InputError(f"--limit is {args.limit}: expected at least 1")
-    _refuse_taken(args)
+    refuse_taken(args.out, args.force)
     (prefix,), record, model = _of([args.path], args)
     template = Template((record[0]["training"] or {}).get("template", Template().text))
     pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
@@ -331,6 +336,7 @@ def _of(
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records, at the revision that it records. Raises InputError for a prefix of another."""
     from minprefix.artifact import load_prefix, load_with_about, tokenizer_fingerprint
+    from minprefix.checkpoint import load_recorded
     from minprefix.model import GPT2
 
     records = []
@@ -350,7 +356,10 @@ def _of(
         revision = ((records[0]["training"] or {}).get("options") or {}).get("revision")
     if name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
-    model = GPT2.load(name, revision=revision)
+    if args.model is None:
+        model = load_recorded(name, revision, records[0]["base"]["sha256"])
+    else:
+        model = GPT2.load(name, revision=revision)
     args.revision = revision  # for the record of what is made
     fingerprints = (model.fingerprint(), tokenizer_fingerprint(model))
     prefixes = [load_prefix(path, model, fingerprints=fingerprints) for path in paths]
@@ -389,18 +398,6 @@ def _save_made(
     save_prefix(made, args.out, model, training)
     _remove_rest(args)
     print(f"{made}\nwritten to {args.out}")
-
-
-def _refuse_taken(args: argparse.Namespace) -> None:
-    """Before any work: raises InputError if --out holds a run or a prefix, unless --force."""
-    from minprefix.train import RUN_FILES
-
-    found = [name for name in RUN_FILES if (args.out / name).exists()]
-    if found and not args.force:
-        raise InputError(
-            f"{args.out} already holds a run ({', '.join(found)}): choose another --out, or "
-            "replace it with --force"
-        )
 
 
 def _remove_rest(args: argparse.Namespace) -> None:
@@ -532,7 +529,10 @@ def _encoded(
     prompts, each = [], []
     for request in requests:
         template, start = templates[request.prefix], starts[request.prefix]
-        ids = model.encode(template.prompt(request.prompt) if template else request.prompt)
+        prompt = template.prompt(request.prompt) if template else request.prompt
+        ids = model.encode(prompt)
+        if prompt and not ids:
+            raise InputError(f"{request.where}: the prompt {model.nothing_left(prompt)}")
         left = room(model.config, start, len(ids))
         if left < needed:
             said = no_room(model.config, start, len(ids), needed)
@@ -577,7 +577,7 @@ def add_commands(
         "something could not be checked",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
-    model_options(p, None, "the one that the prefix records")
+    model_options(p, "the one that the prefix records")
     p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
     p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
     threads_option(p)
@@ -625,7 +625,7 @@ def add_commands(
         metavar="X",
         help="of the mean, one for each prefix (default: all the same); two interpolate",
     )
-    model_options(p, None, "the one that the first prefix records")
+    model_options(p, "the one that the first prefix records")
     _out_options(p)
 
     p = command(
@@ -641,7 +641,7 @@ def add_commands(
     )
     p.add_argument("--limit", type=int, metavar="N", default=100, help="so many (default 100)")
     column_options(p)
-    model_options(p, None, "the one that the prefix records")
+    model_options(p, "the one that the prefix records")
     threads_option(p)
     _out_options(p)
 

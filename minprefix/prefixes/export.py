@@ -8,6 +8,12 @@ from minprefix import artifact, files
 from minprefix.errors import InputError
 from minprefix.prefix import Prefix, flatten
 
+#: tried with peft 0.18.1 to 0.21.2; transformers 5.22.2 and 5.23.0 are right
+GENERATE_DROPS_IT = (
+    "with transformers 5.24.0, PEFT's generate drops the prefix and writes what the base writes: "
+    "pass use_cache=False to it, or install transformers 5.23.0"
+)
+
 
 def to_peft(prefix: Prefix, directory: str | Path, base: str | None) -> None:
     """Write PEFT's two files, in place of whatever prefix is there; `base`: the name or folder

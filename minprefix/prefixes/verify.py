@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minprefix import artifact, files
+from minprefix.checkpoint import load_recorded
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
@@ -95,7 +96,7 @@ def verify(
         artifact.load_mlp(folder)
     training, reason = about["training"] or {}, ""
     if model is None:
-        model, reason = _base(about["base"]["name"], training)
+        model, reason = _base(about["base"], training)
     found += (
         [Finding("base", None, reason)] if model is None else _fingerprints(about["base"], model)
     )
@@ -120,7 +121,8 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     for name, was in recorded.items():
         if name not in artifact.FILES or not (folder / name).is_file():
             return Finding("files", False, f"{name} was saved, and is not here")
-        now = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        data = files.read_bytes(folder / name, "a file of the prefix")
+        now = hashlib.sha256(data).hexdigest()
         if now != was:
             text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."
             return Finding("files", False, text)
@@ -130,13 +132,13 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
 
 
-def _base(name: str | None, training: dict[str, Any]) -> tuple[GPT2 | None, str]:
+def _base(recorded: dict[str, Any], training: dict[str, Any]) -> tuple[GPT2 | None, str]:
     """The recorded model, or why it is not to be had."""
-    if name is None:
+    if (name := recorded["name"]) is None:
         return None, "no model was recorded: give --model"
     revision = (training.get("options") or {}).get("revision")
     try:
-        return GPT2.load(name, revision=revision), ""
+        return load_recorded(name, revision, recorded["sha256"]), ""
     except InputError as error:
         return None, f"{error} (or give --model)"
 
@@ -195,8 +197,10 @@ def _replay(
     template = Template(training["template"]) if "template" in training else Template()
     of, found = recorded["of"], []
     if of in pairs:
-        room = model.config.n_positions - prefix.position_offset
-        skip = bool((training.get("options") or {}).get("skip_long"))
+        options = training.get("options") or {}
+        skip = bool(options.get("skip_long"))
+        # before that option, a pair was left out whose last token, a target, had no position
+        room = model.room(prefix) - (skip and "valid_samples" not in options)
         encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded["examples"]]
         loss = mean_loss(model, prefix, encoded, backend, BATCH)
         matmul = (training.get("settings") or {}).get("matmul", "float32")

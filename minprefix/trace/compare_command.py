@@ -9,6 +9,13 @@ from pathlib import Path
 
 from minprefix.errors import InputError
 
+#: how a command line names an implementation: `minprefix.conformance.load` reads it
+IMPLEMENTATION = (
+    "'reference', 'numpy' or 'cupy'; a file (my_ops.py); a module (package.ops); an object in one "
+    "of these (my_ops.py:mine, package.ops:mine). What exists as a file is a file, colons and all, "
+    "and so is what ends in .py or has a slash or a backslash in it"
+)
+
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     """`command`: see `minprefix.cli`."""
@@ -25,8 +32,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     p.add_argument(
         "a",
         metavar="A",
-        help="counts as right: 'reference', 'numpy', 'cupy', a file (my_ops.py), a module, an "
-        "object in one (package.ops:mine), or a folder that Trace.save wrote",
+        help=f"counts as right: {IMPLEMENTATION}. Or a folder that Trace.save wrote",
     )
     p.add_argument("b", metavar="B", help="likewise")
     p.add_argument(

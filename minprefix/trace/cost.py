@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     limit(args.threads)
-    model = GPT2.load("tiny")
+    model = GPT2.load()
     prefix = Prefix.normal(model.config, 10, seed=0)
     pairs = list(table_to_text(16, "test", seed=0))
     sequences = [model.encode(f"{source}\n{target}") for source, target in pairs]

@@ -521,11 +521,14 @@ def encode(
     if target is not None and not target.strip():
         raise InputError(f"--target is {target!r}: expected the text to predict, or leave it out")
     before = model.encode(template.prompt(prompt) if template else prompt)
+    if not before:
+        raise InputError(f"--prompt {model.nothing_left(prompt)}")
     after: list[int] = []
     if target is not None:
         after = model.encode(template.completion(target) if template else target)
-        end = model.config.eos_token_id
-        after += [end] if template and end is not None else []
+        if not after:
+            raise InputError(f"--target {model.nothing_left(target)}")
+        after += model.config.end_tokens[:1] if template else ()
     elif len(before) < 2:
         raise InputError(
             f"--prompt {prompt!r} is {len(before)} token, after which nothing is to be predicted: "

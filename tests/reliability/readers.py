@@ -24,10 +24,10 @@ from tokenizers import (
 )
 
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, artifact, train
-from minprefix.checkpoint import PROBE
 from minprefix.data import pairs, requests
 from minprefix.optim import AdamW
 from minprefix.prefixes import adapters
+from minprefix.tokenizer import PROBE
 from minprefix.trace import Trace, trace
 from minprefix.train import Settings, State
 from tests.reliability import damage

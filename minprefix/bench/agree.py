@@ -1,0 +1,64 @@
+"""Whether a peer computes what this project computes: asked on a small model before it is timed,
+since a peer that leaves its prefix out is fast and has no figure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from minprefix.bench.run import Record
+from minprefix.bench.work import NEEDS, PREFIX, SHAPES, Job
+
+LENGTHS = [(3, 9), (12, 5), (7, 1)]
+CASES = [("greedy", 2, 1, 1), ("beams", 2, 3, 1)]
+TOLERANCE = 1e-5  # of losses in float32, relative
+
+
+def questions(peers: Sequence[str], sections: Sequence[str], on_gpu: bool) -> list[Job]:
+    """The losses of a short training and a few tokens, of every peer that is to be measured, of
+    `ours`, and of `ours` without a prefix."""
+    sizes: dict[str, Any] = {"config": asdict(SHAPES["tiny"]), "prefix": PREFIX}
+    sizes |= {"device": "cuda", "precision": "float32"} if on_gpu else {}
+    steps = sizes | {"lengths": LENGTHS, "warm_up": LENGTHS, "steps": 2}
+    decoding = sizes | {"prompt": 7, "new": 3, "cases": CASES}
+    jobs = []
+    # with dropout the losses differ by rights: it is the same code as without
+    trainers = [who for who in peers if who != "peft-dropout"]
+    if trainers and {"train", "memory"} & set(sections):
+        jobs += [Job("agree", "losses", who, "train", steps) for who in ("ours", *trainers)]
+        jobs.append(Job("agree", "no prefix", "ours", "train", steps | {"prefix": 0}))
+    if "peft" in peers and "decode" in sections:
+        jobs += [Job("agree", "tokens", who, "written", decoding) for who in ("ours", "peft")]
+        jobs.append(Job("agree", "no prefix", "ours", "written", decoding | {"prefix": 0}))
+    return jobs
+
+
+def disagreements(runs: Sequence[Record]) -> dict[str, str]:
+    """Who computes something else -> why it is not measured. `generate` is PEFT's decoding, which
+    may be wrong where its training is right. A process that gave no answer proves nothing: it
+    fails again, and then counts."""
+    answers = {(run["task"], run["work"], run["who"]): run["answer"] for run in runs}
+    wrong = {}
+    for (task, work, who), theirs in answers.items():
+        ours = answers.get((task, work, "ours"))
+        bare = answers.get((task, "no prefix", "ours"))
+        if who == "ours" or not (theirs and ours and bare) or _same(task, theirs, ours):
+            continue
+        name, what = (who, "losses") if task == "train" else ("generate", "tokens")
+        how = f"computes other {what} than minprefix"
+        if _same(task, theirs, bare):
+            how = "computes without its prefix"
+        wrong[name] = f"with {_versions(who)} it {how}"
+    return wrong
+
+
+def _same(task: str, theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    if task == "written":
+        return bool(theirs["tokens"] == ours["tokens"])
+    return np.allclose(theirs["losses"], ours["losses"], rtol=TOLERANCE, atol=0)
+
+
+def _versions(who: str) -> str:
+    return " and ".join(f"{name} {version(name)}" for name in NEEDS[who][-2:])

@@ -1,0 +1,173 @@
+"""What `train` says before it begins and when it has ended: what the pairs look like to the model,
+what the frozen model makes of them, and what seems odd."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minprefix.data.pairs import COLUMNS, Encoded, Pair, Template, encode_pairs, read_pairs
+from minprefix.errors import InputError, note
+from minprefix.evaluate import mean_loss
+from minprefix.model import GPT2
+from minprefix.prefix import Prefix
+from minprefix.train import Settings
+
+PROBE = 32  # pairs, on which the frozen model and the trained prefix are compared
+LINE = 300  # characters of a text that is shown
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs of a file, and the tokens of those that fit."""
+
+    path: str
+    pairs: list[Pair]
+    encoded: list[Encoded]
+    sample: list[Encoded]  # of a file to validate on: the ones that are scored
+    room: int
+
+    @classmethod
+    def read(
+        cls,
+        path: str,
+        columns: tuple[str | None, str | None],
+        model: GPT2,
+        template: Template,
+        room: int,
+        skip_long: bool,
+        size: int | None,
+    ) -> "Data":
+        """`size`: how many make the sample, None or 0 for all. Raises InputError for all that
+        `read_pairs` and `encode_pairs` refuse, and where no pair fits."""
+        pairs = read_pairs(path, *columns)
+        encoded = encode_pairs(model, pairs, template, room, skip_long)
+        if skip_long:
+            left_out = len(pairs) - len(encoded)
+            print(f"{path}: {left_out} of {len(pairs)} pairs are too long, left out")
+        if not encoded:
+            raise InputError(
+                f"data file {path}: every pair is longer than the {room} tokens of room"
+            )
+        return cls(path, pairs, encoded, drawn(encoded, size or len(encoded)), room)
+
+    @property
+    def probe(self) -> list[Encoded]:
+        return drawn(self.encoded, PROBE)
+
+
+def drawn(examples: Sequence[Encoded], size: int) -> list[Encoded]:
+    """So many of them, in their order: the same ones in every run, so that runs can be compared."""
+    if size >= len(examples):
+        return list(examples)
+    places = np.random.default_rng(0).choice(len(examples), size, replace=False)
+    return [examples[i] for i in sorted(places)]
+
+
+# ---- before -----------------------------------------------------------------------------------
+
+
+def show(model: GPT2, data: Data, valid: Data | None, settings: Settings) -> None:
+    """The sizes, and the first pair as the model reads it."""
+    lengths = [len(e.ids) for e in data.encoded]
+    batch = min(settings.batch_size, len(lengths))
+    print(
+        f"{len(lengths)} examples of {min(lengths)} to {max(lengths)} tokens ({data.room} fit), "
+        f"{settings.steps} steps of {batch}{' (all)' * (batch == len(lengths))}"
+    )
+    if settings.backend == "cupy":
+        print(f"on the GPU, matrix products in {settings.matmul}")
+    if valid:
+        all_of = f"{len(valid.sample)} of {len(valid.encoded)}"
+        more = "" if len(valid.sample) == len(valid.encoded) else " (--valid-samples all takes all)"
+        print(f"validation on {all_of} pairs every {settings.eval_every} steps{more}")
+    ids, start = data.encoded[0]
+    source, target = (one_line(model.decode(part)) for part in (ids[:start], ids[start:]))
+    print(f"the first pair, {start} tokens and {len(ids) - start} to predict:")
+    print(f"  source  {source}\n  target  {target}")
+
+
+def one_line(text: str) -> str:
+    shown = " / ".join(text.splitlines())
+    return shown if len(shown) <= LINE else f"{shown[:LINE]}..."
+
+
+def frozen_loss(model: GPT2, probe: Sequence[Encoded], settings: Settings) -> float:
+    """The loss without a prefix, which is said, and what it means if it is near chance."""
+    value, V = loss(model, None, probe, settings), model.config.vocab_size
+    chance = math.log(V)
+    words = sum(len(model.decode(e.ids[e.loss_from :]).split()) for e in probe)
+    a_word = sum(len(e.ids) - e.loss_from for e in probe) / max(1, words)
+    print(
+        f"the frozen model's loss on {len(probe)} of them is {value:.2f} a token, {a_word:.1f} "
+        f"tokens a word; guessing among its {V} tokens has {chance:.2f}"
+    )
+    if value > 0.9 * chance:
+        tiny = Path(model.name).name == "tiny"
+        why = ", it has read its own small world alone (minprefix demo)" if tiny else ""
+        note(
+            f"{model.name!r} does not know such text{why}: a prefix steers what a model knows and "
+            "teaches it no language; give a model that has read such text, for example --model gpt2"
+        )
+    return value
+
+
+def loss(model: GPT2, prefix: Prefix | None, probe: Sequence[Encoded], settings: Settings) -> float:
+    size = min(8, settings.micro_batch_size or 8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return mean_loss(model, prefix and prefix.fold(), probe, settings.backend, size, "loss")
+
+
+# ---- what seems odd ---------------------------------------------------------------------------
+
+#: name[The Eagle], Alan_Bean | birthPlace | Wheeler, food=Thai, {"food": "Thai"}
+RECORD = re.compile(r"\w ?\[[^\]]*\]|\w ?[|=] ?\w|[\"\'] ?: ?[\"\'\d\[{]")
+
+
+def note_oddities(data: Data, valid: Data | None, columns: tuple[str | None, str | None]) -> None:
+    """A note for what is allowed and seldom meant."""
+    n, different = len(data.pairs), {(p.source, p.target) for p in data.pairs}
+    sources, targets = ({pair[i] for pair in different} for i in (0, 1))
+    if are_swapped(sources, targets) or columns[::-1] in COLUMNS:
+        note(
+            f"{data.path}: the targets look like records and the sources like sentences, so the "
+            "prefix learns to write records: are --source-column and --target-column swapped?"
+        )
+    if n > 1 and len(sources) == 1 < len(targets):
+        note(f"{data.path}: every source is the same, so the target cannot be learnt from it")
+    if n > 1 and len(targets) == 1:
+        note(f"{data.path}: every target is the same, and is learnt whatever the source says")
+    if 2 * len(different) <= n:
+        note(f"{data.path}: of {n} pairs {len(different)} are different, the others repeat them")
+    both = sum((p.source, p.target) in different for p in valid.pairs) if valid else 0
+    if valid and both:
+        note(
+            f"{both} of the {len(valid.pairs)} pairs of --valid are in --data, too: what is best "
+            "on them may be learnt by heart"
+        )
+
+
+def are_swapped(sources: set[str], targets: set[str]) -> bool:
+    """Whether records are to be written from texts, and there are several texts for a record. A
+    label, a summary and a translation are no records; a parse is one, and has a text of its own."""
+
+    def share(texts: set[str]) -> float:
+        return sum(bool(RECORD.search(text)) for text in texts) / len(texts)
+
+    return 3 * len(targets) <= 2 * len(sources) and share(targets) > 0.8 and share(sources) < 0.1
+
+
+# ---- after ------------------------------------------------------------------------------------
+
+
+def show_samples(samples: Sequence[dict[str, str]], pairs: Sequence[Pair]) -> None:
+    """The first two sources, what the model writes now, and what it should have written."""
+    for sample in samples[:2]:
+        wanted = next(pair.target for pair in pairs if pair.source == sample["source"])
+        print(f"\n  source  {one_line(sample['source'])}")
+        print(f"  model   {one_line(sample['prediction']) or '(nothing)'}")
+        print(f"  target  {one_line(wanted)}")
+    print()

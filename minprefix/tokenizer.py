@@ -1,0 +1,426 @@
+"""A model's tokenizer: from tokenizer.json, or from vocab.json and merges.txt, with what the files
+beside them add to it.
+
+The rules are those of transformers' GPT2Tokenizer. `tokenizer_config.json` names special tokens and
+may list tokens with their ids (`added_tokens_decoder`); a file without that list leaves it to
+`special_tokens_map.json` and `added_tokens.json`, as older versions wrote them. A named token that
+has no id gets the next one. An id that a file gives is kept even where it leaves a gap, which
+transformers' fast tokenizers close, so that the token finds the row that was trained for it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minprefix import files
+from minprefix.errors import InputError, note
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+CONFIG, NAMES, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+#: every file that has a say
+FILES = (WHOLE, VOCAB, MERGES, CONFIG, NAMES, ADDED)
+#: the special tokens that transformers knows, in the order in which new ones get their ids
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: those that GPT2Tokenizer has without being told
+END = "<|endoftext|>"
+#: classes that take tokenizer.json as it is, where GPT2Tokenizer sets a few things anew
+AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+#: a tokenizer has to encode and decode this, or it would fail in the middle of the work
+PROBE = (
+    bytes(range(32, 127)).decode()
+    + "\t\n  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
+)
+
+
+def read_tokenizer(folder: Path) -> "Tokenizer | None":
+    """None if the folder has neither tokenizer.json nor vocab.json with merges.txt.
+
+    Raises InputError for one that cannot be read, for files that contradict each other, and for one
+    that cannot encode and decode a short text.
+    """
+    whole, vocab, merges = (
+        files.inside(folder, name, "the tokenizer") for name in (WHOLE, VOCAB, MERGES)
+    )
+    if not whole.exists() and vocab.exists() != merges.exists():
+        there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
+        raise InputError(
+            f"{str(folder)!r} has {there.name} but no {missing.name}: the tokenizer needs both"
+        )
+    if not whole.exists() and not vocab.exists():
+        return None
+    try:
+        beside = read_beside(folder)
+        tokenizer = _whole(whole, beside) if whole.exists() else _bpe(vocab, merges, beside)
+        tokenizer = _with_tokens(tokenizer, beside, folder, not whole.exists())
+        tokenizer.no_truncation()  # a stored limit would drop text without a word
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = beside.flag("split_special_tokens") or False
+        tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids)
+    except (InputError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and Rust's panics, which
+        raise InputError(  # are no Exception
+            f"the tokenizer in {str(folder)!r} cannot be read ({files.said(error)}): fetch its "
+            "files again"
+        ) from error
+    _say_what_is_not_done(tokenizer, beside, folder, not whole.exists())
+    return tokenizer
+
+
+def end_token(folder: Path, tokenizer: "Tokenizer | None") -> int | None:
+    """The id of the token that the files beside the tokenizer name as `eos_token`."""
+    named = None if tokenizer is None else read_beside(folder).named.get("eos_token")
+    return None if named is None or tokenizer is None else tokenizer.token_to_id(named.content)
+
+
+#: what some tokenizers write for the blank before a word
+WORD = "\u2581"
+#: a text that needs every byte that UTF-8 has
+ALPHABET = "".join(
+    map(chr, [*range(192), *range(192, 2048, 64), 2048, *range(4096, 65536, 4096), 65536])
+) + "".join(map(chr, range(2**18, 2**20 + 1, 2**18)))
+
+
+def says_all(tokenizer: "Tokenizer") -> bool:
+    """Whether it has tokens for every text, as byte-level BPE has."""
+    try:
+        ids = tokenizer.encode(ALPHABET, add_special_tokens=False).ids
+        return not lost(tokenizer, [ALPHABET], [ids])
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException:  # a word without a token is an exception there, or a panic
+        return False
+
+
+def lost(
+    tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> "Counter[str]":
+    """The characters that the texts hold and their tokens do not, with how often. A character that
+    the normalizer replaces is not lost, nor is a blank where tokens are words."""
+    from tokenizers import decoders, pre_tokenizers
+
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    i_unknown = None if unknown is None else tokenizer.token_to_id(unknown)
+    first, decoder, normalizer = tokenizer.pre_tokenizer, tokenizer.decoder, tokenizer.normalizer
+    if decoder is None and isinstance(first, pre_tokenizers.ByteLevel):
+        decoder = decoders.ByteLevel()
+    counts: Counter[str] = Counter()
+    for text, row in zip(texts, ids, strict=True):
+        tokens = [tokenizer.id_to_token(i) or "" for i in row if i != i_unknown]
+        said = decoder.decode(tokens) if decoder else "".join(tokens)
+        held = Counter(text if decoder or first is None else text.replace(" ", ""))
+        missing = held - Counter(said)
+        if missing and normalizer is not None:
+            read = Counter(normalizer.normalize_str(text).replace(WORD, "")) - Counter(said)
+            missing = min(missing, read, key=Counter.total)
+        counts += missing
+    return counts
+
+
+def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
+    """tokenizer.json; beside it only what transformers would otherwise read differently. The files
+    of another tokenizer that stood here before are removed."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    for name in FILES:
+        if name != WHOLE or tokenizer is None:
+            (folder / name).unlink(missing_ok=True)
+    if tokenizer is None:
+        return
+    files.write_text(folder / WHOLE, tokenizer.to_str(pretty=True))
+    first = tokenizer.pre_tokenizer
+    plain = END not in {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    settings = {
+        "add_prefix_space": isinstance(first, ByteLevel) and first.add_prefix_space,
+        "split_special_tokens": tokenizer.encode_special_tokens,
+        # for GPT2Tokenizer it is a special token even so
+        "tokenizer_class": AS_IT_IS[0] if plain and tokenizer.token_to_id(END) is not None else "",
+    }
+    if any(settings.values()):
+        files.write_json(folder / CONFIG, {k: v for k, v in settings.items() if v})
+
+
+# ---- the files beside it ------------------------------------------------------------------------
+
+
+class Beside(NamedTuple):
+    """What is said beside a tokenizer: the settings, special tokens by their roles (None for one
+    that is ruled out) and without a role, and tokens by their ids."""
+
+    path: Path
+    settings: dict[str, Any]
+    named: "dict[str, AddedToken | None]"
+    extra: "list[AddedToken]"
+    numbered: "dict[int, AddedToken]"
+
+    def flag(self, key: str) -> bool | None:
+        value = self.settings.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise InputError(
+                f"{self.path}: {key} is {files.shown(value)}: expected true, false or null"
+            )
+        return value
+
+    def special(self, ours: bool) -> "list[AddedToken]":
+        """All tokens that are special; `ours`: with those that GPT2Tokenizer has by itself."""
+        from tokenizers import AddedToken
+
+        named = dict.fromkeys(ROLES) | self.named
+        if ours:
+            for role in ("bos_token", "eos_token", "unk_token"):
+                if role not in self.named:
+                    named[role] = AddedToken(END, special=True)
+        return [token for token in named.values() if token is not None] + self.extra
+
+
+def read_beside(folder: Path) -> Beside:
+    """Raises InputError for a malformed file, with its name."""
+    path, names, added = (
+        files.inside(folder, name, "what belongs to the tokenizer")
+        for name in (CONFIG, NAMES, ADDED)
+    )
+    settings = _optional(path)
+    named, extra = _special_tokens(path, settings)
+    if settings.get("added_tokens_decoder") is not None:
+        return Beside(path, settings, named, extra, _numbered(path, settings))
+    more_named, more_extra = _special_tokens(names, _optional(names))
+    named, extra = named | more_named, extra + more_extra
+    special = {token.content for token in [*named.values(), *extra] if token is not None}
+    numbered: dict[int, AddedToken] = {}
+    for content, i in _optional(added).items():
+        token = _token(added, "a token", {"content": content, "special": content in special})
+        _take(numbered, i, token, added)
+    return Beside(path, settings, named, extra, numbered)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return files.read_json(path, "what belongs to the tokenizer") if path.exists() else {}
+
+
+def _special_tokens(
+    path: Path, raw: dict[str, Any]
+) -> "tuple[dict[str, AddedToken | None], list[AddedToken]]":
+    """By their roles, and those without one."""
+    named: dict[str, AddedToken | None] = {}
+    for key, value in raw.items():
+        if key in ROLES and value is None:
+            named[key] = None
+        elif key in ROLES or (key.endswith("_token") and isinstance(value, str | dict)):
+            named[key] = _token(path, key, value, special=True)
+    extra = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        listed = raw.get(key) or []
+        if isinstance(listed, dict):
+            named |= {name: _token(path, key, value, True) for name, value in listed.items()}
+        elif isinstance(listed, list):
+            extra += [_token(path, key, value, True) for value in listed]
+        else:
+            raise InputError(f"{path}: {key} is {files.shown(listed)}: expected a list of tokens")
+    return named, extra
+
+
+def _numbered(path: Path, settings: dict[str, Any]) -> "dict[int, AddedToken]":
+    listed = settings["added_tokens_decoder"]
+    if not isinstance(listed, dict):
+        raise InputError(
+            f"{path}: added_tokens_decoder is {files.shown(listed)}: expected tokens by their ids"
+        )
+    numbered: dict[int, AddedToken] = {}
+    for i, value in listed.items():
+        known = i.isascii() and i.isdecimal() and len(i) < 11
+        _take(numbered, int(i) if known else i, _token(path, f"token {i}", value), path)
+    return numbered
+
+
+def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedToken":
+    """One that a file gives as its text, or as the library's fields of it."""
+    from tokenizers import AddedToken
+
+    given = {"content": value} if isinstance(value, str) else value
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    fields = {k: v for k, v in given.items() if k != "__type"} if isinstance(given, dict) else {}
+    text = fields.get("content")
+    others = {k: v for k, v in fields.items() if k != "content"}
+    wrong = set(others) - set(flags) or any(type(v) is not bool for v in others.values())
+    if not isinstance(text, str) or not text or wrong:
+        raise InputError(
+            f"{path}: {what} is {files.shown(value)}: expected its text, or an object with content "
+            f"and some of {', '.join(flags)}"
+        )
+    return AddedToken(**fields | ({"special": True} if special else {}))
+
+
+def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: Path) -> None:
+    if type(i) is not int or not 0 <= i < 2**32:
+        raise InputError(
+            f"{path}: token {files.shown(token.content)} has id {files.shown(i)}: expected a whole "
+            "number from 0; the file is damaged, fetch it again"
+        )
+    if i in numbered:
+        raise InputError(
+            f"{path}: {files.shown(numbered[i].content)} and {files.shown(token.content)} have one "
+            f"id, {i}: the file is damaged, fetch it again"
+        )
+    numbered[i] = token
+
+
+# ---- the tokenizer itself -----------------------------------------------------------------------
+
+
+def _whole(path: Path, beside: Beside) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    raw = files.read_json(path, "the tokenizer")
+    if _holds(raw, "Precompiled"):
+        raise InputError(
+            f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and whose few bytes can "
+            "ask for any amount of memory: give the tokenizer that belongs to the model"
+        )
+    _set_prefix_space(raw, path, beside)
+    tokenizer = Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
+    # an id that leaves a gap, which the library closes
+    listed = {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
+    if any(tokenizer.token_to_id(content) != i for content, i in listed.items()):
+        vocab = raw["model"]["vocab"]
+        if isinstance(vocab, dict):
+            taken = set(vocab.values())
+            gaps = {c: i for c, i in listed.items() if c not in vocab and i not in taken}
+            return _placed(tokenizer, gaps, path)
+    return tokenizer
+
+
+def _holds(value: Any, kind: str) -> bool:
+    """Whether a part of a tokenizer is of that type."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if part.get("type") == kind:
+                return True
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return False
+
+
+def _set_prefix_space(raw: dict[str, Any], path: Path, beside: Beside) -> None:
+    """Where the setting beside tokenizer.json counts, and where it does not, is as in
+    transformers."""
+    wanted = beside.flag("add_prefix_space")
+    part = raw.get("pre_tokenizer")
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        part = next(iter(part.get("pretokenizers") or []), None)
+    level = part if isinstance(part, dict) and part.get("type") == "ByteLevel" else {}
+    if wanted is None or wanted == level.get("add_prefix_space", False):
+        return
+    if level and beside.settings.get("tokenizer_class") not in AS_IT_IS:
+        level["add_prefix_space"] = wanted
+    else:
+        note(
+            f"{beside.path}: add_prefix_space is {wanted}, which has no effect: {path.name} has "
+            "its own way to begin a text"
+        )
+
+
+def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
+    """Byte-level BPE from GPT-2's own two files, which the library would read with less care: it
+    leaves out what is no number and cuts large ones."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    ids = files.read_json(vocab, "the tokenizer's vocabulary")
+    for token, i in ids.items():
+        if type(i) is not int or not 0 <= i < 2**32:
+            raise InputError(
+                f"{vocab}: token {files.shown(token)} has id {files.shown(i)}: expected a whole "
+                "number from 0; the file is damaged, fetch it again"
+            )
+    if len(set(ids.values())) < len(ids):
+        raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
+    pairs = []
+    lines = files.read_text(merges, "the tokenizer's merges", files.LARGEST_JSON).split("\n")
+    for n, line in enumerate(lines, 1):
+        pair = tuple(line.split(" "))
+        if line.startswith("#version") or (not line and n == len(lines)):
+            continue
+        if len(pair) != 2 or not all(pair):
+            raise InputError(
+                f"{merges}, line {n}: {files.shown(line)}: expected two tokens, a blank between "
+                "them; the file is damaged, fetch it again"
+            )
+        pairs.append(pair)
+    blank = beside.flag("add_prefix_space") or False
+    return ByteLevelBPETokenizer(ids, pairs, add_prefix_space=blank)._tokenizer
+
+
+def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: bool) -> "Tokenizer":
+    """The tokens with ids, then the special ones that have none yet."""
+    added = tokenizer.get_added_tokens_decoder()
+    known = {token.content for token in [*added.values(), *beside.numbered.values()]}
+    special = beside.special(ours)
+    more: dict[str, AddedToken] = {}
+    for token in special:
+        if token.content not in known:
+            more.setdefault(token.content, token)
+    if not more and not beside.numbered:
+        return tokenizer
+    held = tokenizer.get_vocab(with_added_tokens=True)
+    of_id = {i: content for content, i in held.items()}
+    numbered = dict(beside.numbered)
+    for i, token in numbered.items():
+        if held.get(token.content, i) != i or of_id.get(i, token.content) != token.content:
+            was = held.get(token.content, of_id.get(i))
+            raise InputError(
+                f"{folder}: a file beside the tokenizer gives {files.shown(token.content)} the id "
+                f"{i}, and the tokenizer itself has {files.shown(was)} for it: they are of two "
+                "models, fetch them again"
+            )
+    for content, token in more.items():
+        numbered[held.get(content, max([*of_id, *numbered], default=-1) + 1)] = token
+    names = {token.content for token in special}
+    for token in numbered.values():
+        token.special = token.special or token.content in names
+    gaps = {token.content: i for i, token in numbered.items() if i not in of_id}
+    end = max(of_id, default=-1) + 1
+    next_ones = list(range(end, end + len(gaps)))
+    if gaps and (end > len(of_id) or sorted(gaps.values()) != next_ones):
+        tokenizer = _placed(tokenizer, gaps, folder)
+    tokenizer.add_tokens([t for i, t in sorted(numbered.items()) if repr(t) != repr(added.get(i))])
+    return tokenizer
+
+
+def _placed(tokenizer: "Tokenizer", gaps: dict[str, int], where: Path) -> "Tokenizer":
+    """With these tokens at these ids. The library counts on by itself; a token keeps its id only if
+    the vocabulary holds it, from which no merge can make it."""
+    from tokenizers import Tokenizer
+
+    raw = json.loads(tokenizer.to_str())
+    if not isinstance(raw["model"]["vocab"], dict):
+        raise InputError(
+            f"{where}: token {files.shown(min(gaps))} has id {gaps[min(gaps)]}, which is not the "
+            f"next one: only a vocabulary by ids can have a gap, this one is {raw['model']['type']}"
+        )
+    raw["model"]["vocab"] |= gaps
+    return Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
+
+
+def _say_what_is_not_done(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: bool) -> None:
+    around = [key for key in ("add_bos_token", "add_eos_token") if beside.flag(key)] if ours else []
+    if around or tokenizer.num_special_tokens_to_add(False):
+        asks = around[0] if around else "post_processor"
+        note(
+            f"{folder}: the tokenizer's {asks} asks for special tokens around every text: a text "
+            "is encoded without them, write them into it where the model needs them"
+        )
+    if ours and beside.flag("do_lower_case"):
+        note(f"{beside.path}: do_lower_case has no effect on a GPT-2 tokenizer")
+    made_by = beside.settings.get("tokenizer_class")
+    if ours and made_by not in (None, "GPT2Tokenizer", "GPT2TokenizerFast", *AS_IT_IS):
+        note(
+            f"{beside.path}: tokenizer_class is {files.shown(made_by)}: {VOCAB} and {MERGES} are "
+            f"read as GPT-2's byte-level BPE; if they are something else, give {WHOLE}"
+        )
