@@ -153,8 +153,8 @@ def test_a_sentence_about_bad_input_can_be_said_everywhere(on, encoding):
         (["danse→"], "there is no command danse→"),
         (["train", "--learnîng→", "1"], "there is no option --learnîng→"),
     ):
-        status, out, err = on(encoding, *argv)
-        assert (status, out) == (2, "")
+        status, _, err = on(encoding, *argv)
+        assert status == 2
         spelled = said.encode(encoding, "backslashreplace").decode(encoding)
         assert spelled in err.splitlines()[-1]
 
