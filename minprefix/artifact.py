@@ -19,15 +19,19 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minprefix import files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, note
 from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
 from minprefix.prefixes.adapters import is_adapters
+from minprefix.tokenizer import read_as_before
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FORMAT = 2
 PEFT_CONFIG, PEFT_TENSOR = "adapter_config.json", "adapter_model.safetensors"
@@ -154,13 +158,28 @@ def tokenizer_fingerprint(model: GPT2) -> str | None:
     tokenizer.json and for vocab.json with merges.txt. None for a model without one."""
     if model.tokenizer is None:
         return None
-    merges = json.loads(model.tokenizer.to_str())["model"].get("merges", [])
+    with model.tokenizing() as tokenizer:  # what it has no token for is no news here
+        return _tokenizer_sha256(tokenizer)
+
+
+def earlier_tokenizer_fingerprint(model: GPT2) -> str | None:
+    """The fingerprint that version 0.1.0 recorded, which did not know the files beside a tokenizer.
+    None for a model that was not loaded from a folder, or whose folder is gone."""
+    try:
+        tokenizer = None if model._folder is None else read_as_before(model._folder)
+        return None if tokenizer is None else _tokenizer_sha256(tokenizer)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException:  # of the library, which was able to read it a moment ago
+        return None
+
+
+def _tokenizer_sha256(tokenizer: "Tokenizer") -> str:
+    merges = json.loads(tokenizer.to_str())["model"].get("merges", [])
     # older versions of the library write a merge as one text
     merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
-    tokens = sorted(model.tokenizer.get_vocab(with_added_tokens=True).items())
-    with model.tokenizing() as tokenizer:  # what it has no token for is no news here
-        probed = tokenizer.encode(PROBE, add_special_tokens=False).ids
-    content = [tokens, merges, probed]
+    tokens = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
+    content = [tokens, merges, tokenizer.encode(PROBE, add_special_tokens=False).ids]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -261,6 +280,12 @@ def _check_base(
     recorded = (base["sha256"], base["tokenizer_sha256"])
     for what, was, now in zip(("base", "tokenizer"), recorded, actual, strict=True):
         if was is not None and now is not None and was != now:
+            if what == "tokenizer" and was == earlier_tokenizer_fingerprint(model):
+                note(
+                    f"the prefix in {str(folder)!r} was trained before minprefix read the files "
+                    f"beside the tokenizer of {base['name']!r}: a text may be other tokens now"
+                )
+                continue
             on = f"on {base['name']!r}" if what == "base" else f"that of {base['name']!r}"
             raise InputError(
                 f"the prefix in {str(folder)!r} was trained on another {what}: {on} "

@@ -157,7 +157,9 @@ def load_model(
         weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
         a.flags.writeable = False  # frozen
-    return GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
+    model = GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
+    model._folder = folder
+    return model
 
 
 def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
@@ -254,11 +256,14 @@ def read_config(folder: Path) -> Config:
     value or unknown key, by name."""
     path = files.inside(folder, "config.json", "the model's config")
     if not path.exists():
-        adapter = any((folder / name).exists() for name in files.ADAPTER)
-        hint = "; it holds a prefix: give it as --prefix, and its base as --model"
+        hint = ""
+        if any((folder / name).exists() for name in files.ADAPTER):
+            hint = "; it holds a prefix: give it as --prefix, and its base as --model"
+        elif below := sorted(folder.glob("snapshots/*/config.json")):
+            hint = f"; it is a cache of the hub's: give {str(below[-1].parent)!r}"
         raise InputError(
             f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
-            f"layout{hint if adapter else ''}"
+            f"layout{hint}"
         )
     raw = files.read_json(path, "the model's config")
     _check_type(path, raw)

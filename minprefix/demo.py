@@ -5,16 +5,18 @@ import hashlib
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minprefix import files
 from minprefix.artifact import save_prefix
+from minprefix.batch import Batch
 from minprefix.data import world
-from minprefix.data.pairs import Pair, Template, encode_pairs
+from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs
 from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
 from minprefix.generate import Decoding
-from minprefix.model import GPT2
+from minprefix.model import GPT2, loss
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
@@ -136,6 +138,9 @@ def run(
     for pair, said in list(zip(test, said_after, strict=True))[:SHOWN]:
         print(f"  record  {pair.source}\n  model   {one_line(said)}\n")
     print(table(metrics))
+    assert result.best_loss is not None  # the last step is validated
+    print(f"\n{about_first(model, encoded(model, test))}")
+    print(about_hardest(model, prefix, valid_pairs, valid_set, result.best_loss))
     where = shlex.quote(str(out))  # the commands below are meant to be pasted
     print(f"\nWritten to {out}: the prefix, metrics.json, samples.md, loss.png, log.jsonl. Next:\n")
     print(f'  minprefix generate --model tiny --prefix {where} --prompt "{test[0].source}"')
@@ -150,15 +155,47 @@ def score(
     """Loss, exact match and slot error rate on held-out records, and what the model said."""
     sources = [pair.source for pair in test]
     said = predict(model, prefix, sources, TEMPLATE, DECODING)
-    encoded = encode_pairs(model, test, TEMPLATE, model.room())
     errors = slot_error_rate(sources, said)
     assert errors is not None  # all of them are records of the tiny world
     scores = {
-        "loss": round(mean_loss(model, prefix, encoded), 4),
+        "loss": round(mean_loss(model, prefix, encoded(model, test)), 4),
         "exact_match": round(exact_match(said, [[pair.target] for pair in test]), 4),
         "slot_error_rate": round(errors, 4),
     }
     return scores, said
+
+
+def encoded(model: GPT2, test: list[Pair]) -> list[Encoded]:
+    return encode_pairs(model, test, TEMPLATE, model.room())
+
+
+def about_first(model: GPT2, examples: Sequence[Encoded]) -> str:
+    """Why the frozen model has a low loss and no text right."""
+    lengths = [len(e.ids) - e.loss_from for e in examples]
+    batch = Batch.pack(
+        [e.ids for e in examples],
+        [e.loss_from for e in examples],
+        weights=[[1.0] + [0.0] * (n - 1) for n in lengths],
+    )
+    share = loss(model, batch, None, "sum") / (mean_loss(model, None, examples) * sum(lengths))
+    return (
+        f"{share:.0%} of the loss before lies on the first token of each text: given that, the "
+        "frozen model\nknows the rest, but left to itself it begins another kind of text"
+    )
+
+
+def about_hardest(
+    model: GPT2, prefix: Prefix, pairs: list[Pair], examples: Sequence[Encoded], total: float
+) -> str:
+    """Why the loss on the validation records may be another one than on the test records."""
+    each = [mean_loss(model, prefix, [e]) * (len(e.ids) - e.loss_from) for e in examples]
+    worst = sorted(range(len(each)), key=lambda i: -each[i])[:2]
+    names = " and ".join(pairs[i].source.partition("]")[0].partition("[")[2] for i in worst)
+    share = sum(each[i] for i in worst) / sum(each)
+    return (
+        f"{share:.0%} of the validation loss, {total:.3f}, lies on {len(worst)} of its "
+        f"{len(each)} records, {names}"
+    )
 
 
 def table(metrics: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ that the listing belongs to the commit is the hub's word.
 A file takes its place in the cache only after its check, so a kill leaves none there unchecked.
 Beside them `minprefix/<commit>.2.json` keeps the listing, with the size and time of each file when
 it was checked: one that has both still is not read again, any other (placed by other software, or
-changed since) is.
+changed since) is. Without a network other software's files are checked by their links to blobs,
+which are named by their hashes; a cache without links is found, and its folder named, not used.
 
 A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
 (10 s) counts as broken off, as do a dropped connection and the statuses 408, 429 and 5xx. After
@@ -80,14 +81,14 @@ class Cache(NamedTuple):
             (self.folder / "blobs" / Path(os.readlink(path)).name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
-    def record(self, commit: str) -> Path:
+    def record(self, commit: str, version: str = ".2") -> Path:
         # .2: a record without the number is of a version that wanted fewer files
-        return self.folder / "minprefix" / f"{commit}.2.json"
+        return self.folder / "minprefix" / f"{commit}{version}.json"
 
-    def checked(self, commit: str) -> "Checked":
+    def checked(self, commit: str, version: str = ".2") -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
         with contextlib.suppress(InputError):
-            found = files.read_json(self.record(commit), "the record of a download")
+            found = files.read_json(self.record(commit, version), "the record of a download")
             known: Checked = {}
             for name, entry in found.items():
                 match entry:
@@ -143,8 +144,8 @@ def snapshot(repo: str, revision: str | None) -> Path:
         at = f" at {revision}" if revision else ""
         raise InputError(
             f"cannot fetch model {repo!r}{at} from the hub ({_reason(error)}): without a "
-            "network, put its config.json, model.safetensors, vocab.json and merges.txt into a "
-            "folder and give that folder instead of the name"
+            "network, put its .json, .txt and .safetensors files into a folder and give that "
+            "folder instead of the name"
         ) from error
 
 
@@ -160,15 +161,18 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     checked = cache.checked(commit) if commit else {}
     if commit is not None and commit == revision and _stand(cache, commit, checked):
         return cache.place(commit, "")
-    there = commit is not None and cache.place(commit, "config.json").exists()
+    there = any(
+        os.path.lexists(other.place(at, "config.json"))
+        for other in _caches(repo)
+        if (at := other.commit(revision)) is not None
+    )
     try:
         attempts = 1 if there else ATTEMPTS
         found, listing = _again(lambda: _listing(repo, revision), attempts, _reached)
     except Exception as error:
-        if commit is None or not there or not _network(error):
+        if not _network(error):
             raise
-        _check_offline(repo, commit, cache, checked)
-        return cache.place(commit, "")
+        return _offline(repo, revision, error)
     hashes = {name: file.hash for name, file in listing.items()}
     if commit != found or hashes != _hashes(checked) or not _stand(cache, found, checked):
         with _lock(cache.folder):
@@ -231,9 +235,9 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
     return commit, listing
 
 
-def no_weights(where: str, names: Iterable[str]) -> InputError:
-    """The sentence about a folder or repository of files `names` without model.safetensors: what
-    there is instead."""
+def no_weights(where: str, names: Iterable[str], folder: Path | None = None) -> InputError:
+    """The sentence about a repository, or a `folder`, of files `names` without model.safetensors:
+    what there is instead."""
     names = list(names)
     others = sorted(name for name in names if name.endswith(".safetensors"))
     if "config.json" not in names and (adapter := files.ADAPTER & set(names)):
@@ -242,9 +246,12 @@ def no_weights(where: str, names: Iterable[str]) -> InputError:
         hint = why
     elif others:
         hint = f"if {files.listed(others)} is the whole model, rename it to model.safetensors"
+    elif folder is not None:
+        hint = "it was not fetched, so load the model once with a network"
     else:
         hint = "expected that, or shards with model.safetensors.index.json"
-    return InputError(f"{where} has no model.safetensors: {hint}")
+    cached = "" if folder is None else f"; the folder is {folder}"
+    return InputError(f"{where} has no model.safetensors: {hint}{cached}")
 
 
 def _wanted(name: str) -> bool:
@@ -288,14 +295,75 @@ def _digest(path: Path, announced: str) -> str:
         return digest.hexdigest()
 
 
-def _check_offline(repo: str, commit: str, cache: Cache, checked: Checked) -> None:
+#: where repositories of the hub's first years went, whose names had no "/" then
+MOVED = {"openai-community": ("gpt2",), "distilbert": ("distilgpt2",)}
+
+
+class _Unsure(InputError):
+    """Files that are there, and that nothing there says what they must be."""
+
+
+def _caches(repo: str) -> Iterator[Cache]:
+    """Where the files of a repository may be: under its name and the one that it had or has now, in
+    huggingface_hub's cache and in the one that older versions of transformers were told of."""
+    from huggingface_hub import constants
+
+    owner, _, name = repo.rpartition("/")
+    names = [repo]
+    for now, starts in MOVED.items():
+        if owner in ("", now) and name.startswith(starts):
+            names.append(name if owner else f"{now}/{name}")
+    told = (os.environ.get(v) for v in ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"))
+    for root in dict.fromkeys((str(constants.HF_HUB_CACHE), *filter(None, told))):
+        for one in names:
+            yield Cache(Path(root) / f"models--{one.replace('/', '--')}")
+
+
+def _offline(repo: str, revision: str | None, error: Exception) -> Path:
+    """The folder of a model that is in a cache, checked. Raises `error` if there is none, and
+    InputError for one that is not whole, or that cannot be checked, with the folder to give."""
+    failed: list[InputError] = []
+    for cache in _caches(repo):
+        commit = cache.commit(revision)
+        if commit is not None and os.path.lexists(cache.place(commit, "config.json")):
+            try:
+                _check_offline(repo, commit, cache)
+                return cache.place(commit, "")
+            except InputError as reason:
+                failed.append(reason)
+            continue
+        asked = f" at {revision}" if revision else ""
+        for other in sorted((cache.folder / "snapshots").glob("*")):
+            if (other / "config.json").exists() and any(other.glob("model*.safetensors")):
+                failed.append(
+                    _Unsure(
+                        f"model {repo!r}{asked} is not in the cache, and there is no network to "
+                        f"fetch it; {other} is a model of that name at some commit: if it is the "
+                        "right one, give this folder instead of the name"
+                    )
+                )
+    if failed:  # what a person can decide goes before what is broken
+        raise min(failed, key=lambda reason: not isinstance(reason, _Unsure)) from error
+    raise error
+
+
+def _check_offline(repo: str, commit: str, cache: Cache) -> None:
     """Raise InputError unless the files of a commit are those that were announced when they came.
 
     What only other software fetched is recognised by its name in the cache, which is the hash."""
+    checked, place = cache.checked(commit) or cache.checked(commit, ""), cache.place(commit, "")
     announced = _hashes(checked)
     if not checked:
-        found = [path for path in cache.place(commit, "").iterdir() if _wanted(path.name)]
-        announced = {p.name: Path(os.readlink(p)).name if p.is_symlink() else "" for p in found}
+        found = [path for path in place.iterdir() if _wanted(path.name)]
+        if not any(path.suffix == ".safetensors" for path in found):
+            raise no_weights(f"model {repo!r} at {commit} in the cache", os.listdir(place), place)
+        if not all(path.is_symlink() for path in found):
+            raise _Unsure(
+                f"model {repo!r} is in the cache, in {place}, but its files are no links to their "
+                "hashes, so that nothing says here what they must be: load the model once with a "
+                "network or, if you trust these files, give that folder instead of the name"
+            )
+        announced = {path.name: Path(os.readlink(path)).name for path in found}
     for name, want in announced.items():
         path = cache.place(commit, name)
         if name in checked and _stands(path, checked[name]):

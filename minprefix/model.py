@@ -50,6 +50,7 @@ class GPT2:
     tokenizer: "Tokenizer | None" = None
     name: str = "unnamed"
     _finite: bool = field(default=False, init=False)
+    _folder: "Path | None" = field(default=None, init=False)  # that it was loaded from
     #: a tokenizer that was looked at, and what it lost so far; None if it can say everything
     _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
@@ -67,7 +68,9 @@ class GPT2:
 
         found = load_model(name, dtype=dtype, revision=revision)
         # of the class that was asked: a subclass, or a copy of this one with a bug in it
-        return cls(found.config, found.weights, found.tokenizer, found.name)
+        model = cls(found.config, found.weights, found.tokenizer, found.name)
+        model._folder = found._folder
+        return model
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load`
@@ -114,7 +117,7 @@ class GPT2:
 
             raise InputError(no_room_for(self)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name)
-        moved._finite, moved._lost = self._finite, self._lost
+        moved._finite, moved._lost, moved._folder = self._finite, self._lost, self._folder
         return moved
 
     @property

@@ -72,6 +72,20 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
     return tokenizer
 
 
+def read_as_before(folder: Path) -> "Tokenizer | None":
+    """As version 0.1.0 read it: without the files beside it. Prefixes recorded its fingerprint."""
+    from tokenizers import Tokenizer
+
+    alone = Beside(folder / CONFIG, {}, {}, [], {})
+    if (folder / WHOLE).exists():
+        return Tokenizer.from_file(str(folder / WHOLE))
+    if not (folder / VOCAB).exists():
+        return None
+    tokenizer = _bpe(folder / VOCAB, folder / MERGES, alone)
+    tokenizer.add_special_tokens([END])
+    return tokenizer
+
+
 def end_token(folder: Path, tokenizer: "Tokenizer | None") -> int | None:
     """The id of the token that the files beside the tokenizer name as `eos_token`."""
     named = None if tokenizer is None else read_beside(folder).named.get("eos_token")

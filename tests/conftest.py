@@ -1,5 +1,6 @@
 """Small models, and the PyTorch oracle. The oracle lives in the tests only."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, errors
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # more only wait for each other: the matrices are tiny
+# a shell's & ignores Ctrl-C, which the processes that the tests start would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("repeatable", derandomize=True)  # a red run can be run again
 settings.load_profile("repeatable")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"  # real data, where a machine has it

@@ -111,13 +111,19 @@ def two_threads():
     "options",
     [
         [],
-        ["--init", "uniform", "--init-bound", "0.1", "--layers", "1"],
-        ["--init", "zero", "--position-offset", "0", "--dropout", "0.2"],
         ["--init", "text", "--init-text", "food name"],
         ["--mlp-hidden", "8"],
-        ["--mlp-hidden", "8", "--init", "text", "--init-text", "food", "--schedule", "cosine"],
-        ["--loss", "sentence-sum", "--micro-batch-size", "3", "--clip", "0", "--warmup", "2"],
         ["--backend", "reference", "--weight-decay", "0.1", "--template", "{source} => {target}."],
+        *(
+            pytest.param(options.split(), marks=pytest.mark.long)
+            for options in (
+                "--init uniform --init-bound 0.1 --layers 1",
+                "--init zero --position-offset 0 --dropout 0.2",
+                "--mlp-hidden 8 --init text --init-text food --schedule cosine",
+                "--prefix-length 0",
+                "--loss sentence-sum --micro-batch-size 3 --clip 0 --warmup 2",
+            )
+        ),
     ],
     ids=" ".join,
 )
@@ -1134,8 +1140,20 @@ def test_a_config_that_the_weights_cannot_fill_is_refused_at_once(refused, model
     config = json.loads((bad / "config.json").read_text())
     (bad / "config.json").write_text(json.dumps(config | {"n_layer": 10**9}))
     assert "tensor 'h.2.ln_1.weight' is missing" in refused("inspect", bad)
-    (bad / "config.json").write_text(json.dumps(config | {"eos_token_id": 5000}))
-    assert "eos_token_id is 5000, outside the vocabulary of" in refused("inspect", bad)
+
+
+def test_an_end_token_outside_the_vocabulary_is_a_note(model_dir, tmp_path, capsys):
+    odd = tmp_path / "odd"
+    shutil.copytree(model_dir, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"eos_token_id": 5000}))
+    assert main(["inspect", str(odd)]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"minprefix: note: {odd / 'config.json'}: eos_token_id 5000 lies outside"
+    )
+    assert said.endswith("it has no effect\n")
+    assert said.count("\n") == 1
 
 
 def test_evaluate_leaves_long_pairs_out_of_the_loss_where_asked_and_says_what_was_cut(

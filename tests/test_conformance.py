@@ -35,6 +35,7 @@ from minprefix.conformance.cases import CASES, LAYOUTS, MAKERS, case_of
 from minprefix.conformance.check import Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
+from minprefix.conformance.isolated import Worker
 from minprefix.conformance.op_checks import GRADIENTS, grade_case
 from minprefix.conformance.problems import MODEL_CASES, TRAINING_CASES, expected_model
 from minprefix.conformance.report import as_json, passed, text
@@ -1135,6 +1136,31 @@ def test_what_an_implementation_prints_does_not_stand_in_the_report(tmp_path, mo
     assert "hello" not in captured.out
 
 
+def test_a_terminal_is_shown_how_far_it_is_and_a_pipe_is_not(monkeypatch, capsys):
+    assert cli.main(["check", "numpy", "--only", "embed/usual"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["check", "numpy", "--only", "embed/usual", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert "importing numpy: " in captured.err
+    assert "embed/usual: 100%" in captured.err
+    assert json.loads(captured.out)["passed"]
+
+
+def test_as_long_as_there_is_no_answer_the_time_goes_on(tmp_path):
+    path, calls = tmp_path / "mine.py", []
+    path.write_text(
+        "import time\nfrom minprefix.ops.reference import *\ntime.sleep(1.2)\n"
+        "def gelu(x):\n    time.sleep(1.2)\n    raise ValueError\n"
+    )
+    with Worker(str(path), waiting=lambda: calls.append("importing")) as worker:
+        worker.offered()
+        assert calls
+        calls.clear()
+        assert worker.grade(all_checks()["gelu/usual"]).status == "failed"
+        assert calls
+
+
 def test_a_slow_check_is_not_called_an_endless_loop(check):
     status, said = check(
         "import time\n"
@@ -1346,6 +1372,28 @@ def test_compare_reads_a_path_with_a_colon(tmp_path, monkeypatch, capsys):
     Path("run 10:30/my_ops.py").write_text("from minprefix.ops.reference import *\n")
     assert cli.main(["compare", "reference", "run 10:30/my_ops.py"]) == 0
     assert "run 10:30/my_ops.py agrees with reference" in capsys.readouterr().out
+
+
+def test_compare_calls_float32s_rounding_that(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import numpy as np\nfrom minprefix.ops import reference\n"
+        "from minprefix.ops.reference import *\n"
+        "def gelu_backward(dout, cache):\n"
+        "    return reference.gelu_backward(dout, cache).astype('f4').astype('f8')\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py"]) == 1
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "that is no more than float32's rounding: --tolerance 1e-4 looks past it\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py", "--tolerance", "1e-4"]) == 0
+    Path("mine.py").write_text(
+        "from minprefix.ops import reference\nfrom minprefix.ops.reference import *\n"
+        "def gelu_backward(dout, cache):\n    return 2 * reference.gelu_backward(dout, cache)\n"
+    )
+    assert cli.main(["compare", "reference", "mine.py"]) == 1
+    assert "float32" not in capsys.readouterr().out
 
 
 def test_the_list_shows_every_check_and_why(capsys):

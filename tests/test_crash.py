@@ -140,7 +140,7 @@ def test_a_folder_in_which_a_run_is_under_way_is_refused_and_untouched(
             ]
             assert content(out) == before
         first.send_signal(signal.SIGCONT)
-        assert first.wait(timeout=120) == 0
+        assert first.wait(timeout=600) == 0
     finally:
         first.kill()
     assert_same_end(out, whole)
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_with_130_and_the_command_it_says_finishes_to_the_same_bytes
     )
     wait_for(lambda: size(out / "log.jsonl") > 5000, process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     step = numbers(out)["step"]

@@ -2,10 +2,12 @@
 `tests/check_demo.py`, which the continuous integration calls."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
-from minprefix import GPT2, Prefix, demo
+from minprefix import GPT2, Batch, Prefix, demo
 from minprefix.cli import main
 from minprefix.data import world
 from tests.check_demo import failures
@@ -32,6 +34,8 @@ def test_a_short_demo_shows_and_writes_what_it_promises(tmp_path, capsys):
     assert "The frozen model on records that it has never seen" in said
     assert "slot error rate" in said
     assert "base model: unchanged, byte for byte" in said
+    assert re.search(r"9\d% of the loss before lies on the first token of each text: given", said)
+    assert re.search(r"\d\d% of the validation loss, [\d.]+, lies on 2 of its 8 records, \w", said)
     assert {p.name for p in out.iterdir()} == FILES
     metrics = json.loads((out / "metrics.json").read_text())
     for when in ("before", "after"):
@@ -81,3 +85,29 @@ def test_the_demos_scores_are_those_of_what_the_model_said():
     assert scores["exact_match"] == 0.0
     perfect = [pair._replace(target=s) for pair, s in zip(test, said, strict=True)]
     assert demo.score(model, None, perfect)[0]["exact_match"] == 1.0
+
+
+def test_the_reasons_that_the_demo_gives_are_counted_token_by_token():
+    model, test = GPT2.load("tiny"), demo.pairs("test", 12, seed=0)
+    prefix = Prefix.normal(model.config, 3, seed=0)
+    examples = demo.encoded(model, test)
+
+    def each(prefix):
+        """The loss of every target, record by record, from the logits."""
+        for ids, start in examples:
+            logits = model.logits(Batch.pack([ids]), prefix)[start - 1 : -1].astype(np.float64)
+            right = logits[np.arange(len(logits)), ids[start:]]
+            yield np.log(np.exp(logits).sum(axis=1)) - right
+
+    frozen, trained = list(each(None)), list(each(prefix))
+    share = sum(t[0] for t in frozen) / sum(t.sum() for t in frozen)
+    assert 0.5 < share < 0.999
+    assert demo.about_first(model, examples).startswith(f"{share:.0%} of the loss before lies on")
+    sums = [t.sum() for t in trained]
+    a, b = sorted(range(12), key=lambda i: -sums[i])[:2]
+    said = demo.about_hardest(model, prefix, test, examples, 0.25)
+    names = " and ".join(world.read_record(test[i].source)["name"] for i in (a, b))
+    share = (sums[a] + sums[b]) / sum(sums)
+    assert (
+        said == f"{share:.0%} of the validation loss, 0.250, lies on 2 of its 12 records, {names}"
+    )

@@ -45,7 +45,7 @@ def test_2000_damaged_inputs_end_in_what_the_file_says_or_in_one_sentence():
 def worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "values.json").write_text(json.dumps(["0", '"x"', "[1, null]"]))
-    worker = Worker(folder, 0, limit=1, patience=2)
+    worker = Worker(folder, 0, limit=1, patience=10)
     yield worker
     worker.stop()
 
@@ -74,6 +74,7 @@ NOTICED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_fuzzing_notices_a_reader_that(worker, name):
     tally = Tally()
+    worker.patience = 2 if name == "hangs" else 10  # a busy machine's answers may be late
     worker.read(
         name, 0, {"dies": 3, "hangs": 2, "spins": 2, "follows links": 200}.get(name, 20), tally
     )

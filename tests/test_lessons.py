@@ -341,6 +341,110 @@ def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
         grade(head)
 
 
+def test_of_two_functions_the_one_that_is_not_written_is_named(capsys):
+    from minprefix.ops import reference
+
+    def embed(tokens, positions, wte, wpe):
+        raise NotImplementedError("later")
+
+    def linear_backward_params(dout, x):
+        raise NotImplementedError
+
+    def cross_entropy(logits, targets, weights):
+        return logit  # noqa: F821  a slip
+
+    def run_model(problem):
+        raise NotImplementedError
+
+    def attention(q, k, v, prefix_k, prefix_v, offsets):
+        if not prefix_k[0].shape[1]:
+            raise NotImplementedError
+        return reference.attention(q, k, v, prefix_k, prefix_v, offsets)
+
+    for functions, ends in (
+        (
+            (reference.linear_backward, linear_backward_params),
+            "linear_backward: all 9 checks passed\nlinear_backward_params: not written yet",
+        ),
+        (
+            (embed, reference.embed_backward_params),
+            "embed_backward_params: all 8 checks passed\nembed: not written yet",
+        ),
+        ((reference.gelu, run_model), "gelu: all 8 checks passed\nrun_model: not written yet"),
+        (
+            (cross_entropy, reference.cross_entropy_backward),
+            "cross_entropy: 12 of 12 checks failed\n"
+            "cross_entropy_backward: not graded, what runs before has to run first",
+        ),
+        (
+            (attention,),
+            "attention: all 18 checks passed\nattention: not written yet for attention/no-prefix",
+        ),
+    ):
+        grade(*functions)
+        said = capsys.readouterr().out
+        assert said.endswith(f"{ends}\n"), said
+    grade(cross_entropy, only="usual")
+    assert "raised NameError: name 'logit' is not defined (test_lessons.py, line" in (
+        capsys.readouterr().out
+    )
+    grade(embed, linear_backward_params)
+    assert capsys.readouterr().out == "embed, linear_backward_params: not written yet\n"
+
+
+def test_the_line_of_a_notebooks_cell_is_named(capsys):
+    names = {}
+    code = "def gelu_backward(dout, cache):\n    return dout * tanhh\n"
+    exec(compile(code, "/nowhere/ipykernel_1/123.py", "exec"), names)
+    grade(names["gelu_backward"])
+    said = capsys.readouterr().out
+    assert "gelu_backward raised NameError: name 'tanhh' is not defined (line 2)\n" in said
+
+
+@pytest.mark.parametrize(
+    ("slip", "error"),
+    [
+        ("z = ops.attentoin", AttributeError),
+        ("assert eror < 1", NameError),
+        ("import nothing_such", ImportError),
+        ("1 + 'one'", TypeError),
+        ("exec('x = = 1')", SyntaxError),
+        ("check(ops)", RecursionError),
+        ("exit()", SystemExit),
+    ],
+)
+def test_a_slip_in_a_students_check_is_no_failure_of_a_sound_implementation(slip, error):
+    names = vars(ran(LESSONS[12]).main)
+    scope = {"exit": sys.exit}
+    exec(compile(f"def check(ops):\n    {slip}\n", "a student's cell", "exec"), scope)
+    with pytest.raises(error) as raised:
+        names["judge"](scope["check"], ["no-mask"])
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert any((f.filename, f.lineno) == ("a student's cell", 2) for f in frames)
+
+
+def test_judge_tells_a_check_that_is_wrong_and_a_slip_that_only_a_bug_meets(capsys):
+    names = vars(ran(LESSONS[12]).main)
+
+    def strict(ops):
+        assert ops is None, "never"
+
+    with pytest.raises(AssertionError, match="your check fails on a sound implementation") as told:
+        names["judge"](strict, ["no-mask"])
+    assert "never" in str(told.value.__cause__)
+    causal = solutions(LESSONS[12])[1].split("bugs = [")[0]
+    slip = causal.replace("< 1e-12", "< 1e-12, f'off by {of}'")
+    assert slip != causal
+    scope = dict(names)
+    exec(slip, scope)
+    with pytest.raises(NameError, match="'of' is not defined"):
+        names["judge"](scope["check_causal"], ["no-mask"])
+    exec(causal, scope)
+    capsys.readouterr()
+    assert names["judge"](scope["check_causal"], ["no-mask"]) == ["no-mask"]
+    assert capsys.readouterr().out == "killed  no-mask\n"
+
+
 def test_what_leaves_the_suite_nothing_to_grade_is_refused_and_not_called_written(capsys):
     from minprefix.ops.reference import gelu
 

@@ -510,7 +510,7 @@ def test_ctrl_c_ends_a_lesson_and_says_so_in_one_line(tmp_path, when):
             time.sleep(0.05)
         command.send_signal(signal.SIGINT)
     try:
-        assert command.communicate(timeout=60)[1] == "minprefix: stopped\n"
+        assert command.communicate(timeout=600)[1] == "minprefix: stopped\n"
     finally:
         command.kill()
     assert command.returncode == 130
@@ -524,6 +524,25 @@ def test_warnings_are_counted_and_are_the_exit_status(lessons_of, tmp_path, caps
     assert captured.err.count("minprefix: warning: 01_x, cell 1: ") == 3
     assert "3 warnings; open" in captured.out
     assert (tmp_path / "out/index.html").is_file()
+
+
+def test_what_takes_long_is_announced_and_shown(lessons_of, tmp_path, capsys, monkeypatch):
+    lessons_of(**{"01_x": THIRD, "02_y": THIRD})
+    assert main(["lessons", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(
+        "running 2 lessons, 2 at a time: by what they say 2 seconds, and"
+    )
+    assert captured.err == ""  # no terminal: no bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["lessons", "01", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("running 1 lesson: by what they say 1 second, and up to minutes")
+    assert re.search(r"0/1 \[00:\d\d<", captured.err)
+    assert "lesson/s" in captured.err or "s/lesson" in captured.err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert main(["lessons", "--out", str(tmp_path / "out/index.html/x")]) == 2
+    assert capsys.readouterr().out == ""  # nothing is announced that will not run
 
 
 # ---- the folder -------------------------------------------------------------------------------

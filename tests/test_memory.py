@@ -33,7 +33,7 @@ train(model, prefix, examples, Settings(steps=1), sys.argv[2], progress=False)
 
 def pages_cleared(code: str, *arguments: str) -> int:
     run = [sys.executable, "-c", code + AGAIN, *arguments]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=600)
     return int(done.stdout.split()[-1])
 
 

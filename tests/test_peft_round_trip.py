@@ -59,15 +59,6 @@ EACH = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """More only wait for each other: the matrices are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def base(shape: str) -> GPT2:
     config = SHAPES[shape]

@@ -11,6 +11,7 @@ import pytest
 from minprefix import cli
 
 ROOT = Path(__file__).parents[1]
+RE = re.MULTILINE | re.DOTALL
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -38,9 +39,27 @@ def test_every_command_of_the_readme_parses():
     assert len(commands) >= 5
     for command in commands:
         try:
-            cli._parser().parse_args(shlex.split(command)[1:])
+            cli._parser().parse_args(shlex.split(command, comments=True)[1:])
         except SystemExit:
             pytest.fail(f"the README has a command that does not parse: {command}")
+
+
+@pytest.mark.long
+def test_the_example_of_ones_own_pairs_runs_and_writes_what_the_readme_says(
+    monkeypatch, tmp_path, capsys
+):
+    found = re.search(r"^cat > pairs.csv <<END\n(.*?)END\n(.*?)```\n\n```\n(.*?)```", README, RE)
+    pairs, commands, wanted = found.groups()
+    (tmp_path / "pairs.csv").write_text(pairs, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for command in commands.splitlines():
+        assert cli.main(shlex.split(command)[1:]) == 0
+    said = capsys.readouterr().out
+
+    def without_times(text):  # nor the last digit of the loss that a training ends in
+        return re.sub(r"^\d+ s;|(?<=0\.0)\d\d(?= with the prefix)", "", text, flags=re.MULTILINE)
+
+    assert without_times(said) == without_times(wanted)
 
 
 def test_the_test_command_is_the_one_that_ci_runs():

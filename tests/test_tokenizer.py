@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 
+import numpy as np
 import pytest
 from tokenizers import (
     ByteLevelBPETokenizer,
@@ -18,10 +19,11 @@ from tokenizers import (
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, InputError, Prefix, generate
-from minprefix.artifact import tokenizer_fingerprint
+from minprefix.artifact import load_prefix, tokenizer_fingerprint
 from minprefix.cli import main
 from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.errors import Note
+from minprefix.prefixes.verify import verify
 from minprefix.tokenizer import CONFIG, NAMES, read_tokenizer
 from minprefix.trace import view
 from tests.conftest import random_model
@@ -436,6 +438,35 @@ def test_a_tokenizer_without_files_beside_it_keeps_its_fingerprint(gpt2_bpe):
     assert tokenizer_fingerprint(model) == tiny
     model.tokenizer = read_tokenizer(gpt2_bpe)
     assert tokenizer_fingerprint(model) == gpt2
+
+
+@pytest.mark.parametrize("whole", [None, WHOLE], ids=["vocab and merges", "tokenizer.json"])
+def test_a_prefix_that_an_earlier_version_saved_loads_with_a_note(tmp_path, whole):
+    """It recorded the fingerprint of a tokenizer without the files beside it."""
+    files = {"added_tokens": {"[SEP]": N}, "tokenizer_config": {"add_prefix_space": True}}
+    folder = model_folder(tmp_path / "model", {}, whole)
+    before = GPT2.load(folder)
+    prefix = Prefix.normal(before.config, 3)
+    prefix.save(tmp_path / "prefix", before)
+    after = GPT2.load(write(folder, files, whole))
+    assert tokenizer_fingerprint(after) != tokenizer_fingerprint(before)
+    with pytest.warns(Note, match="was trained before minprefix read the files beside the token"):
+        again = load_prefix(tmp_path / "prefix", after)
+    assert np.array_equal(again.kv, prefix.kv)
+    findings = {f.what: f for f in verify(tmp_path / "prefix", after)}
+    assert findings["tokenizer"].right
+    assert "before the files beside its tokenizer counted" in findings["tokenizer"].text
+
+    prefix.save(tmp_path / "new", after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_prefix(tmp_path / "new", after)
+    other = GPT2.load(folder)
+    other.tokenizer = letters("ab")
+    other.save(tmp_path / "other")
+    for name in ("prefix", "new"):
+        with pytest.raises(InputError, match="was trained on another tokenizer"):
+            load_prefix(tmp_path / name, GPT2.load(tmp_path / "other"))
 
 
 def test_a_blank_that_tokenizer_json_asks_for_stays_where_nothing_else_is_said(tmp_path):

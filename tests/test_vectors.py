@@ -447,6 +447,30 @@ def test_a_bad_output_is_a_failure_that_names_the_tensor(folder, tensor, change,
     assert sentence in found.sentence
 
 
+def test_outputs_in_float32_are_called_that_and_not_like_a_bug(folder):
+    for case in ("attention/usual", "gelu/usual"):
+        answer(folder, case)
+        path = folder / entry(folder, case)["outputs"]
+        tensors = load_file(path)
+        save_file(
+            {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in tensors.items()},
+            path,
+        )
+    results = [r for r in vectors.check(folder) if r.findings]
+    assert [r.check for r in results] == ["gelu/usual", "attention/usual"]
+    assert {f.kind for r in results for f in r.findings} == {"dtype"}
+    assert [r.zoo for r in results] == [[], []]
+    (folder / entry(folder, "attention/usual")["outputs"]).unlink()
+    answer(
+        folder,
+        "gelu/usual",
+        dx=lambda a: a * (1 + 1e-7 * np.cos(np.arange(a.size).reshape(a.shape))),
+    )
+    found = finding(folder, "gelu/usual")
+    assert (found.kind, found.tensor, found.hints) == ("precision", "dx", [])
+    assert "no more than float32's rounding" in found.sentence
+
+
 def test_double_precision_where_single_is_asked_is_a_failure(folder):
     answer(folder, "gelu/float32", out=lambda a: a.astype("f8"))
     found = finding(folder, "gelu/float32")

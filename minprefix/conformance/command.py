@@ -2,12 +2,11 @@
 
 import argparse
 import shlex
-import sys
 import textwrap
 from collections.abc import Sequence
 
 from minprefix.conformance import report
-from minprefix.conformance.check import Check, Result
+from minprefix.conformance.check import Check
 from minprefix.conformance.contract import LEVELS
 from minprefix.conformance.implementation import write_stubs
 from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
@@ -49,14 +48,8 @@ def check(args: argparse.Namespace) -> int:
         raise InputError(f"--time-limit is {limit}: expected seconds above 0, at most {A_DAY}")
     if args.json is not None and args.json.is_dir():
         raise InputError(f"--json {args.json} is a folder: give a file to write")
-    name, live = args.implementation, sys.stderr.isatty()
-
-    def tick(result: Result) -> None:
-        print(f"\r\033[K{result.check}", end="", file=sys.stderr, flush=True)
-
-    results = run_isolated(name, checks, limit, on_result=tick if live else None)
-    if live:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    name = args.implementation
+    results = run_isolated(name, checks, limit, progress=True)
     return report.show(results, name, args.all, args.json)
 
 

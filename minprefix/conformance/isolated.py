@@ -12,6 +12,8 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
+from tqdm import tqdm
+
 from minprefix import console
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
@@ -30,8 +32,15 @@ class Worker:
     """A process that has loaded an implementation and runs checks on it, one at a time. It is
     started again when a check ends it."""
 
-    def __init__(self, spec: str, time_limit: float = TIME_LIMIT, zoo: bool = True) -> None:
-        self.spec, self.time_limit, self.zoo = spec, time_limit, zoo
+    def __init__(
+        self,
+        spec: str,
+        time_limit: float = TIME_LIMIT,
+        zoo: bool = True,
+        waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`waiting` is called about once a second as long as there is no answer."""
+        self.spec, self.time_limit, self.zoo, self._waiting = spec, time_limit, zoo, waiting
         self._context = multiprocessing.get_context("spawn")  # a fork would share a GPU's state
         self._process: SpawnProcess | None = None
         self._connection: Connection
@@ -77,7 +86,7 @@ class Worker:
         theirs.close()
         self._connection = ours
         try:
-            if not ours.poll(LOAD_LIMIT):
+            if not self._answers(LOAD_LIMIT):
                 self._end()
                 raise InputError(f"{self.spec} took over {LOAD_LIMIT:.0f} s to import: stopped")
             kind, said = ours.recv()
@@ -99,7 +108,7 @@ class Worker:
         self._calling.value = -1
         self._connection.send((check.id, self.zoo and self._keeper.wanted(check)))
         try:
-            if self._connection.poll(self.time_limit):
+            if self._answers(self.time_limit):
                 result: Result = self._connection.recv()
                 self._keeper.saw(result)
                 return result
@@ -114,6 +123,15 @@ class Worker:
                 self._given_up[check.op] = said
         self._end()
         return _failure(check, self._function(), kind, said)
+
+    def _answers(self, limit: float) -> bool:
+        """Whether there is an answer within so many seconds."""
+        end = time.monotonic() + limit
+        while (left := end - time.monotonic()) > 0:
+            if self._connection.poll(min(left, 1.0)):
+                return True
+            self._waiting()
+        return self._connection.poll()
 
     def _function(self) -> str:
         return _NAMES[self._calling.value] if self._calling.value >= 0 else ""
@@ -151,18 +169,20 @@ def run_isolated(
     checks: Sequence[Check] | None = None,
     time_limit: float = TIME_LIMIT,
     zoo: bool = True,
-    on_result: Callable[[Result], None] | None = None,
+    progress: bool = False,
 ) -> list[Result]:
-    """The checks on the implementation that `spec` names (see `load`), in a process of their own.
-    Raises InputError when it cannot be imported."""
+    """The checks on the implementation that `spec` names (see `load`), in a process of their own;
+    `progress`: with a bar on a terminal. Raises InputError when it cannot be imported."""
     results = []
-    with Worker(spec, time_limit, zoo) as worker:
+    todo = list(all_checks().values()) if checks is None else checks
+    bar = tqdm(total=len(todo), unit="check", leave=False, disable=None if progress else True)
+    with bar, Worker(spec, time_limit, zoo, bar.refresh) as worker:
+        bar.set_description(f"importing {spec}")
         worker.offered()
-        for check in all_checks().values() if checks is None else checks:
-            result = worker.grade(check)
-            if on_result:
-                on_result(result)
-            results.append(result)
+        for check in todo:
+            bar.set_description(check.id)
+            results.append(worker.grade(check))
+            bar.update()
     return results
 
 

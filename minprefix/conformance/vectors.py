@@ -16,8 +16,8 @@ import difflib
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
+from tqdm import tqdm
 
 from minprefix import __version__, files
 from minprefix.conformance import report, suite, zoo
-from minprefix.conformance.check import Check, Finding, Grade, Result
+from minprefix.conformance.check import Check, Finding, Grade, Result, errors_in_single
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.vector_cases import (
@@ -200,9 +201,12 @@ def _claim(folder: Path) -> None:
 # ---- check --------------------------------------------------------------------------------------
 
 
-def check(folder: Path, only: Sequence[str] = (), with_zoo: bool = True) -> list[Result]:
-    """What a program wrote into `outputs`, graded. Raises InputError if the vectors themselves are
-    damaged or of another version, and if there is no output to grade."""
+def check(
+    folder: Path, only: Sequence[str] = (), with_zoo: bool = True, progress: bool = False
+) -> list[Result]:
+    """What a program wrote into `outputs`, graded; `progress`: with a bar on a terminal. Raises
+    InputError if the vectors themselves are damaged or of another version, and if there is no
+    output to grade."""
     entries = _named(_read_index(folder), only)
     everything = [Path(e["outputs"]).name for e in _read_index(folder).values()]
     outputs = folder / OUTPUTS
@@ -217,7 +221,8 @@ def check(folder: Path, only: Sequence[str] = (), with_zoo: bool = True) -> list
             "program, then check again"
         )
     results, keeper = [], suite.Zookeeper()
-    for entry in entries.values():
+    quiet = None if progress else True
+    for entry in tqdm(entries.values(), unit="case", leave=False, disable=quiet):
         check_ = _check_of(entry)
         results.append(_grade(folder, entry, check_, with_zoo and keeper.wanted(check_)))
         keeper.saw(results[-1])
@@ -316,7 +321,8 @@ def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool) -> Result:
-    vectors, grade = _read_vectors(folder, entry), Grade()
+    vectors = _read_vectors(folder, entry)
+    grade = Grade(in_single=partial(errors_in_single, check_.run))
     path = folder / entry["outputs"]
     if not path.exists():
         grade.not_implemented.append(entry["op"])
@@ -449,16 +455,17 @@ def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
 
 
 def write_command(args: argparse.Namespace) -> int:
-    live = sys.stderr.isatty()
+    # every bug of the zoo runs through every case: that takes minutes
+    n = len(_named(all_cases(), args.only or ()))
+    with tqdm(total=n, unit="case", leave=False, disable=None) as bar:
 
-    def caught(check_: Check) -> list[str]:  # every bug of the zoo runs through every case
-        if live:
-            print(f"\r\033[K{check_.id}", end="", file=sys.stderr, flush=True)
-        return caught_by(check_)
+        def caught(check_: Check) -> list[str]:
+            bar.set_description(check_.id)
+            found = caught_by(check_)
+            bar.update()
+            return found
 
-    ids = write(args.folder, args.only or (), caught)
-    if live:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        ids = write(args.folder, args.only or (), caught)
     size = sum(path.stat().st_size for path in (args.folder / "cases").iterdir())
     print(
         f"{counted(len(ids), 'case')}, {size / 1e6:.1f} MB, written to {args.folder}: {INDEX} says "
@@ -470,5 +477,5 @@ def write_command(args: argparse.Namespace) -> int:
 
 def check_command(args: argparse.Namespace) -> int:
     """-> 0 if everything that was written passed, 1 if not or if nothing could be graded."""
-    results = check(args.folder, args.only or ())
+    results = check(args.folder, args.only or (), progress=True)
     return report.show(results, str(args.folder), args.all, args.json)

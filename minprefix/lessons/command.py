@@ -2,8 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minprefix.lessons.reading import Lesson
 
 from minprefix.errors import counted
 
@@ -33,16 +37,28 @@ def _list(paths: list[Path]) -> None:
 
 
 def _build(args: argparse.Namespace, paths: list[Path]) -> int:
-    from minprefix.lessons import site
+    from tqdm import tqdm
 
-    warnings, failures = site.build(
-        paths,
-        args.out,
-        args.jobs,
-        args.time_limit,
-        folder=paths[0].parent,
-        ran=lambda run: print(f"{run.lesson.name}: {run.seconds:.1f} s", flush=True),
-    )
+    from minprefix.lessons import site
+    from minprefix.lessons.running import Run
+
+    with tqdm(total=len(paths), unit="lesson", leave=False, disable=None) as bar:
+
+        def ran(run: Run) -> None:
+            bar.clear()
+            print(f"{run.lesson.name}: {run.seconds:.1f} s", flush=True)
+            bar.update()
+
+        warnings, failures = site.build(
+            paths,
+            args.out,
+            args.jobs,
+            args.time_limit,
+            folder=paths[0].parent,
+            ran=ran,
+            waiting=bar.refresh,
+            begins=lambda lessons: _announce(lessons, args.jobs),
+        )
     for failure in failures:
         print(f"minprefix: error: {failure}", file=sys.stderr)
     for warning in warnings:
@@ -54,6 +70,18 @@ def _build(args: argparse.Namespace, paths: list[Path]) -> int:
     n = len(warnings)
     print(f"{counted(n, 'warning') if n else 'no warnings'}; open {args.out / 'index.html'}")
     return 1 if warnings else 0
+
+
+def _announce(lessons: "Sequence[Lesson]", jobs: int) -> None:
+    """How long it takes is not known: a machine that does something else takes a multiple of what
+    the lessons say."""
+    seconds, n = sum(lesson.seconds or 0 for lesson in lessons), len(lessons)
+    what = f"{n} lessons, {min(jobs, n)} at a time" if n > 1 else "1 lesson"
+    print(
+        f"running {what}: by what they say {seconds} second{'s' * (seconds != 1)}, and up to "
+        "minutes more with their kernels and on a busy machine",
+        flush=True,
+    )
 
 
 def add_command(

@@ -66,6 +66,12 @@ class Lesson:
         return int(found[1]) if found else None
 
     @cached_property
+    def seconds(self) -> int | None:
+        """That it runs, on a machine that does nothing else."""
+        found = _TIME.fullmatch(self.items.get("Time", ""))
+        return int(found[2]) if found else None
+
+    @cached_property
     def difficulty(self) -> int | None:
         found = _DIFFICULTY.fullmatch(self.items.get("Difficulty", ""))
         return int(found[1]) if found else None

@@ -31,24 +31,30 @@ class Run:
 
 
 def run_all(
-    lessons: Sequence[Lesson], jobs: int, time_limit: int, say: Callable[[Run], None]
+    lessons: Sequence[Lesson],
+    jobs: int,
+    time_limit: int,
+    say: Callable[[Run], None],
+    waiting: Callable[[], object] = lambda: None,
 ) -> list[Run]:
-    """`jobs` kernels at a time; a lesson that does not run does not stop the others."""
+    """`jobs` kernels at a time; a lesson that does not run does not stop the others. `waiting` is
+    called about once a second as long as one runs."""
     kernels: list[Any] = []
     stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process, its kernel
-        waiting: set[Future[Run]] = set()
+        left: set[Future[Run]] = set()
         try:
             futures = [
                 pool.submit(_run, lesson, time_limit, kernels, stopped) for lesson in lessons
             ]
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            left = set(futures)
+            while left:
+                done, left = wait(left, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     say(future.result())
+                waiting()
         except BaseException:  # Ctrl-C does not reach the kernels: they have sessions of their own
-            for future in waiting:
+            for future in left:
                 future.cancel()
             stopped.set()  # for one that only starts
             for kernel in kernels:

@@ -62,13 +62,17 @@ def build(
     time_limit: int = 120,
     folder: Path | None = None,
     ran: Callable[[Run], None] = lambda run: None,
+    waiting: Callable[[], object] = lambda: None,
+    begins: Callable[[Sequence[Lesson]], object] = lambda lessons: None,
 ) -> tuple[list[str], list[str]]:
-    """The warnings, and what did not run. If anything did not, `out` is as it was."""
+    """The warnings, and what did not run. If anything did not, `out` is as it was. `begins` is
+    called when they are about to run, `ran` for each that has, `waiting` as in `run_all`."""
     reading.require_extra()
     known = {path.stem: path for path in reading.lesson_paths(folder)}
     lessons = [reading.read(path) for path in paths]
     _check_replaceable(out)
-    runs = run_all(lessons, jobs, time_limit, ran)
+    begins(lessons)
+    runs = run_all(lessons, jobs, time_limit, ran, waiting)
     failures = [run.failure for run in runs if run.failure is not None]
     if failures:
         return [], failures

@@ -154,6 +154,9 @@ def _fingerprints(recorded: dict[str, Any], model: GPT2) -> list[Finding]:
             found.append(Finding(what, None, f"there is none {side}"))
         elif was == now:
             found.append(Finding(what, True, f"{model.name}, sha256 {now[:12]}..."))
+        elif what == "tokenizer" and was == artifact.earlier_tokenizer_fingerprint(model):
+            text = f"{model.name}, recorded before the files beside its tokenizer counted"
+            found.append(Finding(what, True, text))
         else:
             text = f"sha256 {was[:12]}... was recorded, {model.name!r} has {now[:12]}..."
             found.append(Finding(what, False, text))

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from minprefix.errors import InputError
 
+#: what float32 leaves of one op; it grows in those after it
+ROUNDING = 1e-6
+
 #: how a command line names an implementation: `minprefix.conformance.load` reads it
 IMPLEMENTATION = (
     "'reference', 'numpy' or 'cupy'; a file (my_ops.py); a module (package.ops); an object in one "
@@ -59,6 +62,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """-> 0 if they agree, 1 if not. Raises InputError for what cannot be compared."""
+    from tqdm import tqdm
+
     from minprefix import files
     from minprefix.plots.drawing import check_ending
     from minprefix.trace import compare as comparing
@@ -83,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         found[0] = replace(found[0], a=args.a, b=args.b)
     else:
         dtype, found = args.dtype or "float64", []
-        for comparison in compare_implementations(args.a, args.b, dtype, args.tolerance):
+        sides = compare_implementations(args.a, args.b, dtype, args.tolerance)
+        for comparison in tqdm(sides, unit="problem", leave=False, disable=None):
             found.append(comparison)
             if not comparison.same:
                 break
@@ -98,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
         print(comparing.table(shown, args.all), end="\n\n")
         for comparison in found:
             print(comparing.verdict(comparison))
+        firsts = [row for row in last.first.values() if row is not None]
+        if firsts and all(last.tolerance < row.error <= ROUNDING for row in firsts):
+            print("  that is no more than float32's rounding: --tolerance 1e-4 looks past it")
         if args.json is not None:
             files.write_json(args.json, comparing.as_json(found))
     if args.picture is not None:

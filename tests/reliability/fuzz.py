@@ -343,16 +343,16 @@ class Worker:
             self.errors.close()
             self.process = None
 
-    def line(self, limit: float) -> tuple[str | None, str]:
+    def line(self, limit: float, patience: float) -> tuple[str | None, str]:
         """-> the next line that it writes, or None and why there is none."""
         assert self.process is not None
-        out, end, used = self.process.stdout.fileno(), time.monotonic() + self.patience, self.used()
+        out, end, used = self.process.stdout.fileno(), time.monotonic() + patience, self.used()
         while b"\n" not in self.buffer:
             if not select.select([out], [], [], 0.1)[0]:
                 if self.used() - used > limit:
                     return None, f"no answer in {limit:g} s of the processor"
                 if time.monotonic() > end:
-                    return None, f"no answer in {self.patience:g} s"
+                    return None, f"no answer in {patience:g} s"
                 continue
             got = os.read(out, 1 << 16)
             if not got:
@@ -379,11 +379,11 @@ class Worker:
             assert self.process is not None
             self.process.stdin.write(json.dumps([name, first, last]).encode() + b"\n")
             self.process.stdin.flush()
-            if self.line(120)[0] != "ready":
+            if self.line(120, 600)[0] != "ready":
                 said = (self.root / "stderr").read_text(errors="replace")
                 raise SystemExit(f"reader {name!r} cannot read its own good files:\n{said[-3000:]}")
             while first < last:
-                line, what = self.line(self.limit)
+                line, what = self.line(self.limit, self.patience)
                 if line is None:
                     self.stop()
                     tail = (self.root / "stderr").read_text(errors="replace")[-600:]

@@ -141,7 +141,7 @@ def assert_same_end(out: Path, whole: Path) -> None:
 
 
 def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 30.0
+    condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 300.0
 ) -> None:
     """Look as often as possible, until it is so or the process ended."""
     end = time.monotonic() + seconds
