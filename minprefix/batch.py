@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,8 @@ class Batch:
         for name, values in (("loss_from", starts), ("prefix", which)):
             if len(values) != B:
                 raise InputError(
-                    f"{name} has {len(values)} entries for {B} sequences: give one each"
+                    f"{name} has {counted(len(values), 'entry', 'entries')} for "
+                    f"{counted(B, 'sequence')}: give one each"
                 )
         for b, (start, T) in enumerate(zip(starts, lengths, strict=True)):
             if not 1 <= start <= T:
@@ -103,8 +104,9 @@ class Batch:
     def __repr__(self) -> str:
         prefixes = sorted({int(i) for i in self.prefix})
         return (
-            f"Batch({len(self)} sequences, {len(self.tokens)} tokens, {len(self.targets)} targets, "
-            f"prefixes {prefixes}, {self.tokens.dtype}, cpu)"
+            f"Batch({counted(len(self), 'sequence')}, {counted(len(self.tokens), 'token')}, "
+            f"{counted(len(self.targets), 'target')}, prefixes {prefixes}, {self.tokens.dtype}, "
+            "cpu)"
         )
 
     def _repr_html_(self) -> str:

@@ -3,6 +3,7 @@ somebody reads who has run out of it."""
 
 from collections.abc import Sequence
 
+from minprefix.errors import counted
 from minprefix.gpt2 import HEAD_ROWS, Config
 from minprefix.model import GPT2
 
@@ -63,7 +64,7 @@ def out_of_memory(model: GPT2, lengths: Sequence[int], P: int) -> str:
         fits = fits // 2
     what = f"--micro-batch-size {fits} would fit" if fits else "not even one sequence would fit"
     return (
-        f"the GPU is out of memory: a step over {len(lengths)} sequences of together "
-        f"{sum(lengths)} tokens needs about {needed / 1e6:,.0f} MB beside the weights, and "
-        f"{free / 1e6:,.0f} MB are free: {what}"
+        f"the GPU is out of memory: a step over {counted(len(lengths), 'sequence')} of together "
+        f"{counted(sum(lengths), 'token')} needs about {needed / 1e6:,.0f} MB beside the weights, "
+        f"and {free / 1e6:,.0f} MB are free: {what}"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minprefix import files, hub
-from minprefix.errors import InputError, note
+from minprefix.errors import InputError, counted, note
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
 from minprefix.tokenizer import end_token, read_tokenizer, write_tokenizer
@@ -460,7 +460,8 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
         lost = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
         raise InputError(
             f"{folder}: tensor 'h.{lost}.ln_1.weight' is missing: expected shape "
-            f"({config.n_embd},); config.json says {config.n_layer} layers, is the file whole?"
+            f"({config.n_embd},); config.json says {counted(config.n_layer, 'layer')}, is the file "
+            "whole?"
         )
     shapes = config.shapes()
     if "lm_head.weight" in weights and config.tie_word_embeddings:
@@ -481,8 +482,8 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     if extra:
         raise InputError(
             f"{folder}: unexpected {'tensor' if len(extra) == 1 else 'tensors'} "
-            f"{files.listed(extra)}: config.json describes a GPT-2 of {config.n_layer} layers "
-            f"without {'it' if len(extra) == 1 else 'them'}"
+            f"{files.listed(extra)}: config.json describes a GPT-2 of "
+            f"{counted(config.n_layer, 'layer')} without {'it' if len(extra) == 1 else 'them'}"
         )
     return {name: weights[name] for name in shapes}
 

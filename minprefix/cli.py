@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minprefix import __version__
+from minprefix import __version__, console
 from minprefix.bench.options import add_options as bench_options
-from minprefix.errors import InputError, Note
+from minprefix.errors import InputError, Note, counted
 from minprefix.lessons.command import add_command as lessons_command
 from minprefix.plots.command import add_command as plot_command
 from minprefix.prefixes.command import add_commands as prefix_commands
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    console.take_every_character()
     args = _parser().parse_args(argv)
     try:
         if getattr(args, "threads", None) is not None:
@@ -299,7 +300,7 @@ def _train_options(args: argparse.Namespace) -> dict[str, Any]:
     else:
         options = TRAIN_DEFAULTS | given
     if options["data"] is None:
-        raise InputError("train needs --data FILE: a .jsonl or .csv of source and target")
+        raise InputError("train needs --data FILE: a .jsonl, .csv or .tsv of source and target")
     for name, says in (("eval_every", "how often"), ("valid_samples", "on how many pairs")):
         if name in given and options["valid"] is None:
             raise InputError(
@@ -432,8 +433,8 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
         onto = Prefix.text(model, start["init_text"], **where)
         if length not in (None, onto.length):
             raise InputError(
-                f"--init-text has {onto.length} tokens and --prefix-length is {length}: leave out "
-                "--prefix-length or give a text of that length"
+                f"--init-text has {counted(onto.length, 'token')} and --prefix-length is {length}: "
+                "leave out --prefix-length or give a text of that length"
             )
         length = onto.length
     length = 10 if length is None else length
@@ -547,9 +548,8 @@ def _load(args: argparse.Namespace, place: Path | None) -> "tuple[GPT2, Prefix |
     return model, prefix, Template()
 
 
-def _decoding(args: argparse.Namespace, room: int) -> "Decoding":
-    """As the options say; without --max-new-tokens 80, or the `room` that the longest prompt
-    leaves."""
+def _decoding(args: argparse.Namespace) -> "Decoding":
+    """As the options say; without --max-new-tokens 80."""
     from minprefix.generate import Decoding
 
     given = _given(args, tuple(Decoding.__dataclass_fields__))
@@ -557,23 +557,16 @@ def _decoding(args: argparse.Namespace, room: int) -> "Decoding":
         raise InputError("--seed decides what is sampled: give --temperature as well")
     if "length_norm" in given and given.get("beams", 1) == 1:
         raise InputError("--length-norm compares the texts of a beam search: give --beams as well")
-    if args.max_new_tokens is None:
-        given["max_new_tokens"] = max(1, min(80, room))
-    return Decoding(**given)
-
-
-def _room(model: "GPT2", prefix: "Prefix | None", prompts: list[str]) -> int:
-    """How many tokens can follow the longest prompt; the last one needs no position."""
-    return model.room(prefix) - max(map(len, model.encode_many(prompts)))
+    return Decoding(**{"max_new_tokens": max(80, given.get("min_new_tokens", 0)), **given})
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from minprefix.generate import generate_ids
+    from minprefix.generate import generate_ids, no_room, room
     from minprefix.prefixes.command import named
 
     if args.data is not None:
         return _generate_many(args)
-    for name in ("store", "store_bytes", "batch_size", "out"):
+    for name in ("store", "store_bytes", "batch_size", "source_column", "out"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} belongs to --data, a file of requests")
     if not args.prompt:
@@ -587,18 +580,20 @@ def _generate(args: argparse.Namespace) -> int:
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     raw = args.raw or (prefix is None and args.template is None)
-    prompts = [p if raw else template.prompt(p) for p in args.prompt]
-    ids = model.encode_prompts(prompts)
-    decoding = _decoding(args, _room(model, prefix, prompts))
-    for text, new in zip(
-        args.prompt,
-        generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend),
-        strict=True,
-    ):
-        written = model.decode(new)
+    ids = model.encode_prompts([p if raw else template.prompt(p) for p in args.prompt])
+    decoding, limits = _decoding(args), None
+    if args.max_new_tokens is None:  # then each has what its own prompt leaves room for
+        start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
+        limits = [room(model.config, start, len(prompt)) for prompt in ids]
+        for i, prompt in enumerate(ids):
+            if limits[i] < needed:
+                said = no_room(model.config, start, len(prompt), needed)
+                raise InputError(f"prompt {i}: {said}: shorten it")
+    written = generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend, limits=limits)
+    for text, new in zip(args.prompt, map(model.decode, written), strict=True):
         if len(args.prompt) > 1:
             print(f"--- {text}")
-        print(written if raw else template.read(written))
+        print(new if raw else template.read(new))
     return 0
 
 
@@ -611,87 +606,19 @@ def _generate_many(args: argparse.Namespace) -> int:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     args.store_bytes, args.batch_size = args.store_bytes or 256 * 2**20, args.batch_size or 32
     model, _, _ = _load(args, None)
-    return generate_many(args, model, lambda room: _decoding(args, room))
+    return generate_many(args, model, _decoding(args))
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    import json
-    import time
-
-    from minprefix import evaluate, files
-    from minprefix.data.pairs import encode_pairs, fingerprint, group_references, read_pairs
+    from minprefix.evaluate_command import MARKS, evaluate
     from minprefix.train import refuse_taken
 
-    files_of_it = ("metrics.json", "predictions.jsonl")
-    refuse_taken(args.out, args.force, marks=files_of_it)
-    model, prefix, template = _load(args, args.prefix)
-    pairs = read_pairs(args.data, args.source_column, args.target_column)
-    groups = group_references(pairs)
     for name in ("limit", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
-    sources = list(groups)[: args.limit]
-    decoding = _decoding(args, _room(model, prefix, [template.prompt(s) for s in sources]))
-    kept = set(sources)
-    pairs = [p for p in pairs if p.source in kept]
-    references = [groups[s] for s in sources]
-    room = model.room(prefix)
-    encoded = encode_pairs(model, pairs, template, room, args.skip_long)
-    if len(encoded) < len(pairs):
-        print(f"{len(pairs) - len(encoded)} pairs are too long for the loss, left out of it")
-    if not encoded:
-        raise InputError(
-            f"data file {args.data}: every pair is longer than the {room} tokens of room"
-        )
-    files.new_folder(args.out, files_of_it, args.force, resume=False)
-
-    started = time.time()
-    loss = evaluate.mean_loss(model, prefix, encoded, args.backend, args.batch_size)
-    written = evaluate.predict_ids(
-        model, prefix, sources, template, decoding, args.backend, args.batch_size
-    )
-    predictions = [template.read(model.decode(ids)) for ids in written]
-    cut = sum(len(ids) == decoding.max_new_tokens for ids in written)
-    scores: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": evaluate.perplexity(loss),
-        "exact_match": evaluate.exact_match(predictions, references),
-    }
-    errors = evaluate.slot_error_rate(sources, predictions)
-    if errors is not None:
-        scores["slot_error_rate"] = errors
-    try:
-        scores |= evaluate.corpus_scores(predictions, references)
-    except InputError as error:
-        print(f"not scored: {error}")
-    about = {
-        "model": model.name,
-        "prefix": args.prefix and str(args.prefix),
-        "data": str(args.data),
-        "data_sha256": fingerprint(args.data),
-        "template": template.text,
-        "decoding": vars(decoding),
-        "backend": args.backend,
-        "matmul": args.matmul,
-        "sources": len(sources),
-        "pairs": len(pairs),
-        "cut_at_max_new_tokens": cut,
-        "seconds": round(time.time() - started, 1),
-    }
-    lines = [
-        json.dumps({"source": s, "prediction": p, "references": r}, ensure_ascii=False) + "\n"
-        for s, p, r in zip(sources, predictions, references, strict=True)
-    ]
-    files.write_text(args.out / "predictions.jsonl", "".join(lines))
-    files.write_json(args.out / "metrics.json", {**scores, "about": about})
-    print(f"{len(sources)} sources, {len(pairs)} references")
-    for name, value in scores.items():
-        print(f"{name:<18}{value:.4f}" if isinstance(value, float) else f"{name:<18}{value}")
-    if cut:
-        print(f"{cut} predictions were cut at --max-new-tokens {decoding.max_new_tokens}")
-    print(f"written to {args.out}: metrics.json, predictions.jsonl")
-    return 0
+    refuse_taken(args.out, args.force, marks=MARKS)
+    return evaluate(args, *_load(args, args.prefix), _decoding(args))
 
 
 # ---- vectors ----------------------------------------------------------------------------------
@@ -827,7 +754,7 @@ def _matmul_option(p: argparse.ArgumentParser, default: str | None = "float32") 
 
 def _decoding_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="default 80, or what there is room for"
+        "--max-new-tokens", type=int, metavar="N", help="default 80, or what a text has room for"
     )
     p.add_argument("--temperature", type=float, metavar="X", help="sample; greedy without it")
     p.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
@@ -846,7 +773,7 @@ def _decoding_options(p: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="minprefix",
         description="Prefix-tuning of GPT-2 in plain NumPy.",
         epilog="minprefix COMMAND --help shows a command's options and an example.",
@@ -894,7 +821,7 @@ def _parser() -> argparse.ArgumentParser:
         "2 it\ncannot be trained, 130 Ctrl-C stopped it",
     )
     _model_options(p)
-    p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl or .csv of source and target")
+    p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv: source, target")
     p.add_argument(
         "--valid", type=Path, metavar="FILE", help="keep the prefix that is best on these"
     )
@@ -988,7 +915,11 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FILE",
-        help='.jsonl of {"prompt": ..., "prefix": NAME}; null is the model without a prefix',
+        help='.jsonl of {"prompt": ..., "prefix": NAME}; null is the model without a prefix. Or '
+        "pairs (.jsonl, .csv, .tsv), whose sources are the prompts",
+    )
+    g.add_argument(
+        "--source-column", metavar="NAME", help="the prompt (default prompt, source, or mr)"
     )
     g.add_argument("--store", type=Path, metavar="DIR", help="a folder of prefixes, by their names")
     g.add_argument(
@@ -998,7 +929,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how many bytes of prefixes are held at a time (default 268435456)",
     )
     g.add_argument("--batch-size", type=_at_least_one, metavar="N", help="default 32")
-    g.add_argument("--out", type=Path, metavar="FILE", help="write the answers there (.jsonl)")
+    g.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the answers there (.jsonl); until all are there, each as it comes into "
+        "FILE.partial (default: print them at the end)",
+    )
     p.add_argument("--template", type=_unescape, help="default: the prefix's own")
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     _decoding_options(p)
@@ -1015,7 +952,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _model_options(p)
     p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
-    p.add_argument("--data", type=Path, metavar="FILE", required=True, help=".jsonl or .csv")
+    p.add_argument("--data", type=Path, metavar="FILE", required=True, help=".jsonl, .csv, .tsv")
     _column_options(p)
     p.add_argument("--out", type=Path, metavar="DIR", required=True, help="scores and predictions")
     p.add_argument("--template", type=_unescape, help="default: the prefix's own")
@@ -1025,8 +962,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--skip-long",
         action="store_true",
-        help="leave pairs that do not fit out of the loss (default: refuse the file)",
+        help="leave out sources that do not fit, and out of the loss the pairs that do not "
+        "(default: refuse the file)",
     )
+    p.add_argument("--ter", action="store_true", help="score TER, too, which takes minutes")
     _decoding_options(p)
     _backend_option(p)
     _matmul_option(p)

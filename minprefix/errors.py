@@ -26,3 +26,8 @@ def note(message: str, kind: type[Note] = Note) -> None:
     if message not in _given:
         _given.add(message)
         warnings.warn(message, kind, stacklevel=3)
+
+
+def counted(n: int, noun: str, nouns: str | None = None) -> str:
+    """1 pair, 2 pairs. `nouns`: of more than one, where that takes more than an s."""
+    return f"{n} {noun if n == 1 else nouns or noun + 's'}"

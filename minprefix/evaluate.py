@@ -1,14 +1,15 @@
 """Scores: loss and perplexity, exact match, slot errors on the tiny world, BLEU, chrF and TER."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minprefix import console
 from minprefix.batch import Batch
 from minprefix.data import world
 from minprefix.data.pairs import Encoded, Template
 from minprefix.errors import InputError
-from minprefix.generate import Decoding, generate_ids
+from minprefix.generate import Decoding, generate_ids, no_room, room
 from minprefix.model import GPT2, loss
 
 if TYPE_CHECKING:
@@ -25,14 +26,10 @@ def mean_loss(
 ) -> float:
     """The mean over all target tokens of all examples, in nats. Perplexity is its exponential.
 
-    `progress`: what a bar is called that shows, on a terminal and after a second, how far it is."""
+    `progress`: what a bar on standard error is called, if it takes more than a second."""
     total, count = 0.0, 0
     starts = range(0, len(examples), batch_size)
-    if progress is not None:
-        from tqdm import tqdm
-
-        starts = tqdm(starts, progress, disable=None, leave=False, delay=1, dynamic_ncols=True)
-    for i in starts:
+    for i in console.bar(starts, progress, "batch", len(starts)):
         part = examples[i : i + batch_size]
         batch = Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part])
         total += loss(model, batch, prefix, "sum", backend)
@@ -49,30 +46,43 @@ def predict(
     backend: str | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """What the model writes for each source, the template's own text taken off."""
-    written = predict_ids(model, prefix, sources, template, decoding, backend, batch_size)
+    """What the model writes for each source, the template's own text taken off: `max_new_tokens`,
+    or as much as the source leaves room for. Raises InputError for a source that leaves room for
+    none, or for fewer than `min_new_tokens`."""
+    prompts = model.encode_prompts([template.prompt(source) for source in sources])
+    start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
+    for i, ids in enumerate(prompts):
+        if room(model.config, start, len(ids)) < needed:
+            said = no_room(model.config, start, len(ids), needed)
+            raise InputError(f"source {i}: {said}: shorten it")
+    written = predict_ids(model, prefix, prompts, decoding, backend, batch_size)
     return [template.read(model.decode(ids)) for ids in written]
 
 
 def predict_ids(
     model: GPT2,
     prefix: "Prefix | None",
-    sources: Sequence[str],
-    template: Template,
+    prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     backend: str | None = None,
     batch_size: int = 64,
-) -> list[list[int]]:
-    """The token ids of what the model writes for each source; `max_new_tokens` where it was cut."""
-    prompts = model.encode_prompts([template.prompt(source) for source in sources])
-    written: list[list[int]] = []
+) -> Iterator[list[int]]:
+    """The new token ids for each prompt, a batch at a time: `max_new_tokens` of them, or as many as
+    that prompt leaves room for, if nothing ends it earlier."""
+    start = prefix.position_offset if prefix else 0
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]
+        limits = [room(model.config, start, len(ids)) for ids in part]
         numbers = range(i, i + len(part))
-        written += generate_ids(
-            model, part, prefix, decoding=decoding, ops=backend, numbers=numbers
+        yield from generate_ids(
+            model,
+            part,
+            prefix,
+            decoding=decoding,
+            ops=backend,
+            numbers=numbers,
+            limits=limits,
         )
-    return written
 
 
 def perplexity(loss: float) -> float:
@@ -104,21 +114,48 @@ def slot_error_rate(sources: Sequence[str], predictions: Sequence[str]) -> float
 def corpus_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """BLEU, chrF and TER over all predictions, with sacrebleu and its signatures (Post, 2018).
-    Raises InputError if sacrebleu is not installed."""
+    """BLEU and chrF over all predictions, with sacrebleu and its signatures (Post, 2018). Raises
+    InputError if sacrebleu is not installed."""
+    metrics = sacrebleu()
+    scores: dict[str, Any] = {}
+    for name, metric in (("bleu", metrics.BLEU()), ("chrf", metrics.CHRF())):
+        scores[name] = round(metric.corpus_score(list(predictions), _columns(references)).score, 2)
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
+
+
+def translation_edit_rate(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """TER over all predictions, as `corpus_scores`. It searches for shifts of words, text by text:
+    hundreds of texts with several references take minutes. `progress`: as of `mean_loss`."""
+    ter = sacrebleu().TER
+    both = console.bar(
+        zip(predictions, references, strict=True), progress, "text", len(predictions)
+    )
+    each = [ter().sentence_score(prediction, refs) for prediction, refs in both]
+    edits, length = sum(s.num_edits for s in each), sum(s.ref_length for s in each)
+    # as sacrebleu has it: edits of nothing are all wrong
+    score = 100 * edits / length if length else 100.0 * (edits > 0)
+    signature = ter(references=_columns(references)).get_signature()
+    return {"ter": round(score, 2), "ter_signature": str(signature)}
+
+
+def sacrebleu() -> Any:
+    """Its metrics. Raises InputError if it is not installed."""
     try:
-        from sacrebleu.metrics import BLEU, CHRF, TER
+        from sacrebleu import metrics
     except ImportError as error:
         raise InputError(
             'BLEU, chrF and TER need sacrebleu: pip install "minprefix[scores]"'
         ) from error
+    return metrics
+
+
+def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """sacrebleu wants one list for each place among the references, with None where a text has
+    fewer."""
     most = max(map(len, references))
-    # sacrebleu wants one list for each place among the references, with None where a text has fewer
-    columns: Any = [
-        [refs[i] if i < len(refs) else None for refs in references] for i in range(most)
-    ]
-    scores: dict[str, Any] = {}
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF()), ("ter", TER())):
-        scores[name] = round(metric.corpus_score(list(predictions), columns).score, 2)
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    return scores
+    return [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]

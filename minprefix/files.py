@@ -346,7 +346,7 @@ def line_by_line(path: Path, what: str, of: int) -> Iterator[Callable[[str], Non
             yield keep
         except BaseException:
             if n:
-                print(f"minprefix: {n} of {of} {what} are in {waiting}", file=sys.stderr)
+                print(f"minprefix: {waiting} has {n} of {of} {what}", file=sys.stderr)
             raise
     waiting.unlink(missing_ok=True)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch, whole
-from minprefix.errors import InputError
-from minprefix.gpt2 import Cache, KeysValues, forward, head
+from minprefix.errors import InputError, counted
+from minprefix.gpt2 import Cache, Config, KeysValues, forward, head
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix
@@ -109,17 +109,22 @@ def generate_ids(
     decoding: Decoding | None = None,
     ops: str | Ops | None = None,
     numbers: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Token ids in, the new token ids out, the end token left off.
 
     `numbers`: one for each prompt, 0, 1, 2, ... by default. A text draws from a generator of its
     own number: those that are decoded a few at a time keep the numbers that they have among all.
+    `limits`: one for each prompt, how many new tokens it may get, where that is less than
+    `max_new_tokens`.
     """
     decoding = decoding or Decoding()
+    most = _limits(limits, len(prompts), decoding)
     drawn = whole("numbers", range(len(prompts)) if numbers is None else numbers)
     if len(drawn) != len(prompts):
         raise InputError(
-            f"numbers has {len(drawn)} entries for {len(prompts)} prompts: give one each"
+            f"numbers has {counted(len(drawn), 'entry', 'entries')} for "
+            f"{counted(len(prompts), 'prompt')}: give one each"
         )
     if min(drawn, default=0) < 0:
         raise InputError(f"numbers holds {min(drawn)}: expected whole numbers from 0")
@@ -147,14 +152,49 @@ def generate_ids(
         raise InputError("which names prefixes, and no prefix was given")
     if which is not None and len(which) != len(prompts):
         raise InputError(
-            f"which has {len(which)} entries for {len(prompts)} prompts: give one each"
+            f"which has {counted(len(which), 'entry', 'entries')} for "
+            f"{counted(len(prompts), 'prompt')}: give one each"
         )
     batch = Batch.pack(prompts, prefix=which)
     own = operations(model, ops)
-    texts, logits = Texts.start(model, batch, prefix, decoding.max_new_tokens, own)
+    texts, logits = Texts.start(model, batch, prefix, most, own)
     if decoding.beams > 1:
-        return _beam_search(texts, logits, decoding, ends)
-    return _one_by_one(texts, logits, decoding, ends, drawn)
+        return _beam_search(texts, logits, decoding, ends, most)
+    return _one_by_one(texts, logits, decoding, ends, most, drawn)
+
+
+def room(config: Config, start: int, length: int) -> int:
+    """How many new tokens a prompt of this length leaves positions for, its first token at position
+    `start`. The last new one needs none. Below 1 the prompt itself does not fit."""
+    return config.n_positions - start - length + 1
+
+
+def no_room(config: Config, start: int, length: int, needed: int) -> str:
+    """The sentence that a prompt leaves room for fewer new tokens than are `needed`."""
+    return (
+        f"{counted(length, 'token')} from position {start} leave room for "
+        f"{max(0, room(config, start, length))} new ones of the model's {config.n_positions} "
+        f"positions, and {needed} {'is' if needed == 1 else 'are'} to be written"
+    )
+
+
+def _limits(limits: Sequence[int] | None, n: int, decoding: Decoding) -> list[int]:
+    """How many new tokens each of n texts may get, none more than `max_new_tokens`."""
+    if limits is None:
+        return [decoding.max_new_tokens] * n
+    given = whole("limits", limits)
+    if len(given) != n:
+        raise InputError(
+            f"limits has {counted(len(given), 'entry', 'entries')} for {counted(n, 'prompt')}: "
+            "give one each"
+        )
+    least = max(1, decoding.min_new_tokens)
+    if min(given, default=least) < least:
+        raise InputError(
+            f"limits holds {min(given)}: expected at least {least}"
+            + (", min_new_tokens" if decoding.min_new_tokens else "")
+        )
+    return [min(limit, decoding.max_new_tokens) for limit in given]
 
 
 @dataclass
@@ -176,26 +216,27 @@ class Texts:
         model: GPT2,
         batch: Batch,
         prefix: Prefix | Sequence[Prefix | None] | None,
-        max_new_tokens: int,
+        limits: int | Sequence[int],
         ops: Ops,
     ) -> "tuple[Texts, np.ndarray]":
-        """Feed the prompts. -> the texts, and (S, V) logits of each first new token."""
-        cfg = model.config
+        """Feed the prompts, which get at most so many new tokens, all or each. -> the texts, and
+        (S, V) logits of each first new token."""
+        cfg, most = model.config, np.broadcast_to(limits, len(batch))  # (S,)
         tokens, positions, offsets, past = prepare(model, batch, prefix)
         last = offsets[1:] - 1  # (S,) the row of each prompt's last token
         ends = _ops.to(positions, "numpy")[last]  # (S,) its position
         for b, end in enumerate(ends):
             # the last new token is chosen but not fed, so it needs no position
-            if int(end) + max_new_tokens > cfg.n_positions:
+            if int(end) + most[b] > cfg.n_positions:
                 raise InputError(
-                    f"prompt {b} has {batch.lengths[b]} tokens and ends at position {end}: with "
-                    f"{max_new_tokens} new tokens it needs more than the model's {cfg.n_positions} "
-                    "positions; shorten it or lower max_new_tokens"
+                    f"prompt {b} has {counted(batch.lengths[b], 'token')} and ends at position "
+                    f"{end}: with {counted(most[b], 'new token')} it needs more than the model's "
+                    f"{cfg.n_positions} positions; shorten it or lower max_new_tokens"
                 )
         rows = _ops.to(last, model.backend)
         x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=rows)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
-        capacity = int((filled.max(axis=1) + batch.lengths).max()) + max_new_tokens
+        capacity = int((filled.max(axis=1) + batch.lengths + most).max())
         prompt_end = filled.min(axis=1) + batch.lengths
         room = (len(batch), cfg.n_layer, 2, cfg.n_head, capacity, cfg.head_size)
         kv, own = np.zeros_like(x, shape=room), np.arange(len(batch))
@@ -285,9 +326,11 @@ def _one_by_one(
     logits: np.ndarray,
     decoding: Decoding,
     ends: tuple[int, ...],
+    limits: list[int],
     numbers: list[int],
 ) -> list[list[int]]:
-    """Greedy and sampling: each text goes its own way and leaves when it ends."""
+    """Greedy and sampling: each text goes its own way and leaves when it ends, or is as long as it
+    may become."""
     new: list[list[int]] = [[] for _ in range(len(logits))]
     rngs = [np.random.default_rng([decoding.seed, number]) for number in numbers]
     alive = list(range(len(logits)))
@@ -300,11 +343,12 @@ def _one_by_one(
             chosen = np.array(
                 [_sample(row, decoding, rngs[s]) for row, s in zip(logits, alive, strict=True)]
             )
-        stay = [j for j in range(len(alive)) if chosen[j] not in ends]
-        for j in stay:
+        going = [j for j in range(len(alive)) if chosen[j] not in ends]
+        for j in going:
             new[alive[j]].append(int(chosen[j]))
+        stay = [j for j in going if n_new + 1 < limits[alive[j]]]
         alive = [alive[j] for j in stay]
-        if not alive or n_new + 1 == decoding.max_new_tokens:
+        if not alive:
             break
         texts = texts.take(stay)
         logits = texts.feed(chosen[stay])
@@ -327,10 +371,15 @@ def _sample(logits: np.ndarray, decoding: Decoding, rng: "np.random.Generator") 
 
 
 def _beam_search(
-    texts: Texts, logits: np.ndarray, decoding: Decoding, ends: tuple[int, ...]
+    texts: Texts,
+    logits: np.ndarray,
+    decoding: Decoding,
+    ends: tuple[int, ...],
+    limits: list[int],
 ) -> list[list[int]]:
     """Per prompt the `beams` best continuations of all live texts survive each step; one that ends
-    leaves the beam and keeps its place, so that one beam is greedy decoding."""
+    leaves the beam and keeps its place, so that one beam is greedy decoding. Those of a prompt that
+    are as long as it may become leave together."""
     S = len(logits)
     owner = list(range(S))  # which prompt each live text belongs to
     ids: list[list[int]] = [[] for _ in range(S)]
@@ -353,15 +402,20 @@ def _beam_search(
                     finished[s].append((norm, ids[row]))
                 else:
                     best.append((score, row, token))
-        total = np.array([score for score, _, _ in best])
-        owner = [owner[row] for _, row, _ in best]
-        ids = [[*ids[row], token] for _, row, token in best]
-        if not ids or n_new + 1 == decoding.max_new_tokens:
+        stay: list[tuple[float, int, int]] = []
+        for score, row, token in best:
+            if n_new + 1 < limits[owner[row]]:
+                stay.append((score, row, token))
+            else:
+                norm = score / (n_new + 1) ** decoding.length_norm
+                finished[owner[row]].append((norm, [*ids[row], token]))
+        total = np.array([score for score, _, _ in stay])
+        owner = [owner[row] for _, row, _ in stay]
+        ids = [[*ids[row], token] for _, row, token in stay]
+        if not ids:
             break
-        texts = texts.take([row for _, row, _ in best])
-        logits = texts.feed(np.array([token for _, _, token in best]))
-    for s, text, score in zip(owner, ids, total, strict=True):
-        finished[s].append((score / max(1, len(text)) ** decoding.length_norm, text))
+        texts = texts.take([row for _, row, _ in stay])
+        logits = texts.feed(np.array([token for _, _, token in stay]))
     return [max(f, key=lambda pair: pair[0])[1] for f in finished]
 
 

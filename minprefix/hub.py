@@ -68,7 +68,7 @@ class Cache(NamedTuple):
         if revision is not None and COMMIT.fullmatch(revision):
             return revision
         with contextlib.suppress(OSError, ValueError):
-            found = (self.folder / "refs" / (revision or "main")).read_text()
+            found = (self.folder / "refs" / (revision or "main")).read_text(encoding="utf-8")
             return found if COMMIT.fullmatch(found) else None
         return None
 

@@ -14,7 +14,7 @@ import numpy as np
 from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, note
+from minprefix.errors import InputError, counted, note
 from minprefix.gpt2 import (
     Cache,
     Config,
@@ -133,9 +133,10 @@ class GPT2:
     def __repr__(self) -> str:
         c = self.config
         return (
-            f"GPT2({self.name!r}: {c.n_layer} layers x {c.n_embd} wide x {c.n_head} heads, "
-            f"vocabulary {c.vocab_size}, {c.n_positions} positions, {self.n_parameters / 1e6:.2f} "
-            f"M parameters, {self.dtype}, {_ops.DEVICES[self.backend]})"
+            f"GPT2({self.name!r}: {counted(c.n_layer, 'layer')} x {c.n_embd} wide x "
+            f"{counted(c.n_head, 'head')}, vocabulary {c.vocab_size}, "
+            f"{counted(c.n_positions, 'position')}, {self.n_parameters / 1e6:.2f} M parameters, "
+            f"{self.dtype}, {_ops.DEVICES[self.backend]})"
         )
 
     def _repr_html_(self) -> str:
@@ -361,9 +362,9 @@ def prepare(
             last = "; the last token, a target, needs none" if targets_only else ""
             or_else = " or the prefix, or train one with --position-offset 0" if start else ""
             raise InputError(
-                f"sequence {b} has {T} tokens, model {model.name!r} has room for {room} "
-                f"({cfg.n_positions} positions, the first {start} taken by the prefix{last}): "
-                f"shorten the text{or_else}"
+                f"sequence {b} has {counted(T, 'token')}, model {model.name!r} has room for "
+                f"{room} ({cfg.n_positions} positions, the first {start} taken by the prefix"
+                f"{last}): shorten the text{or_else}"
             )
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]

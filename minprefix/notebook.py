@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minprefix.errors import counted
 from minprefix.ops import DEVICES, to
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _heat(a: np.ndarray) -> str:
     rows, columns = a.shape
     said = f"white is {least:.3g}, black is {most:.3g}" + ("; crossed: not finite" * bool(crossed))
     return (
-        f'<div><svg role="img" aria-label="heat map, {rows} rows, {columns} columns, {said}" '
+        f'<div><svg role="img" aria-label="heat map, {counted(rows, "row")}, '
+        f'{counted(columns, "column")}, {said}" '
         f'viewBox="0 0 {columns} {rows}" width="{columns * 10}" height="{rows * 10}" '
         'shape-rendering="crispEdges" style="border:1px solid #808080;background:#fff">'
         f"{''.join(paths)}</svg><br/><small>{said}</small></div>"

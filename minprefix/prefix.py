@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minprefix import files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
@@ -189,8 +189,9 @@ class Prefix:
         n, _, NH, _, hs = self.kv.shape
         if (NH, hs) != (config.n_head, config.head_size):
             raise InputError(
-                f"prefix has {NH} heads of size {hs}, model {name!r} has {config.n_head} of size "
-                f"{config.head_size}: this prefix was trained on another base"
+                f"prefix has {counted(NH, 'head')} of size {hs}, model {name!r} has "
+                f"{config.n_head} of size {config.head_size}: this prefix was trained on another "
+                "base"
             )
         if self.position_offset >= config.n_positions:
             raise InputError(
@@ -201,15 +202,15 @@ class Prefix:
         if not fits:
             raise InputError(
                 f"prefix has keys for layers {_ranges(self.layers)}, model {name!r} has "
-                f"{config.n_layer} layers: this prefix was trained on another base"
+                f"{counted(config.n_layer, 'layer')}: this prefix was trained on another base"
             )
 
     def __repr__(self) -> str:
         _, _, NH, P, hs = self.kv.shape
         return (
-            f"{type(self).__name__}({P} slots in layers {_ranges(self.layers)} x {NH} heads of "
-            f"size {hs}, tokens from position {self.position_offset}, {self.n_parameters} "
-            f"parameters, {self.kv.dtype}, {DEVICES[self.backend]})"
+            f"{type(self).__name__}({counted(P, 'slot')} in layers {_ranges(self.layers)} x "
+            f"{counted(NH, 'head')} of size {hs}, tokens from position {self.position_offset}, "
+            f"{self.n_parameters} parameters, {self.kv.dtype}, {DEVICES[self.backend]})"
         )
 
     def _repr_html_(self) -> str:
@@ -381,8 +382,9 @@ def _shape(
         raise InputError(f"prefix length is {length}: expected 0 or more")
     if position_offset is None and length >= config.n_positions:  # where the first token would be
         raise InputError(
-            f"prefix length is {length}, the model has {config.n_positions} positions: none would "
-            f"be left for a token; {_LEAVE_SOME}"
+            f"prefix length is {length}, the model has "
+            f"{counted(config.n_positions, 'position')}: none would be left for a token; "
+            f"{_LEAVE_SOME}"
         )
     n = len(
         _check_layers(layers, config.n_layer if layers is None else len(layers), config.n_layer)

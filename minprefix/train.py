@@ -27,7 +27,7 @@ from minprefix import files
 from minprefix.batch import Batch
 from minprefix.budget import out_of_memory
 from minprefix.data.pairs import Encoded
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
 from minprefix.ops import BACKENDS, Ops, get, memory, to
@@ -40,7 +40,7 @@ STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 RUN_FILES = (
     files.SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
     "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
-    "samples.md", "predictions.jsonl",
+    "samples.md", "predictions.jsonl", "predictions.jsonl.partial",
 )  # fmt: skip
 LOSSES = ("token-mean", "sentence-sum")
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
@@ -89,8 +89,8 @@ class Settings:
             (not 0 < self.lr < math.inf, f"lr is {self.lr}: expected a positive number"),
             (
                 not 0 <= self.warmup < self.steps,
-                f"warmup is {self.warmup} steps: expected 0 or more, fewer than the {self.steps} "
-                "of the run",
+                f"warmup is {counted(self.warmup, 'step')}: expected 0 or more, fewer than the "
+                f"{self.steps} of the run",
             ),
             (
                 self.schedule not in SCHEDULES,
@@ -308,7 +308,7 @@ def _adam(settings: Settings) -> AdamW:
 
 def _title(model: GPT2, prefix: Prefix) -> str:
     name = Path(model.name).name
-    return f"{prefix.length} slots on {name}: {prefix.n_parameters:,} trained parameters"
+    return f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
 
 
 # ---- one step ---------------------------------------------------------------------------------
@@ -632,7 +632,7 @@ class Log:
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> "Log":
-        self._file = open(self.path, "a", encoding="utf-8")  # closed by __exit__
+        self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # closed by __exit__
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -724,6 +724,12 @@ def is_ours(folder: Path) -> bool:
     ):
         with suppress(InputError, KeyError, TypeError, AttributeError):
             if wrote_it(files.read_json(folder / name, "what minprefix wrote")):
+                return True
+    for name in ("predictions.jsonl", "predictions.jsonl.partial"):  # an evaluation was stopped
+        with suppress(InputError):
+            text = files.read_text(folder / name, "what minprefix wrote")
+            _, line = next(files.json_lines(folder / name, text), ("", {}))
+            if {"source", "prediction", "references"} <= line.keys():
                 return True
     return False
 
@@ -861,8 +867,8 @@ def _groups(
         arrays = groups[group]
         if arrays.keys() != (wanted.keys() if is_there else set()):
             raise InputError(
-                f"{path}: {len(arrays)} tensors {group!r} at step {numbers['step']}, for a prefix "
-                f"of {len(wanted)}: the file is damaged"
+                f"{path}: {counted(len(arrays), 'tensor')} {group!r} at step {numbers['step']}, "
+                f"for a prefix of {len(wanted)}: the file is damaged"
             )
     return groups
 

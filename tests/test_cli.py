@@ -1,5 +1,6 @@
 """The command line: what it writes and says, and one sentence and status 2 for every bad input."""
 
+import itertools
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -21,6 +23,7 @@ from minprefix.cli import main
 from minprefix.data.pairs import Pair, Template, encode_pairs, read_pairs
 from minprefix.data.world import table_to_text
 from minprefix.evaluate import mean_loss
+from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefix import MLPPrefix
 from minprefix.train import Settings
@@ -140,7 +143,8 @@ def test_train_generate_evaluate_and_inspect_go_together(ok, model_dir, data, tm
     assert about["training"]["template"] in ("{source}\n{target}", "{source} => {target}.")
 
     ok("generate", "--model", model_dir, "--prefix", out, "--prompt", "name[A]", "--beams", 2)
-    ok("evaluate", "--model", model_dir, "--prefix", out, "--data", data, "--out", tmp_path / "e")
+    evaluate = ["evaluate", "--model", model_dir, "--prefix", out, "--data", data, "--ter"]
+    ok(*evaluate, "--out", tmp_path / "e")
     scores = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert {"loss", "perplexity", "exact_match", "bleu", "chrf", "ter"} <= set(scores)
     assert scores["loss"] == pytest.approx(metrics["valid_loss"], rel=1e-4)
@@ -256,7 +260,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--frobnicate"], ["train", "--out", "x", "--learning-rate", "1"], ["dance"], []]
+    "argv", [["--frobnicate"], ["train", "--out", "x", "--learning-rate", "1"], ["dance"]]
 )
 def test_unknown_options_and_commands_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -788,7 +792,7 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
         ("d.csv", b"source,target\n", "d.csv holds no pairs"),
         ("d.csv", b"source,target,target\na,b,c\n", "d.csv has 2 columns 'target': expected one"),
         ("d.csv", b"mr,text\na,b\n", "has no column 'source', only 'mr', 'text'"),
-        ("d.csv", b"source,target\na,b\na\n", "d.csv, line 3: 1 fields, the header names 2"),
+        ("d.csv", b"source,target\na,b\na\n", "d.csv, line 3: 1 field, the header names 2"),
         ("d.jsonl", b'{"source": "a", "target": "b"}\nnonsense\n', "d.jsonl, line 2: not JSON"),
         ("d.jsonl", b'{"source": "a"}\n', "d.jsonl, line 1: no field 'target'"),
         (
@@ -797,7 +801,7 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
             "d.jsonl, line 1: source and target must be",
         ),
         ("d.csv", b"source,target\na,caf\xe9\n", "d.csv, line 2: byte 0xe9 is not UTF-8"),
-        ("d.txt", b"a\tb\n", "expected a name that ends in .jsonl or .csv"),
+        ("d.txt", b"a\tb\n", "expected a name that ends in .jsonl, .csv or .tsv"),
         ("d.csv", b"source,target\na,\n", "d.csv, line 2: the target is empty"),
         (
             "d.csv",
@@ -829,6 +833,23 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
     assert "every pair is longer than the 55" in refused(
         *train(model_dir, data, tmp_path / "b", "--skip-long")
     )
+
+
+def test_a_source_of_200_000_characters_can_be_left_out_of_a_table(
+    ok, refused, model_dir, tmp_path
+):
+    data, out = tmp_path / "d.csv", tmp_path / "out"
+    rows = [f'"{s}","{t}"' for s, t in PAIRS * 2]
+    data.write_text("\n".join(["source,target", *rows, f"{'y' * 200_000},z"]), "utf-8")
+    evaluate = ["evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "e"]
+    assert "line 8: 200003 tokens, the model has room" in refused(*train(model_dir, data, out))
+    assert "line 8: 200001 tokens from position 0 leave room for 0 new" in refused(*evaluate)
+    assert not (tmp_path / "e").exists()
+    assert "1 of 7 pairs" in ok(*train(model_dir, data, out, "--skip-long"))
+    said = ok(*evaluate, "--prefix", out, "--skip-long")
+    assert said.startswith("3 sources, 6 references\n1 source too long, left out\n")
+    ok("verify", out, "--model", model_dir)
+    ok("prune", out, "--model", model_dir, "--keep", 2, "--data", data, "--out", tmp_path / "p")
 
 
 def test_a_pair_fits_where_generate_can_write_it_and_one_token_more_does_not(
@@ -1031,7 +1052,7 @@ def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, se
         (["--beams", "0"], "beams is 0: at least 1"),
         (["--beams", "2", "--temperature", "1"], "beam search does not sample"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0: at least 1"),
-        (["--max-new-tokens", "65"], "prompt 0 has 1 tokens and ends at position 0: with 65 new"),
+        (["--max-new-tokens", "65"], "prompt 0 has 1 token and ends at position 0: with 65 new"),
         (["--seed", "-1", "--temperature", "1"], "seed is -1: 0 or more"),
         (["--forbidden", "99999"], "forbidden token 99999 lies outside the vocabulary"),
         (["--prefix", "gone"], "prefix folder 'gone' does not exist"),
@@ -1143,10 +1164,13 @@ def test_evaluate_leaves_long_pairs_out_of_the_loss_where_asked_and_says_what_wa
     call = ["evaluate", "--model", model_dir, "--data", data, "--max-new-tokens", 3]
     assert "line 2: " in refused(*call, "--out", tmp_path / "a")
     said = ok(*call, "--out", tmp_path / "a", "--skip-long")
-    assert "1 pairs are too long for the loss" in said
+    assert "1 pair too long, left out of the loss" in said
     scores = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert scores["about"]["pairs_left_out_of_loss"] == 1
+    assert scores["about"]["sources_left_out"] == 0
     cut = scores["about"]["cut_at_max_new_tokens"]
-    assert f"{cut} predictions were cut at --max-new-tokens 3" in said if cut else "cut" not in said
+    assert cut == 2
+    assert "2 predictions reached --max-new-tokens 3, or the last position, and were cut" in said
 
 
 def test_a_damaged_log_or_state_is_no_traceback(ok, refused, model_dir, data, tmp_path):
@@ -1207,6 +1231,258 @@ def test_a_note_is_a_warning_to_a_library_user_and_no_error_to_the_command_line(
         with pytest.raises(errors.Note):
             errors.note("refused if somebody wants that")
     assert capsys.readouterr().err == "minprefix: note: nor here\n"
+
+
+# ---- evaluate and generate: one long text among others ----
+
+
+def objects_in(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def with_a_long_one(model_dir, data):
+    """Three sources and a fourth that leaves room for 5 tokens, or for as many as one says."""
+    model = GPT2.load(model_dir)
+
+    def write(room=5):
+        long = "x" + "\ufffd" * 3
+        while len(model.encode(long + "\n")) < 64 + 1 - room:
+            long += "z"  # the tokenizer has not learned it: a token each
+        assert len(model.encode(long + "\n")) == 64 + 1 - room
+        added = json.dumps({"source": long, "target": "y"})
+        data.write_text("\n".join([*data.read_text("utf-8").splitlines()[:12], added]), "utf-8")
+        return data
+
+    return write
+
+
+@pytest.mark.parametrize("way", [[], ["--beams", 2], ["--temperature", 2, "--seed", 1]], ids=str)
+def test_a_long_source_does_not_cut_what_is_written_for_the_others(
+    ok, model_dir, data, with_a_long_one, tmp_path, way
+):
+    call = ["evaluate", "--model", model_dir, "--data", data, "--min-new-tokens", 4, *way]
+    ok(*call, "--out", tmp_path / "a")
+    with_a_long_one(5)
+    ok(*call, "--out", tmp_path / "b")
+    short, all_of_them = (objects_in(tmp_path / n / "predictions.jsonl") for n in "ab")
+    assert all_of_them[:3] == short
+    model = GPT2.load(model_dir)
+    assert max(len(model.encode(line["prediction"])) for line in short) > 20
+    about = json.loads((tmp_path / "b" / "metrics.json").read_text("utf-8"))["about"]
+    before = json.loads((tmp_path / "a" / "metrics.json").read_text("utf-8"))["about"]
+    assert about["decoding"] == before["decoding"]
+    assert about["decoding"]["max_new_tokens"] == 80
+    assert about["cut_at_max_new_tokens"] >= before["cut_at_max_new_tokens"]
+
+
+def test_what_is_cut_is_counted_text_by_text(ok, model_dir, with_a_long_one, tmp_path):
+    out, forbidden = tmp_path / "e", ["--forbidden", 0]  # nothing ends by itself
+    call = ["evaluate", "--model", model_dir, "--data", with_a_long_one(5), *forbidden]
+    said = ok(*call, "--out", out)
+    assert "4 predictions reached --max-new-tokens 80, or the last position, and were cut" in said
+    said = ok(*call, "--out", out, "--force", "--max-new-tokens", 5, "--limit", 1)
+    assert "1 prediction reached --max-new-tokens 5, or the last position, and was cut" in said
+
+
+def test_a_source_without_room_is_named_by_its_line_or_left_out(
+    ok, refused, model_dir, data, with_a_long_one, tmp_path
+):
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "new" / "e"]
+    ok(*call[:-1], tmp_path / "a")
+    with_a_long_one(0)
+    said = refused(*call)
+    assert f"{data}, line 13: 65 tokens from position 0 leave room for 0 new ones" in said
+    assert said.endswith("shorten the source, or leave such lines out with --skip-long")
+    assert not (tmp_path / "new").exists()
+    ok(*call, "--limit", 3)  # the fourth is not asked for
+    said = ok(*call, "--force", "--skip-long")
+    assert "3 sources, 12 references\n1 source too long, left out\n" in said
+    about = json.loads((tmp_path / "new" / "e" / "metrics.json").read_text("utf-8"))["about"]
+    assert (about["sources"], about["sources_left_out"], about["pairs"]) == (3, 1, 12)
+    a, e = (tmp_path / n / "predictions.jsonl" for n in ("a", "new/e"))
+    assert a.read_bytes() == e.read_bytes()
+    with_a_long_one(3)
+    said = refused(*call, "--force", "--min-new-tokens", 4)
+    assert "line 13: 62 tokens from position 0 leave room for 3 new ones" in said
+    assert "and 4 are to be written" in said
+    data.write_text(data.read_text("utf-8").splitlines()[-1])
+    said = refused(*call, "--force", "--min-new-tokens", 4, "--skip-long")
+    assert said == f"data file {data}: no source leaves room for what is to be written"
+
+
+def test_a_run_that_is_refused_while_it_decodes_leaves_no_empty_folder(
+    refused, model_dir, data, tmp_path
+):
+    call = ["evaluate", "--model", model_dir, "--data", data, "--forbidden", 99999]
+    assert "forbidden token 99999 lies outside" in refused(*call, "--out", tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    refused(*call, "--out", tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_each_of_several_prompts_has_its_own_room(ok, refused, model_dir, with_a_long_one):
+    long = objects_in(with_a_long_one(5))[-1]["source"] + "\n"
+    call = ["generate", "--model", model_dir, "--min-new-tokens", 4]
+    alone = [ok(*call, "--prompt", text).removesuffix("\n") for text in ("name", long)]
+    both = ok(*call, "--prompt", "name", "--prompt", long)
+    assert both == f"--- name\n{alone[0]}\n--- {long}\n{alone[1]}\n"
+    model = GPT2.load(model_dir)
+    for text, new, n in zip(("name", long), alone, (64, 5), strict=True):
+        how = Decoding(n, min_new_tokens=4)
+        assert new == model.decode(generate_ids(model, [model.encode(text)], decoding=how)[0])
+    said = refused(*call, "--min-new-tokens", 6, "--prompt", "name", "--prompt", long)
+    assert said.startswith("prompt 1: 60 tokens from position 0 leave room for 5 new ones")
+
+
+def test_train_records_samples_that_a_long_source_does_not_cut(
+    ok, model_dir, data, with_a_long_one, tmp_path
+):
+    ok(*train(model_dir, data, tmp_path / "a", "--prefix-length", 2))
+    with_a_long_one(4)
+    lines = data.read_text("utf-8").splitlines()
+    data.write_text("\n".join([lines[-1], *lines[:-1]]), "utf-8")  # it is one of the samples
+    long_too = ["--prefix-length", 2, "--skip-long", "--init", "zero", "--lr", "1e-30"]
+    ok(*train(model_dir, data, tmp_path / "b", *long_too))
+    about = json.loads((tmp_path / "b" / "minprefix.json").read_text("utf-8"))
+    model, samples = GPT2.load(model_dir), about["evaluation"]["samples"]
+    assert about["evaluation"]["max_new_tokens"] == 40
+    assert max(len(model.encode(s["prediction"])) for s in samples[1:]) > 15
+    ok("verify", tmp_path / "b", "--model", model_dir)
+
+
+# ---- evaluate and generate: stopped before the end ----
+
+
+def stop_in_batch(monkeypatch, module, n, seen=lambda: None):
+    """Ctrl-C when the n-th batch is to be decoded."""
+    real, calls = generate_ids, []
+
+    def stop(*args, **options):
+        calls.append(1)
+        if len(calls) == n:
+            seen()
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(f"{module}.generate_ids", stop)
+
+
+def test_ctrl_c_in_evaluate_keeps_the_predictions_that_are_there(
+    ok, refused, capsys, model_dir, data, tmp_path, monkeypatch
+):
+    out, there = tmp_path / "e", []
+    call = ["evaluate", "--model", model_dir, "--data", data, "--batch-size", 1, "--out"]
+    ok(*call, tmp_path / "whole")
+    whole = objects_in(tmp_path / "whole" / "predictions.jsonl")
+    partial = out / "predictions.jsonl.partial"
+    with monkeypatch.context() as patch:
+        # what a kill would leave is on the disk before the next batch begins
+        stop_in_batch(patch, "minprefix.evaluate", 3, lambda: there.extend(objects_in(partial)))
+        assert main([str(a) for a in [*call, out]]) == 130
+    assert there == whole[:2]
+    assert objects_in(partial) == whole[:2]
+    err = capsys.readouterr().err
+    assert err == f"minprefix: {partial} has 2 of 3 predictions\nminprefix: stopped\n"
+    assert "already holds a run (predictions.jsonl.partial)" in refused(*call, out)
+    ok(*call, out, "--force")
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.jsonl"}
+    assert objects_in(out / "predictions.jsonl") == whole
+    with monkeypatch.context() as patch:
+        stop_in_batch(patch, "minprefix.evaluate", 1)
+        assert main([str(a) for a in [*call, tmp_path / "none"]]) == 130
+    assert capsys.readouterr().err == "minprefix: stopped\n"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("where", ["mean_loss", "exact_match", "corpus_scores"])
+def test_ctrl_c_while_scoring_keeps_every_prediction(
+    ok, model_dir, data, tmp_path, monkeypatch, where
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out"]
+    ok(*call, tmp_path / "whole")
+    monkeypatch.setattr(f"minprefix.evaluate.{where}", stop)
+    assert main([str(a) for a in [*call, tmp_path / "e"]]) == 130
+    assert [p.name for p in (tmp_path / "e").iterdir()] == ["predictions.jsonl"]
+    whole = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    assert (tmp_path / "e" / "predictions.jsonl").read_bytes() == whole
+
+
+def test_ter_is_scored_on_request_and_last(ok, capsys, model_dir, data, tmp_path, monkeypatch):
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out"]
+    out, scores = tmp_path / "e", {}
+    with monkeypatch.context() as patch:
+        patch.setattr("sacrebleu.metrics.TER", lambda **_: pytest.fail("nobody asked for TER"))
+        said = ok(*call, tmp_path / "a")
+    assert "bleu" in said
+    assert "ter " not in said
+    scores["without"] = json.loads((tmp_path / "a" / "metrics.json").read_text("utf-8"))
+    said = ok(*call, tmp_path / "b", "--ter")
+    scores["with"] = json.loads((tmp_path / "b" / "metrics.json").read_text("utf-8"))
+    for found in scores.values():
+        found["about"].pop("seconds")
+    assert f"ter               {scores['with']['ter']:.4f}\n" in said
+    assert set(scores["with"]) - set(scores["without"]) == {"ter", "ter_signature"}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sacrebleu.metrics.TER.sentence_score", stop)
+    assert main([str(a) for a in [*call, out, "--ter"]]) == 130
+    without = json.loads((out / "metrics.json").read_text("utf-8"))
+    without["about"].pop("seconds")
+    assert without == scores["without"]
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.jsonl"}
+    err = capsys.readouterr().err
+    assert f"minprefix: {out} has predictions.jsonl, and metrics.json without TER\n" in err
+
+
+def test_ter_without_sacrebleu_is_refused_before_the_work(
+    refused, model_dir, data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr("minprefix.evaluate.generate_ids", lambda *_, **__: pytest.fail("worked"))
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "e"]
+    assert "need sacrebleu" in refused(*call, "--ter")
+    assert not (tmp_path / "e").exists()
+
+
+def test_what_takes_more_than_a_second_has_a_bar_and_nothing_else_has(
+    ok, capsys, model_dir, data, tmp_path, monkeypatch
+):
+    call = ["evaluate", "--model", model_dir, "--data", data, "--ter", "--batch-size", 1, "--out"]
+    assert main([str(a) for a in [*call, tmp_path / "a"]]) == 0
+    assert capsys.readouterr().err == ""
+    real = time.time
+    monkeypatch.setattr("tqdm.std.time", lambda: real() + next(seconds))
+    seconds = itertools.count(0, 100)
+    assert main([str(a) for a in [*call, tmp_path / "b"]]) == 0
+    err = capsys.readouterr().err
+    for what, n in (("predictions", 3), ("loss", 12), ("TER", 3)):
+        assert f"{what}: 100%" in err
+        assert f" {n}/{n} " in err
+
+
+def test_one_of_a_kind_is_not_said_in_the_plural(ok, model_dir, tmp_path):
+    data, out = tmp_path / "d.jsonl", tmp_path / "p"
+    data.write_text('{"source": "x", "target": "y"}\n')
+    model = GPT2.load(model_dir)
+    Prefix.normal(model.config, 1).save(out, model)
+    said = ok("evaluate", "--model", model_dir, "--data", data, "--out", tmp_path / "e")
+    assert said.startswith("1 source, 1 reference\n")
+    call = ["generate", "--model", model_dir, "--prefix", out, "--data", data]
+    assert ok(*call, "--out", tmp_path / "a.jsonl").startswith("1 answer written to ")
+    assert "Prefix(1 slot in " in ok("inspect", out)
+    said = ok("prune", out, "--model", model_dir, "--keep", 1, "--data", data, "--out", out / "q")
+    assert "that each slot draws, on 1 pair:" in said
+    assert "loss of 1 slot " in said
+    said = ok("vectors", "write", tmp_path / "v", "--only", "gelu/usual")
+    assert said.startswith("1 case, ")
+    assert "the only check passed" in ok("check", "numpy", "--only", "gelu/usual")
 
 
 WITHOUT_MODEL = [

@@ -1,7 +1,12 @@
 """Reading pairs, joining them, and the tiny world."""
 
+import bz2
+import csv
+import gzip
 import hashlib
+import lzma
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +102,75 @@ def test_a_csv_pair_says_the_line_it_begins_at(file):
     assert [p.where for p in read_pairs(path)] == [f"{path}, line 2", f"{path}, line 5"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.TSV"])
+@pytest.mark.parametrize("sep", [",", ";", "\t", "|"], ids=["comma", "semicolon", "tab", "bar"])
+def test_the_separator_is_the_one_that_gives_the_header_its_columns(file, name, sep):
+    rows = [("id", "source", "target"), ("1", f'"a{sep} b"', "c"), ("2", "d", '"say ""hi"""')]
+    path = file(name, "\n".join(map(sep.join, rows)))
+    assert texts(read_pairs(path)) == [(f"a{sep} b", "c"), ("d", 'say "hi"')]
+    assert texts(read_pairs(path, "id", "target")) == [("1", "c"), ("2", 'say "hi"')]
+    quoted = file("b.csv", f'"mr"{sep}"ref"\n"a, b; c\td | e"{sep}"f"\n')
+    assert texts(read_pairs(quoted)) == [("a, b; c\td | e", "f")]
+
+
+def test_other_separators_in_a_header_or_a_text_do_not_count(file):
+    path = file("a.csv", "source,target,notes; remarks; more\na;b,c;d|e,\n")
+    assert texts(read_pairs(path)) == [("a;b", "c;d|e")]
+    path = file("a.csv", 'id;"source, in words";target\n1;a, b;c\n')
+    assert texts(read_pairs(path, "source, in words", "target")) == [("a, b", "c")]
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "\ufeffsep=;\r\n"])
+def test_excels_first_line_names_the_separator(file, first):
+    path = file("a.csv", f"{first}mr;ref\na,b;c\nd;\n")
+    assert read_pairs(path) == [
+        Pair("a,b", "c", f"{path}, line 3"),
+        Pair("d", "", f"{path}, line 4"),
+    ]
+    path = file("a.csv", f"{first}mr;ref\na;b;c\n")
+    with pytest.raises(InputError, match="line 3: 3 fields, the header names 2"):
+        read_pairs(path)
+    path = file("a.csv", f"{first}mr,ref\na,b\n")
+    with pytest.raises(InputError, match=r"only 'mr,ref': .*put a comma, a semicolon, a tab or"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize("column", ["source", "target", "notes"])
+def test_a_field_may_be_of_any_length_and_the_limit_of_others_stays(file, column):
+    before = csv.field_size_limit()
+    long = {"source": "a", "target": "b", "notes": ""} | {column: "x" * 200_000}
+    path = file("a.csv", "source,target,notes\n" + ",".join(long.values()) + "\nc,d,e\n")
+    assert texts(read_pairs(path)) == [(long["source"], long["target"]), ("c", "d")]
+    assert csv.field_size_limit() == before
+    path = file("a.csv", "source,target,notes\n" + ",".join(long.values()) + "\nc\n")
+    with pytest.raises(InputError, match="line 3: 1 field, the header names 3"):
+        read_pairs(path)
+    assert csv.field_size_limit() == before
+
+
+def test_threads_may_read_long_fields_at_the_same_time(file):
+    before, short = csv.field_size_limit(), file("b.csv", "source,target\na,b\n")
+    long = file("a.csv", "source,target\n" + "".join(f"{'x' * 140_000},{i}\n" for i in range(20)))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: len(read_pairs(short if i % 2 else long)), range(40)))
+    assert found == [20, 1] * 20
+    assert csv.field_size_limit() == before
+
+
+def test_rows_without_text_and_empty_columns_at_the_end_are_nothing(file):
+    path = file("a.csv", ",,\n\nsource,target,,\na,b,,\n,,,\n  \nc,d,,,,\n;\n".replace(";", " , "))
+    assert read_pairs(path) == [
+        Pair("a", "b", f"{path}, line 4"),
+        Pair("c", "d", f"{path}, line 7"),
+    ]
+
+
+def test_what_excel_saves_as_csv_utf_8_in_a_land_of_decimal_commas(file):
+    content = '\ufeffmr;ref;Preis\r\n"name[Café; Bar]";"Das ""Café"", 3,50 €";3,5\r\n;;\r\n'
+    path = file("a.csv", content)
+    assert texts(read_pairs(path)) == [("name[Café; Bar]", 'Das "Café", 3,50 €')]
+
+
 # ---- bad files ----
 
 OK = '{"source": "a", "target": "b"}\n'
@@ -178,6 +252,77 @@ BAD = {
         "source,target\na,b\n".encode("utf-16"),
         "a.csv",
         "a.csv is UTF-16: save it as UTF-8",
+    ),
+    "utf-16 without its mark": (
+        "source,target\na,b\n".encode("utf-16-le"),
+        "a.csv",
+        r"a\.csv is UTF-16: save it as UTF-8",
+    ),
+    "utf-16, the other end first": (
+        "source,target\n".encode("utf-16-be").join([b"\xfe\xff", b""]),
+        "a.csv",
+        r"a\.csv is UTF-16: save it as UTF-8 \(in Excel: CSV UTF-8\)",
+    ),
+    "utf-32": ("source,target\n".encode("utf-32"), "a.csv", r"a\.csv is UTF-32: save it as UTF-8"),
+    "a zero byte": (
+        b"source,target\na,b\nc,d\0\n",
+        "a.csv",
+        r"a\.csv, line 3: a NUL byte, which no text has: save the data file as UTF-8",
+    ),
+    "gzip in jsonl": (
+        gzip.compress(OK.encode()),
+        "a.jsonl",
+        r"a\.jsonl is gzip-compressed: unpack it with gunzip",
+    ),
+    "gzip by its name": (gzip.compress(b"x"), "a.jsonl.gz", r"a\.jsonl\.gz is gzip-compressed"),
+    "bzip2": (bz2.compress(b"x" * 99), "a.csv", r"a\.csv is bzip2-compressed: unpack it with"),
+    "xz": (lzma.compress(OK.encode()), "a.csv", r"a\.csv is xz-compressed: unpack it with unxz"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl", r"a\.jsonl is zstd-compressed: unpack it"),
+    "a workbook": (
+        b"PK\3\4\x14\0\x06\0\x08\0",
+        "a.xlsx",
+        r"a\.xlsx is a ZIP archive, or a workbook: unpack it, or save the workbook as CSV UTF-8",
+    ),
+    "a workbook named csv": (
+        b"PK\3\4\x14\0\x06\0\x08\0",
+        "a.csv",
+        r"a\.csv is a ZIP archive, or a",
+    ),
+    "an old workbook": (b"\xd0\xcf\x11\xe0\xa1\xb1", "a.csv", r"a\.csv is a workbook: save it as"),
+    "a parquet table": (
+        b"PAR1\x15\0\x15",
+        "a.parquet",
+        r"is a Parquet table: write it as JSONL or",
+    ),
+    "a column with blanks around its name": (
+        "source, target\na,b\n",
+        "a.csv",
+        r"a\.csv has no column 'target', only 'source', ' target': did you mean ' target'\? Then "
+        r"give --target-column ' target', or write 'target'$",
+    ),
+    "a column in capitals": (
+        "Source,Target\na,b\n",
+        "a.csv",
+        r"no column 'source', only 'Source', 'Target': did you mean 'Source'\? Then give "
+        r"--source-column Source, or write 'source'$",
+    ),
+    "a column with another ending": ("sources,target\na,b\n", "a.csv", "did you mean 'sources'"),
+    "a field in capitals": (
+        OK + '{"source": "a", "Target": "b"}',
+        "a.jsonl",
+        r"a\.jsonl, line 2: no field 'target', only 'source', 'Target': did you mean 'Target'\? "
+        "Then give --target-column Target",
+    ),
+    "a separator that nobody knows": (
+        "source:target\na:b\n",
+        "a.csv",
+        "no column 'source', only 'source:target': name the columns with --source-column and "
+        r"--target-column, and put a comma, a semicolon, a tab or \| between them",
+    ),
+    "names in another separator": (
+        "id;text\n1;a\n",
+        "a.csv",
+        "no column 'source', only 'id', 'text': name",
     ),
     "another ending": (
         OK,

@@ -17,6 +17,7 @@ from minprefix.evaluate import (
     perplexity,
     predict,
     slot_error_rate,
+    translation_edit_rate,
 )
 from minprefix.generate import Decoding
 from tests.conftest import random_model
@@ -202,7 +203,11 @@ def test_scores_agree_with_sacrebleu_for_equal_numbers_of_references():
     got = corpus_scores(SAID, two)
     assert got["bleu"] == round(sacrebleu.corpus_bleu(SAID, columns).score, 2)
     assert got["chrf"] == round(sacrebleu.corpus_chrf(SAID, columns).score, 2)
-    assert got["ter"] == round(sacrebleu.corpus_ter(SAID, columns).score, 2)
+    ter = sacrebleu.metrics.TER()
+    assert translation_edit_rate(SAID, two) == {
+        "ter": round(ter.corpus_score(SAID, columns).score, 2),
+        "ter_signature": str(ter.get_signature()),
+    }
     assert "nrefs:2" in got["bleu_signature"]
     assert {"case:mixed", "tok:13a", "smooth:exp"} <= set(got["bleu_signature"].split("|"))
 
@@ -211,15 +216,15 @@ def test_scores_of_unequal_numbers_of_references_agree_with_sacrebleu_text_by_te
     pytest.importorskip("sacrebleu")
     from sacrebleu.metrics import BLEU, CHRF, TER
 
-    got = corpus_scores(SAID, REFERENCES)
+    got = corpus_scores(SAID, REFERENCES) | translation_edit_rate(SAID, REFERENCES)
     # a reference twice changes neither BLEU's clipped counts nor chrF's best reference
     columns = [[(refs * 3)[i] for refs in REFERENCES] for i in range(3)]
     assert got["bleu"] == round(BLEU().corpus_score(SAID, columns).score, 2)
     assert got["chrf"] == round(CHRF().corpus_score(SAID, columns).score, 2)
-    # TER divides by the mean length of the references, so: the sums over texts
-    each = [TER().sentence_score(t, refs) for t, refs in zip(SAID, REFERENCES, strict=True)]
-    edits, length = sum(s.num_edits for s in each), sum(s.ref_length for s in each)
-    assert got["ter"] == round(100 * edits / length, 2)
+    ter = TER()  # it takes None where a text has fewer
+    columns = [[(*refs, None, None)[i] for refs in REFERENCES] for i in range(3)]
+    assert got["ter"] == round(ter.corpus_score(SAID, columns).score, 2)
+    assert got["ter_signature"] == str(ter.get_signature())
     assert "nrefs:var" in got["bleu_signature"]
 
 
@@ -229,13 +234,22 @@ def test_more_references_help_and_a_perfect_text_has_full_marks():
     one, all_of_them = corpus_scores(SAID, last_alone), corpus_scores(SAID, REFERENCES)
     assert one["bleu"] < all_of_them["bleu"]
     assert one["chrf"] < all_of_them["chrf"]
-    last = corpus_scores([refs[-1] for refs in REFERENCES], REFERENCES)
+    perfect = [refs[-1] for refs in REFERENCES]
+    last = corpus_scores(perfect, REFERENCES) | translation_edit_rate(perfect, REFERENCES)
     assert (last["bleu"], last["chrf"], last["ter"]) == (100.0, 100.0, 0.0)
+
+
+def test_ter_of_empty_references_is_that_of_sacrebleu():
+    pytest.importorskip("sacrebleu")
+    from sacrebleu.metrics import TER
+
+    for said in (["a b"], [""]):
+        assert translation_edit_rate(said, [[""]])["ter"] == TER().corpus_score(said, [[""]]).score
 
 
 def test_scores_go_into_json():
     pytest.importorskip("sacrebleu")
-    scores = corpus_scores(SAID, REFERENCES)
+    scores = corpus_scores(SAID, REFERENCES) | translation_edit_rate(SAID, REFERENCES)
     assert {name: type(value) for name, value in scores.items()} == {
         "bleu": float,
         "bleu_signature": str,
@@ -249,7 +263,54 @@ def test_scores_go_into_json():
 def test_without_sacrebleu_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    for score in (corpus_scores, translation_edit_rate):
+        with pytest.raises(
+            InputError,
+            match=r'BLEU, chrF and TER need sacrebleu: pip install "minprefix\[scores\]"',
+        ):
+            score(SAID, REFERENCES)
+
+
+# ---- texts of which one is long ----
+
+
+def test_a_long_source_leaves_the_others_their_room():
+    model = speller({"\n": "h", "h": "e", "e": "y", "y": "h"}, "?")  # it never ends by itself
+    sources = ["a", "b" * 60, "cc"]
+    for way in ({}, {"beams": 2}, {"temperature": 1e-6}):
+        for size in (1, 2, 64):
+            d = Decoding(20, **way)
+            said = predict(model, None, sources, Template(), d, batch_size=size)
+            assert [len(text) for text in said] == [20, 4, 20]
+            assert said == [("hey" * 7)[:20], "heyh", ("hey" * 7)[:20]]
+    prefix = Prefix.zero(model.config, 2, dtype="float64")
+    assert [len(t) for t in predict(model, prefix, sources, Template(), Decoding(20))] == [
+        20,
+        2,
+        20,
+    ]
+
+
+def test_a_source_without_room_is_a_sentence_with_its_number():
+    model = speller(SPELLER, "y")
     with pytest.raises(
-        InputError, match=r'BLEU, chrF and TER need sacrebleu: pip install "minprefix\[scores\]"'
+        InputError,
+        match="source 1: 65 tokens from position 0 leave room for 0 new ones of the model's 64 "
+        "positions, and 1 is to be written: shorten it",
     ):
-        corpus_scores(SAID, REFERENCES)
+        predict(model, None, ["a", "b" * 64], Template(), Decoding(20))
+    assert predict(model, None, ["a", "b" * 63], Template(), Decoding(20)) == ["hey", "h"]
+    with pytest.raises(InputError, match=r"source 0: 61 tokens .* room for 4 .* and 5 are to be"):
+        predict(model, None, ["b" * 60], Template(), Decoding(20, min_new_tokens=5))
+
+
+def test_the_samples_that_are_recorded_have_room_of_their_own():
+    from minprefix.data.pairs import Pair
+    from minprefix.prefixes.verify import evaluation
+
+    model = speller({"\n": "h", "h": "e", "e": "y", "y": "h"}, "?")
+    prefix = Prefix.zero(model.config, 2, dtype="float64")
+    pairs = [Pair(s, "hey", "") for s in ("a", "b" * 60, "c" * 62, "d")]
+    recorded = evaluation(model, prefix, pairs, [Encoded([5, 6], 1)], Template(), "data")
+    said = {s["source"][0]: len(s["prediction"]) for s in recorded["samples"]}
+    assert said == {"a": 40, "b": 2, "d": 40}

@@ -358,7 +358,7 @@ def test_one_beam_is_greedy_with_the_end_token_in_reach(model, config, ops, monk
     assert generate_ids(model, PROMPTS, decoding=Decoding(12, beams=1), ops=ops) == greedy
     # one beam is decoded by the greedy code; the beam search itself must agree with it, too
     search = decoding_module._beam_search
-    monkeypatch.setattr(decoding_module, "_one_by_one", lambda *given: search(*given[:4]))
+    monkeypatch.setattr(decoding_module, "_one_by_one", lambda *given: search(*given[:5]))
     for norm in (0.0, 1.0, 3.0):
         one = Decoding(12, length_norm=norm)
         assert generate_ids(model, PROMPTS, decoding=one, ops=ops) == greedy
@@ -624,6 +624,35 @@ def test_a_text_may_fill_every_position_and_not_one_more(model, config, way, len
         generate_ids(model, [[1], prompt], prefix, decoding=Decoding(n + 1, **way))
 
 
+@BACKENDS
+@WAYS
+@pytest.mark.parametrize("kind", ["no prefix", "a prefix", "a layer subset"])
+def test_a_limit_is_of_its_own_text_and_the_others_write_what_they_wrote(
+    model, config, kind, way, ops
+):
+    model = with_end(model, an_end_that_some_reach(model))
+    prefix, d = prefixes(config)[kind], Decoding(12, **way)
+    free = generate_ids(model, PROMPTS, prefix, decoding=d, ops=ops)
+    limits = [12, 3, 40, 1, 7]
+    rows = generate_ids(model, PROMPTS, prefix, decoding=d, ops=ops, limits=limits)
+    for s, limit in enumerate(limits):
+        own = Decoding(min(12, limit), **way)
+        assert [rows[s]] == generate_ids(
+            model, [PROMPTS[s]], prefix, decoding=own, ops=ops, numbers=[s]
+        )
+        assert rows[s] == free[s] or limit < 12
+    assert rows != free
+    assert generate_ids(model, PROMPTS, prefix, decoding=d, ops=ops, limits=[12] * 5) == free
+
+
+def test_a_text_with_a_limit_may_fill_the_positions_that_another_leaves_no_room_for(model):
+    model = without_end(model)
+    prompts, limits = [[1], [3] * 64, [3] * 60], [40, 1, 5]
+    rows = generate_ids(model, prompts, decoding=Decoding(40), limits=limits)
+    assert [len(row) for row in rows] == limits
+    assert rows[0] == uncached_greedy(model, [1], 40)
+
+
 def test_a_filled_model_said_what_it_says_without_a_cache(model, config):
     model, prefix = without_end(model), prefixes(config)["a prefix"]
     n = config.n_positions - 5 - 39
@@ -698,6 +727,16 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
     [
         (lambda m: generate(m, "one text"), "prompts is one text: give a list of texts"),
         (lambda m: generate_ids(m, [[1], []]), "prompt 1 is empty: give at least one token"),
+        (
+            lambda m: generate_ids(m, [[1], [2]], limits=[3]),
+            "limits has 1 entry for 2 prompts: give one each",
+        ),
+        (lambda m: generate_ids(m, [[1]], limits=[0]), "limits holds 0: expected at least 1"),
+        (
+            lambda m: generate_ids(m, [[1]], None, None, Decoding(9, min_new_tokens=3), limits=[2]),
+            "limits holds 2: expected at least 3, min_new_tokens",
+        ),
+        (lambda m: generate_ids(m, [[1]], limits=[2.5]), r"limits is \[2.5\]: expected whole"),
         (lambda m: generate(m, ["x"]), "model 'random' has no tokenizer"),
         (lambda m: generate_ids(m, "ab"), "sequence 0 is text: encode it to token ids first"),
         (
@@ -722,7 +761,7 @@ def test_a_bad_setting_is_a_sentence(model, settings, sentence):
         ),
         (
             lambda m: generate_ids(m, [[1], [2]], Prefix.zero(m.config, 2), which=[0]),
-            "which has 1 entries for 2 ",
+            "which has 1 entry for 2 ",
         ),
         (
             lambda m: generate_ids(m, [[1]], Prefix(np.zeros((3, 2, 12, 1, 8)))),

@@ -11,6 +11,7 @@ from transformers import GPT2Config
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, gpt2, loss, loss_and_grad
 from minprefix import loss_and_weight_grads as weight_grads
+from minprefix.generate import generate_ids
 from minprefix.ops import numpy_ops, reference
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
@@ -525,7 +526,7 @@ def test_a_model_a_prefix_and_a_batch_say_what_they_are_in_one_line(config, mode
         (lambda m: Batch.pack([[-1]]), "sequence 0 holds int64"),
         (lambda m: Batch.pack(["text"]), "sequence 0 is text: encode it to token ids first"),
         (lambda m: Batch.pack([[1, 2]], 0), "loss_from of sequence 0 is 0: expected 1 to 2"),
-        (lambda m: Batch.pack([[1, 2]], [1, 1]), "loss_from has 2 entries for 1 sequences"),
+        (lambda m: Batch.pack([[1, 2]], [1, 1]), "loss_from has 2 entries for 1 sequence:"),
         (lambda m: Batch.pack([[1, 2]], prefix=[-1]), "prefix indices must be 0 or more, got -1"),
         (lambda m: m.encode("x"), "model 'random' has no tokenizer"),
     ],
@@ -548,3 +549,29 @@ def test_nan_in_weights_is_found_at_the_first_use_and_named(model, bad):
         InputError, match=rf"weight 'h.1.mlp.c_fc.weight' .* holds {bad} at \[3, 5\]"
     ):
         model.logits(Batch.pack([[1, 2]]))
+
+
+def test_one_thing_is_not_said_in_the_plural(tmp_path):
+    from minprefix.prefixes.store import PrefixStore
+    from minprefix.trace import trace
+
+    model = random_model(Config(1, 1, 4, 9, 8))
+    prefix, batch = Prefix.zero(model.config, 1, dtype="float64"), Batch.pack([[3]])
+    prefix.save(tmp_path / "p", model)
+    seen = trace(model, Batch.pack([[3, 4]]), names="blocks.0.attn.q")
+    said = {
+        "batch": (batch, "Batch(1 sequence, 1 token, 0 targets, "),
+        "two": (Batch.pack([[1, 2], [3]]), "Batch(2 sequences, 3 tokens, 1 target, "),
+        "model": (model, "GPT2('random': 1 layer x 4 wide x 1 head, vocabulary 9, 8 positions"),
+        "prefix": (prefix, "Prefix(1 slot in layers 0 x 1 head of size 4, tokens from position 1"),
+        "store": (PrefixStore(tmp_path, model), "PrefixStore(1 prefix, 0 of them held"),
+        "trace": (seen, "Trace(1 record forward, "),
+    }
+    for name, (thing, text) in said.items():
+        assert repr(thing).startswith(text), name
+    with pytest.raises(InputError, match="limits has 2 entries for 1 prompt: give one each"):
+        generate_ids(model, [[1]], limits=[1, 1])
+    with pytest.raises(InputError, match="sequence 0 has 9 tokens, model 'random' has room for 8"):
+        model.logits(Batch.pack([[1] * 9]))
+    with pytest.raises(InputError, match="prefix length is 9, the model has 8 positions: none"):
+        Prefix.zero(model.config, 9)

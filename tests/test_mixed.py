@@ -347,7 +347,7 @@ def test_generate_takes_none_for_the_frozen_model_itself():
         ),
         (
             lambda m: generate_ids(m, [[1], [2]], (drawn(2), None), which=[0]),
-            "^which has 1 entries for 2 prompts: give one each$",
+            "^which has 1 entry for 2 prompts: give one each$",
         ),
         (
             lambda m: m.logits(Batch.pack([[1], [2] * 62], prefix=[0, 1]), [None, drawn(3)]),
@@ -365,7 +365,7 @@ def test_generate_takes_none_for_the_frozen_model_itself():
         ),
         (
             lambda m: generate_ids(m, [[1], [2]], numbers=[0]),
-            "^numbers has 1 entries for 2 prompts: give one each$",
+            "^numbers has 1 entry for 2 prompts: give one each$",
         ),
         (
             lambda m: generate_ids(m, [[1], [2]], numbers=[0, -1]),

@@ -312,7 +312,7 @@ def test_prefixes_that_do_not_fit_together_are_refused_unannounced(config):
                 do([])
         with pytest.raises(InputError, match=r"tokens start at positions \[0, 3\]"):
             concatenate([p, Prefix.normal(config, 3, position_offset=0)])
-        with pytest.raises(InputError, match="1 weights for 2 prefixes: give one each"):
+        with pytest.raises(InputError, match="1 weight for 2 prefixes: give one each"):
             average([p, p], [1])
         for weights in ([1, -1], [np.nan, 1], [np.inf, 1], [0, 0], [1e308, 1e308]):
             with pytest.raises(InputError, match="expected finite numbers whose sum is not 0"):
@@ -655,7 +655,7 @@ def test_what_cannot_be_combined_is_a_sentence_and_nothing_is_written(said, made
         (["nobody's"], ["--how", "average"], "does not record its model: give --model"),
         (["flat", "gone"], ["--how", "average"], "gone' does not exist"),
         (["flat", "odd"], ["--how", "average"], "they are not of one shape"),
-        (["flat", "flat"], ["--how", "average", "--weights", 1], "1 weights for 2 prefixes"),
+        (["flat", "flat"], ["--how", "average", "--weights", 1], "1 weight for 2 prefixes"),
         (["flat"], ["--how", "concatenate", "--weights", 1], "--weights belong to --how average"),
         (["long", "long"], ["--how", "concatenate"], "position_offset is 80, model"),
     ):

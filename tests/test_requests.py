@@ -1,5 +1,6 @@
 """Requests with a prefix each: every line is answered as it would be alone."""
 
+import csv
 import errno
 import json
 
@@ -190,6 +191,159 @@ def test_each_request_has_the_room_that_its_own_prompt_leaves(ask, alone, model,
     assert len(written[1]) > 20 > 9 > len(written[0])
 
 
+PAIRS = [("name[A]", "A."), ("food, Thai", 'say "hi"'), ("name[A]", "B.")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "mr.jsonl", "csv", "tsv", "semicolons.csv", "mr.csv"])
+def test_pairs_are_requests_of_one_prefix(ask, capsys, alone, model_dir, prefixes, tmp_path, kind):
+    path, names = (
+        tmp_path / f"pairs.{kind}",
+        ["mr", "ref"] if "mr" in kind else ["source", "target"],
+    )
+    if kind.endswith("jsonl"):
+        lines = [json.dumps(dict(zip(names, pair, strict=True))) for pair in PAIRS]
+        path.write_text("\n".join(lines), "utf-8")
+    else:
+        sep = {"tsv": "\t", "semicolons.csv": ";"}.get(kind, ",")
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter=sep).writerows([names, *PAIRS])
+    call = ["generate", "--model", model_dir, "--data", path, "--prefix", prefixes / "formal"]
+    assert main([str(a) for a in call]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [{n: a[n] for n in names} for a in answers] == [
+        dict(zip(names, pair, strict=True)) for pair in PAIRS
+    ]
+    assert [a["text"] for a in answers] == [alone(s, prefixes / "formal") for s, _ in PAIRS]
+    assert all(list(a) == [*names, "text"] for a in answers)
+
+
+def test_a_table_may_name_its_prefixes_and_another_column(ask, alone, prefixes, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("id,prefix,record,source,\n7,brief,food,x,\n8,formal,name,y,\n", "utf-8")
+    options = ["--store", prefixes, "--data", path, "--source-column", "record"]
+    answers = ask([], *options)
+    assert answers == [
+        {"id": "7", "prefix": "brief", "record": "food", "source": "x"}
+        | {"text": alone("food", prefixes / "brief")},
+        {"id": "8", "prefix": "formal", "record": "name", "source": "y"}
+        | {"text": alone("name", prefixes / "formal")},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "sentence"),
+    [
+        (
+            "r.csv",
+            "source,target\na,b\n",
+            [],
+            "line 2: no field 'prefix': name one, or null for the",
+        ),
+        (
+            "r.csv",
+            "source,target\na,b\n",
+            ["--source-column", "mr"],
+            "r.csv has no column 'mr', only",
+        ),
+        ("r.csv", "Source,target\na,b\n", [], "has no column 'prompt', only 'Source', 'target'"),
+        ("r.csv", "prefix,source\nformal,\n", [], "line 2: source is '': expected text"),
+        ("r.csv", "prefix,source,text\nformal,a,b\n", [], "line 2: field 'text' is the answer's"),
+        ("r.csv", "prefix,source\nformal,a,b\n", [], "line 2: 3 fields, the header names 2"),
+        ("r.csv", "", [], "r.csv holds no requests: expected at least one line"),
+        ("r.csv", "prompt\n", [], "r.csv holds no requests: expected at least one line"),
+        ("r.jsonl", '{"prefix": null, "target": "a"}', [], "line 1: prompt is None: expected text"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_bad_table_of_requests_is_a_sentence(
+    ask, prefixes, tmp_path, name, content, options, sentence
+):
+    (tmp_path / name).write_text(content, "utf-8")
+    call = ["--store", prefixes, "--data", tmp_path / name, *options]
+    assert sentence in ask([], *call, status=2)
+
+
+# ---- stopped before the end ----
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Ctrl-C when the n-th batch is to be decoded."""
+
+    def stop_in(n, seen=lambda: None):
+        calls = []
+
+        def stop(*args):
+            calls.append(1)
+            if len(calls) == n:
+                seen()
+                raise KeyboardInterrupt
+            return generate_ids(*args)
+
+        monkeypatch.setattr("minprefix.prefixes.store.generate_ids", stop)
+
+    return stop_in
+
+
+def test_ctrl_c_keeps_the_answers_that_are_there(
+    ask, capsys, stopped, model_dir, prefixes, tmp_path, monkeypatch
+):
+    requests = [r | {"id": i} for i, r in enumerate(drawn(9))]
+    whole = {a["id"]: a for a in ask(requests, "--store", prefixes, "--max-new-tokens", 3)}
+    path, out, seen = tmp_path / "requests.jsonl", tmp_path / "a.jsonl", []
+    partial = tmp_path / "a.jsonl.partial"
+    call = ["generate", "--model", model_dir, "--data", path, "--store", prefixes]
+    call += ["--max-new-tokens", 3, "--batch-size", 2]
+
+    def lines():
+        return [json.loads(line) for line in partial.read_text("utf-8").splitlines()]
+
+    stopped(3, lambda: seen.extend(lines()))  # a kill would leave as much
+    assert main([str(a) for a in [*call, "--out", out]]) == 130
+    assert not out.exists()
+    assert lines() == seen
+    assert len(seen) == 4
+    assert all(a == whole[a["id"]] for a in seen)
+    err = capsys.readouterr().err
+    assert err == f"minprefix: {partial} has 4 of 9 answers\nminprefix: stopped\n"
+
+    stopped(3)
+    assert main([str(a) for a in call]) == 130  # to the screen
+    said = capsys.readouterr()
+    printed = [json.loads(line) for line in said.out.splitlines()]
+    assert printed == sorted(seen, key=lambda a: a["id"])
+    assert said.err == "minprefix: 4 of 9 answers printed\nminprefix: stopped\n"
+
+    monkeypatch.undo()
+    assert main([str(a) for a in [*call, "--out", out]]) == 2
+    assert f"{partial} is there already, the answers of a run that was stopped" in (
+        capsys.readouterr().err
+    )
+    partial.unlink()
+    assert main([str(a) for a in [*call, "--out", out]]) == 0
+    assert not partial.exists()
+    assert [json.loads(line) for line in out.read_text("utf-8").splitlines()] == list(
+        whole.values()
+    )
+
+
+def test_an_error_in_the_middle_keeps_the_answers_too(
+    ask, capsys, stopped, model_dir, prefixes, tmp_path
+):
+    def full():
+        raise MemoryError
+
+    requests = drawn(5)
+    ask(requests, "--store", prefixes, "--max-new-tokens", 2)
+    stopped(2, full)
+    call = ["generate", "--model", model_dir, "--data", tmp_path / "requests.jsonl"]
+    call += ["--store", prefixes, "--batch-size", 2, "--max-new-tokens", 2]
+    call += ["--out", tmp_path / "a.jsonl"]
+    assert main([str(a) for a in call]) == 2
+    assert "a.jsonl.partial has 2 of 5 answers\n" in capsys.readouterr().err
+    assert len((tmp_path / "a.jsonl.partial").read_text("utf-8").splitlines()) == 2
+
+
 def test_answers_go_into_a_file_that_was_not_there(ask, capsys, model_dir, prefixes, tmp_path):
     requests = drawn(5)
     to_screen = ask(requests, "--store", prefixes)
@@ -251,7 +405,7 @@ def test_a_bad_line_is_a_sentence_before_anything_is_answered(
 ):
     from minprefix.prefixes.store import PrefixStore
 
-    monkeypatch.setattr(PrefixStore, "generate_ids", lambda *_: pytest.fail("answered"))
+    monkeypatch.setattr(PrefixStore, "answers", lambda *_: pytest.fail("answered"))
     good = {"prompt": "food", "prefix": "formal"}
     assert sentence in ask([good, line, good], "--store", prefixes, status=2)
 
@@ -261,7 +415,7 @@ def test_a_prompt_that_leaves_too_little_room_is_a_sentence_with_its_line(
 ):
     from minprefix.prefixes.store import PrefixStore
 
-    monkeypatch.setattr(PrefixStore, "generate_ids", lambda *_: pytest.fail("answered"))
+    monkeypatch.setattr(PrefixStore, "answers", lambda *_: pytest.fail("answered"))
     requests = [{"prompt": p, "prefix": "formal"} for p in ("name", "B " * 70)]
     said = ask(requests, "--store", prefixes, status=2)
     assert "line 2: " in said
@@ -332,7 +486,9 @@ def test_options_that_do_not_go_together_are_a_sentence(
     assert sentence in ask([{"prompt": "x", "prefix": "a"}], *options, status=2)
 
 
-@pytest.mark.parametrize("option", ["--store", "--store-bytes", "--batch-size", "--out"])
+@pytest.mark.parametrize(
+    "option", ["--store", "--store-bytes", "--batch-size", "--source-column", "--out"]
+)
 def test_an_option_of_many_requests_is_refused_for_one(capsys, model_dir, option):
     argv = ["generate", "--model", str(model_dir), "--prompt", "x", option, "3"]
     assert main(argv) == 2

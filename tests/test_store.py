@@ -564,8 +564,8 @@ def test_a_batch_takes_no_more_prefixes_than_the_budget_and_no_more_prompts_than
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"names": ["a"]}, "1 names for 2 prompts: give one each"),
-        ({"decoding": [Decoding()]}, "1 decodings for 2 prompts: give one each"),
+        ({"names": ["a"]}, "1 name for 2 prompts: give one each"),
+        ({"decoding": [Decoding()]}, "1 decoding for 2 prompts: give one each"),
         ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
         ({"names": ["a", "nobody"]}, "there is no prefix 'nobody'"),
         ({"prompts": [[1], []]}, "is empty: give at least one token"),

@@ -14,7 +14,7 @@ from minprefix.bench import agree, gpu, machine, report, work
 from minprefix.bench.run import in_turns, run_all
 from minprefix.bench.summary import Record
 from minprefix.bench.work import Job
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
 GPU_SECTIONS = ("train", "decode")
@@ -217,7 +217,10 @@ def _measure(record: Record, jobs: Sequence[Job], threads: int, json: Path | Non
     if record["shape"] != "tiny":
         how_long = f"about {minutes:.0f} minutes on two cores"
         how_long = "for as long as they take" if report.is_gpu(record) else how_long
-    _tell(f"{len(turns)} processes, {how_long}; {threads} threads each")
+    _tell(
+        f"{counted(len(turns), 'process', 'processes')}, {how_long}; {counted(threads, 'thread')} "
+        "each"
+    )
     for who, why in record["skipped"].items():
         _tell(f"{work.TITLES[who]} is left out: {why}")
 

@@ -32,7 +32,7 @@ from minprefix.bench.work import (
     TITLES,
     TRAIN,
 )
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 SCHEMA = 1
 NONE = "-"
@@ -421,10 +421,10 @@ def machine_lines(record: Record) -> list[str]:
     versions = ", ".join(f"{name} {number or 'absent'}" for name, number in m["packages"].items())
     return [
         *_gpu_lines(m.get("gpu")),
-        f"{m['cpu']}, {m['cores']} cores{memory}; {m['os']}",
+        f"{m['cpu']}, {counted(m['cores'], 'core')}{memory}; {m['os']}",
         f"Python {m['python']}, BLAS {m['blas']}; {versions}",
-        f"minprefix {record['minprefix']}, {record['threads']} threads, shape {record['shape']}, "
-        f"P = {PREFIX}, {record['date']}",
+        f"minprefix {record['minprefix']}, {counted(record['threads'], 'thread')}, shape "
+        f"{record['shape']}, P = {PREFIX}, {record['date']}",
     ]
 
 

@@ -97,7 +97,7 @@ def launch(argv: Sequence[str], env: dict[str, str]) -> Outcome:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     try:

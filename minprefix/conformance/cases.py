@@ -9,6 +9,7 @@ import numpy as np
 
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS, results
 from minprefix.conformance.implementation import Broken, Implementation
+from minprefix.errors import counted
 from minprefix.ops import reference
 from minprefix.ops.contract import CONSUMED, Array
 
@@ -343,7 +344,7 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
         parts = list(result)
     else:
         n = len(result) if isinstance(result, tuple | list) else 1
-        said = f"{function} gave {_count(n, 'result')}, expected {len(tops)}: {', '.join(tops)}"
+        said = f"{function} gave {counted(n, 'result')}, expected {len(tops)}: {', '.join(tops)}"
         raise Broken("missing", said, function)
     flat: dict[str, Any] = {}
     for name in names:
@@ -365,10 +366,6 @@ def flatten(function: str, result: Any) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def numbers(implementation: Implementation, function: str, result: Any) -> dict[str, Array]:

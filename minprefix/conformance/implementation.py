@@ -14,7 +14,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
 
@@ -42,7 +42,7 @@ class Implementation:
         self._checked: dict[str, Callable[..., Any]] = {}  # functions with a right signature
 
     def __repr__(self) -> str:
-        return f"Implementation({self.name!r}: {len(self.offered())} functions)"
+        return f"Implementation({self.name!r}: {counted(len(self.offered()), 'function')})"
 
     def offered(self) -> list[str]:
         return [name for name in (*ARGUMENTS, *WHOLE) if self.has(name)]
@@ -243,4 +243,4 @@ def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
         raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    path.write_text(text(path.name, whole, torch), encoding="utf-8")
+    path.write_text(text(path.name, whole, torch), encoding="utf-8", newline="\n")

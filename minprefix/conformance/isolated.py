@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from minprefix import console
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.conformance.implementation import Implementation, load
@@ -206,6 +207,7 @@ class _Told(Implementation):
 def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
     sys.stdout.flush()
     os.dup2(2, 1)  # what an implementation prints must not stand in a report
+    console.take_every_character()  # nor fail it
     try:
         loaded = load(spec)
     except InputError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import hypothesis
 from tqdm import tqdm
 
+from minprefix import console
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.suite import all_checks
 from minprefix.conformance.zoo import (
@@ -364,13 +365,14 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 def write(rows: Sequence[Row], directory: Path, prints: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / DATA).write_text(as_json(data(rows)), encoding="utf-8")
-    (directory / PAGE).write_text(page(rows), encoding="utf-8")
+    (directory / DATA).write_text(as_json(data(rows)), encoding="utf-8", newline="\n")
+    (directory / PAGE).write_text(page(rows), encoding="utf-8", newline="\n")
     picture(rows, directory / PICTURE)
-    prints.write_text(as_json(fingerprints(rows)), encoding="utf-8")
+    prints.write_text(as_json(fingerprints(rows)), encoding="utf-8", newline="\n")
 
 
 def main(arguments: Sequence[str]) -> int:
+    console.take_every_character()
     if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
         print(f"usage: {COMMAND} [DIR]", file=sys.stderr)
         return 2

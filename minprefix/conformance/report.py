@@ -11,6 +11,7 @@ from minprefix import __version__, files
 from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
+from minprefix.errors import counted
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
@@ -107,9 +108,9 @@ def _summary(results: Sequence[Result], name: str) -> str:
     missing = _by_op(_not_implemented(results))
     said = f"{name}: "
     if failed:
-        said += f"{failed} of {graded} checks failed"
+        said += f"{failed} of {counted(graded, 'check')} failed"
     elif graded:
-        said += f"all {graded} checks passed"
+        said += "the only check passed" if graded == 1 else f"all {graded} checks passed"
     else:
         said += "nothing to grade, no function is implemented yet"
     if missing and graded:

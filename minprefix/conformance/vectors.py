@@ -40,7 +40,7 @@ from minprefix.conformance.vector_cases import (
     all_cases,
     block_check,
 )
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
 FORMAT, VERSION = "minprefix-vectors", 1
@@ -468,9 +468,9 @@ def write_command(args: argparse.Namespace) -> int:
         ids = write(args.folder, args.only or (), caught)
     size = sum(path.stat().st_size for path in (args.folder / "cases").iterdir())
     print(
-        f"{len(ids)} cases, {size / 1e6:.1f} MB, written to {args.folder}: {INDEX} says what they "
-        f"are\nWrite what your program gives into {args.folder / OUTPUTS}, then: minprefix vectors "
-        f"check {args.folder}"
+        f"{counted(len(ids), 'case')}, {size / 1e6:.1f} MB, written to {args.folder}: {INDEX} says "
+        f"what they are\nWrite what your program gives into {args.folder / OUTPUTS}, then: "
+        f"minprefix vectors check {args.folder}"
     )
     return 0
 

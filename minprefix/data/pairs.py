@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minprefix import files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.model import GPT2
 
 
@@ -135,8 +135,8 @@ def read_table(
                 rows.append((where, row))
             else:
                 raise InputError(
-                    f"{where}: {files.counted(len(row), 'field')}, the header names {len(header)}: "
-                    "is a quote missing?"
+                    f"{where}: {counted(len(row), 'field')}, the header names {len(header)}: is a "
+                    "quote missing?"
                 )
     return header, rows
 

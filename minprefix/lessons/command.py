@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minprefix.lessons.reading import Lesson
 
+from minprefix.errors import counted
+
 # Each command imports what it needs: `minprefix --help` should not wait for it.
 
 
@@ -63,10 +65,10 @@ def _build(args: argparse.Namespace, paths: list[Path]) -> int:
         print(f"minprefix: warning: {warning}", file=sys.stderr)
     if failures:
         n = len(failures)
-        print(f"{n} lesson{'s' * (n > 1)} did not run: {args.out} is as it was", file=sys.stderr)
+        print(f"{counted(n, 'lesson')} did not run: {args.out} is as it was", file=sys.stderr)
         return 1
     n = len(warnings)
-    print(f"{n or 'no'} warning{'s' * (n != 1)}; open {args.out / 'index.html'}")
+    print(f"{counted(n, 'warning') if n else 'no warnings'}; open {args.out / 'index.html'}")
     return 1 if warnings else 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import files
+from minprefix.errors import counted
 from minprefix.lessons.reading import Lesson
 
 _PACKAGE = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
         try:
             client.execute(cleanup_kc=True, env=_environment(folder))
         except CellTimeoutError:
-            failure = f"runs for more than {time_limit} seconds"
+            failure = f"runs for more than {counted(time_limit, 'second')}"
         except DeadKernelError:
             failure = "the kernel died (out of memory, or a crash in compiled code)"
         except RuntimeError as error:

@@ -8,14 +8,13 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import forward
 from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Array
 from minprefix.plots.drawing import (
     LABELLED,
     MORE_IS_DARKER,
-    counted,
     headline,
     name_tokens,
     new_figure,
@@ -90,9 +89,8 @@ def shares_picture(
     beside.tick_params(labelleft=False, left=False)
     figure.colorbar(image, ax=beside, label="share of attention on the prefix", fraction=0.3)
     title = (
-        f"Share of attention on the prefix: {name}\n"
-        f"{counted(length, 'slot')}, {counted(T, 'token')}; {share.mean():.0%} over all layers, "
-        "heads and tokens"
+        f"Share of attention on the prefix: {name}\n{counted(length, 'slot')}, "
+        f"{counted(T, 'token')}; {share.mean():.0%} over all layers, heads and tokens"
     )
     _headlines(figure, title)
     save(figure, path, title.partition("\n")[0])

@@ -60,10 +60,6 @@ def printable(text: str, most: int | None = None) -> str:
     return shown if most is None or len(shown) <= most else f"{shown[: most - 1]}…"
 
 
-def counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 def set_title(axes: Any, text: str, **style: Any) -> None:
     """A dollar in a name is a dollar, not the beginning of a formula."""
     axes.set_title(printable(text), parse_math=False, fontsize=10, loc="left", **style)

@@ -17,6 +17,7 @@ from minprefix.plots.drawing import (
     headline,
     new_figure,
     plain,
+    printable,
     save,
     set_title,
 )
@@ -43,7 +44,7 @@ def loss_picture(
         axes.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
     _log_scale(axes, [*losses, *(v for _, v in valid)])
     plain(axes, "step", "loss (nats)")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(printable(title), parse_math=False)
     axes.legend(frameon=False)
     save(figure, path, title)
 
@@ -167,7 +168,7 @@ def losses_picture(path: Path, runs: Sequence[Run]) -> str | None:
                  "markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}  # fmt: skip
         # marks in different places, so that lines that lie upon each other show theirs
         marked = (0.04 + 0.11 * (i % len(runs)) / len(runs), 0.11)
-        axes[0].plot(steps[width - 1 :], mean, markevery=marked, **style, label=name)
+        axes[0].plot(steps[width - 1 :], mean, markevery=marked, **style, label=printable(name))
         everything += [*mean.tolist(), *(v for _, v in valid[i])]
         if valid[i]:
             axes[1].plot(*zip(*valid[i], strict=True), **style)

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from minprefix import files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
@@ -80,7 +80,9 @@ def save_adapters(
             "library has it at 0 and would compute something else: train with --position-offset 0"
         )
     if P == 0 or n == 0:
-        raise InputError(f"a prefix of {P} slots in {n} layers is none: nothing to export")
+        raise InputError(
+            f"a prefix of {counted(P, 'slot')} in {counted(n, 'layer')} is none: nothing to export"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise InputError(f"the adapter's name is {name!r}: expected letters, digits, '-' and '_'")
     if prefix.subset and (n_layer is None or n_layer <= prefix.layers[-1]):

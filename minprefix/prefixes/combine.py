@@ -11,7 +11,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, Note, note
+from minprefix.errors import InputError, Note, counted, note
 from minprefix.gpt2 import forward
 from minprefix.model import GPT2, prepare
 from minprefix.prefix import Prefix
@@ -51,7 +51,10 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
     _check_fit(prefixes, "average", lengths=True)
     given = [1.0] * len(prefixes) if weights is None else list(weights)
     if len(given) != len(prefixes):
-        raise InputError(f"{len(given)} weights for {len(prefixes)} prefixes: give one each")
+        raise InputError(
+            f"{counted(len(given), 'weight')} for {counted(len(prefixes), 'prefix', 'prefixes')}: "
+            "give one each"
+        )
     total = sum(given)
     if not np.isfinite([*given, total]).all() or abs(total) < 1e-12:
         raise InputError(

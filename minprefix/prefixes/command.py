@@ -5,16 +5,21 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprefix.errors import InputError
+from minprefix import console
+from minprefix.errors import InputError, counted
 
 if TYPE_CHECKING:
+    from minprefix.data.pairs import Template
+    from minprefix.data.requests import Request
     from minprefix.generate import Decoding
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
+    from minprefix.prefixes.store import PrefixStore
 
 # Each command imports what it needs: `minprefix --help` should not wait for it.
 
@@ -54,7 +59,10 @@ def _inspect_model(name: str) -> None:
         _say("tokenizer", "none")
     else:
         size = model.tokenizer.get_vocab_size()
-        _say("tokenizer", f"{size} entries, sha256 {tokenizer_fingerprint(model)}")
+        _say(
+            "tokenizer",
+            f"{counted(size, 'entry', 'entries')}, sha256 {tokenizer_fingerprint(model)}",
+        )
     if (folder / "training.json").exists():
         _say("training", files.read_json(folder / "training.json", "how the model was trained"))
 
@@ -98,8 +106,9 @@ def _inspect_prefix(path: Path) -> None:
     _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
     if about["evaluation"]:
         recorded = about["evaluation"]
-        _say("evaluation", f"loss {recorded['loss']:.4f} on {recorded['examples']} pairs of "
-             f"{recorded['of']}, {len(recorded['samples'])} samples")  # fmt: skip
+        pairs = f"{counted(recorded['examples'], 'pair')} of {recorded['of']}"
+        samples = counted(len(recorded["samples"]), "sample")
+        _say("evaluation", f"loss {recorded['loss']:.4f} on {pairs}, {samples}")
     for name, sha in about["files"].items():
         _say("file", f"{name}{_sha(sha)}")
 
@@ -304,12 +313,12 @@ def prune(args: argparse.Namespace) -> int:
     shares = slot_attention(model, prefix, batch)
     made = prune(prefix, shares, args.keep)
     each = shares.mean(axis=(0, 1))
-    print(f"share of the attention that each slot draws, on {len(encoded)} pairs:")
+    print(f"share of the attention that each slot draws, on {counted(len(encoded), 'pair')}:")
     for slot, share in enumerate(each):
         print(f"  slot {slot:<4} {share:.4f}")
     before, after = (mean_loss(model, p, encoded) for p in (prefix, made))
-    print(f"loss of {prefix.length} slots {before:.4f}, of {made.length} {after:.4f}, of none "
-          f"{mean_loss(model, None, encoded):.4f}")  # fmt: skip
+    slots, none = counted(prefix.length, "slot"), mean_loss(model, None, encoded)
+    print(f"loss of {slots} {before:.4f}, of {made.length} {after:.4f}, of none {none:.4f}")
     columns = {"source_column": args.source_column, "target_column": args.target_column}
     more = {
         "keep": args.keep,
@@ -423,16 +432,10 @@ def named(texts: Sequence[str]) -> dict[str | None, Path]:
     return places
 
 
-def generate_many(
-    args: argparse.Namespace,
-    model: "GPT2",
-    decoding: "Callable[[int], Decoding]",
-) -> int:
-    """Answer every line of --data with the prefix that it names; `decoding`: what the options say
-    where so many new tokens have room."""
+def generate_many(args: argparse.Namespace, model: "GPT2", decoding: "Decoding") -> int:
+    """Answer every line of --data with the prefix that it names; `decoding`: what the options say,
+    --max-new-tokens aside where there is no room for the default."""
     from minprefix import files
-    from minprefix.artifact import read_about
-    from minprefix.data.pairs import Template
     from minprefix.data.requests import read_requests
     from minprefix.prefixes.store import PrefixStore
 
@@ -448,14 +451,56 @@ def generate_many(
     if len(inside) < len(places):
         raise InputError("--prefix: a prefix beside a bare folder cannot be called 'prefix'")
     store = PrefixStore(args.store or inside, model, args.store_bytes)
-    requests = read_requests(args.data, bare)
+    requests = read_requests(args.data, bare, args.source_column)
+    templates, starts = _of_prefixes(args, store, requests)
+    prompts, each = _encoded(args, model, requests, templates, starts, decoding)
     names = [request.prefix for request in requests]
+    written = store.answers(prompts, names, each, args.batch_size, args.backend)
+
+    def lines() -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, ids in console.bar(written, "answers", "answer", len(requests)):
+            template, text = templates[requests[i].prefix], model.decode(ids)
+            yield i, requests[i].fields | {"text": template.read(text) if template else text}
+
+    if args.out is None:
+        _print_answers(lines(), len(requests))
+        return 0
+    lined: dict[int, str] = {}
+    with files.line_by_line(args.out, "answers", len(requests)) as keep:
+        for i, answer in lines():
+            lined[i] = json.dumps(answer, ensure_ascii=False) + "\n"
+            keep(lined[i])
+        files.write_text(args.out, "".join(lined[i] for i in range(len(requests))))
+    print(f"{counted(len(requests), 'answer')} written to {args.out}")
+    return 0
+
+
+def _print_answers(answers: Iterator[tuple[int, dict[str, Any]]], of: int) -> None:
+    """All of them, in their order; those that are there if Ctrl-C or an error comes before."""
+    done: dict[int, str] = {}
+    try:
+        for i, answer in answers:
+            done[i] = json.dumps(answer, ensure_ascii=not console.takes_unicode()) + "\n"
+    finally:
+        sys.stdout.writelines(done[i] for i in sorted(done))
+        if 0 < len(done) < of:
+            print(f"minprefix: {len(done)} of {of} answers printed", file=sys.stderr)
+
+
+def _of_prefixes(
+    args: argparse.Namespace, store: "PrefixStore", requests: "Sequence[Request]"
+) -> "tuple[dict[str | None, Template | None], dict[str | None, int]]":
+    """Of every prefix that the requests name, its template, where None is the prompt as it is, and
+    the position of the first token. Each is read once, before the first request is answered."""
+    from minprefix.artifact import read_about
+    from minprefix.data.pairs import Template
+
     for request in requests:
         if request.prefix is not None and request.prefix not in store:
             raise InputError(f"{request.where}: {store.missing(request.prefix)}")
     templates: dict[str | None, Template | None] = {}
     starts: dict[str | None, int] = {}
-    for name in dict.fromkeys(names):  # all of them, once, before the first is answered
+    for name in dict.fromkeys(request.prefix for request in requests):
         text, starts[name] = args.template, 0
         if name is not None:
             starts[name] = store[name].position_offset
@@ -463,6 +508,24 @@ def generate_many(
             own = (record.get("training") or {}).get("template", Template().text)
             text = own if text is None else text
         templates[name] = None if args.raw or text is None else Template(text)
+    return templates, starts
+
+
+def _encoded(
+    args: argparse.Namespace,
+    model: "GPT2",
+    requests: "Sequence[Request]",
+    templates: "dict[str | None, Template | None]",
+    starts: dict[str | None, int],
+    decoding: "Decoding",
+) -> "tuple[list[list[int]], list[Decoding]]":
+    """The token ids of each prompt, and how it is decoded: without --max-new-tokens it gets what
+    it leaves room for. Raises InputError for one that leaves too little."""
+    from minprefix.generate import no_room, room
+
+    needed, do = max(1, decoding.min_new_tokens), "shorten the prompt"
+    if args.max_new_tokens is not None:
+        needed, do = decoding.max_new_tokens, f"{do} or give fewer --max-new-tokens"
     prompts, each = [], []
     for request in requests:
         template, start = templates[request.prefix], starts[request.prefix]
@@ -470,29 +533,13 @@ def generate_many(
         ids = model.encode(prompt)
         if prompt and not ids:
             raise InputError(f"{request.where}: the prompt {model.nothing_left(prompt)}")
-        room = model.config.n_positions - start - len(ids) + 1
-        how = decoding(room)
-        if how.max_new_tokens > room:
-            raise InputError(
-                f"{request.where}: {len(ids)} tokens from position {start} leave room for "
-                f"{max(0, room)} new ones of the model's {model.config.n_positions} positions, "
-                f"and {how.max_new_tokens} are to be written: shorten the prompt or give fewer "
-                "--max-new-tokens"
-            )
+        left = room(model.config, start, len(ids))
+        if left < needed:
+            said = no_room(model.config, start, len(ids), needed)
+            raise InputError(f"{request.where}: {said}: {do}")
         prompts.append(ids)
-        each.append(how)
-    written = store.generate_ids(prompts, names, each, args.batch_size, args.backend)
-    lines = []
-    for request, ids in zip(requests, written, strict=True):
-        template, text = templates[request.prefix], model.decode(ids)
-        answer = request.fields | {"text": template.read(text) if template else text}
-        lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
-    if args.out is None:
-        sys.stdout.writelines(lines)
-    else:
-        files.write_text(args.out, "".join(lines))
-        print(f"{len(lines)} answers written to {args.out}")
-    return 0
+        each.append(replace(decoding, max_new_tokens=min(decoding.max_new_tokens, left)))
+    return prompts, each
 
 
 # ---- the options ------------------------------------------------------------------------------

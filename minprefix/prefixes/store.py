@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import artifact, files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.generate import Decoding, generate_ids
 from minprefix.model import GPT2
 from minprefix.ops.contract import Ops
@@ -107,8 +107,8 @@ class PrefixStore:
 
     def __repr__(self) -> str:
         return (
-            f"PrefixStore({len(self)} prefixes, {len(self._held)} of them held: {self.held:,} of "
-            f"{self.budget:,} bytes, for {self.model.name!r})"
+            f"PrefixStore({counted(len(self), 'prefix', 'prefixes')}, {len(self._held)} of them "
+            f"held: {self.held:,} of {self.budget:,} bytes, for {self.model.name!r})"
         )
 
     # ---- getting, adding, removing ----
@@ -217,10 +217,28 @@ class PrefixStore:
         Prompts of one prefix are taken together, and a batch has at most as many prefixes as the
         budget holds. `decoding`: one for all, or one each.
         """
+        written: list[list[int]] = [[] for _ in prompts]
+        for i, ids in self.answers(prompts, names, decoding, batch_size, ops):
+            written[i] = ids
+        return written
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str | None],
+        decoding: Decoding | Sequence[Decoding],
+        batch_size: int = 32,
+        ops: str | Ops | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """As `generate_ids`, in the order in which they are done: the prompt's index, and what was
+        written for it."""
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
-        for what, given in (("names", names), ("decodings", each)):
+        for what, given in (("name", names), ("decoding", each)):
             if len(given) != len(prompts):
-                raise InputError(f"{len(given)} {what} for {len(prompts)} prompts: give one each")
+                raise InputError(
+                    f"{counted(len(given), what)} for {counted(len(prompts), 'prompt')}: give one "
+                    "each"
+                )
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         # all of them, before the first prompt is answered
@@ -228,14 +246,11 @@ class PrefixStore:
         order = sorted(
             range(len(prompts)), key=lambda i: (repr(each[i]), names[i] or "", len(prompts[i]))
         )
-        written: list[list[int]] = [[] for _ in prompts]
         for rows in self._batches(order, names, each, batch_size, sizes):
             new = self._answer(
                 [prompts[i] for i in rows], [names[i] for i in rows], each[rows[0]], ops, rows
             )
-            for i, ids in zip(rows, new, strict=True):
-                written[i] = ids
-        return written
+            yield from zip(rows, new, strict=True)
 
     def _batches(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minprefix import artifact, files
 from minprefix.checkpoint import load_recorded
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
@@ -44,14 +44,13 @@ def evaluation(
     `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
     encoded = encoded[:EXAMPLES]
     room = model.config.n_positions - prefix.position_offset
-    lengths = (
-        (source, len(model.encode(template.prompt(source))))
+    fitting = (
+        source
         for source in dict.fromkeys(pair.source for pair in pairs)
+        if len(model.encode(template.prompt(source))) <= room
     )  # a pair that was left out for its length may have a source without room
-    fitting = dict(islice((pair for pair in lengths if pair[1] <= room), SAMPLES))
-    sources = list(fitting)
-    longest = max(fitting.values(), default=room)
-    decoding = Decoding(max_new_tokens=min(40, room - longest + 1))
+    sources = list(islice(fitting, SAMPLES))
+    decoding = Decoding(max_new_tokens=40)
     written = predict(model, prefix, sources, template, decoding, backend)
     return {
         "of": of,
@@ -211,7 +210,8 @@ def _replay(
         right = len(encoded) == recorded["examples"] and math.isclose(
             loss, recorded["loss"], rel_tol=TOLERANCE[matmul]
         )
-        text = f"{loss:.6f} on {len(encoded)} pairs of {of}, {recorded['loss']:.6f} was recorded"
+        pairs_of = f"{counted(len(encoded), 'pair')} of {of}"
+        text = f"{loss:.6f} on {pairs_of}, {recorded['loss']:.6f} was recorded"
         found.append(Finding("loss", right, text))
     else:
         found.append(Finding("loss", None, f"it needs the recorded {of}"))
@@ -223,4 +223,4 @@ def _replay(
         if text != sample["prediction"]:
             said = f"{text!r} for {sample['source']!r}, {sample['prediction']!r} was recorded"
             return [*found, Finding("samples", False, said)]
-    return [*found, Finding("samples", True, f"{len(samples)} texts, word for word")]
+    return [*found, Finding("samples", True, f"{counted(len(samples), 'text')}, word for word")]

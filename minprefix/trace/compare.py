@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
 
@@ -218,7 +218,7 @@ def _difference(want: Record, got: Record | None) -> tuple[float, str]:
         y = y.reshape(x.shape)  # (N, NH, hs) and (N, C) hold the same
     error = relative_error(y, x)
     bad = int((~np.isfinite(y)).sum()) if math.isinf(error) else 0
-    return error, f"holds {bad} numbers that are not finite" if bad else ""
+    return error, f"holds {counted(bad, 'number')} not finite" if bad else ""
 
 
 def relative_error(got: Array, want: Array) -> float:
@@ -267,7 +267,7 @@ def verdict(c: Comparison) -> str:
     if c.same:
         worst = max((r for r in c.rows if not r.off), key=lambda r: r.error)
         said = (
-            f"{c.b} agrees with {c.a}{of}: {len(c.rows)} tensors, the largest error "
+            f"{c.b} agrees with {c.a}{of}: {counted(len(c.rows), 'tensor')}, the largest error "
             f"{worst.error:.0e} of the largest value, at {worst.key}"
         )
         off = [r.key for r in c.rows if r.off]

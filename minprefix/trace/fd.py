@@ -14,7 +14,7 @@ import numpy as np
 
 from minprefix import gpt2
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.model import GPT2, loss, loss_backward
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix
@@ -222,8 +222,8 @@ def inside(record: Record, index: Index) -> Index:
     fits = len(index) == len(shape) and all(-n <= i < n for i, n in zip(index, shape, strict=True))
     if not fits:
         raise InputError(
-            f"{list(index)} is no entry of {record.key} {shape}: give {len(shape)} numbers, each "
-            "below its size"
+            f"{list(index)} is no entry of {record.key} {shape}: give "
+            f"{counted(len(shape), 'number')}, each below its size"
         )
     return tuple(i % n for i, n in zip(index, shape, strict=True))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minprefix import files
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 FORMAT = 1
 RECORDS, TENSORS = "trace.json", "trace.safetensors"
@@ -156,7 +156,7 @@ class Trace:
     def __repr__(self) -> str:
         forward = sum(record.direction == "forward" for record in self.records)
         return (
-            f"Trace({forward} records forward, {len(self) - forward} backward, "
+            f"Trace({counted(forward, 'record')} forward, {len(self) - forward} backward, "
             f"{self.nbytes / 1e6:.1f} MB, {self.about.get('implementation', '')})"
         )
 
@@ -215,7 +215,9 @@ class Trace:
         try:
             records = [_read(entry, values[str(n)]) for n, entry in enumerate(about["records"])]
             if len(records) != len(values) or not isinstance(about["about"], dict):
-                raise ValueError(f"{len(records)} records and {len(values)} values")
+                raise ValueError(
+                    f"{counted(len(records), 'record')} and {counted(len(values), 'value')}"
+                )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is damaged ({files.said(error)}): save the trace again"

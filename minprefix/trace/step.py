@@ -1,8 +1,6 @@
 """The command `minprefix step`: what is walked over."""
 
 import argparse
-import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +24,6 @@ def step(args: argparse.Namespace) -> int:
     from minprefix.trace.stepper import Stepper
     from minprefix.trace.tracer import trace
 
-    for stream in (sys.stdin, sys.stdout):  # a script may be of any bytes, a terminal of any sort
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     model = GPT2.load(args.model, dtype=args.dtype, revision=args.revision)
     prefix = _prefix(args, model)
     batch = _batch(args, model)

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from minprefix import gpt2
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import Weights
 from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
@@ -97,6 +97,7 @@ class Stepper(cmd.Cmd):
         self.stdout.write(f"{text}\n")
 
     def precmd(self, line: str) -> str:
+        line = line.lstrip("\ufeffï»¿\ufffd")  # PowerShell's pipes begin with a byte order mark
         if not self.interactive:
             self.say("" if line == "EOF" else line)  # so that a script's output can be read
         elif line == "EOF":
@@ -291,7 +292,7 @@ class Stepper(cmd.Cmd):
         if not fits:
             raise InputError(
                 f"heat {arg}: {title} is {a.shape}, of which the last two axes are shown: give at "
-                f"most {lead} numbers, each below its size"
+                f"most {counted(lead, 'number')}, each below its size"
             )
         said = f"{title} {list(index)} of {a.shape[:lead]}" if lead else title
         last = self.record.name.rpartition(".")[2]
@@ -333,8 +334,7 @@ class Stepper(cmd.Cmd):
     def do_w(self, _: str) -> None:
         r, about = self.record, self.trace.about
         tokens, sequences = len(about.get("tokens", ())), len(about.get("offsets", (0,))) - 1
-        many = "1 sequence" if sequences == 1 else f"{sequences} sequences"
-        self.say(f"  {r.direction} of {many}, {tokens} tokens")
+        self.say(f"  {r.direction} of {counted(sequences, 'sequence')}, {counted(tokens, 'token')}")
         parts = r.name.split(".")[:-1]
         for n in range(1 + (parts[:1] == ["blocks"]), len(parts) + 1):
             self.say(f"  {'.'.join(parts[:n])}")

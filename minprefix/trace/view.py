@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 
 if TYPE_CHECKING:
     from minprefix.batch import Batch
@@ -568,5 +568,8 @@ def view(args: argparse.Namespace) -> int:
     html = page(model, ids, prefix, loss_from)
     files.write_text(args.out, html)
     size = len(html.encode()) / 1e6
-    print(f"{len(ids)} tokens, {len(ids) - loss_from} predicted; {size:.1f} MB in {args.out}")
+    print(
+        f"{counted(len(ids), 'token')}, {len(ids) - loss_from} predicted; {size:.1f} MB in "
+        f"{args.out}"
+    )
     return 0

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+from minprefix import console
 from minprefix.conformance.contract import FUNCTIONS, TENSORS
 from minprefix.conformance.zoo import Bug, all_bugs, changed_source, plant
 from minprefix.trace.compare import Comparison, compare
@@ -186,6 +187,7 @@ def find_all(chosen: Iterable[Bug]) -> list[Found]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    console.take_every_character()
     if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
         print(f"usage: {COMMAND} [FILE]", file=sys.stderr)
         return 2
@@ -194,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {place.parent} does not exist: name a file to write", file=sys.stderr)
         return 2
     found = find_all(bugs())
-    place.write_text(page(found), encoding="utf-8")
+    place.write_text(page(found), encoding="utf-8", newline="\n")
     print(f"{sum(f.right for f in found)} of {len(found)} named right; see {place}")
     for f in found:
         if not f.right:
