@@ -285,7 +285,8 @@ def _train(args: argparse.Namespace) -> int:
         )
     outlook.show_samples(recorded["samples"], scored.pairs)
     print(
-        f"loss on {len(probe)} pairs: {frozen:.4f} of the frozen model, {loss:.4f} with the prefix"
+        f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, {loss:.4f} with "
+        "the prefix"
     )
     print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
     return _worse(frozen, loss, settings.lr)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minprefix.data.pairs import COLUMNS, Encoded, Pair, Template, encode_pairs, read_pairs
-from minprefix.errors import InputError, note
+from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
@@ -75,18 +75,20 @@ def show(model: GPT2, data: Data, valid: Data | None, settings: Settings) -> Non
     lengths = [len(e.ids) for e in data.encoded]
     batch = min(settings.batch_size, len(lengths))
     print(
-        f"{len(lengths)} examples of {min(lengths)} to {max(lengths)} tokens ({data.room} fit), "
-        f"{settings.steps} steps of {batch}{' (all)' * (batch == len(lengths))}"
+        f"{counted(len(lengths), 'example')} of {min(lengths)} to {max(lengths)} tokens "
+        f"({data.room} fit), {counted(settings.steps, 'step')} of {batch}"
+        f"{' (all)' * (batch == len(lengths))}"
     )
     if settings.backend == "cupy":
         print(f"on the GPU, matrix products in {settings.matmul}")
     if valid:
         all_of = f"{len(valid.sample)} of {len(valid.encoded)}"
         more = "" if len(valid.sample) == len(valid.encoded) else " (--valid-samples all takes all)"
-        print(f"validation on {all_of} pairs every {settings.eval_every} steps{more}")
+        every = "step" if settings.eval_every == 1 else f"{settings.eval_every} steps"
+        print(f"validation on {all_of} pairs every {every}{more}")
     ids, start = data.encoded[0]
     source, target = (one_line(model.decode(part)) for part in (ids[:start], ids[start:]))
-    print(f"the first pair, {start} tokens and {len(ids) - start} to predict:")
+    print(f"the first pair, {counted(start, 'token')} and {len(ids) - start} to predict:")
     print(f"  source  {source}\n  target  {target}")
 
 

@@ -200,7 +200,8 @@ def check_trainable(prefix: Prefix) -> None:
     """Raises InputError for a prefix of no slots or in no layer."""
     if not prefix.kv.size:
         raise InputError(
-            f"the prefix has {prefix.length} slots in {len(prefix.layers)} layers: there is "
+            f"the prefix has {counted(prefix.length, 'slot')} in "
+            f"{counted(len(prefix.layers), 'layer')}: there is "
             "nothing to train, expected at least one slot in one layer (--prefix-length 10)"
         )
 
