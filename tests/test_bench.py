@@ -515,7 +515,7 @@ def test_an_unknown_command_of_bench_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "nonsense"])
     assert stopped.value.code == 2
-    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+    assert "there is no command nonsense: minprefix bench --help" in capsys.readouterr().err
 
 
 def test_every_recorded_command_can_be_given_again():

@@ -653,7 +653,7 @@ def test_validation_goes_in_micro_batches_too_and_names_one_that_fits(
     there, prefix = on("cupy", GPT2.random(WORDS), Prefix.normal(WORDS, 3))
     examples, sizes = [Encoded([1] * 30, 1)] * 8, []
 
-    def full(model, prefix, examples, backend, batch_size):
+    def full(model, prefix, examples, backend, batch_size, progress):
         sizes.append(batch_size)
         raise stand_in.OutOfMemoryError("Out of memory allocating 1,234 bytes")
 

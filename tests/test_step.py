@@ -552,7 +552,7 @@ def test_a_trained_prefix_is_stepped_through_with_its_own_template(session, tmp_
         (("--prefix", "absent"), "absent"),
         (("--prefix", "absent", "--seed", "1"), "--seed draws a random prefix"),
         (("--prefix-length", "-1"), "prefix length is -1"),
-        (("--prompt", "The " * 300), "room for 251"),
+        (("--prompt", "The " * 300), "room for 252"),
     ],
 )
 def test_options_that_cannot_be_are_one_sentence(session, options, said):
