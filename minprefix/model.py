@@ -14,7 +14,7 @@ import numpy as np
 from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, counted, note
+from minprefix.errors import InputError, Note, counted, note
 from minprefix.gpt2 import (
     Cache,
     Config,
@@ -257,7 +257,7 @@ class GPT2:
         tokenizer = self._need_tokenizer()
         try:
             yield tokenizer
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, Note):  # a note, where warnings are errors
             raise
         except BaseException as error:
             raise InputError(

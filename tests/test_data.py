@@ -313,6 +313,11 @@ BAD = {
         r"a\.jsonl, line 2: no field 'target', only 'source', 'Target': did you mean 'Target'\? "
         "Then give --target-column Target",
     ),
+    "a field that no text can name": (
+        OK + '{"sou\\ud800rce": "a", "target": "b"}',
+        "a.jsonl",
+        r"line 2: no field 'source', only 'sou\\ud800rce', 'target': name the fields with",
+    ),
     "a separator that nobody knows": (
         "source:target\na:b\n",
         "a.csv",

@@ -125,8 +125,8 @@ def test_a_header_of_30_000_tensors_is_read_within_the_bound(tmp_path):
 
 
 @linux
-def test_many_pairs_of_two_bytes_are_read_within_the_bound(tmp_path):
-    data = b"source,target\n" + b",\n" * 300_000
+def test_many_pairs_of_three_bytes_are_read_within_the_bound(tmp_path):
+    data = b"source,target\n" + b"a,\n" * 300_000
     (tmp_path / "a.csv").write_bytes(data)
     with bounded(BASE // 4 + 160 * len(data)):
         assert len(read_pairs(tmp_path / "a.csv")) == 300_000
@@ -398,8 +398,8 @@ def change_state(folder, **numbers):
         ({"best_loss": float("nan")}, "its best_loss is nan"),
         ({"best_loss": "1"}, "its best_loss is '1'"),
         ({"step": 9, "t": 9}, "is at step 9 of 5"),
-        ({"step": 0, "t": 0}, "tensors 'm' at step 0"),
-        ({"best_step": None, "best_loss": None}, "tensors 'best' at step 3"),
+        ({"step": 0, "t": 0}, "1 tensor 'm' at step 0"),
+        ({"best_step": None, "best_loss": None}, "1 tensor 'best' at step 3"),
     ],
 )
 def test_a_state_whose_numbers_no_run_has_is_refused(tmp_path, numbers, sentence):

@@ -580,6 +580,13 @@ def test_data_are_counted_as_a_whole_and_the_newline_of_the_template_with_them()
         model.encode("üë.")
 
 
+def test_a_note_is_no_fault_of_the_tokenizer_where_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Note, match="has no token for 'ü'"):
+            speaking(letters("ab")).encode("aü")
+
+
 def test_a_fingerprint_says_nothing_of_the_text_that_it_probes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -211,9 +211,9 @@ def _named(wanted: str, there: Iterable[str], option: str, otherwise: str) -> st
     """What to do about a missing name: take the one that is like it, if there is one."""
     plain = {name.strip().casefold(): name for name in there}
     close = difflib.get_close_matches(wanted.strip().casefold(), plain, 1, 0.75)
-    if not close:
+    near = plain[close[0]] if close else ""
+    if not near.isprintable() or not near:
         return otherwise
-    near = plain[close[0]]
     return f"did you mean {near!r}? Then give {option} {shlex.quote(near)}, or write {wanted!r}"
 
 

@@ -184,7 +184,7 @@ class Bench:
                 self._restore(folder)
 
     def _read(self, watch: Watch, folder: Path, done: Any) -> dict[str, Any]:
-        from minprefix.errors import InputError
+        from minprefix.errors import InputError, Note
 
         within = [folder]
         if folder.parent.name == "snapshots":
@@ -198,6 +198,7 @@ class Bench:
         before, findings, ended, loaded = memory()[1], [], "", None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", Note)
             try:
                 with bounded(allowed), watch.armed(roots, self.reader.writes):
                     loaded = self.reader.read(folder)
@@ -463,8 +464,8 @@ def page_of(tallies: dict[str, Tally], seed: int) -> str:
         f"other code, or one sentence of at most {LONGEST:,} printable characters. A finding is "
         f"everything else: an exception, more than {LIMIT:g} s of the processor or {PATIENCE:g} s "
         f"of waiting, more memory than {BASE >> 20} MiB and {' or '.join(map(str, times))} times "
-        "the bytes on disk (the second for JSONL and CSV, where a pair can be two bytes; asked of "
-        "the system, so that more cannot be had), a file opened outside the folder, a write, an "
+        "the bytes on disk (the second for JSONL and CSV, where a pair can be three bytes; asked "
+        "of the system, so that more cannot be had), a file opened outside the folder, a write, an "
         "import, code run, a process, a socket (an audit hook reports them; links to good files "
         "outside show what is read by Rust, of which the hook hears nothing).\n\n"
         f"{HEAD}\n" + "\n".join(rows) + "\n" + row("**all**", whole)

@@ -156,7 +156,12 @@ def right_model(folder: Path, model: GPT2) -> None:
     raw = json.loads((folder / "config.json").read_text("utf-8-sig"))
     config = vars(model.config)
     for key, value in raw.items():
-        if key in config and key != "tie_word_embeddings":
+        if key in ("bos_token_id", "eos_token_id"):  # several are a tuple, none outside counts
+            ids = dict.fromkeys(value if isinstance(value, list) else [value])
+            want = [i for i in ids if i is not None and 0 <= i < model.config.vocab_size]
+            found = config[key] if isinstance(config[key], tuple) else [config[key]]
+            assert [i for i in found if i is not None] == want, key
+        elif key in config and key != "tie_word_embeddings":
             assert config[key] == value, key
     single, held = folder / "model.safetensors", {}
     if single.exists():
@@ -453,10 +458,10 @@ def right_data(folder: Path, loaded: tuple[list[pairs.Pair], str]) -> None:
     lines = text.count("\n") + 1
     assert all(1 <= int(p.where.rpartition(" ")[2]) <= lines for p in found)
     if path.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text)))
-        a, b = (
-            ("source", "target") if "source" in rows[0] and "target" in rows[0] else ("mr", "ref")
-        )
+        lines_of = csv.reader(io.StringIO(text, newline=""))
+        header, *rows = [row for row in lines_of if "".join(row).strip()]  # without text: no row
+        names = ("source", "target") if {"source", "target"} <= set(header) else ("mr", "ref")
+        a, b = map(header.index, names)
         assert [(p.source, p.target) for p in found] == [(row[a], row[b]) for row in rows]
     else:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
