@@ -341,7 +341,7 @@ def test_missing_gradients_of_weights_are_no_failure():
             "linear takes .x, weight., the contract calls it with .x, weight, bi",
         ),
         (lambda weight, x, bias: x, r"linear takes \(weight, x, bias\)"),
-        (lambda x, weight, bias: None, "out is a NoneType, expected an array"),
+        (lambda x, weight, bias: None, "out is None, expected an array"),
         (lambda x, weight, bias: "text", "out is a str, expected an array"),
         (lambda x, weight, bias: [[1.0], [2.0, 3.0]], "out is a list, expected an array"),
         (lambda x, weight, bias: (x @ weight + bias).T, r"has shape \(3, 7\), expected \(7, 3\)"),
@@ -1259,6 +1259,16 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
 def test_bad_options_are_a_sentence(arguments, said, capsys):
     assert cli.main(["check", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--whole"]])
+@pytest.mark.parametrize("name", [b'my """ops.py', b"new\\ops.py", b"caf\xe9.py"])
+@pytest.mark.filterwarnings("error")
+def test_stubs_are_code_whatever_their_file_is_called(tmp_path, name, options):
+    path = tmp_path / os.fsdecode(name)  # any bytes are a name on Linux
+    assert cli.main(["check", "--new", str(path), *options]) == 0
+    shown = name.decode("utf-8", "backslashreplace").replace(r"\xe9", r"\udce9")
+    assert f"\n    minprefix check {shown}\n" in load(str(path)).functions.__doc__
 
 
 def test_stubs_have_every_function_with_shapes_and_nothing_is_overwritten(tmp_path, capsys):

@@ -79,8 +79,9 @@ class Implementation:
             said = f"{what} is no array: {_said(error)}"
             raise Broken("not an array", said) from error
         if array.dtype.kind not in "fciub":
+            kind = "None" if a is None else f"a {type(a).__name__}"
             of = f" of {array.dtype}" if isinstance(a, np.ndarray) else ""
-            said = f"{what} is a {type(a).__name__}{of}, expected an array of numbers"
+            said = f"{what} is {kind}{of}, expected an array of numbers"
             raise Broken("not an array", said)
         return array
 

@@ -103,6 +103,9 @@ and a model's parameters are float32 unless you say `.double()`. Results may be 
 def text(name: str, whole: bool = False, torch: bool = False) -> str:
     """The whole file; `name`: what it will be called; `whole`: a model in the place of the ops;
     `torch`: in PyTorch."""
+    # it stands in a docstring, and any bytes are a name on Linux
+    name = name.encode("utf-8", "backslashreplace").decode()
+    name = name.replace("\\", r"\\").replace('"', r"\"")
     parts = _whole(name, torch) if whole else _ops(name, torch)
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
