@@ -229,7 +229,7 @@ class GPT2:
     def _say_what_is_lost(
         self, tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
     ) -> None:
-        """Each character once, with how many were lost together with it."""
+        """Each character once, with how many of those that are named were lost."""
         from minprefix.tokenizer import lost, says_all
 
         if self._lost is None or self._lost[0] is not tokenizer:
@@ -241,9 +241,10 @@ class GPT2:
         new = [character for character, _ in counts.most_common() if character not in heard]
         if new:
             heard.update(new)
+            n, total = sum(counts[character] for character in new), sum(map(len, texts))
             note(
-                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: "
-                f"{counts.total()} of the {sum(map(len, texts))} characters that it read are lost"
+                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: {n} "
+                f"of the {counted(total, 'character')} that it read {'is' if n == 1 else 'are'} lost"
             )
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -565,8 +565,9 @@ def test_the_characters_that_a_tokenizer_has_no_token_for_are_said_once_with_the
     assert len(said) == (1 if want else 0)
     if want:
         kinds = ", ".join(map(repr, sorted(want, key=lambda c: (-want[c], text.lower().index(c)))))
-        n = f"{sum(want.values())} of the {len(text)} characters that it read are lost"
-        sentence = f"the tokenizer of model 'random' has no token for {kinds}: {n}"
+        n, verb = sum(want.values()), "is" if sum(want.values()) == 1 else "are"
+        lost = f"{n} of the {len(text)} characters that it read {verb} lost"
+        sentence = f"the tokenizer of model 'random' has no token for {kinds}: {lost}"
         assert (said[0].category, str(said[0].message)) == (Note, sentence)
 
 
