@@ -18,7 +18,7 @@ from minprefix.data.pairs import (
     group_references,
     read_pairs,
 )
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, note
 from minprefix.generate import Decoding, no_room, room
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def evaluate(
         "pairs_left_out_of_loss": len(pairs) - len(encoded),
     }
     _say_how_many(about)
+    _note_special_tokens(model, references)
     started = time.time()
     with files.no_empty_folder(args.out):
         files.new_folder(args.out, MARKS, args.force, resume=False)
@@ -85,11 +86,7 @@ def evaluate(
                 about["seconds"] = round(time.time() - started, 1)
                 files.write_json(args.out / SCORES, {**scores, "about": about})
     if cut:
-        cut_ = counted(cut, "prediction")
-        print(
-            f"{cut_} reached --max-new-tokens {decoding.max_new_tokens}, or the last position, and "
-            f"{'was' if cut == 1 else 'were'} cut"
-        )
+        _say_cut(cut, decoding.max_new_tokens)
     print(f"written to {args.out}: {SCORES}, {PREDICTIONS}")
     return 0
 
@@ -126,6 +123,29 @@ def _say_how_many(about: Mapping[str, Any]) -> None:
         print(f"{counted(n, 'source')} too long, left out", flush=True)
     if n := about["pairs_left_out_of_loss"]:
         print(f"{counted(n, 'pair')} too long, left out of the loss", flush=True)
+
+
+def _note_special_tokens(model: "GPT2", references: Mapping[str, list[str]]) -> None:
+    """`decode` leaves special tokens out, so no prediction equals a reference that has one."""
+    with model.tokenizing() as tokenizer:
+        if tokenizer.encode_special_tokens:  # they are read as any other text
+            return
+        special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+    texts = [text for targets in references.values() for text in targets]
+    held = [token for token in special if any(token in text for text in texts)]
+    if held:
+        n = sum(any(token in text for token in held) for text in texts)
+        note(
+            f"{n} of {counted(len(texts), 'reference')} {'has' if n == 1 else 'have'} special "
+            f"tokens ({files.listed(held)}), which predictions are shown without: these never match"
+        )
+
+
+def _say_cut(n: int, most: int) -> None:
+    print(
+        f"{counted(n, 'prediction')} reached --max-new-tokens {most}, or the last position, and "
+        f"{'was' if n == 1 else 'were'} cut"
+    )
 
 
 def _predict(

@@ -242,9 +242,10 @@ class GPT2:
         if new:
             heard.update(new)
             n, total = sum(counts[character] for character in new), sum(map(len, texts))
+            lost_of = f"{n} of the {counted(total, 'character')} that it read"
             note(
-                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: {n} "
-                f"of the {counted(total, 'character')} that it read {'is' if n == 1 else 'are'} lost"
+                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: "
+                f"{lost_of} {'is' if n == 1 else 'are'} lost"
             )
 
     def decode(self, ids: Sequence[int]) -> str:

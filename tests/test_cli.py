@@ -1203,6 +1203,29 @@ def test_evaluate_reports_slot_errors_on_the_tiny_world_only(ok, model_dir, data
     assert said.startswith("2 sources, 8 references")
 
 
+def test_evaluate_says_that_no_prediction_shows_the_special_tokens_of_a_reference(
+    model_dir, data, tmp_path, capsys
+):
+    special = tmp_path / "special.jsonl"
+    targets = ("food<|endoftext|>name", "food", "<|endoftext|>", "name")
+    special.write_text("".join(json.dumps({"source": "a", "target": t}) + "\n" for t in targets))
+
+    def said(data):
+        call = ["evaluate", "--model", model, "--data", data, "--max-new-tokens", 1, "--force"]
+        assert main([str(a) for a in (*call, "--out", tmp_path / "e")]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "note" in line]
+
+    model = model_dir
+    assert said(special) == [
+        "minprefix: note: 2 of 4 references have special tokens ('<|endoftext|>'), which "
+        "predictions are shown without: these never match"
+    ]
+    assert said(data) == []
+    model = shutil.copytree(model_dir, tmp_path / "m")  # one that reads them as any other text
+    (model / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    assert said(special) == []
+
+
 def test_a_note_is_one_line_on_stderr_said_once_and_other_warnings_are_as_they_were(
     monkeypatch, capsys
 ):
