@@ -337,6 +337,8 @@ def line_by_line(path: Path, what: str, of: int) -> Iterator[Callable[[str], Non
         def keep(line: str) -> None:
             nonlocal n, file
             with _refused(waiting):
+                if file is None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 file = file or stack.enter_context(open(waiting, "xb"))
                 file.write(line.encode("utf-8", "backslashreplace"))
                 file.flush()

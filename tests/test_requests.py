@@ -230,6 +230,24 @@ def test_a_table_may_name_its_prefixes_and_another_column(ask, alone, prefixes, 
     ]
 
 
+def test_an_empty_prefix_in_a_table_is_the_frozen_model(ask, alone, prefixes, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("source,prefix\nfood,brief\nname,\n", "utf-8")
+    assert ask([], "--store", prefixes, "--data", path) == [
+        {"source": "food", "prefix": "brief", "text": alone("food", prefixes / "brief")},
+        {"source": "name", "prefix": None, "text": alone("name", None)},
+    ]
+
+
+def test_answers_go_into_a_folder_that_is_not_there_yet(model_dir, prefixes, tmp_path):
+    path, out = tmp_path / "r.jsonl", tmp_path / "new" / "er" / "a.jsonl"
+    path.write_text('{"prompt": "food", "prefix": "brief"}', "utf-8")
+    call = ["generate", "--model", model_dir, "--data", path, "--store", prefixes, "--out", out]
+    assert main([str(a) for a in call]) == 0
+    assert [json.loads(line)["prompt"] for line in out.read_text("utf-8").splitlines()] == ["food"]
+    assert list(out.parent.iterdir()) == [out]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "sentence"),
     [
@@ -237,7 +255,7 @@ def test_a_table_may_name_its_prefixes_and_another_column(ask, alone, prefixes, 
             "r.csv",
             "source,target\na,b\n",
             [],
-            "line 2: no field 'prefix': name one, or null for the",
+            "line 2: no field 'prefix': name one, or leave it empty for the",
         ),
         (
             "r.csv",

@@ -27,7 +27,8 @@ def read_requests(
 ) -> list[Request]:
     """`{"prompt": ..., "prefix": ...}` a line; null is the frozen model without a prefix. A line
     that names none takes `default`. A pair's source is a prompt, too, and so is `source_column`;
-    a table (.csv, .tsv) has a request in each row. Other fields are kept; "text" is the answer's.
+    a table (.csv, .tsv) has a request in each row, where an empty prefix is null. Other fields are
+    kept; "text" is the answer's.
 
     Raises InputError, with the line, for what is no such object or cannot be given back, and for a
     line that names no prefix where there is no default.
@@ -42,8 +43,9 @@ def read_requests(
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"{where}: {field} is {files.shown(prompt)}: expected text")
         if "prefix" not in value and default is None:
+            none = "leave it empty" if is_table else "null"
             raise InputError(
-                f"{where}: no field 'prefix': name one, or null for the frozen model itself; "
+                f"{where}: no field 'prefix': name one, or {none} for the frozen model itself; "
                 "--prefix DIR is for all that name none"
             )
         if name is not None and not isinstance(name, str):
@@ -74,4 +76,7 @@ def _table(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str,
     header, rows = read_table(path, text, choices)
     find_columns(path, header, choices, ["--source-column"])
     for where, row in rows:
-        yield where, {name: field for name, field in zip(header, row, strict=True) if name}
+        fields: dict[str, Any] = {n: field for n, field in zip(header, row, strict=True) if n}
+        if fields.get("prefix") == "":  # a table has no other way to say null
+            fields["prefix"] = None
+        yield where, fields
