@@ -176,6 +176,11 @@ def find(name: str | Path | None, revision: str | None = None) -> Path:
     (the pinned commit for GPT-2's own names). Raises InputError for a name that is none of these,
     with one that is spelled like it."""
     text, path = str(name), Path("" if name is None else name)
+    if not text.strip():  # of a shell's variable that is not set; Path takes it for this folder
+        raise InputError(
+            'the name of the model is empty: give a folder, "tiny" for the model that ships, or a '
+            "name on the hub"
+        )
     known = name is None or text in (SHIPPED, *PINNED)
     # unlike path.is_dir, also for a name that no file could have
     is_folder = name is not None and os.path.isdir(path)

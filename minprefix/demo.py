@@ -143,7 +143,7 @@ def run(
     print(about_hardest(model, prefix, valid_pairs, valid_set, result.best_loss))
     where = shlex.quote(str(out))  # the commands below are meant to be pasted
     print(f"\nWritten to {out}: the prefix, metrics.json, samples.md, loss.png, log.jsonl. Next:\n")
-    print(f'  minprefix generate --model tiny --prefix {where} --prompt "{test[0].source}"')
+    print(f'  minprefix generate --prefix {where} --prompt "{test[0].source}"')
     print(f"  minprefix inspect {where}")
     print(f"  minprefix verify {where}")
     return metrics

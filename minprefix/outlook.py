@@ -47,7 +47,8 @@ class Data:
         encoded = encode_pairs(model, pairs, template, room, skip_long)
         if skip_long:
             left_out = len(pairs) - len(encoded)
-            print(f"{path}: {left_out} of {len(pairs)} pairs are too long, left out")
+            verb = "is" if left_out == 1 else "are"
+            print(f"{path}: {left_out} of {counted(len(pairs), 'pair')} {verb} too long, left out")
         if not encoded:
             raise InputError(
                 f"data file {path}: every pair is longer than the {room} tokens of room"

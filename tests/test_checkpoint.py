@@ -757,6 +757,14 @@ def test_a_folder_of_any_other_name_is_used_without_a_word(here, good):
         GPT2.load("empty")
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_that_one_is_in(here, good, name):
+    shutil.copytree(good, here, dirs_exist_ok=True)
+    with pytest.raises(InputError, match="the name of the model is empty: give a folder"):
+        GPT2.load(name)
+    assert GPT2.load(".").fingerprint() == GPT2.load(good).fingerprint()
+
+
 @pytest.mark.filterwarnings("ignore::minprefix.errors.Note")
 def test_a_prefix_is_verified_on_the_model_that_ships_or_on_the_folder_that_has_its_name(
     here, good

@@ -1240,6 +1240,7 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         (["numpy", "--time-limit", "inf"], "--time-limit is inf: expected seconds above 0"),
         (["numpy", "--json", "/"], "--json / is a folder: give a file to write"),
         ([""], "'' names nothing to check"),
+        (["numpy:"], "'numpy:' names nothing after its colon"),
         (["."], ". is a folder: give a file or a module in it"),
         (["reference:nothing"], "reference has no 'nothing'"),
         (["run 10:30/no.py"], "run 10:30/no.py does not exist"),

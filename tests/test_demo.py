@@ -31,6 +31,7 @@ def test_a_short_demo_shows_and_writes_what_it_promises(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "8", "--batch-size", "8"]) == 0
     said = capsys.readouterr().out
+    assert "--model" not in said  # of what to type next: a folder here may be called tiny
     assert "The frozen model on records that it has never seen" in said
     assert "slot error rate" in said
     assert "base model: unchanged, byte for byte" in said

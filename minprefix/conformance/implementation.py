@@ -156,6 +156,8 @@ def load(spec: str | Implementation | object) -> Implementation:
     module_name, attribute = _parts(spec)
     if not module_name:
         raise InputError(f"{spec!r} names nothing to check: give a file or a module")
+    if spec.endswith(":") and spec != module_name:
+        raise InputError(f"{spec!r} names nothing after its colon: leave out the colon")
     if _exists(module_name) and Path(module_name).is_dir() and not module_name.isidentifier():
         raise InputError(f"{module_name} is a folder: give a file or a module in it")
     functions: object
