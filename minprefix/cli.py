@@ -119,7 +119,7 @@ def _interrupted(command: str, out: Path) -> int:
 
 def _worse(frozen: float, loss: float, lr: float) -> int:
     """-> the exit status: 1, and a sentence, if a prefix leaves the model far worse than it was."""
-    if not loss > frozen + max(0.5, 0.25 * frozen):
+    if loss <= frozen + max(0.5, 0.25 * frozen):  # nan is worse, too
         return 0
     print(
         f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it has "

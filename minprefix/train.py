@@ -587,9 +587,11 @@ def _ctrl_c() -> Iterator[_Stop]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked += 1
-        if stop.computing or stop.asked > 2:
+        if stop.computing:
             stop.computing = False
             raise _Stopped
+        if stop.asked > 2:  # not _Stopped, after which what stands in memory is saved
+            raise KeyboardInterrupt
 
     try:
         old = signal.signal(signal.SIGINT, ask)

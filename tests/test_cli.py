@@ -510,7 +510,10 @@ def test_a_prefix_that_makes_the_model_worse_is_said_and_is_status_1(
         "worse. Train again with a lower --lr (it was 0.5), or look at the data"
     )
     Prefix.load(out, GPT2.load(model_dir))  # it is written all the same
-    for before, after, status in ((0.1, 0.5, 0), (0.1, 0.7, 1), (4, 4.9, 0), (4, 5.1, 1)):
+    nan = float("nan")
+    for before, after, status in (
+        (0.1, 0.5, 0), (0.1, 0.7, 1), (4, 4.9, 0), (4, 5.1, 1), (4, nan, 1)
+    ):  # fmt: skip
         monkeypatch.setattr(
             "minprefix.demo.run", lambda *_, b=before, a=after, **__: demo_metrics(b, a)
         )

@@ -629,6 +629,30 @@ def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_on
     assert bytes_of(prefix) == bytes_of(whole)
 
 
+def test_a_third_ctrl_c_in_an_update_does_not_save_half_of_it(
+    config, small, tmp_path, monkeypatch
+):
+    settings, whole = Settings(steps=8, save_every=2), start("flat", config)
+    train(small, whole, encoded(8), settings, tmp_path / "whole", progress=False)
+    parts = (small, start("flat", config), encoded(8), settings, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        real = loop.AdamW.step
+
+        def half(adam, parameters, *args):
+            if adam.t == 4:
+                parameters["kv"][0] = 7.0
+                ctrl_c(3)
+            real(adam, parameters, *args)
+
+        patch.setattr(loop.AdamW, "step", half)
+        with pytest.raises(KeyboardInterrupt):
+            train(*parts, progress=False)
+    assert state_of(tmp_path / "parts")[1]["state"]["step"] == 4
+    prefix = start("flat", config, seed=2)
+    train(small, prefix, encoded(8), settings, tmp_path / "parts", resume=True, progress=False)
+    assert bytes_of(prefix) == bytes_of(whole)
+
+
 def test_what_a_long_run_takes_is_said_after_its_first_steps():
     class Bar:
         disable, said = False, []
