@@ -220,6 +220,12 @@ BAD = {
         "a.csv",
         r"a\.csv, line 2: 3 fields, the header names 2: is a quote missing\?",
     ),
+    "a separator that is not known": (
+        "source^target\na, b^c\n",
+        "a.csv",
+        r"a\.csv, line 2: 2 fields, the header names 1, 'source\^target': put a comma, a "
+        r"semicolon, a tab or \| between the columns",
+    ),
     "a missing column": (
         "id,text\n1,a\n",
         "a.csv",
@@ -322,7 +328,7 @@ BAD = {
         "source:target\na:b\n",
         "a.csv",
         "no column 'source', only 'source:target': name the columns with --source-column and "
-        r"--target-column, and put a comma, a semicolon, a tab or \| between them",
+        r"--target-column, and put a comma, a semicolon, a tab or \| between the columns",
     ),
     "names in another separator": (
         "id;text\n1;a\n",

@@ -35,6 +35,8 @@ OPTIONS = ("--source-column", "--target-column")
 #: what may stand between the columns of a table: spreadsheets write semicolons where a comma is
 #: the decimal sign
 SEPARATORS = ",;\t|"
+_SEPARATE = "put a comma, a semicolon, a tab or | between the columns"
+_UNCLOSED = ": is a quote missing?"
 TABLES = (".csv", ".tsv")
 
 
@@ -134,9 +136,10 @@ def read_table(
             elif len(row) == len(header):
                 rows.append((where, row))
             else:
+                one = len(header) == 1 and (header[0],) not in choices
                 raise InputError(
-                    f"{where}: {counted(len(row), 'field')}, the header names {len(header)}: is a "
-                    "quote missing?"
+                    f"{where}: {counted(len(row), 'field')}, the header names {len(header)}"
+                    + (f", {files.shown(header[0])}: {_SEPARATE}" if one else _UNCLOSED)
                 )
     return header, rows
 
@@ -199,7 +202,7 @@ def find_columns(
         if column not in header:
             do = f"name the columns with {' and '.join(options)}"
             if len(header) == 1:
-                do += ", and put a comma, a semicolon, a tab or | between them"
+                do += f", and {_SEPARATE}"
             raise InputError(
                 f"{path} has no column {column!r}, only {files.listed(header)}: "
                 + _named(column, header, option, do)
