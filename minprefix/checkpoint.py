@@ -406,7 +406,7 @@ def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple
     several = isinstance(value, list) and key == "eos_token_id"
     ids = list(value) if several else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
-        also = "whole numbers, " if key == "eos_token_id" else ""
+        also = "a list of them, " if key == "eos_token_id" else ""
         raise InputError(
             f"{path}: {key} is {files.shown(value)}: expected a whole number, {also}or null"
         )

@@ -244,7 +244,7 @@ def _train(args: argparse.Namespace) -> int:
     about = _about(options, template, prefix)
     outlook.show(model, data, valid, settings)
     probe = (valid or data).probe
-    frozen = outlook.frozen_loss(model, probe, settings)
+    frozen = outlook.frozen_loss(model, probe, settings, "--valid" if valid else "--data")
     valid_examples = None if valid is None else valid.sample
     with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
         try:
@@ -739,7 +739,7 @@ def _backend_option(p: argparse.ArgumentParser, default: str | None = "numpy") -
         choices=("numpy", "cupy", "auto", "reference"),
         default=default,
         help="who computes: numpy, the CPU (the default); cupy, an NVIDIA GPU; auto, the GPU if "
-        "there is one; reference, the text that one reads",
+        "there is one; reference, the readable implementation",
     )
 
 

@@ -411,11 +411,6 @@ def said(error: BaseException | str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def counted(n: int, noun: str) -> str:
-    """ "1 pair", "2 pairs"."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
 def inside(folder: Path, name: str, what: str) -> Path:
     """`folder / name`, where that is missing or a regular file; for the caller to miss, or to open.
 

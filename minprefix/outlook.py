@@ -5,10 +5,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from minprefix.checkpoint import TINY
 from minprefix.data.pairs import COLUMNS, Encoded, Pair, Template, encode_pairs, read_pairs
 from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
@@ -51,7 +51,8 @@ class Data:
             print(f"{path}: {left_out} of {counted(len(pairs), 'pair')} {verb} too long, left out")
         if not encoded:
             raise InputError(
-                f"data file {path}: every pair is longer than the {room} tokens of room"
+                f"data file {path}: every pair is longer than the {room} tokens of room: shorten "
+                "the pairs or the prefix"
             )
         return cls(path, pairs, encoded, drawn(encoded, size or len(encoded)), room)
 
@@ -98,22 +99,26 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= LINE else f"{shown[:LINE]}..."
 
 
-def frozen_loss(model: GPT2, probe: Sequence[Encoded], settings: Settings) -> float:
-    """The loss without a prefix, which is said, and what it means if it is near chance."""
+def frozen_loss(
+    model: GPT2, probe: Sequence[Encoded], settings: Settings, option: str = "--data"
+) -> float:
+    """The loss without a prefix on pairs of `option`, which is said, and what it means if it is
+    near chance."""
     value, V = loss(model, None, probe, settings), model.config.vocab_size
     chance = math.log(V)
     words = sum(len(model.decode(e.ids[e.loss_from :]).split()) for e in probe)
     a_word = sum(len(e.ids) - e.loss_from for e in probe) / max(1, words)
     print(
-        f"the frozen model's loss on {len(probe)} of them is {value:.2f} a token, {a_word:.1f} "
-        f"tokens a word; guessing among its {V} tokens has {chance:.2f}"
+        f"the frozen model's loss on {counted(len(probe), 'pair')} of {option} is {value:.2f} a "
+        f"token, {a_word:.1f} tokens a word; a blind guess among its {V} tokens has {chance:.2f}"
     )
     if value > 0.9 * chance:
-        tiny = Path(model.name).name == "tiny"
-        why = ", it has read its own small world alone (minprefix demo)" if tiny else ""
+        ships = model._folder is not None and TINY is not None and model._folder.samefile(TINY)
+        why = ", it has read its own small world alone (minprefix demo)" if ships else ""
+        example = ", for example --model gpt2" if ships else ""
         note(
             f"{model.name!r} does not know such text{why}: a prefix steers what a model knows and "
-            "teaches it no language; give a model that has read such text, for example --model gpt2"
+            f"teaches it no language; give a model that has read such text{example}"
         )
     return value
 
@@ -144,7 +149,7 @@ def note_oddities(data: Data, valid: Data | None, columns: tuple[str | None, str
     if n > 1 and len(targets) == 1:
         note(f"{data.path}: every target is the same, and is learnt whatever the source says")
     if 2 * len(different) <= n:
-        note(f"{data.path}: of {n} pairs {len(different)} are different, the others repeat them")
+        note(f"{data.path}: only {len(different)} of {n} pairs differ, the others repeat them")
     both = sum((p.source, p.target) in different for p in valid.pairs) if valid else 0
     if valid and both:
         note(

@@ -347,8 +347,8 @@ def test_train_shows_the_first_pair_the_frozen_loss_and_two_samples(
     assert metrics["frozen_loss"] == pytest.approx(mean_loss(model, None, encoded), rel=1e-6)
     prefix = Prefix.load(out, model)
     assert metrics["loss"] == pytest.approx(mean_loss(model, prefix, encoded), rel=1e-6)
-    assert f"the frozen model's loss on 12 of them is {metrics['frozen_loss']:.2f} a token" in said
-    assert f"guessing among its {model.config.vocab_size} tokens has" in said
+    assert f"the frozen model's loss on 12 pairs of --data is {metrics['frozen_loss']:.2f} " in said
+    assert f"a blind guess among its {model.config.vocab_size} tokens has" in said
     frozen, trained = (f"{metrics[name]:.4f}" for name in ("frozen_loss", "loss"))
     assert f"loss on 12 pairs: {frozen} of the frozen model, {trained} with the prefix" in said
     samples = json.loads((out / "minprefix.json").read_text())["evaluation"]["samples"]
@@ -367,8 +367,8 @@ def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh)
         encoded = encode_pairs(model, pairs, Template(), model.room())
         value = outlook.frozen_loss(model, encoded, Settings(steps=1))
         found = re.fullmatch(
-            rf"the frozen model's loss on {len(pairs)} of them is (.*) a token, (.*) tokens a word"
-            rf"; guessing among its 1024 tokens has {chance:.2f}\n",
+            rf"the frozen model's loss on {len(pairs)} pairs? of --data is (.*) a token, (.*) "
+            rf"tokens a word; a blind guess among its 1024 tokens has {chance:.2f}\n",
             capsys.readouterr().out,
         )
         assert float(found[1]) == pytest.approx(value, abs=0.005)
@@ -388,6 +388,23 @@ def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh)
         "prefix steers what a model knows and teaches it no language; give a model that has read "
         "such text, for example --model gpt2"
     ]
+
+
+def test_only_the_model_that_ships_is_said_to_know_its_own_world_alone(
+    capsys, model_dir, tmp_path, fresh
+):
+    another = tmp_path / "tiny"
+    shutil.copytree(model_dir, another)
+    data = lines_of(tmp_path / "d.jsonl", [("name[A]", "ABC abc")])
+    argv = train(another, data, tmp_path / "out", "--steps", 1, "--lr", 1e-9, "--skip-long")
+    assert main([str(a) for a in argv]) == 0
+    out, err = capsys.readouterr()
+    assert f"{str(another)!r} does not know such text: a prefix steers" in err
+    assert "give a model that has read such text\n" in err  # which may well be GPT-2 itself
+    assert f"{data}: 0 of 1 pair left out, too long\n1 example of " in out
+    assert ", 1 step of 1 (all)\n" in out
+    assert "the frozen model's loss on 1 pair of --data is " in out
+    assert "\nloss on 1 pair: " in out
 
 
 def test_validation_takes_a_sample_that_is_the_same_in_every_run(
@@ -442,7 +459,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
     assert "valid_samples" not in (tmp_path / "cut" / "minprefix.json").read_text()
     ok("verify", tmp_path / "cut")
     said = ok(*argv, "--force")
-    assert "0 of 13 pairs are too long" in said
+    assert "0 of 13 pairs left out" in said
     assert "validation on 200 of 245 pairs" in said
 
 
@@ -457,7 +474,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
          "are --source-column and --target-column swapped?"),
         ([("x", "a"), ("x", "b")], [], "every source is the same"),
         ([("x", "a"), ("y", "a")], [], "every target is the same"),
-        ([("x", "a"), ("y", "b")] * 2, [], "of 4 pairs 2 are different, the others repeat them"),
+        ([("x", "a"), ("y", "b")] * 2, [], "only 2 of 4 pairs differ, the others repeat them"),
         ([("x", "a"), ("y", "b")], ["--valid", "d.jsonl"], "2 of the 2 pairs of --valid are in"),
     ],
     ids=["swapped", "swapped names", "one source", "one target", "repeated", "valid is data"],
@@ -833,7 +850,7 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
     assert "1 of 13 pairs is too long, left out" in said
     assert "12 examples" in said
     data.write_text(long)
-    assert "every pair is longer than the 55" in refused(
+    assert "every pair is longer than the 55 tokens of room: shorten the pairs" in refused(
         *train(model_dir, data, tmp_path / "b", "--skip-long")
     )
 

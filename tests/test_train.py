@@ -629,9 +629,7 @@ def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_on
     assert bytes_of(prefix) == bytes_of(whole)
 
 
-def test_a_third_ctrl_c_in_an_update_does_not_save_half_of_it(
-    config, small, tmp_path, monkeypatch
-):
+def test_a_third_ctrl_c_in_an_update_does_not_save_half_of_it(config, small, tmp_path, monkeypatch):
     settings, whole = Settings(steps=8, save_every=2), start("flat", config)
     train(small, whole, encoded(8), settings, tmp_path / "whole", progress=False)
     parts = (small, start("flat", config), encoded(8), settings, tmp_path / "parts")
