@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -93,6 +93,10 @@ DEMO_DEFAULTS: dict[str, Any] = {
 
 
 def _demo(args: argparse.Namespace) -> int:
+    return _resumable("demo", args, lambda: _demonstrated(args))
+
+
+def _demonstrated(args: argparse.Namespace) -> int:
     from minprefix import demo
 
     given = _given(args, tuple(DEMO_DEFAULTS))
@@ -102,15 +106,27 @@ def _demo(args: argparse.Namespace) -> int:
     options["backend"] = _resolved(options["backend"])
     metrics = demo.run(args.out, resume=args.resume, force=args.force, **options)
     if not metrics:
-        return _interrupted("demo", args.out)
+        raise KeyboardInterrupt
     return _worse(metrics["before"]["loss"], metrics["after"]["loss"], options["lr"])
 
 
-def _interrupted(command: str, out: Path) -> int:
-    from minprefix.train import saved_step
+def _resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) -> int:
+    """`run`, and after a Ctrl-C anywhere in it how to go on, if --out holds a run to go on with.
+    The one that --force was to replace is none."""
+    from minprefix.train import STATE, load_options, saved_step
 
-    again = f"minprefix {command} --out {shlex.quote(str(out))} --resume"
-    step = saved_step(out)
+    out, state = args.out, args.out / STATE
+    replaced = state.stat().st_mtime_ns if args.force and state.exists() else None
+    try:
+        return run()
+    except KeyboardInterrupt:
+        if state.exists() and state.stat().st_mtime_ns == replaced:
+            raise
+        try:
+            load_options(out, command)
+        except InputError:  # nothing was begun
+            raise KeyboardInterrupt from None
+        step, again = saved_step(out), f"minprefix {command} --out {shlex.quote(str(out))} --resume"
     print(
         f"\nminprefix: stopped, all of step {step} is saved; go on with: {again}", file=sys.stderr
     )
@@ -228,11 +244,15 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 
 
 def _train(args: argparse.Namespace) -> int:
+    return _resumable("train", args, lambda: _trained(args))
+
+
+def _trained(args: argparse.Namespace) -> int:
     from minprefix import files, outlook
     from minprefix.artifact import save_prefix
     from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
-    from minprefix.train import RUN_FILES, STATE, refuse_taken, train
+    from minprefix.train import RUN_FILES, refuse_taken, train
 
     options = _train_options(args)
     refuse_taken(args.out, args.force, args.resume)
@@ -247,37 +267,32 @@ def _train(args: argparse.Namespace) -> int:
     frozen = outlook.frozen_loss(model, probe, settings, "--valid" if valid else "--data")
     valid_examples = None if valid is None else valid.sample
     with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
-        try:
-            result = train(
-                model, prefix, data.encoded, settings, args.out, valid_examples, about, args.resume
-            )
-            if result.interrupted:
-                return _interrupted("train", args.out)
-            if not result.base_unchanged:
-                raise AssertionError("the frozen model changed while training: a bug in minprefix")
-            loss = outlook.loss(model, prefix, probe, settings)
-            metrics = {
-                "steps": result.step,
-                "valid_loss": result.best_loss,
-                "best_step": result.best_step,
-                "frozen_loss": frozen,
-                "loss": loss,
-                "loss_examples": len(probe),
-                "trained_parameters": prefix.n_parameters,
-                "base_parameters": model.n_parameters,
-                "base_unchanged": result.base_unchanged,
-            }
-            scored, of = (valid, "valid") if valid else (data, "data")
-            recorded = evaluation(
-                model, prefix, scored.pairs, scored.encoded, template, of, settings.backend
-            )
-            training = about | {"settings": vars(settings)}
-            save_prefix(prefix, args.out, model, training, metrics, recorded)
-            files.write_json(args.out / "metrics.json", metrics)
-        except KeyboardInterrupt:
-            if not (args.out / STATE).exists():
-                raise
-            return _interrupted("train", args.out)
+        result = train(
+            model, prefix, data.encoded, settings, args.out, valid_examples, about, args.resume
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        if not result.base_unchanged:
+            raise AssertionError("the frozen model changed while training: a bug in minprefix")
+        loss = outlook.loss(model, prefix, probe, settings)
+        metrics = {
+            "steps": result.step,
+            "valid_loss": result.best_loss,
+            "best_step": result.best_step,
+            "frozen_loss": frozen,
+            "loss": loss,
+            "loss_examples": len(probe),
+            "trained_parameters": prefix.n_parameters,
+            "base_parameters": model.n_parameters,
+            "base_unchanged": result.base_unchanged,
+        }
+        scored, of = (valid, "valid") if valid else (data, "data")
+        recorded = evaluation(
+            model, prefix, scored.pairs, scored.encoded, template, of, settings.backend
+        )
+        training = about | {"settings": vars(settings)}
+        save_prefix(prefix, args.out, model, training, metrics, recorded)
+        files.write_json(args.out / "metrics.json", metrics)
     if result.best_loss is not None:
         print(
             f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "

@@ -231,14 +231,7 @@ def _train(
     def validate() -> float:
         return _validate(model, prefix, valid or (), settings, state, out, progress)
 
-    bar = tqdm(
-        total=settings.steps,
-        initial=state.step,
-        unit="step",
-        disable=not progress,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
-    )
+    bar = _bar(settings, state, progress)
     with log, bar, _ctrl_c() as stop:
         times: list[float] = []
         with suppress(_Stopped):
@@ -261,7 +254,7 @@ def _train(
     if finished:
         for name, best in state.best.items():
             prefix.parameters[name][...] = best
-    if finished:  # after Ctrl-C nobody waits for a picture: `minprefix plot loss` draws it
+        # after Ctrl-C nobody waits for a picture: `minprefix plot loss` draws it
         loss_picture(out / PICTURE, *log.read(), _title(model, prefix))
     return Result(
         step=state.step,
@@ -517,6 +510,17 @@ def _validate(
     if not math.isfinite(loss):
         raise _not_finite("validation loss", loss, state.step, out)
     return loss
+
+
+def _bar(settings: Settings, state: State, progress: bool) -> "tqdm[Any]":
+    return tqdm(
+        total=settings.steps,
+        initial=state.step,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
+    )
 
 
 def _show(bar: "tqdm[Any]", entry: dict[str, Any], state: State) -> None:

@@ -616,6 +616,39 @@ def test_ctrl_c_says_how_to_go_on_wherever_it_comes(
         assert (tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_ctrl_c_before_a_resumed_run_begins_says_how_to_go_on_and_not_what_force_would_replace(
+    capsys, whole, monkeypatch, tmp_path
+):
+    argv, out = [*whole[0], "--out", str(tmp_path / "cut")], tmp_path / "cut"
+    shutil.copytree(whole[1], out)
+    go_on = f"minprefix: stopped, all of step 6 is saved; go on with: minprefix train --out {out}"
+    for more, said in ((["--resume"], f"{go_on} --resume"), (["--force"], BEFORE)):
+        with monkeypatch.context() as patch:
+            patch.setattr(outlook, "mean_loss", lambda *_: signal.raise_signal(signal.SIGINT))
+            assert main([*argv, *more]) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == said
+    for path in whole[1].iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_ctrl_c_while_the_demo_scores_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    from minprefix import demo
+
+    out, real, calls = tmp_path / "demo", demo.score, []
+    monkeypatch.setattr(demo, "TRAIN", 20)
+    monkeypatch.setattr(demo, "VALID", 4)
+    monkeypatch.setattr(demo, "TEST", 4)
+
+    def pressed(*args):
+        calls.append(1)
+        return signal.raise_signal(signal.SIGINT) if len(calls) == 2 else real(*args)
+
+    monkeypatch.setattr(demo, "score", pressed)
+    assert main(["demo", "--out", str(out), "--steps", "1"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"step 1 is saved; go on with: minprefix demo --out {out} --resume")
+
+
 # ---- to start from a trained prefix ----
 
 
