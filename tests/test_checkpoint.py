@@ -928,6 +928,12 @@ def test_a_size_that_is_no_whole_number_is_refused(good, key, value):
         GPT2.load(good)
 
 
+def test_an_end_token_that_is_no_number_is_refused(good):
+    edit_config(good, eos_token_id="0")
+    with pytest.raises(InputError, match="expected a whole number, a list of them, or null"):
+        GPT2.load(good)
+
+
 @pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "vocab_size", "n_positions"])
 def test_a_missing_size_is_refused(good, key):
     raw = json.loads((good / "config.json").read_text())
