@@ -47,8 +47,7 @@ class Data:
         encoded = encode_pairs(model, pairs, template, room, skip_long)
         if skip_long:
             left_out = len(pairs) - len(encoded)
-            verb = "is" if left_out == 1 else "are"
-            print(f"{path}: {left_out} of {counted(len(pairs), 'pair')} {verb} too long, left out")
+            print(f"{path}: {left_out} of {counted(len(pairs), 'pair')} left out, too long")
         if not encoded:
             raise InputError(
                 f"data file {path}: every pair is longer than the {room} tokens of room: shorten "

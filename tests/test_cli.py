@@ -454,7 +454,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
         patch.setattr(minprefix.train, "_update", lambda *args: signal.raise_signal(signal.SIGINT))
         assert main([str(a) for a in argv]) == 130
     said = ok("train", "--out", tmp_path / "cut", "--resume")
-    assert "1 of 13 pairs is too long, left out" in said
+    assert "1 of 13 pairs left out, too long" in said
     assert "validation on 245 of 245 pairs" in said
     assert "valid_samples" not in (tmp_path / "cut" / "minprefix.json").read_text()
     ok("verify", tmp_path / "cut")
@@ -880,7 +880,7 @@ def test_pairs_that_are_too_long_are_left_out_where_that_is_asked_for(
         *train(model_dir, data, tmp_path / "a")
     )
     said = ok(*train(model_dir, data, tmp_path / "a", "--skip-long"))
-    assert "1 of 13 pairs is too long, left out" in said
+    assert "1 of 13 pairs left out, too long" in said
     assert "12 examples" in said
     data.write_text(long)
     assert "every pair is longer than the 55 tokens of room: shorten the pairs" in refused(
