@@ -222,11 +222,17 @@ def test_step_reads_a_pipe_of_any_bytes(on, encoding, script):
     assert "\n2\n" in out
 
 
-def test_an_implementation_that_prints_is_graded_on_every_console(home, tmp_path):
+@pytest.mark.parametrize("to_file", [False, True])
+def test_an_implementation_that_prints_is_graded_on_every_console(home, tmp_path, to_file):
     call = [sys.executable, "-m", "minprefix", "check", "опс.py", "--only", "gelu/usual"]
     env = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
-    done = subprocess.run(call, cwd=home, env=env, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "report", "w+b") as report:
+        out = report if to_file else subprocess.PIPE
+        done = subprocess.run(call, cwd=home, env=env, stdout=out, stderr=subprocess.PIPE)
+        report.seek(0)
+        said = report.read() if to_file else done.stdout
+    assert done.returncode == 0, said + done.stderr
+    assert b"the only check passed" in said
     assert rb"\u2192" in done.stderr
 
 

@@ -146,8 +146,10 @@ def test_the_committed_fingerprints_are_those_of_this_code(rows: list[matrix.Row
     assert fresh.keys() == committed.keys(), AGAIN
     for key, (tensor, number) in fresh.items():
         was, before = committed[key]
-        # the last digits are the machine's
-        same = number is before if None in (number, before) else number == pytest.approx(before)
+        # the last digits are the machine's, and those of float32 come sooner
+        rel = 1e-4 if "float32" in key[0] else 1e-6
+        none = None in (number, before)
+        same = number is before if none else number == pytest.approx(before, rel=rel)
         assert (tensor, same) == (was, True), f"{key}: {number} against {before}: {AGAIN}"
 
 

@@ -205,9 +205,11 @@ class _Told(Implementation):
 
 
 def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
+    # what an implementation prints must not fail it; first, since a stream whose file has become a
+    # pipe can no longer be changed
+    console.take_every_character()
     sys.stdout.flush()
-    os.dup2(2, 1)  # what an implementation prints must not stand in a report
-    console.take_every_character()  # nor fail it
+    os.dup2(2, 1)  # nor must it stand in a report
     try:
         loaded = load(spec)
     except InputError as error:
