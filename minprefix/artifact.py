@@ -28,7 +28,7 @@ from minprefix.errors import InputError, note
 from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
 from minprefix.prefixes.adapters import is_adapters
-from minprefix.tokenizer import read_as_before
+from minprefix.tokenizer import END, read_as_before
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -154,8 +154,9 @@ PROBE = "Hello  world, it's 2021!\n\tdéjà vu; Größe 1.5 — 東京 прив�
 
 
 def tokenizer_fingerprint(model: GPT2) -> str | None:
-    """sha256 over its tokens with their ids, its merges, and how it splits a text: the same for
-    tokenizer.json and for vocab.json with merges.txt. None for a model without one."""
+    """sha256 over its tokens with their ids, its merges, how it splits a text and what it cuts out
+    of one: the same for tokenizer.json and for vocab.json with merges.txt. None for a model without
+    one."""
     if model.tokenizer is None:
         return None
     with model.tokenizing() as tokenizer:  # what it has no token for is no news here
@@ -167,20 +168,34 @@ def earlier_tokenizer_fingerprint(model: GPT2) -> str | None:
     None for a model that was not loaded from a folder, or whose folder is gone."""
     try:
         tokenizer = None if model._folder is None else read_as_before(model._folder)
-        return None if tokenizer is None else _tokenizer_sha256(tokenizer)
+        return None if tokenizer is None else _tokenizer_sha256(tokenizer, earlier=True)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException:  # of the library, which was able to read it a moment ago
         return None
 
 
-def _tokenizer_sha256(tokenizer: "Tokenizer") -> str:
+def _tokenizer_sha256(tokenizer: "Tokenizer", earlier: bool = False) -> str:
     merges = json.loads(tokenizer.to_str())["model"].get("merges", [])
     # older versions of the library write a merge as one text
     merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
     tokens = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
     content = [tokens, merges, tokenizer.encode(PROBE, add_special_tokens=False).ids]
+    if not earlier and (cut := _cut_out(tokenizer)):  # none of it in a GPT-2 as it was published
+        content.append(cut)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _cut_out(tokenizer: "Tokenizer") -> list[Any]:
+    """Which tokens are cut out of a text before it is split, where the list of all tokens does not
+    say so: those that merges could make, too, and those that take blanks along or stand alone."""
+    made = tokenizer.get_vocab(with_added_tokens=False).keys() - {END}
+    cut: list[Any] = sorted(
+        [token.content, token.lstrip, token.rstrip, token.single_word]
+        for token in tokenizer.get_added_tokens_decoder().values()
+        if token.content in made or token.lstrip or token.rstrip or token.single_word
+    )
+    return [*cut, "special tokens are split"] if tokenizer.encode_special_tokens else cut
 
 
 def packages() -> dict[str, str]:

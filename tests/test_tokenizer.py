@@ -440,6 +440,27 @@ def test_a_tokenizer_without_files_beside_it_keeps_its_fingerprint(gpt2_bpe):
     assert tokenizer_fingerprint(model) == gpt2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("special_tokens_map", {"additional_special_tokens": ["wor"]}, "Hello world"),
+        ("special_tokens_map", {"unk_token": {"content": "[MASK]", "lstrip": True}}, "a [MASK]"),
+        ("tokenizer_config", {"split_special_tokens": True}, "a<|endoftext|>"),
+    ],
+)
+def test_tokens_that_are_cut_out_of_a_text_are_part_of_the_fingerprint(
+    tmp_path, name, content, text
+):
+    bare = {"special_tokens_map": {"unk_token": "[MASK]"}} if "MASK" in text else {}
+    one = GPT2.load(model_folder(tmp_path / "one", bare))
+    other = GPT2.load(model_folder(tmp_path / "other", {name: content}))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    assert one.encode(text) != other.encode(text)
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+    other.save(tmp_path / "again")
+    assert tokenizer_fingerprint(GPT2.load(tmp_path / "again")) == tokenizer_fingerprint(other)
+
+
 @pytest.mark.parametrize("whole", [None, WHOLE], ids=["vocab and merges", "tokenizer.json"])
 def test_a_prefix_that_an_earlier_version_saved_loads_with_a_note(tmp_path, whole):
     """It recorded the fingerprint of a tokenizer without the files beside it."""
