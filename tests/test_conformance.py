@@ -841,6 +841,9 @@ def test_rounding_does_not_blur_where_it_is_wrong(hs):
     exact = np.where(np.arange(7) == hs, got, WANT)  # what is right is exact: float64
     hints = diagnose(exact, WANT, "N NH hs", DIMENSIONS, {}, 1e-10, rounding=1e-6)
     assert hints == [f"is right but for hs = {hs} of 0..6"]
+    small = got + 1e6 * noise  # wrong everywhere, and here and there by little
+    small[:, :, hs] = WANT[:, :, hs] * (1 + noise[:, :, hs])
+    assert diagnose(small, WANT, "N NH hs", DIMENSIONS, {}, 1e-10, rounding=1e-6) == []
 
 
 def test_arrays_that_only_know_float64_pass_and_lists_are_arrays_where_asnumpy_reads_them():
