@@ -463,6 +463,7 @@ def test_a_small_run_from_the_command_line_to_the_page(tmp_path, capsys):
     assert page.exists()
 
 
+@pytest.mark.long
 def test_a_failure_is_status_1_and_stands_in_the_report(tmp_path, capsys, monkeypatch):
     bad = job(arguments={**SMALL, "prefix": 5000})
     monkeypatch.setattr(command, "plan", lambda *given: [bad])

@@ -1302,7 +1302,7 @@ def convert(folder, sentence):
     subprocess.run([sys.executable, "-c", command], cwd=folder, check=True)
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_the_sentence_about_a_pickle_gives_the_command_that_converts_it(good, parts):
     want = GPT2.load(good).fingerprint()
     weights = load_file(good / "model.safetensors")

@@ -334,7 +334,7 @@ def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_text(extra, ends):
 
 
 @ENDS
-@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("beams", [2, 3, pytest.param(5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("extra", BEAM_SETTINGS, ids=str)
 def test_beam_search_agrees_with_a_naive_one_without_a_cache(beams, extra, ends):
     d = Decoding(5, beams=beams, **extra)
@@ -474,13 +474,13 @@ def chi_square(counts, p):
     "settings",
     [
         {"temperature": 1.0},
-        {"temperature": 0.4},
-        {"temperature": 2.5},
+        pytest.param({"temperature": 0.4}, marks=pytest.mark.long),
+        pytest.param({"temperature": 2.5}, marks=pytest.mark.long),
         {"temperature": 1.0, "top_k": 7},
-        {"temperature": 0.7, "top_p": 0.6},
-        {"temperature": 1.5, "top_p": 1.0},
+        pytest.param({"temperature": 0.7, "top_p": 0.6}, marks=pytest.mark.long),
+        pytest.param({"temperature": 1.5, "top_p": 1.0}, marks=pytest.mark.long),
         {"temperature": 1.3, "top_k": 12, "top_p": 0.5},
-        {"temperature": 1.0, "top_k": 10_000},
+        pytest.param({"temperature": 1.0, "top_k": 10_000}, marks=pytest.mark.long),
         {"temperature": 1.0, "top_k": 4, "forbidden": "the two likeliest"},
     ],
     ids=str,

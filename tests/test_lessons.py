@@ -42,7 +42,7 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lesson_id)
 def how_long(lesson):
     """The marks of a test that runs it: long by what its head says, or the default's."""
     says = re.search(r"it runs in (\d+) second", lesson.read_text(encoding="utf-8"))
-    return pytest.mark.long if int(says[1]) > 4 else ()
+    return pytest.mark.long if int(says[1]) > 3 else ()
 
 
 each_lesson_run = pytest.mark.parametrize(
@@ -217,6 +217,7 @@ def test_the_solution_runs_and_passes_the_suite(lesson, i, capsys):
 
 def _wrong_answers():
     found = []
+    slow = dict.fromkeys(WHOLE, "06") | {"attention": "04", "attention_backward": "05"}
     for lesson in LESSONS:
         asked = {name for code in solutions(lesson) for name in graded(code)}
         name = f"tests.exercises.lesson_{lesson.name[:2]}"
@@ -225,8 +226,8 @@ def _wrong_answers():
                 pytest.param(
                     answer,
                     id=f"{lesson.name[:2]}-{answer.function}-{answer.mistake}",
-                    # grading a whole model takes seconds: lesson 7's are enough by default
-                    marks=pytest.mark.long if answer.function in WHOLE and name[-2:] > "07" else (),
+                    # these take seconds to grade: the first lessons that have them are enough
+                    marks=pytest.mark.long if name[-2:] > slow.get(answer.function, "15") else (),
                 )
                 for answer in vars(importlib.import_module(name)).values()
                 if isinstance(answer, Wrong)

@@ -23,14 +23,17 @@ def scores():
     return list(agreement.light())
 
 
+@pytest.mark.long
 def test_no_oracle_is_further_off_than_its_target(scores):
     assert [s for s in scores if s.missed] == []
 
 
+@pytest.mark.long
 def test_every_tensor_of_the_contract_has_every_oracle_that_applies(scores):
     assert agreement.complete(scores) == []
 
 
+@pytest.mark.long
 def test_a_tensor_without_an_oracle_is_named(scores):
     without = [s for s in scores if not (s.row[1] == "dx" and s.oracle == "autograd")]
     assert agreement.complete(without) == [
@@ -75,6 +78,7 @@ def test_only_these_cases_are_granted_more_than_the_target():
     }
 
 
+@pytest.mark.long
 def test_the_command_ends_with_1_when_a_target_is_missed(scores, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["oracles", "--write"])
     monkeypatch.setattr(table, "PATH", tmp_path / "TABLE.md")

@@ -9,6 +9,7 @@ from minprefix.conformance import load, run, select
 ADAPTER = Path(__file__).with_name("peft_adapter.py")
 
 
+@pytest.mark.long
 def test_transformers_and_peft_pass_the_suite_to_1e_12():
     results = run(load(str(ADAPTER)), select(levels=["model", "training"]))
     assert [r.check for r in results if r.status == "failed"] == []

@@ -52,7 +52,11 @@ class Case(NamedTuple):
 CASES = [Case(*c) for c in itertools.product(SHAPES, (False, True), (False, True))]
 EACH = pytest.mark.parametrize(
     "case",
-    CASES,
+    # by default half of them, in which everything occurs
+    [
+        pytest.param(c, marks=() if c.through_mlp == c.from_text else pytest.mark.long)
+        for c in CASES
+    ],
     ids=lambda c: (
         f"{c.shape}-{'mlp' if c.through_mlp else 'flat'}-{'text' * c.from_text or 'drawn'}"
     ),

@@ -814,6 +814,7 @@ def test_what_has_no_record_or_no_such_file_is_a_sentence(said, made, runs):
         assert sentence in text
 
 
+@pytest.mark.long
 def test_a_demo_is_verified_without_a_file(said, tmp_path, monkeypatch):
     from minprefix import demo
 

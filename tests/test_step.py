@@ -144,6 +144,7 @@ def is_gradient(record):
     return record.direction == "backward" and last not in STEPS and there
 
 
+@pytest.mark.long
 def test_a_central_difference_agrees_at_an_entry_of_every_gradient(small, whole):
     rng = np.random.default_rng(0)
     differences = Differences(*small, need="all")
