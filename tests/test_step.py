@@ -279,6 +279,7 @@ def shown(said):
     return re.findall(r"^(?:\(step\) )?> (\S+) \(.*\) \w+   \w", said, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_script_walks_the_whole_forward_and_backward_and_fd_agrees_at_50_entries(session):
     model = GPT2.load("tiny")
     prefix = Prefix.normal(model.config, 3, seed=0)
