@@ -28,6 +28,8 @@ FILES = (WHOLE, VOCAB, MERGES, CONFIG, NAMES, ADDED)
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: those that GPT2Tokenizer has without being told
 END = "<|endoftext|>"
+#: ids of a vocabulary with gaps; no GPT-2 has as many tokens
+MOST = 2**20
 #: classes that take tokenizer.json as it is, where GPT2Tokenizer sets a few things anew
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: a tokenizer has to encode and decode this, or it would fail in the middle of the work
@@ -412,6 +414,12 @@ def _placed(tokenizer: "Tokenizer", gaps: dict[str, int], where: Path) -> "Token
     the vocabulary holds it, from which no merge can make it."""
     from tokenizers import Tokenizer
 
+    largest = max([*tokenizer.get_vocab().values(), *gaps.values()])
+    if largest >= MOST:  # the library would count through all ids below it
+        raise InputError(
+            f"{where}: a token has id {largest}, and others below it are missing: expected ids "
+            f"below {MOST}; the file is damaged, fetch it again"
+        )
     raw = json.loads(tokenizer.to_str())
     if not isinstance(raw["model"]["vocab"], dict):
         raise InputError(

@@ -238,6 +238,16 @@ def test_a_token_keeps_the_id_that_its_file_gives_where_that_leaves_a_gap(tmp_pa
         assert again.encode(text) == model.encode(text) == ids(theirs, text)
 
 
+@pytest.mark.parametrize("i", [2**20, 2**32 - 2])
+def test_an_id_that_leaves_an_absurd_gap_is_a_sentence_and_takes_no_memory(tmp_path, i):
+    folder = write(tmp_path, {})
+    vocab = json.loads((folder / "vocab.json").read_text())
+    vocab.pop("<|endoftext|>")
+    (folder / "vocab.json").write_text(json.dumps(vocab | {"Hello": i}))
+    with pytest.raises(InputError, match=rf"has id {i + 1}, .* expected ids below 1048576"):
+        read_tokenizer(folder)
+
+
 def test_a_special_token_without_an_id_follows_the_last_one(tmp_path):
     files = {"added_tokens": {"[SEP]": N + 3}, "special_tokens_map": {"pad_token": "<pad>"}}
     assert ids(read_tokenizer(write(tmp_path, files)), "[SEP]<pad>") == [N + 3, N + 4]

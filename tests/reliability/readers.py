@@ -458,7 +458,11 @@ def right_data(folder: Path, loaded: tuple[list[pairs.Pair], str]) -> None:
     lines = text.count("\n") + 1
     assert all(1 <= int(p.where.rpartition(" ")[2]) <= lines for p in found)
     if path.suffix == ".csv":
-        lines_of = csv.reader(io.StringIO(text, newline=""))
+        before = csv.field_size_limit(len(text) + 1)  # the process's: the reader sets its own
+        try:
+            lines_of = list(csv.reader(io.StringIO(text, newline="")))
+        finally:
+            csv.field_size_limit(before)
         header, *rows = [row for row in lines_of if "".join(row).strip()]  # without text: no row
         names = ("source", "target") if {"source", "target"} <= set(header) else ("mr", "ref")
         a, b = map(header.index, names)
