@@ -110,7 +110,7 @@ class Batch:
         )
 
     def _repr_html_(self) -> str:
-        from minprefix import notebook
+        from minprefix.show import notebook
 
         return notebook.batch(self)
 

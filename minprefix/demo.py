@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minprefix import files
-from minprefix.artifact import save_prefix
 from minprefix.batch import Batch
 from minprefix.data import world
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs
@@ -20,6 +18,8 @@ from minprefix.model import GPT2, loss
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
+from minprefix.storage import files
+from minprefix.storage.artifact import save_prefix
 from minprefix.train import RUN_FILES, Settings, check_trainable, refuse_taken, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2

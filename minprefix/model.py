@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from minprefix import files
 from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError, Note, counted, note
@@ -30,6 +29,7 @@ from minprefix.gpt2 import (
 )
 from minprefix.ops.contract import Array, Ops
 from minprefix.prefix import Prefix
+from minprefix.storage import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,9 +62,9 @@ class GPT2:
         Without a name it is the model that ships, whatever the folders here are called.
 
         `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
-        InputError for everything that can be wrong with it (see `minprefix.checkpoint`).
+        InputError for everything that can be wrong with it (see `minprefix.storage.checkpoint`).
         """
-        from minprefix.checkpoint import load_model  # it imports this module
+        from minprefix.storage.checkpoint import load_model  # it imports this module
 
         found = load_model(name, dtype=dtype, revision=revision)
         # of the class that was asked: a subclass, or a copy of this one with a bug in it
@@ -75,7 +75,7 @@ class GPT2:
     def save(self, directory: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load`
         reads."""
-        from minprefix.checkpoint import save_model
+        from minprefix.storage.checkpoint import save_model
 
         save_model(self, directory)
 
@@ -140,7 +140,7 @@ class GPT2:
         )
 
     def _repr_html_(self) -> str:
-        from minprefix import notebook
+        from minprefix.show import notebook
 
         return notebook.model(self)
 
@@ -230,7 +230,7 @@ class GPT2:
         self, tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
     ) -> None:
         """Each character once, with how many of those that are named were lost."""
-        from minprefix.tokenizer import lost, says_all
+        from minprefix.storage.tokenizer import lost, says_all
 
         if self._lost is None or self._lost[0] is not tokenizer:
             self._lost = (tokenizer, None if says_all(tokenizer) else set())

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minprefix.checkpoint import TINY
 from minprefix.data.pairs import COLUMNS, Encoded, Pair, Template, encode_pairs, read_pairs
 from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
+from minprefix.storage.checkpoint import TINY
 from minprefix.train import Settings
 
 PROBE = 32  # pairs, on which the frozen model and the trained prefix are compared

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minprefix import files
 from minprefix.errors import InputError, counted
 from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
+from minprefix.storage import files
 
 if TYPE_CHECKING:
     from minprefix.gpt2 import Config
@@ -214,16 +214,16 @@ class Prefix:
         )
 
     def _repr_html_(self) -> str:
-        from minprefix import notebook
+        from minprefix.show import notebook
 
         return notebook.prefix(self)
 
     # ---- on disk ----
 
     def save(self, directory: str | Path, model: "GPT2 | None" = None) -> None:
-        """Write a PEFT directory (see `minprefix.artifact`); with `model`, record the base it
-        belongs to."""
-        from minprefix.artifact import save_prefix
+        """Write a PEFT directory (see `minprefix.storage.artifact`); with `model`, record its
+        base."""
+        from minprefix.storage.artifact import save_prefix
 
         save_prefix(self, directory, model)
 
@@ -231,7 +231,7 @@ class Prefix:
     def load(directory: str | Path, model: "GPT2 | None" = None) -> "Prefix":
         """Read a directory that `save` or PEFT wrote; with `model`, refuse one trained on another
         base."""
-        from minprefix.artifact import load_prefix
+        from minprefix.storage.artifact import load_prefix
 
         return load_prefix(directory, model)
 
@@ -344,7 +344,7 @@ class MLPPrefix(Prefix):
     @staticmethod
     def load(directory: str | Path, model: "GPT2 | None" = None) -> "MLPPrefix":
         """The MLP that was kept beside a saved prefix, to train it further."""
-        from minprefix.artifact import load_mlp
+        from minprefix.storage.artifact import load_mlp
 
         return load_mlp(directory, model)
 

@@ -23,7 +23,6 @@ from typing import Any, cast
 import numpy as np
 from tqdm import tqdm
 
-from minprefix import files
 from minprefix.batch import Batch
 from minprefix.budget import out_of_memory
 from minprefix.data.pairs import Encoded
@@ -32,8 +31,9 @@ from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
 from minprefix.ops import BACKENDS, Ops, get, memory, to
 from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
-from minprefix.plots.training import loss_picture
 from minprefix.prefix import Prefix, dropout_mask
+from minprefix.show.training import loss_picture
+from minprefix.storage import files
 
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 #: what says that a folder holds a run

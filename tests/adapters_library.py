@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 from minprefix import GPT2, Batch, Config, Prefix  # noqa: E402
 from minprefix.generate import Decoding, generate_ids  # noqa: E402
-from minprefix.prefixes.adapters import CONVERT, load_adapters, save_adapters  # noqa: E402
+from minprefix.storage.adapters import CONVERT, load_adapters, save_adapters  # noqa: E402
 
 LIMIT = 1e-5  # on logits, in float32
 SHAPES = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minprefix import InputError, Prefix
-from minprefix.prefixes.adapters import (
+from minprefix.storage.adapters import (
     CONFIG,
     HEAD,
     PICKLE,

@@ -19,9 +19,15 @@ from safetensors.torch import save_file as save_torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
 from minprefix import GPT2, Config, InputError, Prefix
-from minprefix.artifact import SCHEMA, load_mlp, load_prefix, save_prefix, tokenizer_fingerprint
 from minprefix.prefix import MLPPrefix
 from minprefix.prefixes.verify import verify
+from minprefix.storage.artifact import (
+    SCHEMA,
+    load_mlp,
+    load_prefix,
+    save_prefix,
+    tokenizer_fingerprint,
+)
 from tests.conftest import random_model, to_hf
 from tests.test_files import POINTER
 

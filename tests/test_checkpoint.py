@@ -21,9 +21,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from minprefix import GPT2, Batch, Config, InputError, Prefix, checkpoint, hub
+from minprefix import GPT2, Batch, Config, InputError, Prefix
 from minprefix.errors import Note
 from minprefix.prefixes.verify import verify
+from minprefix.storage import checkpoint, hub
 from tests.conftest import SHARED_DATA, hf_logits, random_model, relative_error
 from tests.test_files import POINTER
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
 import minprefix.train
-from minprefix import GPT2, Config, InputError, Prefix, checkpoint, cli, errors, outlook
+from minprefix import GPT2, Config, InputError, Prefix, cli, errors, outlook
 from minprefix.cli import main
 from minprefix.data.pairs import Pair, Template, encode_pairs, read_pairs
 from minprefix.data.world import table_to_text
@@ -26,6 +26,7 @@ from minprefix.evaluate import mean_loss
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefix import MLPPrefix
+from minprefix.storage import checkpoint
 from minprefix.train import Settings
 from tests.conftest import random_model
 
@@ -289,8 +290,8 @@ def test_importing_the_package_and_building_the_parser_wait_for_nothing_heavy():
     slow = {
         "matplotlib", "tokenizers", "huggingface_hub", "safetensors", "tqdm", "hypothesis",
         "sacrebleu", "threadpoolctl", "multiprocessing", "torch", "minprefix.conformance",
-        "minprefix.train", "minprefix.checkpoint", "minprefix.artifact", "minprefix.evaluate",
-        "minprefix.demo", "minprefix.data",
+        "minprefix.train", "minprefix.storage.checkpoint", "minprefix.storage.artifact",
+        "minprefix.evaluate", "minprefix.demo", "minprefix.data",
     }  # fmt: skip
     for code in ("import minprefix", "from minprefix import cli; cli._parser()"):
         assert not slow & loaded_by(code)
@@ -585,7 +586,7 @@ def whole(model_dir, tmp_path_factory):
         ("minprefix.outlook.loss", AFTER),
         ("minprefix.prefixes.verify.mean_loss", AFTER),
         ("minprefix.prefixes.verify.predict", AFTER),
-        ("minprefix.artifact.files.write_together", AFTER),
+        ("minprefix.storage.artifact.files.write_together", AFTER),
     ],
 )
 def test_ctrl_c_says_how_to_go_on_wherever_it_comes(

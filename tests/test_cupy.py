@@ -513,8 +513,8 @@ def test_without_cupy_it_says_what_to_install(monkeypatch):
 
 
 def test_nothing_imports_cupy_unasked():
-
-    code = "import sys, minprefix, minprefix.train, minprefix.cli; assert 'cupy' not in sys.modules"
+    imports = "import sys, minprefix, minprefix.train, minprefix.cli"
+    code = f"{imports}; assert 'cupy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

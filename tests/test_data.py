@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import Config, InputError
-from minprefix.checkpoint import read_tokenizer
 from minprefix.data import world
 from minprefix.data.pairs import (
     Encoded,
@@ -27,6 +26,7 @@ from minprefix.data.pairs import (
     group_references,
     read_pairs,
 )
+from minprefix.storage.checkpoint import read_tokenizer
 from tests.conftest import random_model
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minprefix import InputError, files
+from minprefix import InputError
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
+from minprefix.storage import files
 from tests.reliability import saves
 from tests.reliability.calls import CALLS, struck
 
@@ -112,7 +113,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from minprefix import InputError, files
+from minprefix import InputError
+from minprefix.storage import files
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the kernel answers EFBIG instead
@@ -143,7 +145,7 @@ def test_a_write_that_the_kernel_cuts_short_leaves_the_old_file_whole(old):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minprefix import files
+from minprefix.storage import files
 name, after = sys.argv[2], sys.argv[3] == "after"
 real = getattr(os, name)
 def kill(*a):
@@ -228,7 +230,7 @@ def in_thread(work):
 HOLD = """
 import sys
 from pathlib import Path
-from minprefix import files
+from minprefix.storage import files
 with files.only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
@@ -271,7 +273,8 @@ def test_a_folder_that_another_thread_writes_into_is_refused_and_the_same_thread
 FORK = """
 import os, sys
 from pathlib import Path
-from minprefix import InputError, files
+from minprefix import InputError
+from minprefix.storage import files
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 folder = Path(sys.argv[1])
@@ -362,7 +365,8 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(old, tmp_path):
 WRITE_IN_A_LOOP = """
 import sys
 from pathlib import Path
-from minprefix import InputError, files
+from minprefix import InputError
+from minprefix.storage import files
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 path, me, told, wrote = Path(sys.argv[1]), sys.argv[2].encode(), 0, 0
@@ -655,7 +659,8 @@ def test_a_kill_while_force_forgets_a_save_makes_no_mixture_of_it(tmp_path, monk
 SAVE_IN_A_LOOP = """
 import sys
 from pathlib import Path
-from minprefix import InputError, files
+from minprefix import InputError
+from minprefix.storage import files
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 from tests.reliability import saves

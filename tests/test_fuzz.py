@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minprefix import GPT2, InputError, files
-from minprefix.checkpoint import read_tokenizer
+from minprefix import GPT2, InputError
 from minprefix.data.pairs import fingerprint, read_pairs
+from minprefix.storage import files
+from minprefix.storage.checkpoint import read_tokenizer
 from minprefix.train import LOG, STATE, Log
 from tests.reliability import damage, readers
 from tests.reliability.fuzz import BASE, Tally, Worker, bounded, fuzz

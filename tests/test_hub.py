@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from minprefix import GPT2, Batch, Config, checkpoint
+from minprefix import GPT2, Batch, Config
+from minprefix.storage import checkpoint
 from tests.conftest import random_model
 
 pytestmark = pytest.mark.long
@@ -194,7 +195,8 @@ LOAD = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from minprefix import GPT2, Batch, InputError, hub
+from minprefix import GPT2, Batch, InputError
+from minprefix.storage import hub
 names, at_once, before = json.loads(sys.argv[1])
 hub.PAUSE = 0.01
 exec(before)

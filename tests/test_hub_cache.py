@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from minprefix import GPT2, InputError, checkpoint, hub
+from minprefix import GPT2, InputError
+from minprefix.storage import checkpoint, hub
 from tests.conftest import random_model
 from tests.test_checkpoint import CONFIG
 

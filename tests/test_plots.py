@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix
-from minprefix.artifact import save_prefix
 from minprefix.cli import main
+from minprefix.cli.plot import PLOTS
 from minprefix.data.pairs import Encoded
-from minprefix.plots import attention, drawing, training
-from minprefix.plots.command import PLOTS
+from minprefix.show import attention, drawing, training
+from minprefix.storage.artifact import save_prefix
 from minprefix.trace import trace
 from minprefix.train import Settings, train
 from tests.conftest import random_model

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, ops
-from minprefix.artifact import FILES, save_prefix
 from minprefix.cli import main
 from minprefix.gpt2 import forward
 from minprefix.model import prepare
@@ -27,6 +26,7 @@ from minprefix.prefixes.combine import (
 from minprefix.prefixes.compare import differences, distances
 from minprefix.prefixes.export import to_peft
 from minprefix.prefixes.verify import verify
+from minprefix.storage.artifact import FILES, save_prefix
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]

@@ -9,12 +9,12 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Config, InputError, Prefix
-from minprefix.artifact import save_prefix
 from minprefix.cli import main
+from minprefix.cli.prefixes import named
 from minprefix.data.pairs import Template
 from minprefix.data.requests import read_requests
 from minprefix.generate import Decoding, generate_ids
-from minprefix.prefixes.command import named
+from minprefix.storage.artifact import save_prefix
 from tests.conftest import random_model
 
 WORDS = ["name", "food", "type", "area", "pub", "Thai", "cheap", "hills", "A", "serves", "the"]
@@ -379,7 +379,7 @@ def test_answers_go_into_a_file_that_was_not_there(ask, capsys, model_dir, prefi
 def test_a_small_budget_changes_nothing_and_no_prefix_is_read_for_every_line(
     ask, prefixes, monkeypatch
 ):
-    from minprefix import artifact
+    from minprefix.storage import artifact
 
     requests = drawn(40)
     roomy = ask(requests, "--store", prefixes, "--max-new-tokens", 3)

@@ -19,16 +19,16 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, loss_and_grad
-from minprefix.artifact import save_prefix
 from minprefix.cli import _parser, main
+from minprefix.cli.step import SLOTS
 from minprefix.ops import reference
+from minprefix.storage.artifact import save_prefix
 from minprefix.trace import Trace, trace
 from minprefix.trace.fd import Differences
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import source_of
 from minprefix.trace.laws import laws
 from minprefix.trace.mirror import model_line
-from minprefix.trace.step import SLOTS
 from minprefix.trace.stepper import Stepper
 from minprefix.trace.tracer import Tracer
 from tests.conftest import random_model

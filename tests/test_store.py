@@ -13,10 +13,11 @@ import weakref
 import numpy as np
 import pytest
 
-from minprefix import GPT2, Config, InputError, Prefix, artifact, files
+from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefixes.store import PrefixStore
+from minprefix.storage import artifact, files
 from tests.conftest import random_model
 
 CONFIG = Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, eos_token_id=0)

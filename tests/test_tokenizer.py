@@ -19,12 +19,12 @@ from tokenizers import (
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, InputError, Prefix, generate
-from minprefix.artifact import load_prefix, tokenizer_fingerprint
 from minprefix.cli import main
 from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.errors import Note
 from minprefix.prefixes.verify import verify
-from minprefix.tokenizer import CONFIG, NAMES, read_tokenizer
+from minprefix.storage.artifact import load_prefix, tokenizer_fingerprint
+from minprefix.storage.tokenizer import CONFIG, NAMES, read_tokenizer
 from minprefix.trace import view
 from tests.conftest import random_model
 

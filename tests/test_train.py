@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import minprefix.train as loop
-from minprefix import Batch, InputError, Prefix, files, loss, loss_and_grad
-from minprefix.artifact import save_prefix
+from minprefix import Batch, InputError, Prefix, loss, loss_and_grad
 from minprefix.data.pairs import Encoded
 from minprefix.evaluate import mean_loss
-from minprefix.files import map_tensors, write_tensors
 from minprefix.optim import learning_rate
 from minprefix.prefix import dropout_mask
+from minprefix.storage import files
+from minprefix.storage.artifact import save_prefix
+from minprefix.storage.files import map_tensors, write_tensors
 from minprefix.train import Settings, batch_gradient, load_state, train
 from tests.conftest import random_model, relative_error
 

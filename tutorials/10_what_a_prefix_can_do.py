@@ -199,7 +199,7 @@ print(f"z is the blend in all {L * NH} heads")
 # %%
 import matplotlib.pyplot as plt
 
-from minprefix.plots.attention import shares
+from minprefix.show.attention import shares
 
 lam_text, lam_drawn = shares(model, ids, text), shares(model, ids, drawn)  # (L, NH, T) each
 newline = examples[0][1] - 1  # the last token of the record's line; the next one is predicted
@@ -265,7 +265,7 @@ assert lam_text[0].mean() > lam_text[2].mean()
 # change? In layer 2 alone: in which? In layer 3, the top, alone?
 
 # %%
-from minprefix.plots.attention import patterns
+from minprefix.show.attention import patterns
 
 no_slots = Prefix.zero(model.config, 0, position_offset=2, dtype="float64")
 

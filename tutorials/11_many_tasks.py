@@ -325,9 +325,9 @@ plt.show()
 # computed again. We write our data as a file, so that it has a fingerprint, and save.
 
 # %%
-from minprefix.artifact import load_prefix, save_prefix
 from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
 from minprefix.prefixes.verify import evaluation, verify
+from minprefix.storage.artifact import load_prefix, save_prefix
 
 data = folder / "descriptions.jsonl"
 data.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
@@ -502,7 +502,7 @@ print(broken.see)
 # back.)
 #
 # ```python
-# from minprefix.plots.attention import shares
+# from minprefix.show.attention import shares
 #
 # twice = Prefix(np.concatenate([describe.kv] * 2, axis=3), position_offset=2)
 # ids = model.encode(prompt)

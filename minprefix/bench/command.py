@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import minprefix
-from minprefix import files, ops
+from minprefix import ops
 from minprefix.bench import agree, gpu, machine, report, work
 from minprefix.bench.run import in_turns, run_all
 from minprefix.bench.summary import Record
 from minprefix.bench.work import Job
 from minprefix.errors import InputError, counted
+from minprefix.storage import files
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
 GPU_SECTIONS = ("train", "decode")

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minprefix import files
 from minprefix.bench import gpu
 from minprefix.bench.summary import (
     EXPLAINED,
@@ -33,6 +32,7 @@ from minprefix.bench.work import (
     TRAIN,
 )
 from minprefix.errors import InputError, counted
+from minprefix.storage import files
 
 SCHEMA = 1
 NONE = "-"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minprefix import __version__, files
+from minprefix import __version__
 from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.errors import counted
+from minprefix.storage import files
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from minprefix import __version__, files
+from minprefix import __version__
 from minprefix.conformance import report, suite, zoo
 from minprefix.conformance.check import Check, Finding, Grade, Result, errors_in_single
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
@@ -42,6 +42,7 @@ from minprefix.conformance.vector_cases import (
 )
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
+from minprefix.storage import files
 
 FORMAT, VERSION = "minprefix-vectors", 1
 INDEX, SCHEMA, OUTPUTS = "index.json", "index.schema.json", "outputs"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minprefix import files
 from minprefix.errors import InputError, counted
 from minprefix.model import GPT2
+from minprefix.storage import files
 
 
 class Pair(NamedTuple):

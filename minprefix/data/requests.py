@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprefix import files
 from minprefix.data.pairs import COLUMNS, TABLES, find_columns, read_table
 from minprefix.errors import InputError
+from minprefix.storage import files
 
 
 class Request(NamedTuple):

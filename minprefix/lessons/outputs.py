@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from minprefix import files
+from minprefix.storage import files
 
 _MOST_TEXT = 100_000  # characters of one output on a page
 _MOST_SVG = 400_000  # bytes of a drawing; above it, its dots are smaller

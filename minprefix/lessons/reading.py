@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from minprefix import files
 from minprefix.errors import InputError
+from minprefix.storage import files
 
 _PACKAGE = Path(__file__).parents[1]
 #: inside the package in a wheel, beside the package's folder in a clone

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minprefix import files
 from minprefix.errors import counted
 from minprefix.lessons.reading import Lesson
+from minprefix.storage import files
 
 _PACKAGE = Path(__file__).parents[1]
 

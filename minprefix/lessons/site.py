@@ -17,12 +17,12 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from minprefix import files
 from minprefix.errors import InputError
 from minprefix.lessons import outputs, reading
 from minprefix.lessons.reading import Lesson
 from minprefix.lessons.running import Run, run_all
 from minprefix.lessons.text import Page, highlighted
+from minprefix.storage import files
 
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from minprefix import files
 from minprefix.lessons.formula import FormulaError, mathml
+from minprefix.storage import files
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

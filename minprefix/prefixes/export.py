@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minprefix import artifact, files
 from minprefix.errors import InputError
 from minprefix.prefix import Prefix, flatten
+from minprefix.storage import artifact, files
 
 #: tried with peft 0.18.1 to 0.21.2; transformers 5.22.2 and 5.23.0 are right
 GENERATE_DROPS_IT = (

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minprefix import artifact, files
 from minprefix.errors import InputError, counted
 from minprefix.generate import Decoding, generate_ids
 from minprefix.model import GPT2
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix
+from minprefix.storage import artifact, files
 
 #: what a prefix may be called: it is a folder's name, and never a way out of the store
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}")

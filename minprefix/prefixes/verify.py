@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minprefix import artifact, files
-from minprefix.checkpoint import load_recorded
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
+from minprefix.storage import artifact, files
+from minprefix.storage.checkpoint import load_recorded
 
 if TYPE_CHECKING:
     from minprefix.prefix import Prefix

@@ -365,7 +365,7 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 def picture(c: Comparison, path: Path) -> None:
     """The error of each tensor in the order in which they arise, as PNG or SVG."""
-    from minprefix.plots.drawing import new_figure, plain, save, set_title
+    from minprefix.show.drawing import new_figure, plain, save, set_title
 
     rows = [r for r in c.rows if not r.inside and not r.argument]
     shown = [r for r in c.rows if r in rows or r.at_fault]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix import files
 from minprefix.errors import InputError, counted
+from minprefix.storage import files
 
 FORMAT = 1
 RECORDS, TENSORS = "trace.json", "trace.safetensors"
@@ -94,7 +94,7 @@ class Record:
         return f"{self.key} {self.shape} {self.value.dtype} {self.summary}"
 
     def _repr_html_(self) -> str:
-        from minprefix import notebook
+        from minprefix.show import notebook
 
         return notebook.record(self)
 
@@ -161,7 +161,7 @@ class Trace:
         )
 
     def _repr_html_(self) -> str:
-        from minprefix import notebook
+        from minprefix.show import notebook
 
         return notebook.trace(self)
 

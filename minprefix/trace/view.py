@@ -540,8 +540,8 @@ def encode(
 def template_of(args: argparse.Namespace, target: str | None) -> "Template | None":
     """That of --template, else of the prefix's training, else, to join a prompt and a target, the
     usual one; none for a prompt alone and for --raw."""
-    from minprefix.artifact import read_about
     from minprefix.data.pairs import Template
+    from minprefix.storage.artifact import read_about
 
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
@@ -555,9 +555,9 @@ def template_of(args: argparse.Namespace, target: str | None) -> "Template | Non
 
 
 def view(args: argparse.Namespace) -> int:
-    from minprefix import files
-    from minprefix.artifact import load_prefix
     from minprefix.model import GPT2
+    from minprefix.storage import files
+    from minprefix.storage.artifact import load_prefix
 
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minprefix import cli, files
+from minprefix import cli
+from minprefix.storage import files
 
 #: calls that change what is on the disk; in this order `before` and `after` each of them is every
 #: state that a kill can leave, but for a write that was cut short: "half"

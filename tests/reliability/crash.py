@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix import files
+from minprefix.storage import files
 from tests.reliability import page
 from tests.reliability.runs import (
     KINDS,

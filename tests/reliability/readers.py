@@ -23,11 +23,11 @@ from tokenizers import (
     trainers,
 )
 
-from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, artifact, train
+from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, train
 from minprefix.data import pairs, requests
 from minprefix.optim import AdamW
-from minprefix.prefixes import adapters
-from minprefix.tokenizer import PROBE
+from minprefix.storage import adapters, artifact
+from minprefix.storage.tokenizer import PROBE
 from minprefix.trace import Trace, trace
 from minprefix.train import Settings, State
 from tests.reliability import damage

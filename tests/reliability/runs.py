@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from minprefix import Config, InputError
-from minprefix.artifact import load_prefix
-from minprefix.files import map_tensors
+from minprefix.storage.artifact import load_prefix
+from minprefix.storage.files import map_tensors
 
 MINPREFIX = [sys.executable, "-m", "minprefix"]
 #: the same, killed at one of its calls: further arguments say which

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from minprefix import files
+from minprefix.storage import files
 from tests.reliability.calls import struck
 
 Content = dict[str, bytes]

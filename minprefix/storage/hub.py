@@ -32,8 +32,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprefix import files, tokenizer
 from minprefix.errors import InputError
+from minprefix.storage import files, tokenizer
 
 WANTED = (
     "config.json",

@@ -12,7 +12,8 @@ from minprefix.errors import InputError, counted
 from minprefix.gpt2 import forward
 from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Array
-from minprefix.plots.drawing import (
+from minprefix.prefix import Prefix
+from minprefix.show.drawing import (
     LABELLED,
     MORE_IS_DARKER,
     headline,
@@ -22,7 +23,6 @@ from minprefix.plots.drawing import (
     save,
     set_title,
 )
-from minprefix.prefix import Prefix
 
 
 def patterns(model: GPT2, ids: Sequence[int], prefix: Prefix | None) -> list[Array]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprefix import console, files
+from minprefix import console
 from minprefix import evaluate as scoring
 from minprefix.data.pairs import (
     Pair,
@@ -20,6 +20,7 @@ from minprefix.data.pairs import (
 )
 from minprefix.errors import InputError, counted, note
 from minprefix.generate import Decoding, no_room, room
+from minprefix.storage import files
 
 if TYPE_CHECKING:
     from minprefix.model import GPT2

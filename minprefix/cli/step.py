@@ -38,8 +38,8 @@ def step(args: argparse.Namespace) -> int:
 
 def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
     """A trained one, or a random one; None for plain GPT-2. Raises InputError."""
-    from minprefix.artifact import load_prefix
     from minprefix.prefix import Prefix
+    from minprefix.storage.artifact import load_prefix
 
     if args.prefix is None and args.prefix_length == 0:
         return None

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from minprefix import __version__, console
 from minprefix.bench.options import add_options as bench_options
+from minprefix.cli.compare import IMPLEMENTATION
+from minprefix.cli.compare import add_command as compare_command
+from minprefix.cli.lessons import add_command as lessons_command
+from minprefix.cli.plot import add_command as plot_command
+from minprefix.cli.prefixes import add_commands as prefix_commands
+from minprefix.cli.step import add_command as step_command
 from minprefix.errors import InputError, Note, counted
-from minprefix.lessons.command import add_command as lessons_command
-from minprefix.plots.command import add_command as plot_command
-from minprefix.prefixes.command import add_commands as prefix_commands
-from minprefix.trace.compare_command import IMPLEMENTATION
-from minprefix.trace.compare_command import add_command as compare_command
-from minprefix.trace.step import add_command as step_command
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Template
@@ -248,10 +248,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace) -> int:
-    from minprefix import files, outlook
-    from minprefix.artifact import save_prefix
+    from minprefix import outlook
     from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
+    from minprefix.storage import files
+    from minprefix.storage.artifact import save_prefix
     from minprefix.train import RUN_FILES, refuse_taken, train
 
     options = _train_options(args)
@@ -469,7 +470,7 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
 def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
     """The prefix of --init-prefix, or with --mlp-hidden its MLP. What else is said of it must be
     so."""
-    from minprefix.artifact import MLP, load_mlp, load_prefix
+    from minprefix.storage.artifact import MLP, load_mlp, load_prefix
 
     hidden, place = options["mlp_hidden"], options["init_prefix"]
     prefix = (load_prefix if hidden is None else load_mlp)(place, model)
@@ -497,7 +498,7 @@ def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
 
 
 def _check(args: argparse.Namespace) -> int:
-    from minprefix.conformance.command import check
+    from minprefix.cli.check import check
 
     return check(args)
 
@@ -544,10 +545,10 @@ def _set_matmul(backend: str, matmul: str) -> None:
 def _load(args: argparse.Namespace, place: Path | None) -> "tuple[GPT2, Prefix | None, Template]":
     """The model, its prefix, and the template: --template, else the prefix's own, else the
     default."""
-    from minprefix.artifact import load_prefix, read_about
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
     from minprefix.ops import BACKENDS
+    from minprefix.storage.artifact import load_prefix, read_about
 
     args.backend = _resolved(args.backend)
     _set_matmul(args.backend, args.matmul)
@@ -577,8 +578,8 @@ def _decoding(args: argparse.Namespace) -> "Decoding":
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from minprefix.cli.prefixes import named
     from minprefix.generate import generate_ids, no_room, room
-    from minprefix.prefixes.command import named
 
     if args.data is not None:
         return _generate_many(args)
@@ -614,7 +615,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _generate_many(args: argparse.Namespace) -> int:
-    from minprefix.prefixes.command import generate_many
+    from minprefix.cli.prefixes import generate_many
 
     if args.prompt:
         raise InputError("--prompt is one request and --data are many: give one of them")
@@ -626,7 +627,7 @@ def _generate_many(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from minprefix.evaluate_command import MARKS, evaluate
+    from minprefix.cli.evaluate import MARKS, evaluate
     from minprefix.train import refuse_taken
 
     for name in ("limit", "batch_size"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _attention(args: argparse.Namespace) -> str | None:
-    from minprefix.plots.attention import shares, shares_picture
+    from minprefix.show.attention import shares, shares_picture
 
     if args.prefix is None:
         raise InputError(
@@ -33,7 +33,7 @@ def _attention(args: argparse.Namespace) -> str | None:
 
 
 def _pattern(args: argparse.Namespace) -> str | None:
-    from minprefix.plots.attention import check_place, patterns, patterns_picture
+    from minprefix.show.attention import check_place, patterns, patterns_picture
 
     model, prefix, ids = _sequence(args)
     check_place(model, args.layer, args.head)
@@ -47,9 +47,9 @@ def _pattern(args: argparse.Namespace) -> str | None:
 
 def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int]]":
     """The model, the prefix if one was named, and the tokens of the prompt."""
-    from minprefix.artifact import load_prefix, read_about
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
+    from minprefix.storage.artifact import load_prefix, read_about
 
     model = GPT2.load(args.model, revision=args.revision)
     prefix, prompt = None, args.prompt
@@ -70,25 +70,25 @@ def _name(args: argparse.Namespace, model: "GPT2") -> str:
 
 
 def _gradients(args: argparse.Namespace) -> str | None:
-    from minprefix.plots.training import gradients_picture, read_run
+    from minprefix.show.training import gradients_picture, read_run
 
     return gradients_picture(args.out, read_run(args.run_folder))
 
 
 def _distance(args: argparse.Namespace) -> str | None:
-    from minprefix.plots.training import distance_picture, read_run
+    from minprefix.show.training import distance_picture, read_run
 
     return distance_picture(args.out, read_run(args.run_folder))
 
 
 def _loss(args: argparse.Namespace) -> str | None:
-    from minprefix.plots.training import losses_picture, read_run
+    from minprefix.show.training import losses_picture, read_run
 
     return losses_picture(args.out, [read_run(folder) for folder in args.run_folders])
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from minprefix.plots.drawing import check_ending
+    from minprefix.show.drawing import check_ending
 
     check_ending(args.out)
     said = args.draw(args)

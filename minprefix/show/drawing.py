@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minprefix import files
 from minprefix.errors import InputError
+from minprefix.storage import files
 
 ENDINGS = (".png", ".svg")
 MORE_IS_DARKER = "Blues"

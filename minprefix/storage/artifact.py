@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix import files
 from minprefix.errors import InputError, note
 from minprefix.model import GPT2
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
-from minprefix.prefixes.adapters import is_adapters
-from minprefix.tokenizer import END, read_as_before
+from minprefix.storage import files
+from minprefix.storage.adapters import is_adapters
+from minprefix.storage.tokenizer import END, read_as_before
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

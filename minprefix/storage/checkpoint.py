@@ -1,5 +1,5 @@
 """Reading and writing GPT-2 in Hugging Face's layout: config.json, safetensors, and the tokenizer
-(`minprefix.tokenizer`); a folder or a hub name.
+(`minprefix.storage.tokenizer`); a folder or a hub name.
 
 A value that would change the arithmetic and is not implemented is refused by name. Nothing is ever
 unpickled.
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix import files, hub
 from minprefix.errors import InputError, counted, note
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2
-from minprefix.tokenizer import end_token, read_tokenizer, write_tokenizer
+from minprefix.storage import files, hub
+from minprefix.storage.tokenizer import end_token, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 #: the model that ships: beside the package in a wheel, beside the package's folder in a clone
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 TINY = next(
     (p for p in (_HERE / "weights/tiny", _HERE.parent / "weights/tiny") if p.exists()), None
 )

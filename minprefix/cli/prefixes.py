@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from minprefix.artifact import FILES
-    from minprefix.files import SAVING
+    from minprefix.storage.artifact import FILES
+    from minprefix.storage.files import SAVING
 
     path = Path(args.path)
     if any((path / name).exists() for name in (*FILES, SAVING)):
@@ -42,10 +42,10 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def _inspect_model(name: str) -> None:
-    from minprefix import files
-    from minprefix.artifact import tokenizer_fingerprint
-    from minprefix.checkpoint import find
     from minprefix.model import GPT2
+    from minprefix.storage import files
+    from minprefix.storage.artifact import tokenizer_fingerprint
+    from minprefix.storage.checkpoint import find
 
     folder = find(name)
     model = GPT2.load(folder)
@@ -68,7 +68,7 @@ def _inspect_model(name: str) -> None:
 
 
 def _inspect_prefix(path: Path) -> None:
-    from minprefix.artifact import load_with_about, why_not_peft
+    from minprefix.storage.artifact import load_with_about, why_not_peft
 
     prefix, about = load_with_about(path)
     _say("prefix", prefix)
@@ -149,8 +149,8 @@ def _plain(text: str) -> str:
 
 
 def diff(args: argparse.Namespace) -> int:
-    from minprefix.artifact import load_with_about
     from minprefix.prefixes.compare import differences, distances
+    from minprefix.storage.artifact import load_with_about
 
     (a, about_a), (b, about_b) = (load_with_about(path) for path in (args.a, args.b))
     print(f"A  {args.a}: {a}\nB  {args.b}: {b}\n")
@@ -223,9 +223,9 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from minprefix.artifact import load_with_about
-    from minprefix.prefixes import adapters
     from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
+    from minprefix.storage import adapters
+    from minprefix.storage.artifact import load_with_about
     from minprefix.train import refuse_taken
 
     refuse_taken(args.out, args.force)
@@ -250,9 +250,9 @@ def export(args: argparse.Namespace) -> int:
 
 
 def bring(args: argparse.Namespace) -> int:
-    from minprefix.artifact import ABOUT, load_prefix, save_prefix
     from minprefix.model import GPT2
-    from minprefix.prefixes import adapters
+    from minprefix.storage import adapters
+    from minprefix.storage.artifact import ABOUT, load_prefix, save_prefix
     from minprefix.train import refuse_taken
 
     refuse_taken(args.out, args.force)
@@ -335,9 +335,9 @@ def _of(
 ) -> "tuple[list[Prefix], list[dict[str, Any]], GPT2]":
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records, at the revision that it records. Raises InputError for a prefix of another."""
-    from minprefix.artifact import load_prefix, load_with_about, tokenizer_fingerprint
-    from minprefix.checkpoint import load_recorded
     from minprefix.model import GPT2
+    from minprefix.storage.artifact import load_prefix, load_with_about, tokenizer_fingerprint
+    from minprefix.storage.checkpoint import load_recorded
 
     records = []
     for path in paths:
@@ -373,7 +373,7 @@ def _save_made(
     how: dict[str, Any],
     model: "GPT2",
 ) -> None:
-    from minprefix.artifact import save_prefix
+    from minprefix.storage.artifact import save_prefix
 
     paths = getattr(args, "paths", None) or [args.path]
     templates = {(r["training"] or {}).get("template") for r in records}
@@ -403,8 +403,8 @@ def _save_made(
 def _remove_rest(args: argparse.Namespace) -> None:
     """The new prefix has taken the place of the old one; what else the run there left, its log and
     its scores, is of the old one."""
-    from minprefix import files
-    from minprefix.artifact import FILES
+    from minprefix.storage import files
+    from minprefix.storage.artifact import FILES
     from minprefix.train import RUN_FILES
 
     if args.force:
@@ -435,9 +435,9 @@ def named(texts: Sequence[str]) -> dict[str | None, Path]:
 def generate_many(args: argparse.Namespace, model: "GPT2", decoding: "Decoding") -> int:
     """Answer every line of --data with the prefix that it names; `decoding`: what the options say,
     --max-new-tokens aside where there is no room for the default."""
-    from minprefix import files
     from minprefix.data.requests import read_requests
     from minprefix.prefixes.store import PrefixStore
+    from minprefix.storage import files
 
     places = named(args.prefix or [])
     if args.store is not None and places:
@@ -492,8 +492,8 @@ def _of_prefixes(
 ) -> "tuple[dict[str | None, Template | None], dict[str | None, int]]":
     """Of every prefix that the requests name, its template, where None is the prompt as it is, and
     the position of the first token. Each is read once, before the first request is answered."""
-    from minprefix.artifact import read_about
     from minprefix.data.pairs import Template
+    from minprefix.storage.artifact import read_about
 
     for request in requests:
         if request.prefix is not None and request.prefix not in store:

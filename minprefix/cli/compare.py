@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """-> 0 if they agree, 1 if not. Raises InputError for what cannot be compared."""
     from tqdm import tqdm
 
-    from minprefix import files
-    from minprefix.plots.drawing import check_ending
+    from minprefix.show.drawing import check_ending
+    from minprefix.storage import files
     from minprefix.trace import compare as comparing
     from minprefix.trace.record import Trace
     from minprefix.trace.sides import compare_implementations, problems

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minprefix import files
 from minprefix.errors import InputError, note
+from minprefix.storage import files
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

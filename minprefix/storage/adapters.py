@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from minprefix import files
 from minprefix.errors import InputError, counted
 from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
+from minprefix.storage import files
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
 PICKLE = "pytorch_adapter.bin"

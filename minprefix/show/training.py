@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix import files
 from minprefix.errors import InputError
-from minprefix.plots.drawing import (
+from minprefix.show.drawing import (
     COLOURS,
     DASHES,
     MARKS,
@@ -21,6 +20,7 @@ from minprefix.plots.drawing import (
     save,
     set_title,
 )
+from minprefix.storage import files
 
 
 def loss_picture(

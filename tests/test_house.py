@@ -1,0 +1,140 @@
+"""The house's own rules: imports point down, modules and functions stay short, and the taught code
+needs NumPy alone."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import minprefix
+
+PACKAGE = Path(minprefix.__file__).parent
+
+#: An import points to its own floor or to one below, inside functions, too. A name stands for the
+#: module, or for every module of that package.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "console"),
+    ("ops",),
+    ("gpt2", "batch", "optim", "budget"),
+    ("storage",),
+    ("data",),
+    ("prefix",),
+    ("model",),
+    ("generate", "evaluate", "train"),
+    ("",),  # what `import minprefix` gives
+    ("methods", "prefixes", "runs", "demo", "outlook"),
+    ("show", "conformance", "trace", "lessons", "bench"),
+    ("cli", "__main__"),
+)
+
+#: who may import what nevertheless
+EXCEPTIONS: dict[str, set[str]] = {
+    # `_repr_html_`: an object draws itself in a notebook
+    "batch": {"show.notebook"},
+    "prefix": {"show.notebook"},
+    "model": {"show.notebook"},
+    # to be opened
+    "budget": {"model"},
+    "data.pairs": {"model"},
+    "storage.adapters": {"prefix"},
+    "storage.artifact": {"prefix", "model"},
+    "storage.checkpoint": {"model"},
+    "train": {"show.training"},
+}
+
+#: modules that import each other: to be opened
+CIRCLES: list[list[str]] = [
+    ["conformance.bugs", "conformance.bugs.attention", "conformance.bugs.loss",
+     "conformance.bugs.model", "conformance.bugs.rows", "conformance.bugs.training",
+     "conformance.zoo"],
+    ["demo", "prefixes.verify"],
+]  # fmt: skip
+
+
+def _modules() -> dict[str, Path]:
+    """ "ops.numpy_ops" -> its file."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    names["__main__"] = PACKAGE / "__main__.py"
+    return names
+
+
+MODULES = _modules()
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """The names of all that is imported when it runs: for the type checker alone does not count."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for part in node.orelse:
+                yield from _imports(ast.Module([part], []))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "an import by dots"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from _imports(node)
+
+
+def _graph() -> dict[str, set[str]]:
+    """module -> the modules of the package that it imports."""
+    return {
+        name: {
+            _module(what.removeprefix("minprefix").removeprefix("."))
+            for what in _imports(ast.parse(path.read_text(encoding="utf-8")))
+            if f"{what}.".startswith("minprefix.")
+        }
+        - {name}
+        for name, path in MODULES.items()
+    }
+
+
+def _module(name: str) -> str:
+    """ "ops.get" is a name of the module "ops"."""
+    return name if name in MODULES else name.rpartition(".")[0]
+
+
+def _floor(module: str) -> int:
+    for height, names in enumerate(FLOORS):
+        if module in names or module.partition(".")[0] in names:
+            return height
+    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, by way of others, too."""
+    reach = {name: _reached(graph, name) for name in graph}
+    circles = {tuple(sorted(o for o in reach[n] if n in reach[o])) for n in graph if n in reach[n]}
+    return sorted(map(list, circles))
+
+
+def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    todo = list(graph[start])
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += graph.get(name, ())
+    return seen
+
+
+def test_an_import_points_down():
+    up = {
+        name: {o for o in others if _floor(o) > _floor(name)} for name, others in _graph().items()
+    }
+    assert {name: others for name, others in up.items() if others} == EXCEPTIONS
+
+
+def test_no_modules_import_each_other():
+    graph = _graph()
+    free = {name: others - EXCEPTIONS.get(name, set()) for name, others in graph.items()}
+    assert _circles(free) == CIRCLES
+
+
+def test_a_circle_and_an_import_inside_a_function_are_seen():
+    tree = ast.parse("def f():\n    import a\nif TYPE_CHECKING:\n    import b\nelse:\n    import c")
+    assert list(_imports(tree)) == ["a", "c"]
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
