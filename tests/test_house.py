@@ -43,11 +43,8 @@ EXCEPTIONS: dict[str, set[str]] = {
 
 #: modules that import each other: to be opened
 CIRCLES: list[list[str]] = [
-    ["conformance.bugs", "conformance.bugs.attention", "conformance.bugs.loss",
-     "conformance.bugs.model", "conformance.bugs.rows", "conformance.bugs.training",
-     "conformance.zoo"],
     ["demo", "prefixes.verify"],
-]  # fmt: skip
+]
 
 
 def _modules() -> dict[str, Path]:

@@ -21,11 +21,11 @@ import hypothesis
 from tqdm import tqdm
 
 from minprefix import console
+from minprefix.conformance.bug import Bug
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.suite import all_checks
 from minprefix.conformance.zoo import (
     FINGERPRINTS,
-    Bug,
     affects,
     alike,
     all_bugs,

@@ -8,13 +8,14 @@ import math
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minprefix.conformance.bug import Bug
+from minprefix.conformance.bugs import BUGS
 from minprefix.conformance.check import PRECISION, Check, Grade
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
@@ -37,38 +38,8 @@ MODULES = (
 ONLY_TRAINING = ("optim", "train", "conformance.house")
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A mistake.
-
-    `module`: where it is planted ("ops.reference"); `change`: pairs of a text that stands there
-    exactly once, and what it becomes. `truth`: the op (or `model`, `decoding`, `training`) and the
-    tensor that is the first to be wrong because of it. `see`: what you would see; `lesson`: why;
-    `source`: who made it.
-    """
-
-    name: str
-    kind: str  # maths, plumbing, training
-    module: str
-    change: tuple[tuple[str, str], ...]
-    truth: tuple[str, str]
-    see: str
-    lesson: str
-    source: str = ""
-
-    def diff(self) -> str:
-        """The change as lines with - and +."""
-        lines = []
-        for old, new in self.change:
-            lines += [f"-{line}" for line in old.splitlines()]
-            lines += [f"+{line}" for line in new.splitlines()]
-        return "\n".join(lines)
-
-
 def all_bugs() -> Mapping[str, Bug]:
     """Name -> bug."""
-    from minprefix.conformance.bugs import BUGS
-
     return BUGS
 
 

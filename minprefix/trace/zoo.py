@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from minprefix import console
+from minprefix.conformance.bug import Bug
 from minprefix.conformance.contract import FUNCTIONS, TENSORS
-from minprefix.conformance.zoo import Bug, all_bugs, changed_source, plant
+from minprefix.conformance.zoo import all_bugs, changed_source, plant
 from minprefix.trace.compare import Comparison, compare
 from minprefix.trace.record import Trace
 from minprefix.trace.sides import HOUSE, Problem, problems, trace_ops

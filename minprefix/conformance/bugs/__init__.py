@@ -1,8 +1,8 @@
 """The bugs of the zoo, in the order in which their numbers arise: the ops as in the contract, then
 the model, decoding and training."""
 
+from minprefix.conformance.bug import Bug
 from minprefix.conformance.bugs import attention, loss, model, rows, training
-from minprefix.conformance.zoo import Bug
 
 _ALL = (
     *rows.BUGS,

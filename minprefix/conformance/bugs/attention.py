@@ -1,7 +1,7 @@
 """Bugs of attention: scores and scale, the mask, the softmax, where the prefix goes, the way back,
 and what is shared that should not be."""
 
-from minprefix.conformance.zoo import Bug
+from minprefix.conformance.bug import Bug
 
 _SCORES = "scores = q_b @ keys.swapaxes(1, 2) / hs**0.5"
 _VISIBLE = "return np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P"

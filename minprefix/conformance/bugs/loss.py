@@ -1,6 +1,6 @@
 """Bugs of the loss: cross_entropy."""
 
-from minprefix.conformance.zoo import Bug
+from minprefix.conformance.bug import Bug
 
 _NLL = "nll = np.log(total[:, 0]) - shifted[np.arange(len(targets)), targets]"
 

@@ -1,7 +1,7 @@
 """Bugs above the ops: how a batch is packed, the model forward and backward, the gradient of a
 prefix that several sequences share, and decoding."""
 
-from minprefix.conformance.zoo import Bug
+from minprefix.conformance.bug import Bug
 
 _POSITIONS = "[np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]"
 _MEAN = "return batch.weights / batch.weights.sum()"

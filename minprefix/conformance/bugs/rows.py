@@ -1,6 +1,6 @@
 """Bugs of the ops that work row by row: embed, layernorm, linear, gelu."""
 
-from minprefix.conformance.zoo import Bug
+from minprefix.conformance.bug import Bug
 
 _EMBED = [
     Bug(

@@ -1,7 +1,7 @@
 """Bugs of training: the gradient of a step, the prefix through an MLP, clipping, AdamW, the
 schedule."""
 
-from minprefix.conformance.zoo import Bug
+from minprefix.conformance.bug import Bug
 
 _UPDATE = "p -= lr * (m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p)"
 _M_HAT = "m_hat = m / (1 - self.beta1**self.t)"
