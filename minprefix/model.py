@@ -49,8 +49,8 @@ class GPT2:
     weights: dict[str, Array]
     tokenizer: "Tokenizer | None" = None
     name: str = "unnamed"
+    folder: Path | None = None  # that it was loaded from
     _finite: bool = field(default=False, init=False)
-    _folder: "Path | None" = field(default=None, init=False)  # that it was loaded from
     #: a tokenizer that was looked at, and what it lost so far; None if it can say everything
     _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
@@ -64,20 +64,16 @@ class GPT2:
         `dtype` is "float32", "float64" or "complex128"; `revision` is for hub names. Raises
         InputError for everything that can be wrong with it (see `minprefix.storage.checkpoint`).
         """
-        from minprefix.storage.checkpoint import load_model  # it imports this module
+        from minprefix.storage.checkpoint import read_checkpoint
 
-        found = load_model(name, dtype=dtype, revision=revision)
-        # of the class that was asked: a subclass, or a copy of this one with a bug in it
-        model = cls(found.config, found.weights, found.tokenizer, found.name)
-        model._folder = found._folder
-        return model
+        return cls(*read_checkpoint(name, dtype, revision))
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer in the layout that `load`
         reads."""
-        from minprefix.storage.checkpoint import save_model
+        from minprefix.storage.checkpoint import write_checkpoint
 
-        save_model(self, directory)
+        write_checkpoint(directory, self.config, self.to("numpy").weights, self.tokenizer)
 
     @classmethod
     def random(cls, config: Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
@@ -116,8 +112,8 @@ class GPT2:
             from minprefix.budget import no_room_for  # it imports this module
 
             raise InputError(no_room_for(self)) from error
-        moved = GPT2(self.config, weights, self.tokenizer, self.name)
-        moved._finite, moved._lost, moved._folder = self._finite, self._lost, self._folder
+        moved = GPT2(self.config, weights, self.tokenizer, self.name, self.folder)
+        moved._finite, moved._lost = self._finite, self._lost
         return moved
 
     @property

@@ -112,7 +112,7 @@ def frozen_loss(
         f"token, {a_word:.1f} tokens a word; a blind guess among its {V} tokens has {chance:.2f}"
     )
     if value > 0.9 * chance:
-        ships = model._folder is not None and TINY is not None and model._folder.samefile(TINY)
+        ships = model.folder is not None and TINY is not None and model.folder.samefile(TINY)
         why = ", it has read its own small world alone (minprefix demo)" if ships else ""
         example = ", for example --model gpt2" if ships else ""
         note(

@@ -336,8 +336,8 @@ def _of(
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records, at the revision that it records. Raises InputError for a prefix of another."""
     from minprefix.model import GPT2
+    from minprefix.prefixes.verify import load_recorded
     from minprefix.storage.artifact import load_prefix, load_with_about, tokenizer_fingerprint
-    from minprefix.storage.checkpoint import load_recorded
 
     records = []
     for path in paths:

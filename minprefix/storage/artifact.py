@@ -167,7 +167,7 @@ def earlier_tokenizer_fingerprint(model: GPT2) -> str | None:
     """The fingerprint that version 0.1.0 recorded, which did not know the files beside a tokenizer.
     None for a model that was not loaded from a folder, or whose folder is gone."""
     try:
-        tokenizer = None if model._folder is None else read_as_before(model._folder)
+        tokenizer = None if model.folder is None else read_as_before(model.folder)
         return None if tokenizer is None else _tokenizer_sha256(tokenizer, earlier=True)
     except (KeyboardInterrupt, MemoryError):
         raise

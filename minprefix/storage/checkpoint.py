@@ -11,13 +11,12 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from minprefix.errors import InputError, counted, note
 from minprefix.gpt2 import Config
-from minprefix.model import GPT2
 from minprefix.storage import files, hub
 from minprefix.storage.tokenizer import end_token, read_tokenizer, write_tokenizer
 
@@ -139,11 +138,21 @@ DTYPES = ("float32", "float64", "complex128")
 LARGEST = 2**63 - 1
 
 
-def load_model(
+class Checkpoint(NamedTuple):
+    """A GPT-2 as its folder holds it."""
+
+    config: Config
+    weights: dict[str, np.ndarray]  # by their names without `transformer.`
+    tokenizer: "Tokenizer | None"
+    name: str
+    folder: Path
+
+
+def read_checkpoint(
     name: str | Path | None, dtype: str = "float32", revision: str | None = None
-) -> GPT2:
-    """See `GPT2.load`. Opening costs almost nothing where the file's precision is the one asked
-    for."""
+) -> Checkpoint:
+    """See `GPT2.load`. The weights are read-only, and memory maps of their file where its precision
+    is the one asked for, so that opening costs almost nothing."""
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     folder = find(name, revision)
@@ -151,23 +160,13 @@ def load_model(
     weights = read_weights(folder, config)
     tokenizer = read_tokenizer(folder)
     config = replace(config, eos_token_id=read_end_tokens(folder, config, tokenizer))
-    if "lm_head.weight" in weights and config.tie_word_embeddings:
-        config = Config(**{**vars(config), "tie_word_embeddings": False})
+    if "lm_head.weight" in weights:  # one that is not the embedding
+        config = replace(config, tie_word_embeddings=False)
     with np.errstate(over="ignore", invalid="ignore"):  # what turns infinite is found at first use
         weights = {n: a.astype(dtype, copy=False) for n, a in weights.items()}
     for a in weights.values():
-        a.flags.writeable = False  # frozen
-    model = GPT2(config, weights, tokenizer, SHIPPED if name is None else str(name))
-    model._folder = folder
-    return model
-
-
-def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
-    """The base that a prefix's record names, with its fingerprint: the model that ships may have
-    been meant where a folder has its name now."""
-    if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == sha256:
-        return shipped
-    return GPT2.load(name, revision=revision)
+        a.flags.writeable = False
+    return Checkpoint(config, weights, tokenizer, SHIPPED if name is None else str(name), folder)
 
 
 def find(name: str | Path | None, revision: str | None = None) -> Path:
@@ -590,17 +589,22 @@ def _no_shard(index: Path, shard: Any) -> InputError:
     return InputError(f"{index} names shard {files.shown(shard)}, which is not in the folder")
 
 
-def save_model(model: GPT2, directory: str | Path) -> None:
+def write_checkpoint(
+    directory: str | Path,
+    config: Config,
+    weights: dict[str, np.ndarray],
+    tokenizer: "Tokenizer | None",
+) -> None:
     """See `GPT2.save`. Names carry the `transformer.` prefix, as `transformers` writes them."""
-    folder = Path(directory)
-    if model.dtype.kind == "c":
+    folder, dtype = Path(directory), weights["wte.weight"].dtype
+    if dtype.kind == "c":
         raise InputError("a complex model is for derivatives, not for files: load it as float32")
     tensors = {
         name if name.startswith("lm_head") else f"transformer.{name}": a
-        for name, a in model.to("numpy").weights.items()
+        for name, a in weights.items()
     }
     files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_config(model.config, folder, model.dtype)
-    write_tokenizer(model.tokenizer, folder)
-    # that of another model that stood here before would go before config.json
+    write_config(config, folder, dtype)
+    write_tokenizer(tokenizer, folder)
+    # another model that stood here before may have left one, and it outranks config.json
     (folder / GENERATION).unlink(missing_ok=True)
