@@ -9,7 +9,7 @@ a position to be off by P.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,15 +34,21 @@ class Decoding:
     token ids that are never chosen.
     """
 
-    max_new_tokens: int = 40
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    beams: int = 1
-    length_norm: float = 1.0
-    min_new_tokens: int = 0
-    forbidden: tuple[int, ...] = ()
+    max_new_tokens: int = field(default=40, metadata={"help": "at most this many"})
+    temperature: float | None = field(default=None, metadata={"help": "sample; greedy without it"})
+    top_k: int | None = field(default=None, metadata={"help": "sample from the N likeliest tokens"})
+    top_p: float | None = field(
+        default=None, metadata={"help": "sample from the likeliest X of the probability"}
+    )
+    seed: int = field(default=0, metadata={"help": "decides what is sampled"})
+    beams: int = field(default=1, metadata={"help": "beam search with N beams"})
+    length_norm: float = field(
+        default=1.0, metadata={"help": "of beam search: exponent of the length in a text's score"}
+    )
+    min_new_tokens: int = field(default=0, metadata={"help": "no end token before this many"})
+    forbidden: tuple[int, ...] = field(
+        default=(), metadata={"help": "token ids that are never chosen"}
+    )
 
     def __post_init__(self) -> None:
         sampling = self.temperature is not None

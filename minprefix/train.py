@@ -29,9 +29,10 @@ from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
-from minprefix.ops import BACKENDS, Ops, get, memory, to
-from minprefix.optim import SCHEDULES, AdamW, clip, global_norm, learning_rate
+from minprefix.ops import Ops, get, memory, to
+from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import Prefix, dropout_mask
+from minprefix.settings import Settings
 from minprefix.show.training import loss_picture
 from minprefix.storage import files
 
@@ -42,89 +43,7 @@ RUN_FILES = (
     "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
     "samples.md", "predictions.jsonl", "predictions.jsonl.partial",
 )  # fmt: skip
-LOSSES = ("token-mean", "sentence-sum")
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a prefix is trained.
-
-    `loss`: "token-mean", the mean over all target tokens of a batch; "sentence-sum", the sum over
-    the tokens of each sentence, averaged over the sentences (the paper's code). `micro_batch_size`:
-    at most so many sequences go through the model at a time; their gradients are added up before
-    the step, which equals the whole batch (it is not a mean of means). None: all at once. `warmup`
-    in steps; `schedule`: "linear", "cosine" (both to 0 at the last step) or "constant". `clip`: the
-    largest global norm of a gradient, None for no limit. `dropout`: on the keys and values.
-    `eval_every` and `save_every` in steps; the last step is always evaluated and saved. `matmul`:
-    "float32", or "tf32" on a GPU (`cupy_ops.matmul_precision`).
-    """
-
-    steps: int
-    batch_size: int = 10
-    micro_batch_size: int | None = None
-    lr: float = 5e-3
-    warmup: int = 0
-    schedule: str = "linear"
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    dropout: float = 0.0
-    loss: str = "token-mean"
-    eval_every: int = 100
-    save_every: int = 50
-    seed: int = 0
-    backend: str = "numpy"
-    matmul: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "save_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}: expected a whole number from 1")
-        for wrong, sentence in (
-            (
-                self.micro_batch_size is not None and self.micro_batch_size < 1,
-                f"micro_batch_size is {self.micro_batch_size}: expected at least 1",
-            ),
-            (not 0 < self.lr < math.inf, f"lr is {self.lr}: expected a positive number"),
-            (
-                not 0 <= self.warmup < self.steps,
-                f"warmup is {counted(self.warmup, 'step')}: expected 0 or more, fewer than the "
-                f"{self.steps} of the run",
-            ),
-            (
-                self.schedule not in SCHEDULES,
-                f"schedule is {self.schedule!r}: expected one of {', '.join(SCHEDULES)}",
-            ),
-            (
-                not 0 <= self.weight_decay < math.inf,
-                f"weight_decay is {self.weight_decay}: expected 0 or more",
-            ),
-            (
-                self.clip is not None and not self.clip > 0,
-                f"clip is {self.clip}: expected a positive number (--clip 0 is no limit)",
-            ),
-            (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: expected 0 or more, below 1"),
-            (
-                self.loss not in LOSSES,
-                f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}",
-            ),
-            (
-                self.backend not in BACKENDS,
-                f"backend is {self.backend!r}: expected one of {', '.join(sorted(BACKENDS))}",
-            ),
-            (self.seed < 0, f"seed is {self.seed}: expected 0 or more"),
-            (
-                self.matmul not in ("float32", "tf32"),
-                f"matmul is {self.matmul!r}: expected float32 or tf32",
-            ),
-            (
-                self.matmul == "tf32" and self.backend != "cupy",
-                f"matmul is 'tf32', which a GPU has: the backend is {self.backend!r}",
-            ),
-        ):
-            if wrong:
-                raise InputError(sentence)
 
 
 @dataclass

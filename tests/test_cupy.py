@@ -572,7 +572,7 @@ def test_tf32_is_a_choice_that_is_recorded(cupy, cupy_ops, tmp_path, capsys, mon
     out = tmp_path / "run"
     train = ["train", "--data", str(words(tmp_path)), "--steps", "1", "--out", str(out)]
     assert main([*train, "--matmul", "tf32"]) == 2
-    assert "'tf32', which a GPU has: the backend is 'numpy'" in capsys.readouterr().err
+    assert "'tf32', which needs a GPU: the backend is 'numpy'" in capsys.readouterr().err
     assert main([*train, "--backend", "cupy", "--matmul", "tf32"]) == 0
     assert "matrix products in tf32" in capsys.readouterr().out
     about = json.loads((out / "minprefix.json").read_text())

@@ -14,7 +14,7 @@ PACKAGE = Path(minprefix.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "console"),
     ("ops",),
-    ("gpt2", "batch", "optim", "budget"),
+    ("gpt2", "batch", "optim", "budget", "settings"),
     ("storage",),
     ("data",),
     ("prefix",),
