@@ -1,16 +1,11 @@
-"""The command line's two ends: options that nearly exist, and streams that take every character."""
+"""Standard streams that take every character, and a bar for what takes longer than a second."""
 
-import argparse
-import difflib
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-# ---- streams ----------------------------------------------------------------------------------
 
 
 def take_every_character() -> None:
@@ -32,6 +27,12 @@ def takes_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
+def plain(text: str) -> str:
+    """A record may come from anyone: what would steer a terminal, or is half a character, is
+    spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def bar(items: Iterable[T], what: str | None, unit: str, total: int) -> Iterator[T]:
     """The items, with a bar of this name on standard error if they take more than a second; None:
     without one."""
@@ -48,97 +49,3 @@ def bar(items: Iterable[T], what: str | None, unit: str, total: int) -> Iterator
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
-
-
-# ---- options ----------------------------------------------------------------------------------
-
-#: what other programs call an option, and what it is called here
-ELSEWHERE = {
-    "--learning-rate": "--lr",
-    "--num-train-epochs": "--epochs",
-    "--max-steps": "--steps",
-    "--warmup-steps": "--warmup",
-    "--lr-scheduler-type": "--schedule",
-    "--max-grad-norm": "--clip",
-    "--per-device-train-batch-size": "--batch-size",
-    "--gradient-accumulation-steps": "--micro-batch-size",
-    "--num-virtual-tokens": "--prefix-length",
-    "--model-name-or-path": "--model",
-    "--train-file": "--data",
-    "--validation-file": "--valid",
-    "--output-dir": "--out",
-    "--output-file": "--out",
-    "--num-beams": "--beams",
-    "--length-penalty": "--length-norm",
-    "--max-length": "--max-new-tokens",
-    "--device": "--backend",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """A word that is no option or command is answered with those that are like it, before anything
-    is said of an option that is missing. Without a word, a parser that has commands prints its help
-    and exits with status 0. Its commands' parsers are of this class, too."""
-
-    commands: "argparse._SubParsersAction[Any] | None" = None
-
-    def add_subparsers(self, **options: Any) -> "argparse._SubParsersAction[Any]":
-        self.commands = super().add_subparsers(**options)
-        return self.commands
-
-    def parse_known_args(  # type: ignore[override]  # one signature for argparse's three
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[Any, list[str]]:
-        args = sys.argv[1:] if args is None else list(args)
-        if self.commands is not None and not args:
-            self.print_help()
-            self.exit(0)
-        self._refuse_unknown(args)
-        return super().parse_known_args(args, namespace)
-
-    def _refuse_unknown(self, args: Sequence[str]) -> None:
-        value = False  # whether this word belongs to the option before it
-        for word in args:
-            if word == "--":
-                return
-            name, sign, _ = word.partition("=")
-            action = self._option_string_actions.get(name)
-            if action is not None:
-                value = not sign and action.nargs is None
-            elif _like_option(word):
-                if not value:  # argparse says of the one before that it lacks its value
-                    self._no_such("option", name, self._option_string_actions)
-                value = False
-            elif self.commands is not None and not value:
-                if word not in self.commands.choices:
-                    self._no_such("command", word, self.commands.choices)
-                return  # the rest is the command's
-            else:
-                value = False
-
-    def _no_such(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
-        meant = {name: name for name in known}
-        meant |= {name: ours for name, ours in ELSEWHERE.items() if ours in meant}
-        typed = difflib.SequenceMatcher(b=word.strip("-").replace("_", "-"))
-        like: dict[str, float] = {}
-        for name, ours in meant.items():
-            typed.set_seq1(name.strip("-"))
-            like[ours] = max(like.get(ours, 0.0), typed.ratio())
-        best = max(like.values())
-        near = [name for name in like if like[name] >= max(0.6, best - 0.05)]
-        near.sort(key=lambda name: -like[name])
-        hint = (
-            f"did you mean {' or '.join(near[:3])}?" if near else f"{self.prog} --help lists them"
-        )
-        self.error(f"there is no {kind} {word}: {hint}")
-
-
-def _like_option(word: str) -> bool:
-    """As argparse sees it: neither text nor a negative number."""
-    if not word.startswith("-") or word == "-" or " " in word:
-        return False
-    try:
-        float(word)
-    except ValueError:
-        return True
-    return False

@@ -451,7 +451,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
     data.write_text(data.read_text() + "\n" + json.dumps({"source": "x", "target": "y " * 26}))
     argv = train(model_dir, data, tmp_path / "cut", "--valid", valid, "--skip-long")
     with monkeypatch.context() as patch:
-        patch.setitem(cli.TRAIN_DEFAULTS, "valid_samples", None)
+        patch.setitem(cli.train.TRAIN_DEFAULTS, "valid_samples", None)
         patch.setattr(minprefix.train, "_update", lambda *args: signal.raise_signal(signal.SIGINT))
         assert main([str(a) for a in argv]) == 130
     said = ok("train", "--out", tmp_path / "cut", "--resume")
@@ -1289,7 +1289,7 @@ def test_a_note_is_one_line_on_stderr_said_once_and_other_warnings_are_as_they_w
         warnings.warn("of a library", UserWarning, stacklevel=1)
         return 0
 
-    monkeypatch.setattr("minprefix.cli._view", run)
+    monkeypatch.setattr("minprefix.cli.view.run", run)
     with pytest.warns(UserWarning, match="^of a library$") as others:
         assert main(["view", "--model", "m", "--prompt", "p", "--out", "x.html"]) == 0
     assert len(others) == 1
@@ -1301,7 +1301,7 @@ def test_a_note_is_a_warning_to_a_library_user_and_no_error_to_the_command_line(
 ):
     with pytest.warns(errors.Note, match="^no effect$"):
         errors.note("no effect")
-    monkeypatch.setattr("minprefix.cli._view", lambda args: errors.note("nor here") or 0)
+    monkeypatch.setattr("minprefix.cli.view.run", lambda args: errors.note("nor here") or 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert main(["view", "--model", "m", "--prompt", "p", "--out", "x.html"]) == 0

@@ -434,14 +434,15 @@ def test_a_value_that_begins_with_a_dash_is_no_option(home, monkeypatch, capsys)
 
 def test_every_name_from_elsewhere_leads_to_an_option_that_is_there():
     from minprefix.cli import _parser
+    from minprefix.cli.parser import ELSEWHERE, Parser
 
     parsers, known = [_parser()], set()
     while parsers:
         parser = parsers.pop()
-        assert isinstance(parser, console.Parser)
+        assert isinstance(parser, Parser)
         known |= set(parser._option_string_actions)
         parsers += parser.commands.choices.values() if parser.commands else []
-    for name, ours in console.ELSEWHERE.items():
+    for name, ours in ELSEWHERE.items():
         assert ours in known
         assert name not in known, f"{name} is an option: it needs no other name"
 

@@ -10,7 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.cli import main
-from minprefix.cli.prefixes import named
+from minprefix.cli.many import named
 from minprefix.data.pairs import Template
 from minprefix.data.requests import read_requests
 from minprefix.generate import Decoding, generate_ids

@@ -4,21 +4,74 @@ import argparse
 import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minprefix.conformance import report
-from minprefix.conformance.check import Check
-from minprefix.conformance.contract import LEVELS
-from minprefix.conformance.implementation import write_stubs
-from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
-from minprefix.conformance.suite import select
+from minprefix.cli.options import IMPLEMENTATION, add_threads
+from minprefix.cli.parser import Command
 from minprefix.errors import InputError
+
+if TYPE_CHECKING:
+    from minprefix.conformance.check import Check
 
 A_DAY = 86400  # seconds
 
 
-def check(args: argparse.Namespace) -> int:
+def add(command: Command) -> None:
+    p = command(
+        "check",
+        run,
+        "run an implementation of prefix-tuning through the reference suite: what is wrong, and "
+        "where",
+        "minprefix check --new my_ops.py\n  minprefix check my_ops.py --only attention\n\n"
+        "exit status: 0 all that is implemented passed, 1 something failed or nothing is "
+        "implemented,\n2 it cannot be run",
+    )
+    p.add_argument(
+        "implementation",
+        nargs="?",
+        metavar="IMPLEMENTATION",
+        help=IMPLEMENTATION,
+    )
+    p.add_argument(
+        "--only",
+        action="append",
+        metavar="WORD",
+        help="an op, or a check's id or a part of it; may be given again",
+    )
+    p.add_argument(
+        "--level",
+        action="append",
+        choices=("ops", "model", "training"),
+        help="default all; may be given again",
+    )
+    p.add_argument("--all", action="store_true", help="explain every failure, not the first three")
+    p.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything, for programs; - prints it"
+    )
+    p.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help="for each check (default 20)"
+    )
+    add_threads(p)
+    p.add_argument("--list", action="store_true", help="show the checks, and run none")
+    p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
+    p.add_argument(
+        "--whole",
+        action="store_true",
+        help="with --new: of a whole model (run_model, run_decoding, run_training), not of its "
+        "operations",
+    )
+    p.add_argument("--torch", action="store_true", help="with --new: in PyTorch")
+
+
+def run(args: argparse.Namespace) -> int:
     """-> 0 if everything that is implemented passed, 1 if not or if nothing is. Raises InputError
     for what cannot be run at all."""
+    from minprefix.conformance import report
+    from minprefix.conformance.implementation import write_stubs
+    from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
+    from minprefix.conformance.suite import select
+
     checks = select(args.only or (), args.level or ())
     if not checks:
         raise InputError(
@@ -53,8 +106,10 @@ def check(args: argparse.Namespace) -> int:
     return report.show(results, name, args.all, args.json)
 
 
-def listing(checks: Sequence[Check]) -> str:
+def listing(checks: "Sequence[Check]") -> str:
     """Every check and what it is there to catch."""
+    from minprefix.conformance.contract import LEVELS
+
     rows = []
     for level in LEVELS:
         of_level = [c for c in checks if c.level == level]

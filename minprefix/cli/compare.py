@@ -3,25 +3,18 @@
 import argparse
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from minprefix.cli.options import IMPLEMENTATION
+from minprefix.cli.parser import Command
 from minprefix.errors import InputError
 
 #: what float32 leaves of one op; it grows in those after it
 ROUNDING = 1e-6
 
-#: how a command line names an implementation: `minprefix.conformance.load` reads it
-IMPLEMENTATION = (
-    "'reference', 'numpy' or 'cupy'; a file (my_ops.py); a module (package.ops); an object in one "
-    "of these (my_ops.py:mine, package.ops:mine). What exists as a file is a file, colons and all, "
-    "and so is what ends in .py or has a slash or a backslash in it"
-)
 
-
-def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """`command`: see `minprefix.cli`."""
+def add(command: Command) -> None:
     p = command(
         "compare",
         run,

@@ -2,19 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from minprefix.cli.options import at_least_one
+from minprefix.cli.parser import Command
+from minprefix.errors import counted
 
 if TYPE_CHECKING:
     from minprefix.lessons.reading import Lesson
 
-from minprefix.errors import counted
-
 # Each command imports what it needs: `minprefix --help` should not wait for it.
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from minprefix.lessons import reading
 
     reading.require_extra()
@@ -84,12 +86,10 @@ def _announce(lessons: "Sequence[Lesson]", jobs: int) -> None:
     )
 
 
-def add_command(
-    command: Callable[..., argparse.ArgumentParser], at_least_one: Callable[[str], int]
-) -> None:
+def add(command: Command) -> None:
     p = command(
         "lessons",
-        _run,
+        run,
         "list the lessons, or build them as pages: text beside code, with what the code gives",
         "minprefix lessons --out lessons\n\nexit status: 0 no warning, 1 a warning, or a lesson "
         "that did not run, 2 it cannot be built",

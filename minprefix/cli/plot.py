@@ -1,10 +1,11 @@
 """`minprefix plot`: pictures of attention and of a training."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from minprefix.cli.options import add_model
+from minprefix.cli.parser import Command
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _loss(args: argparse.Namespace) -> str | None:
     return losses_picture(args.out, [read_run(folder) for folder in args.run_folders])
 
 
-def _plot(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from minprefix.show.drawing import check_ending
 
     check_ending(args.out)
@@ -107,10 +108,10 @@ PLOTS = (
 )
 
 
-def add_command(command: Callable[..., Any], model_options: Callable[..., None]) -> None:
+def add(command: Command) -> None:
     p = command(
         "plot",
-        _plot,
+        run,
         "draw attention or a training, as PNG or SVG",
         "minprefix plot attention --prefix runs/demo --prompt 'name[The Red Fox], food[Thai]' "
         "--out share.png\n  minprefix plot loss runs/a runs/b --out loss.svg",
@@ -122,7 +123,7 @@ def add_command(command: Callable[..., Any], model_options: Callable[..., None])
         )
         part.set_defaults(draw=draw)
         if name in ("attention", "pattern"):
-            model_options(part)
+            add_model(part)
             part.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
             part.add_argument(
                 "--prompt",

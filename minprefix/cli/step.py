@@ -1,10 +1,11 @@
 """The command `minprefix step`: what is walked over."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from minprefix.cli.options import add_model, add_threads, unescape
+from minprefix.cli.parser import Command
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ TARGET = "The Red Fox is a restaurant that serves Thai food."
 SLOTS = 5
 
 
-def step(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2
     from minprefix.trace.fd import Differences
     from minprefix.trace.stepper import Stepper
@@ -69,26 +70,20 @@ def _batch(args: argparse.Namespace, model: "GPT2") -> "Batch":
     return Batch.pack([ids], loss_from=[loss_from])
 
 
-def add_command(
-    command: Callable[[str, Any, str, str], argparse.ArgumentParser],
-    model_options: Callable[[argparse.ArgumentParser], None],
-    threads_option: Callable[[argparse.ArgumentParser], None],
-    template: Callable[[str], str],
-) -> None:
-    """step."""
+def add(command: Command) -> None:
     p = command(
         "step",
-        step,
+        run,
         "walk through a forward and its backward, one operation at a time",
         'minprefix step --prompt "name[The Eagle], food[Thai]" --target "The Eagle serves Thai '
         "food.\"\n  printf 'b *.attn.dprefix_k\\nc\\nwhy\\nfd 0 1 2\\n' | minprefix step "
         "--prefix runs/demo\n\nexit status: 0; 2 for options, and in a script for commands, that "
         "cannot be done",
     )
-    model_options(p)
+    add_model(p)
     p.add_argument("--prompt", metavar="TEXT", help=f"default {PROMPT!r}, and its description")
     p.add_argument("--target", metavar="TEXT", help="what is to be predicted (default: the prompt)")
-    p.add_argument("--template", type=template, help="how they are joined; default: the prefix's")
+    p.add_argument("--template", type=unescape, help="how they are joined; default: the prefix's")
     p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
     either = p.add_mutually_exclusive_group()
     either.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
@@ -114,4 +109,4 @@ def add_command(
     p.add_argument(
         "--max-bytes", type=int, metavar="N", default=2**30, help="of what is kept (default 2^30)"
     )
-    threads_option(p)
+    add_threads(p)

@@ -1,0 +1,51 @@
+"""`minprefix export`: a prefix for another library."""
+
+import argparse
+from pathlib import Path
+
+from minprefix.cli.made import remove_rest
+from minprefix.cli.options import add_out
+from minprefix.cli.parser import Command
+from minprefix.errors import InputError
+
+
+def add(command: Command) -> None:
+    p = command(
+        "export",
+        run,
+        "write a prefix for another library",
+        "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out for-peft",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
+    p.add_argument("--to", choices=("peft", "adapters"), required=True, help="the library")
+    p.add_argument(
+        "--base", metavar="NAME", help="what the model is called there (default: as here)"
+    )
+    add_out(p)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
+    from minprefix.storage import adapters
+    from minprefix.storage.artifact import load_with_about
+    from minprefix.train import refuse_taken
+
+    refuse_taken(args.out, args.force)
+    prefix, about = load_with_about(args.path)
+    base = about["base"] if about else {}
+    if args.base is not None and args.to != "peft":
+        raise InputError("--base is for PEFT: the adapters library does not ask for a name")
+    if args.out.exists() and args.out.samefile(args.path):
+        raise InputError(
+            "--out is the prefix itself: the other library's files alone would take the place of "
+            "its record; choose another --out"
+        )
+    if args.to == "peft":
+        to_peft(prefix, args.out, args.base or base.get("name"))
+        remove_rest(args)
+        print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
+        print(GENERATE_DROPS_IT)
+    else:
+        adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
+        print(f"written to {args.out}, to be used as in\n  {adapters.USE}")
+    return 0

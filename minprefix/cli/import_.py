@@ -1,0 +1,47 @@
+"""`minprefix import`: a prefix of another library."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from minprefix.cli.made import remove_rest
+from minprefix.cli.options import add_model, add_out
+from minprefix.cli.parser import Command
+from minprefix.errors import InputError
+
+
+def add(command: Command) -> None:
+    p = command(
+        "import",
+        run,
+        "take in a prefix that PEFT or the adapters library wrote, and record its base",
+        "minprefix import from-peft --model gpt2 --out runs/taken",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="what that library saved")
+    add_model(p)
+    add_out(p)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minprefix.model import GPT2
+    from minprefix.storage import adapters
+    from minprefix.storage.artifact import ABOUT, load_prefix, save_prefix
+    from minprefix.train import refuse_taken
+
+    refuse_taken(args.out, args.force)
+    model = GPT2.load(args.model, revision=args.revision)
+    if adapters.is_adapters(args.path):
+        prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
+    elif (args.path / ABOUT).exists():
+        raise InputError(f"{args.path} was saved by minprefix: it needs no import")
+    else:
+        prefix, library = load_prefix(args.path), "PEFT"
+    prefix.check(model.config, model.name)
+    of = [{"folder": str(args.path)}]
+    training: dict[str, Any] = {"command": "import", "library": library, "of": of}
+    if args.revision is not None:
+        training["options"] = {"revision": args.revision}
+    save_prefix(prefix, args.out, model, training)
+    remove_rest(args)
+    print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
+    return 0

@@ -1,0 +1,132 @@
+"""`minprefix inspect`: what a model or a prefix is."""
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from minprefix import console
+from minprefix.cli.parser import Command
+from minprefix.errors import InputError, counted
+
+
+def add(command: Command) -> None:
+    p = command(
+        "inspect",
+        run,
+        "what a model or a prefix is, how large, and how it was trained",
+        "minprefix inspect runs/demo",
+    )
+    p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+
+
+def run(args: argparse.Namespace) -> int:
+    from minprefix.storage.artifact import FILES
+    from minprefix.storage.files import SAVING
+
+    path = Path(args.path)
+    if any((path / name).exists() for name in (*FILES, SAVING)):
+        _inspect_prefix(path)
+    elif (path / "state.safetensors").exists():
+        raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
+    else:
+        _inspect_model(args.path)
+    return 0
+
+
+def _inspect_model(name: str) -> None:
+    from minprefix.model import GPT2
+    from minprefix.storage import files
+    from minprefix.storage.artifact import tokenizer_fingerprint
+    from minprefix.storage.checkpoint import find
+
+    folder = find(name)
+    model = GPT2.load(folder)
+    model.name = name
+    model.check_finite()
+    _say("model", model)
+    _say("folder", folder)
+    _say("sha256", f"{model.fingerprint()} (of its weights as float32)")
+    _say("head", "tied" if model.config.tie_word_embeddings else "separate")
+    if model.tokenizer is None:
+        _say("tokenizer", "none")
+    else:
+        size = model.tokenizer.get_vocab_size()
+        _say(
+            "tokenizer",
+            f"{counted(size, 'entry', 'entries')}, sha256 {tokenizer_fingerprint(model)}",
+        )
+    if (folder / "training.json").exists():
+        _say("training", files.read_json(folder / "training.json", "how the model was trained"))
+
+
+def _inspect_prefix(path: Path) -> None:
+    from minprefix.storage.artifact import load_with_about, why_not_peft
+
+    prefix, about = load_with_about(path)
+    _say("prefix", prefix)
+    if prefix.kv.size:
+        for i, name in enumerate(("keys", "values")):
+            a = abs(prefix.kv[:, i])
+            _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
+    reason = why_not_peft(prefix)
+    _say("PEFT", f"cannot express it: {reason}" if reason else "opens this folder as it is")
+    if about is None:
+        _say("base", "unknown: PEFT wrote it, without provenance")
+        return
+    base, training = about["base"], about["training"] or {}
+    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    _say("saved", f"{about['saved']} with {packages}")
+    _say("base", f"{base['name'] or 'not recorded'}{_sha(base['sha256'])}")
+    _say("tokenizer", _sha(base["tokenizer_sha256"]).strip() or "not recorded")
+    _say("kind", about["prefix"]["kind"])
+    for part in ("data", "valid"):
+        place = (training.get("options") or {}).get(part)
+        if place or training.get(f"{part}_sha256"):
+            _say(part, f"{place}{_sha(training.get(f'{part}_sha256'))}")
+    shown = {"data_sha256", "valid_sha256"}
+    for name in ("init", "settings"):
+        if training.get(name):
+            _say({"init": "start"}.get(name, name), _pairs(training[name]))
+            shown.add(name)
+    inside = set((training.get("settings") or {}) | (training.get("init") or {}))
+    options = {k: v for k, v in (training.get("options") or {}).items() if k not in inside}
+    rest = {k: v for k, v in training.items() if k not in shown} | {"options": options}
+    if "of" in rest:
+        rest["of"] = [part["folder"] for part in rest["of"]]
+    rest = {k: v for k, v in rest.items() if v not in (None, {}, [], "")}  # 0 is said
+    _say("training", _pairs(rest) if training else "not recorded")
+    _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
+    if about["evaluation"]:
+        recorded = about["evaluation"]
+        pairs = f"{counted(recorded['examples'], 'pair')} of {recorded['of']}"
+        samples = counted(len(recorded["samples"]), "sample")
+        _say("evaluation", f"loss {recorded['loss']:.4f} on {pairs}, {samples}")
+    for name, sha in about["files"].items():
+        _say("file", f"{name}{_sha(sha)}")
+
+
+def _sha(sha256: str | None) -> str:
+    return "" if sha256 is None else f"  sha256 {sha256}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    """{"a": 1, "b": {"c": "x"}} -> "a 1, b (c 'x')"."""
+    return ", ".join(
+        f"{key} ({_pairs(value)})" if isinstance(value, dict) else f"{key} {value!r}"
+        for key, value in values.items()
+    )
+
+
+def _say(name: str, value: Any, indent: int = 0) -> None:
+    """A line of `inspect`; what is nested stands below its name, what is long goes on below."""
+    if isinstance(value, dict):
+        print(" " * indent + name)
+        for key, part in value.items():
+            _say(key, part, indent + 2)
+        return
+    text = repr(value) if isinstance(value, str) and indent else console.plain(str(value))
+    lines = textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False) or [""]
+    print(f"{' ' * indent + console.plain(name):<12} {lines[0]}")
+    for line in lines[1:]:
+        print(f"{'':<12} {line}")

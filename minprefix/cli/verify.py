@@ -1,0 +1,47 @@
+"""`minprefix verify`: is a prefix what its record says?"""
+
+import argparse
+from pathlib import Path
+
+from minprefix import console
+from minprefix.cli.options import add_model, add_threads
+from minprefix.cli.parser import Command
+from minprefix.errors import InputError
+
+
+def add(command: Command) -> None:
+    p = command(
+        "verify",
+        run,
+        "hold a prefix against its record: fingerprints, and the recorded evaluation again",
+        "minprefix verify runs/demo\n\nexit status: 0 all as recorded, 1 something is not, 2 "
+        "something could not be checked",
+    )
+    p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
+    add_model(p, "the one that the prefix records")
+    p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
+    p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
+    add_threads(p)
+
+
+def run(args: argparse.Namespace) -> int:
+    from minprefix.model import GPT2
+    from minprefix.prefixes.verify import verify
+
+    model = None if args.model is None else GPT2.load(args.model, revision=args.revision)
+    if model is None and args.revision is not None:
+        raise InputError("--revision is of a model's name: give --model as well")
+    found = verify(args.path, model, args.data, args.valid)
+    for what, right, text in found:
+        mark = {True: "ok", False: "WRONG", None: "not checked"}[right]
+        print(f"{mark:<12} {what:<11} {console.plain(text)}")
+    wrong = sum(f.right is False for f in found)
+    unchecked = sum(f.right is None for f in found)
+    if wrong:
+        print(f"\n{wrong} of {len(found)} are not as recorded")
+        return 1
+    if unchecked:
+        print(f"\nnothing is wrong; {unchecked} of {len(found)} could not be checked")
+        return 2
+    print("\nall as recorded")
+    return 0
