@@ -1,5 +1,5 @@
-"""`minprefix bench`: the same work for everyone, the arithmetic of figures and verdicts, the record
-and its page. No time is a test."""
+"""`python -m tools.bench`: the same work for everyone, the arithmetic of figures and verdicts, the
+record and its page. No time is a test."""
 
 import importlib.metadata
 import json
@@ -9,18 +9,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minprefix import ops
-from minprefix.bench import agree, command, machine, ours, report, run, summary, work
-from minprefix.bench.summary import Figure, Target
-from minprefix.bench.work import Job
-from minprefix.cli import _parser, main
 from minprefix.errors import InputError
 from minprefix.ops.threads import VARIABLES
+from tools.bench import agree, command, machine, ours, report, run, summary, work
+from tools.bench.__main__ import main, parser
+from tools.bench.summary import Figure, Target
+from tools.bench.work import Job
 
 TINY = asdict(work.SHAPES["tiny"])
 LENGTHS = [(3, 9), (12, 5), (7, 1)]
@@ -30,10 +29,10 @@ SMALL = {"config": TINY, "prefix": 10, "lengths": LENGTHS, "warm_up": LENGTHS, "
 @pytest.fixture
 def refused(capsys):
     def run(*argv):
-        assert main(["bench", *map(str, argv)]) == 2
+        assert main([*map(str, argv)]) == 2
         err = capsys.readouterr().err.splitlines()
         assert len(err) == 1
-        return err[0].removeprefix("minprefix: error: ")
+        return err[0].removeprefix("python -m tools.bench: error: ")
 
     return run
 
@@ -83,7 +82,7 @@ def made_up(shape: str = "124m", whos: tuple[str, ...] = ("ours", "torch", "peft
     record = {
         "schema": report.SCHEMA,
         "date": "today",
-        "command": "minprefix bench all",
+        "command": "python -m tools.bench all",
         "minprefix": "0",
         "sections": list(command.SECTIONS),
         "threads": 2,
@@ -132,7 +131,7 @@ def test_every_work_fits_into_the_model():
 
 def test_everyone_computes_the_same_losses():
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     losses = {who: peers.train(SMALL, who)["losses"] for who in ("torch", "peft")}
     expected = ours.train(SMALL)["losses"]
@@ -145,7 +144,7 @@ def test_everyone_computes_the_same_losses():
 
 def test_everyone_writes_as_many_tokens():
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     sizes = {"config": TINY, "prefix": 10, "prompt": 7, "new": 4, "cases": [("c", 2, 2, 1)]}
     for answer in (ours.decode(sizes), peers.decode(sizes, "peft")):
@@ -156,7 +155,7 @@ def test_everyone_writes_as_many_tokens():
 def asked(monkeypatch, *sections):
     """What a peer's answers to the questions before the bench lead to, in this process."""
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     def in_this_process(jobs, threads, scratch, on_record):
         for job in jobs:
@@ -186,7 +185,7 @@ def test_a_peft_that_drops_its_prefix_when_it_writes_is_not_timed_at_that(monkey
     versions = [importlib.metadata.version(name) for name in ("transformers", "peft")]
     why = "with transformers {} and peft {} it computes without its prefix".format(*versions)
     assert skipped == {"generate": why}
-    args = _parser().parse_args(["bench", "all"])
+    args = parser().parse_args(["all"])
     jobs = command.plan(args, ("train", "decode"), None, there, skipped)
     assert {j.who for j in jobs if j.section == "decode"} == {"ours"}
     assert {j.who for j in jobs if j.section == "train"} >= {"ours", "peft"}
@@ -197,7 +196,7 @@ def test_a_peft_that_drops_its_prefix_when_it_writes_is_not_timed_at_that(monkey
 
 def test_a_peer_that_trains_otherwise_is_not_timed_at_all(monkeypatch):
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     init = peers.Peft.__init__
 
@@ -327,7 +326,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     noted = tmp_path / "pid"
     child = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     code = (
-        "import os, signal, sys; from minprefix.bench.run import launch; "
+        "import os, signal, sys; from tools.bench.run import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & has it ignored
         f"launch([sys.executable, '-c', {child!r}], dict(os.environ))"
     )
@@ -407,7 +406,7 @@ def test_the_page_is_made_of_the_record_alone(tmp_path, capsys):
     path.write_text(json.dumps(record), encoding="utf-8")
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "optimisations.md").write_text("## What paid\n", encoding="utf-8")
-    assert main(["bench", "report", str(path), "--out", str(page)]) == 0
+    assert main(["report", str(path), "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     for title in ("Targets", "A training step", "Decoding", "Memory", "Start", "Growth"):
         assert f"## {title}\n" in text
@@ -439,10 +438,13 @@ def test_results_that_differ_from_run_to_run_miss_their_target():
     assert target.verdict(summary.figures(record)[target.figure]) == "missed by 100%"
 
 
-def test_a_small_run_from_the_command_line_to_the_page(tmp_path, capsys):
+def test_a_small_run_in_another_folder_from_the_command_line_to_the_page(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     path, page = tmp_path / "new" / "bench.json", tmp_path / "page.md"
     status = main(
-        f"bench train --shape tiny --no-peers --work e2e-10 --rounds 1 --threads 1 --json {path} "
+        f"train --shape tiny --no-peers --work e2e-10 --rounds 1 --threads 1 --json {path} "
         f"--report {page}".split()
     )
     captured = capsys.readouterr()
@@ -467,7 +469,7 @@ def test_a_small_run_from_the_command_line_to_the_page(tmp_path, capsys):
 def test_a_failure_is_status_1_and_stands_in_the_report(tmp_path, capsys, monkeypatch):
     bad = job(arguments={**SMALL, "prefix": 5000})
     monkeypatch.setattr(command, "plan", lambda *given: [bad])
-    assert main(["bench", "train", "--shape", "tiny", "--threads", "1"]) == 1
+    assert main(["train", "--shape", "tiny", "--threads", "1"]) == 1
     captured = capsys.readouterr()
     assert "FAILED" in captured.err
     assert "prefix length is 5000" in captured.err
@@ -488,8 +490,8 @@ def test_a_peer_that_is_not_installed_is_named_and_left_out(monkeypatch):
 
 
 def test_the_numpy_half_needs_no_pytorch():
-    code = "import sys; sys.modules['torch'] = None; import minprefix.bench.command, "
-    code += "minprefix.bench.ours, minprefix.bench.pictures"
+    code = "import sys; sys.modules['torch'] = None; import tools.bench.command, "
+    code += "tools.bench.ours, tools.bench.pictures"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -514,16 +516,16 @@ def test_nonsense_is_answered_before_anything_runs(tmp_path, refused, monkeypatc
 
 def test_an_unknown_command_of_bench_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", "nonsense"])
+        main(["nonsense"])
     assert stopped.value.code == 2
-    assert "there is no command nonsense: minprefix bench --help" in capsys.readouterr().err
+    assert "there is no command nonsense: python -m tools.bench --help" in capsys.readouterr().err
 
 
 def test_every_recorded_command_can_be_given_again():
     for what in (*command.SECTIONS, "all"):
-        args = _parser().parse_args(["bench", what, "--shape", "tiny", "--threads", "3"])
+        args = parser().parse_args([what, "--shape", "tiny", "--threads", "3"])
         again = command._command(args, 3).split()
-        assert vars(_parser().parse_args(again[1:])) == vars(args)
+        assert vars(parser().parse_args(again[3:])) == vars(args)
 
 
 def test_the_plan_says_how_long_it_takes():
@@ -535,11 +537,6 @@ def test_the_plan_says_how_long_it_takes():
     jobs += work.start_jobs(config, True, 3) + work.growth_jobs(3)
     minutes = sum(job.expected for job, _ in run.in_turns(jobs)) / 60
     assert 15 < minutes < 30
-
-
-def test_the_readme_tells_how_to_measure():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "minprefix bench all" in readme
 
 
 def test_more_rounds_are_made_where_they_are_asked_for():

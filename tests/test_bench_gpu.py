@@ -1,5 +1,5 @@
-"""`minprefix bench --backend cupy`: the plan, the sentence without a GPU, tables and verdicts of a
-made-up record, and the code of a job as far as it runs without one. No time is a test."""
+"""`python -m tools.bench --backend cupy`: the plan, the sentence without a GPU, tables and verdicts
+of a made-up record, and the code of a job as far as it runs without one. No time is a test."""
 
 import importlib
 import json
@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minprefix import ops
-from minprefix.bench import command, device, gpu, machine, ours, report, run, summary, work
-from minprefix.bench.device import Device
-from minprefix.bench.work import Job
-from minprefix.cli import _parser, main
 from tests.gpu import stand_in
 from tests.test_bench import LENGTHS, SMALL, TINY, made_up
 from tests.test_cupy import cupy  # noqa: F401  a fixture
+from tools.bench import command, device, gpu, machine, ours, report, run, summary, work
+from tools.bench.__main__ import main, parser
+from tools.bench.device import Device
+from tools.bench.work import Job
 
 pytestmark = pytest.mark.long
 
@@ -37,7 +37,7 @@ WHOS = ("ours", "torch", "peft")
 
 
 def jobs_of(argv: str, peers=("torch", "peft")) -> list[Job]:
-    args = _parser().parse_args(["bench", *argv.split(), "--backend", "cupy"])
+    args = parser().parse_args([*argv.split(), "--backend", "cupy"])
     sections = command.GPU_SECTIONS if args.what == "all" else (args.what,)
     return command.plan(args, sections, None, peers)
 
@@ -66,7 +66,7 @@ def made_up_on_gpu() -> dict:
         runs[-1]["error"] = None
     record = made_up() | {
         "backend": "cupy",
-        "command": "minprefix bench all --backend cupy",
+        "command": "python -m tools.bench all --backend cupy",
         "sections": list(command.GPU_SECTIONS),
         "shape": "124m, medium",
         "machine": machine.describe() | {"gpu": CARD},
@@ -114,10 +114,10 @@ def test_the_plan_can_be_cut_short():
 
 def test_every_recorded_command_can_be_given_again():
     for given in ("train --work e2e-128", "decode --shape medium", "all --no-peers"):
-        argv = ["bench", *given.split(), "--backend", "cupy", "--threads", "3"]
-        args = _parser().parse_args(argv)
+        argv = [*given.split(), "--backend", "cupy", "--threads", "3"]
+        args = parser().parse_args(argv)
         again = command._command(args, 3).split()
-        assert vars(_parser().parse_args(again[1:])) == vars(args)
+        assert vars(parser().parse_args(again[3:])) == vars(args)
 
 
 # ---- what is refused ----
@@ -129,7 +129,7 @@ def test_without_a_gpu_one_sentence_and_nothing_runs(what, monkeypatch, capsys, 
     monkeypatch.setitem(sys.modules, "cupy", None)
     ops._cupy_ops.cache_clear()
     path = tmp_path / "new" / "gpu.json"
-    assert main(["bench", what, "--backend", "cupy", "--json", str(path)]) == 2
+    assert main([what, "--backend", "cupy", "--json", str(path)]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert "the GPU needs CuPy" in said
     assert not path.parent.exists()
@@ -138,7 +138,7 @@ def test_without_a_gpu_one_sentence_and_nothing_runs(what, monkeypatch, capsys, 
 @pytest.mark.parametrize("what", ["memory", "start", "growth"])
 def test_what_is_of_the_cpu_takes_no_backend(what, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", what, "--backend", "cupy"])
+        main([what, "--backend", "cupy"])
     assert stopped.value.code == 2
     assert "there is no option --backend" in capsys.readouterr().err
 
@@ -150,7 +150,7 @@ def test_works_and_shapes_belong_to_a_backend(monkeypatch, capsys):
         ("--work e2e-128", "--work e2e-128 does not exist: expected one of e2e-10, e2e-32, rect"),
         ("--shape medium", "--shape medium is measured on a GPU: add --backend cupy"),
     ):
-        assert main(["bench", "train", *argv.split()]) == 2
+        assert main(["train", *argv.split()]) == 2
         assert sentence in capsys.readouterr().err
 
 
@@ -225,14 +225,14 @@ def test_what_was_not_measured_on_a_gpu_is_said_on_the_page(tmp_path):
     path.write_text(json.dumps(made_up()))  # from before there was a backend
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "optimisations.md").write_text("## What paid\n")
-    assert main(["bench", "report", str(path), "--out", str(page)]) == 0
+    assert main(["report", str(path), "--out", str(page)]) == 0
     section = page.read_text().split("## On a GPU\n")[1]
     assert section.startswith("\nNot measured: ")
-    assert "\nminprefix bench all --backend cupy --json gpu.json\n" in section
+    assert "\npython -m tools.bench all --backend cupy --json gpu.json\n" in section
     assert section.endswith("## What paid\n")
     for line in report.UNMEASURED.splitlines():
-        if line.startswith("minprefix bench"):
-            _parser().parse_args(line.split()[1:])
+        if line.startswith("python -m tools.bench"):
+            parser().parse_args(line.split()[3:])
     written = (Path(__file__).parents[1] / "BENCHMARKS.md").read_text()
     assert ("## On a GPU\n\n" + report.UNMEASURED in written) == ("Not measured" in written)
     assert "## On a GPU\n" in written
@@ -242,18 +242,18 @@ def test_a_record_of_a_gpu_becomes_the_section_of_a_page(tmp_path, capsys):
     path, other, page = (tmp_path / name for name in ("bench.json", "gpu.json", "B.md"))
     path.write_text(json.dumps(made_up()))
     other.write_text(json.dumps(made_up_on_gpu()))
-    assert main(["bench", "report", str(path), "--gpu", str(other), "--out", str(page)]) == 0
+    assert main(["report", str(path), "--gpu", str(other), "--out", str(page)]) == 0
     text = page.read_text()
     assert "Not measured" not in text
     before, section = text.split("## On a GPU\n")
     assert "## A training step\n" in before
     assert "Some GPU" not in before
     assert "Some GPU" in section
-    assert "From the record of `minprefix bench all --backend cupy`." in section
+    assert "From the record of `python -m tools.bench all --backend cupy`." in section
     for title in ("Targets", "A training step on a GPU", "Decoding on a GPU"):
         assert f"\n### {title}\n" in section
     for given in ((other, path), (path, path), (other, other)):
-        argv = ["bench", "report", str(given[0]), "--gpu", str(given[1]), "--out", str(page)]
+        argv = ["report", str(given[0]), "--gpu", str(given[1]), "--out", str(page)]
         assert main(argv) == 2
         assert (
             "expected a record of --backend cupy beside one of the CPU" in capsys.readouterr().err
@@ -317,7 +317,7 @@ def test_launches_are_left_out_where_nobody_counts_them(monkeypatch):
 @pytest.mark.parametrize("who", ["torch", "peft"])
 def test_the_peers_code_for_a_device_runs_on_the_cpu(who, monkeypatch):
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     expected = ours.train(SMALL)["losses"]
     here = {**SMALL, "device": "cpu", "precision": "float32"}
@@ -335,7 +335,7 @@ def test_the_peers_code_for_a_device_runs_on_the_cpu(who, monkeypatch):
 
 
 def test_attention_by_hand_is_the_same_for_all_sequences_at_once():
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     trainer = peers.ByHand(SMALL)
     torch.manual_seed(0)
@@ -352,7 +352,7 @@ def test_attention_by_hand_is_the_same_for_all_sequences_at_once():
 
 
 def test_the_peers_heed_device_and_precision():
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     for precision in ("tf32", "float32"):  # as it was, in the end
         on_it = peers._device({"device": "cuda", "precision": precision})
@@ -382,7 +382,7 @@ def test_all_that_a_peer_computes_with_lies_on_its_device(who, monkeypatch):
     """PyTorch's device "meta" computes nothing: what a step asks of it reaches the end, where the
     loss would be read."""
     pytest.importorskip("peft")
-    from minprefix.bench import peers
+    from tools.bench import peers
 
     trainer = peers._trainer({**SMALL, "device": "meta"}, who)
     real = torch.optim.AdamW  # as one kernel it is a GPU's
@@ -461,7 +461,7 @@ def test_from_the_command_line_to_the_page_on_the_gpu(precisions, monkeypatch, t
     monkeypatch.setattr(gpu, "STEPS", 2)
     path, page = tmp_path / "gpu.json", tmp_path / "page.md"
     argv = f"train --backend cupy --shape tiny --no-peers --work e2e-10 --rounds 1 --json {path}"
-    assert main(["bench", *argv.split(), "--threads", "1", "--report", str(page)]) == 0
+    assert main([*argv.split(), "--threads", "1", "--report", str(page)]) == 0
     out = capsys.readouterr().out
     record = report.read(path)
     assert record["backend"] == "cupy"

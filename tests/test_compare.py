@@ -16,10 +16,10 @@ from minprefix.conformance.house import House
 from minprefix.model import loss_backward
 from minprefix.ops import reference
 from minprefix.trace import Trace, trace
-from minprefix.trace import zoo as score
 from minprefix.trace.compare import compare, picture, relative_error, sentence, table, verdict
 from minprefix.trace.sides import HOUSE, compare_implementations, has_ops, problems, trace_ops
 from tests.conftest import random_model
+from tools import zoo_compare as score
 
 CONFIG = Config(n_layer=3, n_head=4, n_embd=32, vocab_size=50, n_positions=64)
 COMMITTED = Path(__file__).parent / "zoo" / "COMPARE.md"

@@ -383,8 +383,6 @@ def said(argv, capsys):
         ("check a.py --qqqq", "there is no option --qqqq: minprefix check --help lists them"),
         ("vectors check v --onyl x", "vectors check: error: there is no option --onyl: did you"),
         ("vectors chek v", "vectors: error: there is no command chek: did you mean check?"),
-        ("bench trian", "bench: error: there is no command trian: did you mean train?"),
-        ("bench all --round 3", "all: error: there is no option --round: did you mean --rounds?"),
         ("plot attenton", "there is no command attenton: did you mean attention?"),
         ("trian --out x", "minprefix: error: there is no command trian: did you mean train?"),
         ("evalute", "there is no command evalute: did you mean evaluate?"),
@@ -447,7 +445,7 @@ def test_every_name_from_elsewhere_leads_to_an_option_that_is_there():
         assert name not in known, f"{name} is an option: it needs no other name"
 
 
-@pytest.mark.parametrize("argv", [[], ["vectors"], ["bench"], ["plot"]], ids=str)
+@pytest.mark.parametrize("argv", [[], ["vectors"], ["plot"]], ids=str)
 def test_a_program_without_a_word_says_what_it_can_do(argv, capsys):
     """To standard output and with status 0, as pip, cargo, gh and kubectl do."""
     assert said(argv, capsys) == said([*argv, "--help"], capsys) != (0, "", "")

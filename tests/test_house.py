@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("generate", "evaluate", "train"),
     ("",),  # what `import minprefix` gives
     ("methods", "prefixes", "runs", "demo", "outlook"),
-    ("show", "conformance", "trace", "lessons", "bench"),
+    ("show", "conformance", "trace", "lessons"),
     ("cli", "__main__"),
 )
 

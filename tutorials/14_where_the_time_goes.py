@@ -265,8 +265,8 @@ assert padded / done > 1.5
 # At the shape of GPT-2, on two cores, the project's own benchmark measures a step at 0.36 to 0.38
 # times the time of PyTorch with PEFT on batches like this one, and at 0.64 times where all
 # sequences are equally long and every token is a target: then the first two reasons are gone.
-# `minprefix bench train` repeats it on your machine. A ratio of two programs, run in turns on one
-# machine, means something; a time alone does not.
+# In a clone of this repository `python -m tools.bench train` repeats it on your machine. A ratio of
+# two programs, run in turns on one machine, means something; a time alone does not.
 #
 # ## Break it yourself
 #

@@ -329,7 +329,8 @@ assert 13 < peak / bandwidth < 15
 # %% [markdown]
 # And a kernel does not start for nothing: some 5 microseconds each. A few tokens of the tiny model
 # are hundreds of kernels with next to nothing to do, and most of a step is starting them. From
-# which size on a GPU pays is a question for the clock: `minprefix bench all --backend cupy`.
+# which size on a GPU pays is a question for the clock, which in a clone of this repository is
+# `python -m tools.bench all --backend cupy`.
 #
 # ## Exercises
 #

@@ -13,7 +13,6 @@ from typing import Any
 
 from minprefix import __version__, console
 from minprefix.cli import (
-    bench,
     check,
     combine,
     compare,
@@ -38,7 +37,7 @@ from minprefix.errors import InputError, Note
 
 COMMANDS = (
     demo, train, generate, evaluate, check, inspect, diff, verify, export, import_, combine, prune,
-    plot, compare, view, step, vectors, bench, lessons,
+    plot, compare, view, step, vectors, lessons,
 )  # fmt: skip
 
 

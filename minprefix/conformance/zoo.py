@@ -138,7 +138,7 @@ def _planted(name: str) -> Implementation:
 # ---- recognising a bug ---------------------------------------------------------------------------
 
 #: check -> bug -> a tensor that is wrong there, and its `fingerprint`: one number that spares most
-#: bugs from being run. `minprefix.conformance.matrix` writes it.
+#: bugs from being run. `tools.zoo_matrix` writes it.
 FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
 
 #: (check, bug) -> the numbers that the bug gives there

@@ -66,7 +66,7 @@ def find_data(given: Path | None) -> Path | None:
     """The folder with `e2e/` and `gpt2-bpe/`: --data, the environment's, or shared/data beside the
     clone. Raises InputError for one that was named and is not there."""
     named = given or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
-    beside = Path(__file__).parents[3] / "shared" / "data"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     folder = named or beside
     missing = [name for name in _DATA_FILES if not (folder / name).exists()]
     if not missing:

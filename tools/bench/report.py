@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minprefix.bench import gpu
-from minprefix.bench.summary import (
+from minprefix.errors import InputError, counted
+from minprefix.storage import files
+from tools.bench import gpu
+from tools.bench.summary import (
     EXPLAINED,
     GPU_TARGETS,
     NOISY,
@@ -20,7 +22,7 @@ from minprefix.bench.summary import (
     product_shares,
     ratio,
 )
-from minprefix.bench.work import (
+from tools.bench.work import (
     DECODE,
     GROWTH,
     GROWTH_CONFIG,
@@ -31,8 +33,6 @@ from minprefix.bench.work import (
     TITLES,
     TRAIN,
 )
-from minprefix.errors import InputError, counted
-from minprefix.storage import files
 
 SCHEMA = 1
 NONE = "-"
@@ -78,8 +78,8 @@ def read(path: Path) -> Record:
     whole = isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _RUN for r in runs)
     if record.get("schema") != SCHEMA or not whole or not record.keys() >= _KEYS:
         raise InputError(
-            f"{path} is no record of schema {SCHEMA}: give a file that `minprefix bench --json` "
-            "wrote"
+            f"{path} is no record of schema {SCHEMA}: give a file that `python -m tools.bench all "
+            "--json` wrote"
         )
     return record
 
@@ -463,8 +463,8 @@ PyTorch for CUDA, transformers and PEFT for the comparison, these measure it and
 `bench.json` is the record of the figures above:
 
 ```
-minprefix bench all --backend cupy --json gpu.json
-minprefix bench report bench.json --gpu gpu.json --out BENCHMARKS.md
+python -m tools.bench all --backend cupy --json gpu.json
+python -m tools.bench report bench.json --gpu gpu.json --out BENCHMARKS.md
 ```
 """
 
@@ -497,7 +497,7 @@ def markdown(
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `minprefix bench report` from the record of `{record['command']}`.",
+        f"Written by `python -m tools.bench report` from the record of `{record['command']}`.",
         "",
         *_facts(record),
         "",
@@ -513,7 +513,7 @@ def markdown(
 
 def write(record: Record, page: Path, gpu_record: Record | None = None) -> list[Path]:
     """The page and its pictures, in a folder `benchmarks` beside it. -> what was written."""
-    from minprefix.bench.pictures import draw
+    from tools.bench.pictures import draw
 
     folder = page.parent / PICTURES
     drawn = draw(record, folder)

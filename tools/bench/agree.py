@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.bench.run import Record
-from minprefix.bench.work import NEEDS, PREFIX, SHAPES, Job
+from tools.bench.run import Record
+from tools.bench.work import NEEDS, PREFIX, SHAPES, Job
 
 LENGTHS = [(3, 9), (12, 5), (7, 1)]
 CASES = [("greedy", 2, 1, 1), ("beams", 2, 3, 1)]

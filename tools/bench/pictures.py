@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minprefix.bench.summary import Record, Results, exponent
-from minprefix.bench.work import DECODE, GROWTH, TITLES, TRAIN
 from minprefix.storage import files
+from tools.bench.summary import Record, Results, exponent
+from tools.bench.work import DECODE, GROWTH, TITLES, TRAIN
 
 COLOURS = {"ours": "C0", "torch": "C1", "peft": "0.6", "peft-dropout": "0.8"}
 WHO = ("ours", "torch", "peft", "peft-dropout")

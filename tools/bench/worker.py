@@ -1,4 +1,4 @@
-"""The process that does one job: `python -m minprefix.bench.worker JOB` prints the answer, one line
+"""The process that does one job: `python -m tools.bench.worker JOB` prints the answer, one line
 of JSON. The number of threads comes through the environment, before any library is loaded."""
 
 import json
@@ -10,13 +10,13 @@ def main(text: str) -> None:
     job: dict[str, Any] = json.loads(text)
     task, who, arguments = job["task"], job["who"], job["arguments"]
     if who == "ours":
-        from minprefix.bench import ours
+        from tools.bench import ours
 
         answer = getattr(ours, task)(arguments)
     else:
         import torch
 
-        from minprefix.bench import peers
+        from tools.bench import peers
 
         torch.set_num_threads(job["threads"])
         answer = getattr(peers, task)(arguments, who)

@@ -12,9 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import minprefix
-from minprefix.bench.work import SCRATCH, Job
 from minprefix.ops.threads import VARIABLES
+from tools.bench.work import SCRATCH, Job
 
 SAID = 12  # lines that are kept of what a process that failed wrote
 Record = dict[str, Any]
@@ -54,7 +53,7 @@ def _run(job: Job, number: int, threads: int, scratch: Path) -> Record:
     else:
         text = json.dumps({**given, "threads": threads})
         text = text.replace(json.dumps(SCRATCH), json.dumps(str(scratch)))
-        argv = [sys.executable, "-m", "minprefix.bench.worker", text]
+        argv = [sys.executable, "-m", "tools.bench.worker", text]
     outcome = launch(argv, environment(threads))
     record = {name: given[name] for name in ("section", "work", "who", "task", "arguments")}
     record |= {"round": number, "seconds": outcome.seconds, "answer": None, "error": None}
@@ -73,8 +72,8 @@ def _run(job: Job, number: int, threads: int, scratch: Path) -> Record:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's, the number of threads pinned, with the package that runs here first."""
-    root = str(Path(minprefix.__file__).parents[1])
+    """This process's, the number of threads pinned, with the checkout that runs here first."""
+    root = str(Path(__file__).resolve().parents[2])
     path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
         dict(os.environ)

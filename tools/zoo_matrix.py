@@ -1,10 +1,8 @@
 """Which check catches which bug of the zoo: as data, as a picture, as a page to read.
 
-    python -m minprefix.conformance.matrix [DIR]
-
-writes matrix.json, matrix.png and ZOO.md into DIR (tests/zoo of a checkout, if it is left out), and
-the fingerprints by which a bug is recognised (beside this file, or into DIR). Nothing in them
-depends on time: the same code gives the same bytes.
+`python -m tools.zoo_matrix` writes matrix.json, matrix.png and ZOO.md into tests/zoo, and the
+fingerprints by which the suite recognises a bug into the package. Nothing in them depends on time:
+the same code gives the same bytes.
 """
 
 import hashlib
@@ -21,6 +19,7 @@ import hypothesis
 from tqdm import tqdm
 
 from minprefix import console
+from minprefix.cli.parser import Parser
 from minprefix.conformance.bug import Bug
 from minprefix.conformance.check import Check, Finding, Grade
 from minprefix.conformance.suite import all_checks
@@ -33,11 +32,10 @@ from minprefix.conformance.zoo import (
     plant,
     wrong_tensors,
 )
-from minprefix.errors import InputError
 
-PLACE = Path(__file__).resolve().parents[2] / "tests" / "zoo"
+PLACE = Path(__file__).resolve().parents[1] / "tests" / "zoo"
 DATA, PICTURE, PAGE = "matrix.json", "matrix.png", "ZOO.md"
-COMMAND = "python -m minprefix.conformance.matrix"
+COMMAND = "python -m tools.zoo_matrix"
 
 
 @dataclass
@@ -371,18 +369,17 @@ def write(rows: Sequence[Row], directory: Path, prints: Path) -> None:
     prints.write_text(as_json(fingerprints(rows)), encoding="utf-8", newline="\n")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     console.take_every_character()
-    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
-        print(f"usage: {COMMAND} [DIR]", file=sys.stderr)
-        return 2
-    if not arguments and not PLACE.parent.is_dir():
-        said = f"{PLACE.parent} does not exist: name the folder to write to"
-        print(f"error: {InputError(said)}", file=sys.stderr)
-        return 2
-    directory = Path(arguments[0]) if arguments else PLACE
+    parser = Parser(prog=COMMAND, description="Write which check catches which bug.")
+    parser.add_argument(
+        "directory", nargs="?", type=Path, metavar="DIR",
+        help="write all files there (default: tests/zoo, and the fingerprints into the package)",
+    )  # fmt: skip
+    given = parser.parse_args(arguments).directory
+    directory = given or PLACE
     rows = compute(progress=True)
-    write(rows, directory, directory / FINGERPRINTS.name if arguments else FINGERPRINTS)
+    write(rows, directory, given / FINGERPRINTS.name if given else FINGERPRINTS)
     right = sum(row.right for row in rows)
     caught = sum(bool(row.caught) for row in rows)
     print(f"{len(rows)} bugs: {caught} caught, {right} named right at first; see {directory}/")
@@ -396,4 +393,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

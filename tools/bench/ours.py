@@ -9,9 +9,6 @@ import numpy as np
 
 from minprefix import ops
 from minprefix.batch import Batch
-from minprefix.bench import machine
-from minprefix.bench.device import Device
-from minprefix.bench.device import launches as launches_of
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.model import GPT2, digest, loss_and_grad
@@ -19,6 +16,9 @@ from minprefix.ops import memory, numpy_ops, threads
 from minprefix.ops.contract import Array
 from minprefix.optim import AdamW
 from minprefix.prefix import Prefix
+from tools.bench import machine
+from tools.bench.device import Device
+from tools.bench.device import launches as launches_of
 
 LR = 1e-3
 Answer = dict[str, Any]

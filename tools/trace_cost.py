@@ -1,12 +1,12 @@
-"""What tracing costs: `python -m minprefix.trace.cost` times a forward and backward of the tiny
+"""What tracing costs: `python -m tools.trace_cost` times a forward and backward of the tiny
 model with and without it, in turns, and prints the ratio."""
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 from minprefix import GPT2, Batch, Prefix, loss_and_grad
+from minprefix.cli.parser import Parser
 from minprefix.data.world import table_to_text
 from minprefix.errors import counted
 from minprefix.ops.threads import limit
@@ -27,7 +27,7 @@ def ratio(untraced: Callable[[], object], traced: Callable[[], object], rounds: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m tools.trace_cost", description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

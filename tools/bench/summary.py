@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.bench import gpu
-from minprefix.bench.work import DECODE, GROWTH, GROWTH_CONFIG, PROMPT, TRAIN
+from tools.bench import gpu
+from tools.bench.work import DECODE, GROWTH, GROWTH_CONFIG, PROMPT, TRAIN
 
 NOISY = 1.25  # highest / lowest ratio of the rounds of one comparison
 Record = dict[str, Any]

@@ -1,7 +1,6 @@
-"""Does `minprefix compare` put its finger on the right op? The bugs of the zoo tell.
+"""Whether `minprefix compare` names the op that a bug of the zoo sits in.
 
-python -m minprefix.trace.zoo [FILE]    writes the table tests/zoo/COMPARE.md, and prints what was
-                                        missed
+`python -m tools.zoo_compare` writes the table tests/zoo/COMPARE.md and prints what was missed.
 """
 
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from minprefix import console
+from minprefix.cli.parser import Parser
 from minprefix.conformance.bug import Bug
 from minprefix.conformance.contract import FUNCTIONS, TENSORS
 from minprefix.conformance.zoo import all_bugs, changed_source, plant
@@ -20,8 +20,8 @@ from minprefix.trace.compare import Comparison, compare
 from minprefix.trace.record import Trace
 from minprefix.trace.sides import HOUSE, Problem, problems, trace_ops
 
-COMMAND = "python -m minprefix.trace.zoo"
-PLACE = Path(__file__).parents[2] / "tests" / "zoo" / "COMPARE.md"
+COMMAND = "python -m tools.zoo_compare"
+PLACE = Path(__file__).resolve().parents[1] / "tests" / "zoo" / "COMPARE.md"
 KINDS = ("maths", "plumbing")
 
 #: a bug above the ops -> the step of the model that it changes, as a trace names it
@@ -187,15 +187,16 @@ def find_all(chosen: Iterable[Bug]) -> list[Found]:
     return [find(bug) for bug in chosen]
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     console.take_every_character()
-    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
-        print(f"usage: {COMMAND} [FILE]", file=sys.stderr)
-        return 2
-    place = Path(arguments[0]) if arguments else PLACE
+    parser = Parser(prog=COMMAND, description="Write where `compare` finds each bug.")
+    parser.add_argument(
+        "place", nargs="?", type=Path, metavar="FILE", default=PLACE,
+        help="write the table there (default: tests/zoo/COMPARE.md)",
+    )  # fmt: skip
+    place = parser.parse_args(arguments).place
     if not place.parent.is_dir():
-        print(f"error: {place.parent} does not exist: name a file to write", file=sys.stderr)
-        return 2
+        parser.error(f"{place.parent} does not exist: name a file in a folder that does")
     found = find_all(bugs())
     place.write_text(page(found), encoding="utf-8", newline="\n")
     print(f"{sum(f.right for f in found)} of {len(found)} named right; see {place}")
@@ -206,4 +207,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

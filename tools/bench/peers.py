@@ -12,9 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minprefix.bench.device import Device
-from minprefix.bench.device import launches as launches_of
-from minprefix.bench.ours import (
+from minprefix.gpt2 import Config
+from minprefix.model import GPT2
+from minprefix.ops import memory
+from minprefix.prefix import Prefix, flatten
+from tools.bench.device import Device
+from tools.bench.device import launches as launches_of
+from tools.bench.ours import (
     CPU,
     LR,
     Answer,
@@ -24,10 +28,6 @@ from minprefix.bench.ours import (
     token_ids,
     what_is_written,
 )
-from minprefix.gpt2 import Config
-from minprefix.model import GPT2
-from minprefix.ops import memory
-from minprefix.prefix import Prefix, flatten
 
 Step = Callable[[], float]
 #: q, k, v (N, NH, hs) and the layer -> (N, C)

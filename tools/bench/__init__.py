@@ -1,4 +1,5 @@
-"""`minprefix bench`: this project and its peers on the same work, in alternating fresh processes.
+"""`python -m tools.bench`: this project and its peers on the same work, in fresh processes that
+take turns.
 
 work      what is done: shapes, batches, prompts, sizes, and the jobs that a command consists of
 gpu       the same for a GPU
@@ -12,6 +13,6 @@ machine   what it ran on; the memory of a process
 summary   from the record to medians, ratios, fits and verdicts; the table of targets
 report    tables for a terminal and for BENCHMARKS.md
 pictures  the same as pictures
-command   the command: the plan, the progress
-options   what it takes on the command line
+command   the plan, the progress
+__main__  the command line
 """

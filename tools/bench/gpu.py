@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any, NamedTuple
 
-from minprefix.bench.work import (
+from tools.bench.work import (
     DECODE,
     NEW,
     PREFIX,

@@ -1,21 +1,17 @@
-"""The options of `minprefix bench`. Light, because every command's parser passes here."""
+"""The command line of `python -m tools.bench`."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minprefix import console
+from minprefix.cli.parser import Parser
+from minprefix.errors import InputError
+from tools.bench import command
 
-def _bench(args: argparse.Namespace) -> int:
-    from minprefix.bench.command import bench
-
-    return bench(args)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from minprefix.bench.command import bench_report
-
-    return bench_report(args)
-
+COMMAND = "python -m tools.bench"
 
 #: what takes --backend
 ON_GPU = ("train", "decode", "all")
@@ -29,12 +25,35 @@ WHAT = {
 }
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    """`bench` has commands of its own."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> 2 for bad input and 130 after Ctrl-C, as `minprefix` does."""
+    console.take_every_character()
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        prog=COMMAND,
+        description="Measure this project and its peers on the same work, in fresh processes that "
+        "take turns.",
+        epilog=f"{COMMAND} all --json bench.json measures; {COMMAND} report bench.json writes the "
+        "page.",
+        allow_abbrev=False,
+    )
     parts = p.add_subparsers(required=True, metavar="|".join([*WHAT, "report"]))
     for name, what in WHAT.items():
-        _measuring_options(_part(parts, name, what, _bench), name)
-    part = _part(parts, "report", "make BENCHMARKS.md and its pictures of a record", _report)
+        _measuring_options(_part(parts, name, what, command.bench), name)
+    part = _part(
+        parts, "report", "make BENCHMARKS.md and its pictures of a record", command.bench_report
+    )
     part.add_argument("record", type=Path, metavar="FILE", help="what --json wrote")
     part.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("BENCHMARKS.md"),
@@ -44,6 +63,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--gpu", type=Path, metavar="FILE",
         help="another record, of --backend cupy: the page's section on a GPU",
     )  # fmt: skip
+    return p
 
 
 def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
@@ -91,3 +111,7 @@ def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
             help="holds e2e/trainset.csv and gpt2-bpe/; default: the environment's "
             "MINPREFIX_BENCH_DATA, or shared/data beside the clone, else a stored histogram",
         )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`minprefix bench`: the plan, the progress, the tables, the record."""
+"""`python -m tools.bench`: the plan, the progress, the tables, the record."""
 
 import argparse
 import datetime
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import minprefix
 from minprefix import ops
-from minprefix.bench import agree, gpu, machine, report, work
-from minprefix.bench.run import in_turns, run_all
-from minprefix.bench.summary import Record
-from minprefix.bench.work import Job
 from minprefix.errors import InputError, counted
 from minprefix.storage import files
+from tools.bench import agree, gpu, machine, report, work
+from tools.bench.run import in_turns, run_all
+from tools.bench.summary import Record
+from tools.bench.work import Job
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
 GPU_SECTIONS = ("train", "decode")
@@ -200,7 +200,7 @@ def _check_page(path: Path) -> None:
 
 def _command(args: argparse.Namespace, threads: int) -> str:
     """What gives this run again, without the paths of this machine."""
-    parts = ["minprefix bench", args.what, f"--threads {threads}"]
+    parts = ["python -m tools.bench", args.what, f"--threads {threads}"]
     parts += [] if args.rounds is None else [f"--rounds {args.rounds}"]
     parts += [] if args.backend == "numpy" else [f"--backend {args.backend}"]
     parts += [] if args.shape is None else [f"--shape {args.shape}"]
