@@ -211,7 +211,7 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _contents(row: Row) -> str:
-    return f"- [{row.bug.name}](#{row.bug.name})"
+    return f"- [{row.bug.name}](#{row.bug.name.lower()})"
 
 
 def _section(row: Row) -> list[str]:
