@@ -37,7 +37,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "data.pairs": {"model"},
     "storage.adapters": {"prefix"},
     "storage.artifact": {"prefix", "model"},
-    "storage.checkpoint": {"model"},
     "train": {"show.training"},
 }
 
