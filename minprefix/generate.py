@@ -16,7 +16,7 @@ import numpy as np
 from minprefix import ops as _ops
 from minprefix.batch import Batch, whole
 from minprefix.errors import InputError, counted
-from minprefix.gpt2 import Cache, Config, KeysValues, forward, head
+from minprefix.gpt2 import BlockCache, Config, KeysValues, Stream, embedding, forward, head
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix
@@ -228,9 +228,9 @@ class Texts:
         """Feed the prompts, which get at most so many new tokens, all or each. -> the texts, and
         (S, V) logits of each first new token."""
         cfg, most = model.config, np.broadcast_to(limits, len(batch))  # (S,)
-        tokens, positions, offsets, past = prepare(model, batch, prefix)
-        last = offsets[1:] - 1  # (S,) the row of each prompt's last token
-        ends = _ops.to(positions, "numpy")[last]  # (S,) its position
+        stream = prepare(model, batch, prefix)
+        last = batch.offsets[1:] - 1  # (S,) the row of each prompt's last token
+        ends = _ops.to(stream.positions, "numpy")[last]  # (S,) its position
         for b, end in enumerate(ends):
             # the last new token is chosen but not fed, so it needs no position
             if int(end) + most[b] > cfg.n_positions:
@@ -240,7 +240,8 @@ class Texts:
                     f"{cfg.n_positions} positions; shorten it or lower max_new_tokens"
                 )
         rows = _ops.to(last, model.backend)
-        x, cache = forward(model.weights, cfg, tokens, positions, offsets, past, ops, rows=rows)
+        w, past = model.weights, stream.past
+        x, blocks = forward(embedding(stream, w, ops), stream, w, cfg, ops, rows=rows)
         filled = np.array([[layer[b][0].shape[1] for layer in past] for b in range(len(batch))])
         capacity = int((filled.max(axis=1) + batch.lengths + most).max())
         prompt_end = filled.min(axis=1) + batch.lengths
@@ -251,8 +252,8 @@ class Texts:
             for b, (k, v) in enumerate(layer):
                 kv[b, i, 0, :, : k.shape[1]] = k
                 kv[b, i, 1, :, : v.shape[1]] = v
-        texts._append(cache, offsets)
-        return texts, head(x, model.weights, cfg, ops)
+        texts._append(blocks, batch.offsets)
+        return texts, head(x, w, cfg, ops)
 
     def feed(self, tokens: np.ndarray) -> np.ndarray:
         """One more token for each text, tokens (S,) -> (S, V) logits of the one after it."""
@@ -260,8 +261,9 @@ class Texts:
         offsets = np.arange(S + 1)
         past = [[self._past(s, i) for s in range(S)] for i in range(cfg.n_layer)]
         tokens, position = (_ops.to(a, self.model.backend) for a in (tokens, self.position))
-        x, cache = forward(w, cfg, tokens, position, offsets, past, self.ops)  # (S, C)
-        self._append(cache, offsets)
+        stream = Stream(tokens, position, offsets, past)
+        x, blocks = forward(embedding(stream, w, self.ops), stream, w, cfg, self.ops)  # (S, C)
+        self._append(blocks, offsets)
         self.position = self.position + 1
         return head(x, w, cfg, self.ops)
 
@@ -302,15 +304,15 @@ class Texts:
         k, v = self.kv[self.at[s], i, :, :, : self.seen[s, i]]
         return k, v
 
-    def _append(self, cache: Cache, offsets: np.ndarray) -> None:
+    def _append(self, blocks: Sequence[BlockCache], offsets: np.ndarray) -> None:
         lengths = np.diff(offsets)
         text = np.repeat(np.arange(len(lengths)), lengths)  # (N,) whose token it is
         new = np.arange(len(text)) - offsets[text]  # (N,) which of its new ones
         where = (self.at[text], self.seen[text].T + new)  # (N,), (L, N)
         at, slots = (_ops.to(a, self.model.backend) for a in where)
-        for i, block in enumerate(cache.blocks):
-            self.kv[at, i, 0, :, slots[i]] = block.attention.k
-            self.kv[at, i, 1, :, slots[i]] = block.attention.v
+        for i, block in enumerate(blocks):
+            self.kv[at, i, 0, :, slots[i]] = block.attn.attention.k
+            self.kv[at, i, 1, :, slots[i]] = block.attn.attention.v
         self.seen = self.seen + lengths[:, None]
 
 

@@ -3,11 +3,11 @@
 The arithmetic is in `gpt2`; here is what stands around it, and every check of what comes in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,13 +15,15 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError, Note, counted, note
 from minprefix.gpt2 import (
-    Cache,
+    BlockCache,
     Config,
     HeadCache,
-    KeysValues,
     PastGrads,
+    Stream,
     Weights,
     backward,
+    embedding,
+    embedding_backward,
     forward,
     head,
     head_loss,
@@ -171,7 +173,8 @@ class GPT2:
         """-> (N, V): for each token of the stream the scores of the token that follows it."""
         implementation = operations(self, ops)
         stream = prepare(self, batch, prefix)
-        x, _ = forward(self.weights, self.config, *stream, implementation)
+        x = embedding(stream, self.weights, implementation)
+        x, _ = forward(x, stream, self.weights, self.config, implementation)
         return head(x, self.weights, self.config, implementation)
 
     def keys_values(self, tokens: Sequence[int], ops: str | Ops | None = None) -> Array:
@@ -179,9 +182,10 @@ class GPT2:
         they equal prompting with the text."""
         implementation = operations(self, ops)
         stream = prepare(self, Batch.pack([tokens]), None)
-        _, cache = forward(self.weights, self.config, *stream, implementation)
-        kv = [np.stack([b.attention.k, b.attention.v]) for b in cache.blocks]  # each (2, T, NH, hs)
-        return np.stack(kv).swapaxes(2, 3)
+        x = embedding(stream, self.weights, implementation)
+        _, blocks = forward(x, stream, self.weights, self.config, implementation)
+        caches = [block.attn.attention for block in blocks]
+        return np.stack([[c.k, c.v] for c in caches]).swapaxes(2, 3)  # of (L, 2, T, NH, hs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens added. A note says which characters the
@@ -341,8 +345,8 @@ def prepare(
     batch: Batch,
     prefix: Prefix | Sequence[Prefix | None] | None,
     targets_only: bool = False,
-) -> tuple[Array, Array, Array, list[list[KeysValues]]]:
-    """tokens, positions, offsets, past: what `forward` takes, checked against the model.
+) -> Stream:
+    """The batch as `forward` takes it, checked against the model.
 
     `targets_only`: nobody looks at rows that predict no target. The last token of a sequence is
     such a row: no token sees it, so it needs no position of its own. Raises InputError for a token
@@ -372,7 +376,7 @@ def prepare(
     views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
     past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
     tokens, positions = (_ops.to(a, model.backend) for a in (batch.tokens, positions))
-    return tokens, positions, batch.offsets, past
+    return Stream(tokens, positions, batch.offsets, past)
 
 
 def _check_prefixes(model: GPT2, batch: Batch, prefixes: list[Prefix]) -> None:
@@ -412,7 +416,7 @@ def loss_and_grad(
     """
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
-    loss, dkvs, _ = loss_backward(model, prefix, batch, reduction, ops, need="prefix")
+    loss, dkvs, _ = loss_backward(model, prefix, batch, reduction, ops)
     if isinstance(prefix, Prefix):
         return loss, dkvs[0]
     return loss, [None if p is None else dkv for p, dkv in zip(prefix, dkvs, strict=True)]
@@ -424,9 +428,12 @@ def loss_and_weight_grads(
     prefix: Prefix | Sequence[Prefix | None] | None = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
+    names: Collection[str] | None = None,
 ) -> tuple[float, dict[str, Array]]:
-    """The loss and its gradient for every weight of the model: what full fine-tuning trains on."""
-    loss, _, dweights = loss_backward(model, prefix, batch, reduction, ops, need="all")
+    """The loss and its gradient for the weights of these names, by default for every weight of the
+    model: full fine-tuning trains on them. Raises InputError for a name that is no weight's."""
+    need = frozenset(model.weights if names is None else names)
+    loss, _, dweights = loss_backward(model, prefix, batch, reduction, ops, need)
     return loss, dweights
 
 
@@ -439,7 +446,7 @@ def loss(
 ) -> float:
     """The loss alone."""
     implementation = operations(model, ops)
-    return _forward_loss(model, prefix, batch, reduction, implementation, "nothing")[0].item()
+    return _forward_loss(model, prefix, batch, reduction, implementation, None)[0].item()
 
 
 def _loss_weights(batch: Batch, reduction: str) -> Array:
@@ -454,44 +461,70 @@ def _loss_weights(batch: Batch, reduction: str) -> Array:
     raise InputError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")
 
 
+class Forward(NamedTuple):
+    """What the backward of a loss begins with."""
+
+    loss: np.generic
+    stream: Stream
+    blocks: list[BlockCache]
+    head: HeadCache | None  # None where the loss alone was wanted
+
+
 def _forward_loss(
     model: GPT2,
     prefix: Prefix | Sequence[Prefix | None] | None,
     batch: Batch,
     reduction: str,
     ops: Ops,
-    need: Literal["nothing", "prefix", "all"],
-) -> tuple[np.generic, Cache, HeadCache | None]:
+    need: Set[str] | None,
+) -> Forward:
     w, cfg = model.weights, model.config
     stream, weights = prepare(model, batch, prefix, True), _loss_weights(batch, reduction)
     # only rows that predict a target pay for the top of the model and for logits
     rows, targets = (_ops.to(a, model.backend) for a in (batch.rows, batch.targets))
-    x, cache = forward(w, cfg, *stream, ops, "all" if need == "all" else "prefix", rows)
+    x, blocks = forward(embedding(stream, w, ops), stream, w, cfg, ops, need or frozenset(), rows)
     weights = _ops.to(weights.astype(x.real.dtype), model.backend)
-    value, head_cache = head_loss(x, targets, weights, w, cfg, ops, need)
-    return value, cache, head_cache
+    value, cache = head_loss(x, targets, weights, w, cfg, ops, need)
+    return Forward(value, stream, blocks, cache)
 
 
 def loss_backward(
     model: GPT2,
     prefix: Prefix | Sequence[Prefix | None] | None,
     batch: Batch,
-    reduction: str,
-    ops: str | Ops | None,
-    need: Literal["prefix", "all"],
+    reduction: str = "mean",
+    ops: str | Ops | None = None,
+    need: Set[str] = frozenset(),
 ) -> tuple[float, list[Array], dict[str, Array]]:
-    """The loss, its gradient for the kv of each prefix, and with need="all" for every weight."""
+    """The loss, its gradient for the kv of each prefix, and for the weights that `need` names.
+    Raises InputError for a name that is no weight's, and for all that `prepare` refuses."""
+    unknown = sorted(need - model.weights.keys())
+    if unknown:
+        raise InputError(
+            f"model {model.name!r} has no weight {unknown[0]!r}: its names are the keys of "
+            "model.weights"
+        )
     w, cfg, implementation = model.weights, model.config, operations(model, ops)
     prefixes = _as_list(model, prefix)
-    value, cache, head_cache = _forward_loss(model, prefix, batch, reduction, implementation, need)
-    assert head_cache is not None
-    dx, dw_head = head_loss_backward(w, head_cache, implementation, need)  # (M, C)
+    value, stream, blocks, cache = _forward_loss(
+        model, prefix, batch, reduction, implementation, need
+    )
+    assert cache is not None
+    dx, dw_head = head_loss_backward(w, cache, implementation)  # (M, C)
     lowest = min((i for p in prefixes for i in p.layers), default=cfg.n_layer)
-    dpast, dw = backward(dx, w, cfg, cache, implementation, need, lowest)
+    at_the_bottom = bool(need & {"wte.weight", "wpe.weight"})
+    dx_0, dpast, dw = backward(dx, w, cfg, blocks, implementation, lowest, at_the_bottom)
+    if dx_0 is not None:
+        dw |= embedding_backward(dx_0, stream, w, implementation, need)
     for name, a in dw_head.items():  # a tied head and the embedding are one array: both add to it
         dw[name] = dw[name] + a if name in dw else a
     dkvs = [_sum_over_sequences(p, i, batch, dpast, dx.dtype) for i, p in enumerate(prefixes)]
     return value.item(), dkvs, dw
+
+
+def needed(model: GPT2, need: Literal["prefix", "all"]) -> Set[str]:
+    """The weights whose gradient is wanted, for the words of a trace and of the reference suite."""
+    return model.weights.keys() if need == "all" else frozenset()
 
 
 def _sum_over_sequences(

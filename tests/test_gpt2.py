@@ -1,6 +1,7 @@
 """The whole model against transformers and PEFT, and against its own derivatives."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from transformers import GPT2Config
 from minprefix import GPT2, Batch, Config, InputError, Prefix, gpt2, loss, loss_and_grad
 from minprefix import loss_and_weight_grads as weight_grads
 from minprefix.generate import generate_ids
+from minprefix.model import loss_backward, prepare
+from minprefix.ops import get as get_ops
 from minprefix.ops import numpy_ops, reference
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
@@ -258,12 +261,13 @@ def test_layers_outside_the_subset_see_no_prefix(config, model):
     # layers 0 and 1 do as without a prefix, at the same positions
     none = Prefix.zero(config, 0, position_offset=3, dtype="float64")
     from minprefix import ops
-    from minprefix.gpt2 import forward
+    from minprefix.gpt2 import embedding, forward
     from minprefix.model import prepare
 
     def resid_before_layer_2(prefix):
-        _, cache = forward(model.weights, config, *prepare(model, batch, prefix), ops.get("numpy"))
-        return cache.blocks[2].ln_1.xhat
+        stream, w, numpy = prepare(model, batch, prefix), model.weights, ops.get("numpy")
+        _, blocks = forward(embedding(stream, w, numpy), stream, w, config, numpy)
+        return blocks[2].attn.ln_1.xhat
 
     assert np.array_equal(resid_before_layer_2(top), resid_before_layer_2(none))
 
@@ -302,20 +306,112 @@ def test_a_frozen_backward_makes_no_weight_gradient_and_stops_at_block_0s_attent
 def test_a_forward_keeps_the_inputs_of_linear_layers_only_for_the_gradients_of_weights(
     config, model
 ):
-    from minprefix.gpt2 import forward
+    from minprefix.gpt2 import embedding, forward
     from minprefix.model import prepare
-    from minprefix.ops import reference
 
-    arguments = prepare(model, Batch.pack([[1, 2, 3]]), random_prefix(config, 2, 0))
-    inputs = ("ln_1_out", "z", "ln_2_out", "gelu_out")
+    stream = prepare(model, Batch.pack([[1, 2, 3]]), random_prefix(config, 2, 0))
+    x = embedding(stream, model.weights, reference)
 
-    def kept(**need):
-        _, cache = forward(model.weights, config, *arguments, reference, **need)
-        return [getattr(block, name) for block in cache.blocks for name in inputs]
+    def kept(*need):
+        _, blocks = forward(x, stream, model.weights, config, reference, *need)
+        return [
+            a if a is None else a.shape
+            for attn, mlp in blocks
+            for a in (attn.ln_1_out, attn.z, mlp.ln_2_out, mlp.gelu_out)
+        ]
 
-    assert all(a is None for a in kept())
-    assert all(a is None for a in kept(need="prefix"))
-    assert all(a.shape == (3, 32 if i % 4 < 3 else 128) for i, a in enumerate(kept(need="all")))
+    assert kept() == [None] * 12
+    assert kept(model.weights.keys()) == [(3, 32), (3, 32), (3, 32), (3, 128)] * 3
+    some = {"h.1.attn.c_proj.weight", "h.2.mlp.c_proj.bias", "h.0.ln_1.weight"}
+    assert kept(some) == [None] * 4 + [None, (3, 32), None, None] + [None] * 3 + [(3, 0)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["h.1.attn.c_attn.weight"],
+        ["h.0.mlp.c_fc.bias", "h.2.ln_1.weight", "h.2.attn.c_proj.bias"],
+        ["h.1.ln_1.bias", "h.1.ln_2.weight"],
+        ["wpe.weight", "ln_f.bias"],
+        ["wte.weight"],
+        ["lm_head.weight", "h.2.mlp.c_proj.weight", "h.2.attn.c_attn.bias"],
+        [],
+    ],
+)
+@BACKENDS
+def test_only_the_gradients_that_are_asked_for_come_back_and_they_are_the_same(config, names, ops):
+    tied = "lm_head.weight" not in names
+    model = random_model(replace(config, tie_word_embeddings=tied))
+    batch = Batch.pack([[1, 2, 3, 4, 5], [6, 7, 8]], loss_from=[2, 1], prefix=[1, 0])
+    prefixes = [random_prefix(config, 3, 0, layers=[2]), random_prefix(config, 1, 1)]
+    every = loss_backward(model, prefixes, batch, ops=ops, need=model.weights.keys())
+    value, dkvs, dweights = loss_backward(model, prefixes, batch, ops=ops, need=set(names))
+    assert value == every[0]
+    assert all(np.array_equal(a, b) for a, b in zip(dkvs, every[1], strict=True))
+    assert dweights.keys() == set(names)
+    for name in names:
+        assert np.array_equal(dweights[name], every[2][name]), name
+    _, named = weight_grads(model, batch, prefixes, ops=ops, names=names)
+    assert named.keys() == dweights.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "norms", "attentions", "linears"),
+    [
+        ([], 1, 0, 1),  # the head and ln_f alone
+        (["ln_f.weight"], 1, 0, 1),
+        (["h.2.mlp.c_fc.bias"], 2, 1, 4),  # layer 2's MLP and c_proj
+        (["h.2.attn.c_attn.weight"], 2, 1, 4),
+        (["h.2.ln_1.bias"], 3, 1, 5),
+        (["h.1.attn.c_attn.bias"], 4, 2, 8),
+        (["wpe.weight"], 7, 3, 13),
+    ],
+)
+def test_a_backward_stops_at_the_lowest_layer_where_something_is_wanted(
+    config, model, names, norms, attentions, linears
+):
+    counting = Counting()
+    weight_grads(model, Batch.pack([[1, 2, 3]]), ops=counting, names=names)
+    assert len(counting.rows["layernorm_backward"]) == norms
+    assert len(counting.rows.get("attention_backward", [])) == attentions
+    assert len(counting.rows["linear_backward"]) == linears
+    assert len(counting.rows.get("embed_backward_params", [])) == names.count("wpe.weight")
+    params = [layer for name in names if "." in (layer := name.rpartition(".")[0])]
+    calls = counting.rows.get("linear_backward_params", [])
+    calls += counting.rows.get("layernorm_backward_params", [])
+    assert len(calls) == len(params) + names.count("ln_f.weight")
+
+
+def test_a_weight_that_the_model_does_not_have_is_refused(model):
+    with pytest.raises(InputError, match=r"no weight 'h.3.ln_1.bias': its names are the keys of"):
+        weight_grads(model, Batch.pack([[1, 2, 3]]), names=["wte.weight", "h.3.ln_1.bias"])
+
+
+@BACKENDS
+def test_the_gradient_of_the_first_residual_stream_is_its_central_difference(config, model, ops):
+    stream = prepare(model, Batch.pack([[1, 2, 3], [4, 5]]), random_prefix(config, 2, 0))
+    w, implementation = model.weights, get_ops(ops)
+    x = gpt2.embedding(stream, w, implementation)
+    rows, weights = np.array([1, 2, 3]), np.array([1.0, 0.5, 2.0])
+
+    def run(x):
+        top, blocks = gpt2.forward(x, stream, w, config, implementation)
+        loss, cache = gpt2.head_loss(top[rows], rows, weights, w, config, implementation, set())
+        return loss, blocks, cache, top
+
+    _, blocks, cache, top = run(x)
+    dx = np.zeros_like(top)
+    dx[rows], dw = gpt2.head_loss_backward(w, cache, implementation)
+    grads = gpt2.backward(dx.copy(), w, config, blocks, implementation, lowest=2, need_dx=True)
+    assert dw == grads.dweights == {}
+    direction = np.random.default_rng(0).normal(size=x.shape)
+    ends = [run(x + step * direction)[0] for step in (1e-5, -1e-5)]
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx((grads.dx * direction).sum(), rel=1e-7)
+    _, blocks, *_ = run(x)
+    frozen = gpt2.backward(dx, w, config, blocks, implementation, lowest=2)
+    assert frozen.dx is None
+    assert [len(dk) for dk, _ in frozen.dpast] == [0, 0, 2]
+    assert np.array_equal(frozen.dpast[2][0][1], grads.dpast[2][0][1])
 
 
 class Counting:

@@ -13,7 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Batch, Config, InputError, Prefix, ops
 from minprefix.cli import main
-from minprefix.gpt2 import forward
+from minprefix.gpt2 import embedding, forward
 from minprefix.model import prepare
 from minprefix.prefixes.combine import (
     Experiment,
@@ -363,13 +363,12 @@ def test_the_share_of_each_slot_is_that_of_an_explicit_softmax(config, model):
 def test_a_slot_that_draws_no_attention_can_go_and_nothing_changes(config, model, warned):
     kept = Prefix.normal(config, 4, 0.5, 1, position_offset=6, dtype="float64")
     batch = Batch.pack([[5, 6, 7], [8, 9]])
-    _, cache = forward(
-        model.weights, config, *prepare(model, batch, kept), ops.get("reference"), "prefix"
-    )
+    stream, w, reference = prepare(model, batch, kept), model.weights, ops.get("reference")
+    _, blocks = forward(embedding(stream, w, reference), stream, w, config, reference)
     kv = np.insert(kept.kv, [1, 3], 0, axis=3)  # slots 1 and 4 are new
-    for i, block in enumerate(cache.blocks):
+    for i, block in enumerate(blocks):
         for h in range(config.n_head):  # a key whose score is far down for every query that comes
-            q = block.attention.q[:, h]  # (N, hs)
+            q = block.attn.attention.q[:, h]  # (N, hs)
             kv[i, 0, h, [1, 4]] = np.linalg.lstsq(q, np.full(len(q), -1e4), rcond=None)[0]
     wide = Prefix(kv, position_offset=6)
     shares = slot_attention(model, wide, batch)

@@ -96,7 +96,7 @@ def test_stop_at_what_an_op_gives_back_is_at_its_return():
 
 def test_stop_at_what_the_model_adds_up_is_where_it_is_handed_on():
     said = debugged("blocks.1.resid_mid", "p x.shape", "c")
-    assert "block_forward()\n-> m, ln_2 = ops.layernorm(x, " in said
+    assert "mlp_half()\n-> m, ln_2 = ops.layernorm(x, " in said
     assert "(5, 160)" in said
 
 

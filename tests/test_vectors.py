@@ -127,8 +127,9 @@ def run_block(tensors, settings):
     cfg = Config(1, settings["n_head"], C, 1, 1, None, settings["layer_norm_epsilon"])
     past = list(zip(listed(tensors, "prefix_k"), listed(tensors, "prefix_v"), strict=True))
     implementation, w = ops.get("numpy"), weights(tensors)
-    x, kept = block_forward(tensors["resid_pre"], w, past, tensors["offsets"], cfg, implementation)
-    grads = block_backward(tensors["dresid_post"], w, kept, implementation, "all", True)
+    given = (tensors["resid_pre"], w, past, tensors["offsets"], cfg)
+    x, kept = block_forward(*given, implementation, w.keys())
+    grads = block_backward(tensors["dresid_post"], w, kept, implementation, True)
     found = {"resid_post": x, "dresid_pre": grads.dx}
     for b, (dk, dv) in enumerate(zip(*grads.dpast, strict=True)):
         found |= {f"attn.dprefix_k[{b}]": dk, f"attn.dprefix_v[{b}]": dv}

@@ -179,8 +179,8 @@ def test_the_keyboard_alone_reaches_everything(visit):
         ("blocks.0.resid_pre", {"embed_backward_params": 2}),
         ("blocks.1.attn.c_proj.out", {"linear_backward_params": 1, "linear_backward": 1}),
         ("blocks.1.ln_1.out", {"layernorm_backward_params": 1, "layernorm_backward": 1}),
-        ("blocks.1.resid_mid", {"block_backward": 1}),
-        ("blocks.1.attn.k", {"block_backward": 0}),
+        ("blocks.1.resid_mid", {"mlp_half_backward": 0, "attention_half_backward": 1}),
+        ("blocks.1.attn.k", {"attention_half_backward": 0}),
     ],
 )
 def test_a_forward_line_shows_both_halves_of_its_backward(visit, record, backward):

@@ -142,8 +142,8 @@ class Counting:
 # gradient of every weight. *Fine-tuning*: only the rows with a target, and the gradient of every
 # weight, which is what one needs to train the whole model. *Frozen*: only those rows, and no
 # weight. `loss_backward` is what `loss_and_grad` calls. It gives back the loss, a list with the
-# gradient of each prefix, and the gradients of the weights by name; `need` says whether it should
-# find the last of these, `"all"`, or leave them out, `"prefix"`. As in lesson 3, `batch.rows` $(M)$
+# gradient of each prefix, and the gradients of the weights by name; `need` is the set of the
+# weights whose gradient it should find: all of them, or none. As in lesson 3, `batch.rows` $(M)$
 # are the tokens after which something is to be predicted.
 #
 # **Predict.** A frozen step against one of fine-tuning: is it a half, two thirds, three quarters?
@@ -159,17 +159,18 @@ targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights
 # the same loss, with a row for every token: those that were added weigh 0
 every_row = replace(batch, rows=np.arange(N), targets=targets, weights=weights)
 
+every_weight, no_weight = frozenset(model.weights), frozenset()
 ways = {
-    "everything": (every_row, "all"),
-    "fine-tuning": (batch, "all"),
-    "frozen": (batch, "prefix"),
+    "everything": (every_row, every_weight),
+    "fine-tuning": (batch, every_weight),
+    "frozen": (batch, no_weight),
 }
 dkv, counts = {}, {}
 for way, (its_batch, need) in ways.items():
     counting = Counting(numpy_ops)
     _, (dkv[way],), _ = loss_backward(model, prefix, its_batch, "mean", counting, need)
     counts[way] = dict(counting.counts)
-    paper = on_paper(model.config, batch.lengths, P, len(its_batch.rows), need == "prefix")
+    paper = on_paper(model.config, batch.lengths, P, len(its_batch.rows), frozen=not need)
     total = sum(counts[way].values())
     parts = "  ".join(f"{part} {n / 1e6:.1f}" for part, n in counts[way].items())
     print(f"{way:12} {total / 1e6:5.1f} million:  {parts}")
@@ -258,7 +259,7 @@ import matplotlib.pyplot as plt
 
 top = Prefix.normal(model.config, length=P, layers=[L - 1], std=0.5, dtype="float64")
 counting = Counting(numpy_ops)
-loss_backward(model, top, batch, "mean", counting, "prefix")
+loss_backward(model, top, batch, "mean", counting, no_weight)
 counts["top layer"] = dict(counting.counts)
 left = counts["top layer"]["dx"] / counts["frozen"]["dx"]
 print(f"{left:.0%} of the backward is left")
@@ -298,13 +299,13 @@ from minprefix.lessons import real_gpt2
 
 def measure(model, prefix, batch, runs):
     """Seconds of the best run: fine-tuning, and frozen."""
-    best = dict.fromkeys(["all", "prefix"], np.inf)
+    best = dict.fromkeys([frozenset(model.weights), no_weight], np.inf)
     for _ in range(runs):
         for need in best:
             began = perf_counter()
             loss_backward(model, prefix, batch, "mean", "numpy", need)
             best[need] = min(best[need], perf_counter() - began)
-    return best["all"], best["prefix"]
+    return best.values()
 
 
 def compare(model, batch, runs):
@@ -364,7 +365,7 @@ from minprefix.optim import AdamW
 
 counting, its_prefix = Counting(numpy_ops), broken.Prefix(prefix.kv)
 its_model, its_batch = broken.GPT2(model.config, model.weights), broken.Batch(**vars(batch))
-given = its_model, its_prefix, its_batch, "mean", counting, "prefix"
+given = its_model, its_prefix, its_batch, "mean", counting, no_weight
 _, (wrong,), _ = broken.loss_backward(*given)
 assert wrong.shape == prefix.kv.shape
 assert counting.counts == counts["frozen"]
@@ -431,14 +432,16 @@ assert broken_losses[-1] < broken_losses[0]
 # depend on it.)
 #
 # ```python
-# from minprefix.gpt2 import forward
+# from minprefix.gpt2 import embedding, forward
 # from minprefix.model import prepare
 #
 # stream = prepare(model, batch, prefix)
-# for need, expected in (("all", 7 * model.config.n_embd), ("prefix", 0)):
-#     _, cache = forward(model.weights, model.config, *stream, numpy_ops, need)
-#     kept = sum(a.size for b in cache.blocks for a in b if isinstance(a, np.ndarray))
-#     print(f"need={need!r}: {kept / N / L:.0f} numbers for each token and layer")
+# x = embedding(stream, model.weights, numpy_ops)
+# for need, expected in ((every_weight, 7 * model.config.n_embd), (no_weight, 0)):
+#     _, blocks = forward(x, stream, model.weights, model.config, numpy_ops, need)
+#     halves = [half for block in blocks for half in block]
+#     kept = sum(a.size for half in halves for a in half if isinstance(a, np.ndarray))
+#     print(f"{len(need)} weights: {kept / N / L:.0f} numbers for each token and layer")
 #     assert kept == N * L * expected
 # ```
 #

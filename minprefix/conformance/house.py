@@ -10,7 +10,7 @@ from minprefix.batch import Batch
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.conformance.record import Recorder
 from minprefix.generate import Texts
-from minprefix.model import GPT2, loss_backward
+from minprefix.model import GPT2, loss_backward, needed
 from minprefix.ops.contract import Array, Ops
 from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import MLPPrefix, Prefix
@@ -28,7 +28,12 @@ class House:
         batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
         recorder = Recorder(self.ops, model.weights, problem.config.head_size)
         loss, dkvs, dweights = loss_backward(
-            model, prefixes, _every_row(batch), problem.reduction, recorder, problem.need
+            model,
+            prefixes,
+            _every_row(batch),
+            problem.reduction,
+            recorder,
+            needed(model, problem.need),
         )
         axes = model_tensors(problem.config, len(prefixes), len(batch), problem.need)
         found = {

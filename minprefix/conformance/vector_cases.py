@@ -273,10 +273,10 @@ def _run_block(
     past = [(inputs[f"prefix_k[{b}]"].array, inputs[f"prefix_v[{b}]"].array) for b in range(B)]
     recorder = Recorder(ops, {f"h.0.{n}": a for n, a in w.items()}, SMALL.head_size)
     out, kept = forward(
-        inputs["resid_pre"].array, w, past, inputs["offsets"].array, SMALL, recorder
+        inputs["resid_pre"].array, w, past, inputs["offsets"].array, SMALL, recorder, w.keys()
     )
     out = np.array(out)
-    grads = backward(inputs["dresid_post"].array, w, kept, recorder, "all", True)
+    grads = backward(inputs["dresid_post"].array, w, kept, recorder, True)
     found = {n.removeprefix("blocks.0."): a for n, a in recorder.tensors.items()}
     found |= {"resid_post": out, "dresid_pre": grads.dx}
     for b, (dk, dv) in enumerate(zip(*grads.dpast, strict=True)):

@@ -12,7 +12,7 @@ import numpy as np
 from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError, Note, counted, note
-from minprefix.gpt2 import forward
+from minprefix.gpt2 import embedding, forward
 from minprefix.model import GPT2, prepare
 from minprefix.prefix import Prefix
 
@@ -104,12 +104,11 @@ def slot_attention(model: GPT2, prefix: Prefix, batch: Batch) -> np.ndarray:
     """
     model, prefix = model.to("numpy"), prefix.to("numpy")
     reference = _ops.get("reference")
-    _, cache = forward(
-        model.weights, model.config, *prepare(model, batch, prefix), reference, "prefix"
-    )
+    stream, w = prepare(model, batch, prefix), model.weights
+    _, blocks = forward(embedding(stream, w, reference), stream, w, model.config, reference)
     shares = np.zeros((len(prefix.layers), model.config.n_head, prefix.length))
     for j, layer in enumerate(prefix.layers):
-        attention: Any = cache.blocks[layer].attention  # the reference's has the patterns
+        attention: Any = blocks[layer].attn.attention  # the reference's has the patterns
         for pattern in attention.pattern:  # (NH, T, P+T) of one sequence
             shares[j] += pattern[:, :, : prefix.length].real.sum(axis=1)  # (NH, P)
     return shares / len(batch.tokens)

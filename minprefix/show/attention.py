@@ -9,7 +9,7 @@ import numpy as np
 from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError, counted
-from minprefix.gpt2 import forward
+from minprefix.gpt2 import embedding, forward
 from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix
@@ -30,9 +30,10 @@ def patterns(model: GPT2, ids: Sequence[int], prefix: Prefix | None) -> list[Arr
     that sees no prefix."""
     model, prefix = model.to("numpy"), prefix and prefix.to("numpy")
     stream = prepare(model, Batch.pack([ids]), prefix)
-    _, cache = forward(model.weights, model.config, *stream, _ops.get("reference"))
+    w, reference = model.weights, _ops.get("reference")
+    _, blocks = forward(embedding(stream, w, reference), stream, w, model.config, reference)
     # the reference's cache has the patterns
-    return [cast(Any, block.attention).pattern[0].real for block in cache.blocks]
+    return [cast(Any, block.attn.attention).pattern[0].real for block in blocks]
 
 
 def shares(model: GPT2, ids: Sequence[int], prefix: Prefix) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from minprefix import gpt2
 from minprefix.batch import Batch
 from minprefix.errors import InputError, counted
-from minprefix.model import GPT2, loss, loss_backward
+from minprefix.model import GPT2, loss, loss_backward, needed
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix
 from minprefix.trace.record import Record, Trace, unknown
@@ -142,7 +142,8 @@ class Differences:
         """In float64."""
         if key not in self._run:
             tracer = self._tracer(Tracer, self.model, (key, _d(key)))
-            loss_backward(self.model, self.prefix, self.batch, "mean", tracer, self.need)
+            need = needed(self.model, self.need)
+            loss_backward(self.model, self.prefix, self.batch, "mean", tracer, need)
             if key not in tracer.calls:
                 raise unknown(key, tracer.calls)
             self._run = Trace(tracer.kept())

@@ -17,7 +17,7 @@ from minprefix.conformance.implementation import Broken, Implementation, NotOffe
 from minprefix.conformance.problems import model_problem
 from minprefix.conformance.whole import Guarded, whole
 from minprefix.errors import InputError
-from minprefix.model import GPT2, loss_backward
+from minprefix.model import GPT2, loss_backward, needed
 from minprefix.ops import reference
 from minprefix.ops.contract import Array, Ops
 from minprefix.prefix import MLPPrefix, Prefix
@@ -172,7 +172,7 @@ def trace_ops(
         with np.errstate(all="ignore"):
             tracer.begin(batch, prefixes)
             _, dkvs, dweights = house.loss_backward(
-                model, prefixes, batch, p.reduction, tracer, p.need
+                model, prefixes, batch, p.reduction, tracer, needed(model, p.need)
             )
             tracer.end(prefixes, dkvs, dweights)
     except NotOffered as error:

@@ -34,7 +34,7 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import Weights
-from minprefix.model import GPT2, digest, loss_backward
+from minprefix.model import GPT2, digest, loss_backward, needed
 from minprefix.ops import reference
 from minprefix.ops.contract import Array, Ops
 from minprefix.trace import instrument
@@ -103,13 +103,13 @@ def trace(
     tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
     if stop_at is not None:  # a name is given after the return: one run ahead tells of which call
         ahead = Tracer(model, ops, stop_at, max_bytes, arguments=arguments)
-        loss_backward(model, prefix, batch, "mean", ahead, need)
+        loss_backward(model, prefix, batch, "mean", ahead, needed(model, need))
         if not ahead.kept():
             raise unknown(stop_at, ahead.names_seen)
         tracer.stop_calls = {ahead.calls[r.key] for r in ahead.records if ahead.given_back(r)}
     prefixes = list(prefix) if isinstance(prefix, Sequence) else [prefix]
     tracer.begin(batch, prefixes)
-    loss, dkvs, dweights = loss_backward(model, prefix, batch, "mean", tracer, need)
+    loss, dkvs, dweights = loss_backward(model, prefix, batch, "mean", tracer, needed(model, need))
     tracer.end(prefixes, dkvs, dweights)
     records, patterns = tracer.kept(), [names] if isinstance(names, str) else list(names)
     for pattern in patterns:

@@ -366,10 +366,11 @@ def _code(trace: "Trace") -> dict[str, Any]:
             for op in (record.op, base):
                 code[op] = "reference.py", [op, *_CALLED.get(op, [])]
         else:
-            way = "forward" if record.direction == "forward" else "backward"
-            code[record.op] = "gpt2.py", [f"block_{way}"]
-    code["add"] = "gpt2.py", ["block_forward"]
-    code["add_backward"] = code["join"] = "gpt2.py", ["block_backward"]
+            back = "" if record.direction == "forward" else "_backward"
+            code[record.op] = "gpt2.py", [f"attention_half{back}"]
+    code["add"] = "gpt2.py", ["attention_half", "mlp_half"]
+    code["add_backward"] = "gpt2.py", ["mlp_half_backward", "attention_half_backward"]
+    code["join"] = "gpt2.py", ["attention_half_backward"]
     return {
         op: {"file": file, "functions": [inside[file][name] for name in names]}
         for op, (file, names) in code.items()

@@ -1,6 +1,6 @@
 import numpy as np
 
-from minprefix.gpt2 import forward, head
+from minprefix.gpt2 import Stream, embedding, forward, head
 from minprefix.ops import reference
 from tests.exercises import wrong
 
@@ -39,19 +39,16 @@ def _decoding(problem, prefix_is_kept=True, second="v"):
         P = problem.prefixes[which].shape[3]
         position = problem.position_offsets[which]
         for token in tokens:
-            x, cache = forward(
-                w,
-                cfg,
-                np.array([token]),
-                np.array([position]),
-                np.array([0, 1]),
-                [[kv] for kv in past],
-                reference,
+            stream = Stream(
+                np.array([token]), np.array([position]), np.array([0, 1]), [[kv] for kv in past]
             )
+            x = embedding(stream, w, reference)
+            x, blocks = forward(x, stream, w, cfg, reference)
             rows.append(head(x, w, cfg, reference)[0])
             position += 1
-            for i, block in enumerate(cache.blocks):
-                new = block.attention.k, getattr(block.attention, second)
+            for i, block in enumerate(blocks):
+                kept = block.attn.attention
+                new = kept.k, getattr(kept, second)
                 past[i] = tuple(
                     np.concatenate([old, a.swapaxes(0, 1)], axis=1)
                     for old, a in zip(past[i], new, strict=True)

@@ -217,7 +217,9 @@ def _loss(
     )  # fmt: skip
     past = [[(kvs[j][0][i], kvs[j][1][i]) for j in p.prefix_of] for i in range(L)]
     nudged = Nudged(ops, nudges, L)
-    x, _ = gpt2.forward(weights, p.config, tokens, positions, offsets, past, nudged)
+    stream = gpt2.Stream(tokens, positions, offsets, past)
+    x = gpt2.embedding(stream, weights, nudged)
+    x, _ = gpt2.forward(x, stream, weights, p.config, nudged)
     each = np.full(len(rows), 1.0 if p.reduction == "sum" else 1 / len(rows))
     return gpt2.head_loss(x[rows], tokens[rows + 1], each, weights, p.config, nudged)[0]
 

@@ -97,9 +97,8 @@ _FORWARD = [
         "gpt2",
         (
             (
-                'x = ops.embed(tokens, positions, w["wte.weight"], w["wpe.weight"])',
-                'x = ops.embed(tokens, positions, w["wte.weight"], w["wpe.weight"]) '
-                "* cfg.n_embd**0.5",
+                "return ops.embed(stream.tokens",
+                'return w["wte.weight"].shape[1] ** 0.5 * ops.embed(stream.tokens',
             ),
         ),
         ("model", "blocks.0.resid_pre"),
@@ -152,7 +151,7 @@ _FORWARD = [
         "prefix-layers-reversed",
         "plumbing",
         "gpt2",
-        (("_block(w, i), past[i],", "_block(w, i), past[cfg.n_layer - 1 - i],"),),
+        (("_block(w, i), stream.past[i],", "_block(w, i), stream.past[cfg.n_layer - 1 - i],"),),
         ("model", "blocks.0.attn.pattern"),
         see="A prefix trained elsewhere is useless; gradients go to the wrong layers.",
         lesson="All layers' keys have one shape: only their order tells them apart.",
@@ -495,7 +494,7 @@ _BACKWARD = [
         "position-gradients-from-0",
         "plumbing",
         "gpt2",
-        (("dx, cache.tokens, cache.positions, w", "dx, cache.tokens, np.arange(len(dx)), w"),),
+        (("dx, stream.tokens, stream.positions, w", "dx, stream.tokens, np.arange(len(dx)), w"),),
         ("model", "dwpe.weight"),
         see="Right for one sequence without a prefix.",
         lesson="The backward needs the positions that the forward used.",
@@ -536,7 +535,7 @@ _DECODING = [
         "generate",
         (
             (
-                "        self._append(cache, offsets)\n        self.position",
+                "        self._append(blocks, offsets)\n        self.position",
                 "        self.position",
             ),
         ),
@@ -580,7 +579,7 @@ _DECODING = [
         "keys-cached-as-values",
         "plumbing",
         "generate",
-        (("] = block.attention.v", "] = block.attention.k"),),
+        (("] = block.attn.attention.v", "] = block.attn.attention.k"),),
         ("decoding", "logits"),
         see="The first new token is right, the rest is noise.",
         lesson="A copied line of which one name was not changed.",
