@@ -19,7 +19,6 @@ from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
 from minprefix.storage import files
-from minprefix.storage.artifact import save_prefix
 from minprefix.train import RUN_FILES, Settings, check_trainable, refuse_taken, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
@@ -130,7 +129,7 @@ def run(
         }
         training = {**about, "settings": vars(settings)}
         recorded = evaluation(model, prefix, valid_pairs, valid_set, TEMPLATE, "valid", backend)
-        save_prefix(prefix, out, model, training, {"before": before, "after": after}, recorded)
+        prefix.save(out, model, training, {"before": before, "after": after}, recorded)
         files.write_json(out / "metrics.json", metrics)
         files.write_text(out / "samples.md", samples(test, said_before, said_after))
 

@@ -36,6 +36,8 @@ from minprefix.storage import files
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from minprefix.storage.provenance import Base
+
 
 @dataclass(eq=False, repr=False)
 class GPT2:
@@ -141,6 +143,23 @@ class GPT2:
         from minprefix.show import notebook
 
         return notebook.model(self)
+
+    def identity(self) -> "Base":
+        """What a prefix records of its base: the name, the sizes and both fingerprints."""
+        from minprefix.storage.provenance import Base
+
+        c = self.config
+        weights, tokenizer = self.fingerprint(), self.tokenizer_fingerprint()
+        return Base(self.name, weights, tokenizer, c.n_layer, c.n_head, c.head_size)
+
+    def tokenizer_fingerprint(self) -> str | None:
+        """See `minprefix.storage.fingerprint`. None without a tokenizer."""
+        from minprefix.storage.fingerprint import tokenizer_fingerprint
+
+        if self.tokenizer is None:
+            return None
+        with self.tokenizing() as tokenizer:
+            return tokenizer_fingerprint(tokenizer)
 
     def fingerprint(self) -> str:
         """sha256 over names, shapes and float32 values of all weights: the same for every file

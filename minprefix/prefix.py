@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
 from minprefix.storage import files
+from minprefix.storage.saved import Saved, flatten, unflatten
 
 if TYPE_CHECKING:
     from minprefix.gpt2 import Config
     from minprefix.model import GPT2
+    from minprefix.storage.provenance import Base, Evaluation, Provenance
 
 
 class Prefix:
@@ -220,20 +222,77 @@ class Prefix:
 
     # ---- on disk ----
 
-    def save(self, directory: str | Path, model: "GPT2 | None" = None) -> None:
-        """Write a PEFT directory (see `minprefix.storage.artifact`); with `model`, record its
-        base."""
-        from minprefix.storage.artifact import save_prefix
+    def save(
+        self,
+        directory: str | Path,
+        model: "GPT2 | None" = None,
+        training: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        evaluation: "Evaluation | None" = None,
+        base: "Base | None" = None,
+    ) -> None:
+        """Write a PEFT directory (see `minprefix.storage.artifact`), in place of what may be there:
+        all of it, or nothing.
 
-        save_prefix(self, directory, model)
+        `model` is the base, whose fingerprints are recorded. `training` says how the prefix came to
+        be, `metrics` how good it is, `evaluation` what `minprefix verify` is to compute again.
+        `base`: `model.identity()`, from a caller that has it already.
+
+        Raises InputError for numbers that no file can hold, if the disk refuses, and if another
+        process writes there.
+        """
+        from minprefix.storage.artifact import write_prefix
+
+        if model is not None:
+            base = base or model.identity()
+        write_prefix(self.saved, directory, base, training, metrics, evaluation)
 
     @staticmethod
-    def load(directory: str | Path, model: "GPT2 | None" = None) -> "Prefix":
+    def load(
+        directory: str | Path,
+        model: "GPT2 | None" = None,
+        dtype: str = "float32",
+        base: "Base | None" = None,
+    ) -> "Prefix":
         """Read a directory that `save` or PEFT wrote; with `model`, refuse one trained on another
-        base."""
-        from minprefix.storage.artifact import load_prefix
+        base.
 
-        return load_prefix(directory, model)
+        `base`: as in `save`. Raises InputError for a prefix whose recorded base is another (both
+        fingerprints are in the sentence) or whose shape does not fit, and for damaged files.
+        """
+        from minprefix.storage.artifact import read_prefix
+
+        saved, about = read_prefix(directory, dtype)
+        prefix = Prefix.of(saved)
+        prefix._check_base(directory, about, model, base)
+        return prefix
+
+    @property
+    def saved(self) -> Saved:
+        """What the files of a prefix hold."""
+        layers = self.layers if self.subset else None
+        return Saved(self.to("numpy").kv, layers, self.position_offset)
+
+    @staticmethod
+    def of(saved: Saved) -> "Prefix":
+        """A flat prefix, from what files hold."""
+        return Prefix(saved.kv, saved.layers, saved.position_offset)
+
+    def _check_base(
+        self,
+        directory: str | Path,
+        about: "Provenance | None",
+        model: "GPT2 | None",
+        base: "Base | None" = None,
+    ) -> None:
+        """Raises InputError if `model` is not the base that this prefix was trained on."""
+        from minprefix.storage.artifact import check_base
+
+        if model is None:
+            return
+        self.check(model.config, model.name)
+        if about is not None and about.base.sha256 is not None:
+            check_base(directory, about.base, base or model.identity(), model.folder)
 
 
 class MLPPrefix(Prefix):
@@ -341,24 +400,26 @@ class MLPPrefix(Prefix):
             adam.step(self.parameters, self.backward(2 * delta / delta.size), lr)
         return errors
 
+    @property
+    def saved(self) -> Saved:
+        return super().saved._replace(mlp=self.to("numpy").parameters)
+
     @staticmethod
-    def load(directory: str | Path, model: "GPT2 | None" = None) -> "MLPPrefix":
-        """The MLP that was kept beside a saved prefix, to train it further."""
-        from minprefix.storage.artifact import load_mlp
+    def load(
+        directory: str | Path,
+        model: "GPT2 | None" = None,
+        dtype: str = "float32",
+        base: "Base | None" = None,
+    ) -> "MLPPrefix":
+        """The MLP that was kept beside a saved prefix, to train it further. Raises InputError where
+        there is none, and for all that `Prefix.load` refuses."""
+        from minprefix.storage.artifact import read_mlp
 
-        return load_mlp(directory, model)
-
-
-def flatten(kv: np.ndarray) -> np.ndarray:
-    """(layers, 2, NH, P, hs) -> (P, layers*2*NH*hs): PEFT's `prompt_embeddings`."""
-    n, two, NH, P, hs = kv.shape
-    return kv.transpose(3, 0, 1, 2, 4).reshape(P, n * two * NH * hs)
-
-
-def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> np.ndarray:
-    """The inverse of `flatten`."""
-    kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)  # (P, layers, 2, NH, hs)
-    return kv.transpose(1, 2, 3, 0, 4).copy()
+        parameters, about = read_mlp(directory, dtype)
+        own = about.prefix
+        mlp = MLPPrefix(parameters, about.base.n_head, own.layers, own.position_offset)
+        mlp._check_base(directory, about, model, base)
+        return mlp
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, rng: "np.random.Generator") -> np.ndarray:

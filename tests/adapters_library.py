@@ -147,13 +147,13 @@ MEASURES = {"eager": compare, "sdpa": fused}
 
 def exported(model: GPT2, prefix: Prefix, folder: Path) -> list[float]:
     """Ours, loaded there."""
-    save_adapters(prefix, folder, "ours", model.config.n_layer)
+    save_adapters(prefix.saved, folder, "ours", model.config.n_layer)
     row = []
     for attention, measure in MEASURES.items():
         hf = theirs(model, attention)
         hf.load_adapter(str(folder), use_safetensors=True, set_active=True)
         row += measure(model, prefix, hf.eval())
-    back = load_adapters(folder, model.config.n_head)
+    back = Prefix.of(load_adapters(folder, model.config.n_head))
     assert back.kv.tobytes() == prefix.kv.tobytes()
     assert back.layers == prefix.layers
     return row
@@ -172,7 +172,7 @@ def imported(model: GPT2, config: PrefixTuningConfig, folder: Path, eject: bool)
         hf.save_adapter(str(place), "theirs")
         with contextlib.chdir(place):
             exec(CONVERT, {"torch": torch, "safetensors": safetensors})
-        prefix = load_adapters(place, model.config.n_head)
+        prefix = Prefix.of(load_adapters(place, model.config.n_head))
         row += measure(model, prefix, hf.eval())
     return row
 

@@ -107,8 +107,8 @@ def test_a_prefix_goes_into_that_layout_and_comes_back_byte_equal(
     prefix = ours(config, layers=layers)
     if through_mlp:
         prefix = Prefix.mlp(config, P, HIDDEN, layers=layers, position_offset=0)
-    save_adapters(prefix, tmp_path / "out", n_layer=config.n_layer)
-    back = load_adapters(tmp_path / "out", NH)
+    save_adapters(prefix.saved, tmp_path / "out", n_layer=config.n_layer)
+    back = Prefix.of(load_adapters(tmp_path / "out", NH))
     assert type(back) is Prefix
     assert back.kv.dtype == "float32"
     assert back.kv.tobytes() == prefix.kv.astype("float32").tobytes()
@@ -118,7 +118,7 @@ def test_a_prefix_goes_into_that_layout_and_comes_back_byte_equal(
 
 def test_what_is_written_is_what_that_library_reads(tmp_path, config):
     prefix = ours(config, layers=[0, 2])
-    save_adapters(prefix, tmp_path / "out", "mine", n_layer=3)
+    save_adapters(prefix.saved, tmp_path / "out", "mine", n_layer=3)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {CONFIG, TENSORS}
     assert is_adapters(tmp_path / "out")
     (name, tensor), *rest = load_file(tmp_path / "out" / TENSORS).items()
@@ -136,7 +136,7 @@ def test_what_is_written_is_what_that_library_reads(tmp_path, config):
 @pytest.mark.parametrize("says_flat", [True, False], ids=["flat", "ejected"])
 def test_a_flat_directory_of_that_library_loads(tmp_path, root, says_flat, dtype):
     tensors = flat(stem=STEM.replace("transformer.", root), dtype=dtype)
-    prefix = load_adapters(write(tmp_path, inner(flat=says_flat), tensors), NH)
+    prefix = Prefix.of(load_adapters(write(tmp_path, inner(flat=says_flat), tensors), NH))
     (tensor,) = tensors.values()
     assert np.array_equal(prefix.kv, by_hand(tensor).astype("float32"))
     assert prefix.kv.dtype == "float32"
@@ -145,7 +145,7 @@ def test_a_flat_directory_of_that_library_loads(tmp_path, root, says_flat, dtype
 
 def test_an_mlp_of_that_library_is_folded_as_pytorch_computes_it(tmp_path):
     tensors = mlp()
-    prefix = load_adapters(write(tmp_path, inner(flat=False), tensors), NH)
+    prefix = Prefix.of(load_adapters(write(tmp_path, inner(flat=False), tensors), NH))
     t = {n.removeprefix(STEM): torch.tensor(a) for n, a in tensors.items()}
     linear = torch.nn.functional.linear
     h = linear(t["wte.weight"], t["control_trans.0.weight"], t["control_trans.0.bias"]).tanh()
@@ -159,14 +159,14 @@ def test_an_mlp_of_that_library_is_folded_as_pytorch_computes_it(tmp_path):
     [([0], (1, 2, 3)), ([2, 0, 2], (1, 3, 4)), ([9], (0, 1, 2)), ([3], (0, 1, 2))],
 )
 def test_layers_that_were_left_out_see_no_prefix(tmp_path, left_out, layers):
-    prefix = load_adapters(write(tmp_path, inner(leave_out=left_out)), NH)
+    prefix = Prefix.of(load_adapters(write(tmp_path, inner(leave_out=left_out)), NH))
     assert (prefix.layers, prefix.subset) == (layers, True)
 
 
 def test_a_head_that_is_the_models_own_is_no_obstacle(tmp_path):
     write(tmp_path)
     (tmp_path / HEAD).write_text('{"config": null, "num_labels": 2}')
-    assert load_adapters(tmp_path, NH).length == P
+    assert load_adapters(tmp_path, NH).kv.shape[3] == P
 
 
 # ---- what does not leave ----
@@ -195,7 +195,7 @@ def test_what_that_library_cannot_express_is_refused(tmp_path, config, change, s
     prefix = Prefix.zero(config, **keys)
     prefix.kv.flat[:1] = value
     with pytest.raises(InputError, match=sentence):
-        save_adapters(prefix, tmp_path / "out", **how)
+        save_adapters(prefix.saved, tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
 
 
@@ -203,11 +203,11 @@ def test_only_a_folder_of_its_own_is_written_into(tmp_path, config):
     (tmp_path / CONFIG).write_text("PEFT's")
     (tmp_path / "adapter_model.safetensors").write_text("PEFT's")
     with pytest.raises(InputError, match=r"holds adapter_model\.safetensors: .* empty folder"):
-        save_adapters(ours(config), tmp_path)
+        save_adapters(ours(config).saved, tmp_path)
     assert (tmp_path / CONFIG).read_text() == "PEFT's"
     out = tmp_path / "again"
-    save_adapters(ours(config), out)
-    save_adapters(Prefix.zero(config, P, position_offset=0), out)
+    save_adapters(ours(config).saved, out)
+    save_adapters(Prefix.zero(config, P, position_offset=0).saved, out)
     assert not load_adapters(out, NH).kv.any()
 
 
@@ -321,7 +321,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 def test_a_save_that_was_cut_short_after_it_was_decided_is_completed(tmp_path, config):
-    save_adapters(ours(config), tmp_path / "new")
+    save_adapters(ours(config).saved, tmp_path / "new")
     write(tmp_path / "in")
     (tmp_path / "new").rename(tmp_path / "in" / ".saving")
     (tmp_path / "in" / ".saving" / "complete.json").write_text(json.dumps([CONFIG, TENSORS]))
@@ -361,7 +361,7 @@ def test_any_damage_ends_in_a_prefix_or_a_sentence(tmp_path_factory, data):
         )
     path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
     try:
-        prefix = load_adapters(folder, NH)
+        prefix = Prefix.of(load_adapters(folder, NH))
     except InputError:
         return
     assert prefix.kv.size == 2 * C * P

@@ -21,13 +21,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.prefix import MLPPrefix
 from minprefix.prefixes.verify import verify
-from minprefix.storage.artifact import (
-    SCHEMA,
-    load_mlp,
-    load_prefix,
-    save_prefix,
-    tokenizer_fingerprint,
-)
+from minprefix.storage.provenance import SCHEMA, Evaluation
 from tests.conftest import random_model, to_hf
 from tests.test_files import POINTER
 
@@ -111,7 +105,7 @@ def test_a_prefix_comes_back_as_it_was(tmp_path, config, base, through_mlp, leng
 def test_load_mlp_returns_the_very_parameters(tmp_path, config, base, where, dtype):
     prefix = Prefix.mlp(config, P, hidden=7, seed=1, **where)
     prefix.save(tmp_path, base)
-    again = load_mlp(tmp_path, dtype=dtype)
+    again = MLPPrefix.load(tmp_path, dtype=dtype)
     assert set(again.parameters) == set(prefix.parameters)
     for name, p in prefix.parameters.items():
         assert again.parameters[name].dtype == dtype
@@ -127,7 +121,7 @@ def test_a_float64_prefix_is_stored_in_float32(tmp_path, config):
     prefix = flat(config, dtype="float64")
     prefix.save(tmp_path)
     assert np.array_equal(Prefix.load(tmp_path).kv, prefix.kv.astype(np.float32))
-    assert load_prefix(tmp_path, dtype="float64").kv.dtype == np.float64
+    assert Prefix.load(tmp_path, dtype="float64").kv.dtype == np.float64
 
 
 def test_what_is_known_of_its_training_is_recorded(tmp_path, config, base):
@@ -141,7 +135,7 @@ def test_what_is_known_of_its_training_is_recorded(tmp_path, config, base):
         "samples": [{"source": "a", "prediction": "b"}],
     }
     before = datetime.now(UTC).replace(microsecond=0)
-    save_prefix(flat(config, layers=[0, 2]), tmp_path, base, training, metrics, evaluation)
+    flat(config, layers=[0, 2]).save(tmp_path, base, training, metrics, Evaluation(**evaluation))
     about = read(tmp_path)
     assert before <= datetime.fromisoformat(about.pop("saved")) <= datetime.now(UTC)
     packages = about.pop("packages")
@@ -219,7 +213,7 @@ def test_what_peft_wrote_loads_without_provenance(tmp_path, config, base):
     assert np.array_equal(again.kv, flat(config).kv)
     assert (again.position_offset, again.subset) == (P, False)
     with pytest.raises(InputError, match="holds no MLP: the prefix is flat, or PEFT wrote it"):
-        load_mlp(tmp_path)
+        MLPPrefix.load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -543,9 +537,9 @@ def test_a_missing_or_empty_folder_is_named(tmp_path, base):
     with pytest.raises(InputError, match=r"holds no prefix: expected adapter_model\.safetensors"):
         Prefix.load(tmp_path, base)
     with pytest.raises(InputError, match=r"prefix folder '.*absent' does not exist"):
-        load_mlp(tmp_path / "absent")
+        MLPPrefix.load(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no MLP"):
-        load_mlp(tmp_path)
+        MLPPrefix.load(tmp_path)
 
 
 def test_the_sentence_about_pefts_pickle_gives_the_command_that_converts_it(tmp_path, config, base):
@@ -585,7 +579,7 @@ def test_a_prefix_that_git_lfs_has_not_fetched_says_so(tmp_path, config, base, f
 def test_an_mlp_that_git_lfs_has_not_fetched_says_so(saved_mlp):
     (saved_mlp / "mlp.safetensors").write_bytes(POINTER)
     with pytest.raises(InputError, match=r"mlp\.safetensors is a Git LFS pointer"):
-        load_mlp(saved_mlp)
+        MLPPrefix.load(saved_mlp)
 
 
 def test_our_tensor_without_minprefix_json_is_refused(saved_subset):
@@ -612,7 +606,7 @@ def test_a_damaged_mlp_is_refused_by_name(saved_mlp, damage):
     if damage == "whole":
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"mlp\.safetensors"):
-        load_mlp(saved_mlp)
+        MLPPrefix.load(saved_mlp)
 
 
 @pytest.mark.parametrize("name", ["adapter_model", "prefix", "mlp"])
@@ -628,7 +622,7 @@ def test_a_file_of_another_save_is_refused_with_both_fingerprints(tmp_path, conf
         rf"{path.name} has sha256 {now[:12]}\.\.\., and minprefix\.json records sha256 {was[:12]}"
     )
     with pytest.raises(InputError, match=sentence):
-        (load_mlp if name == "mlp" else load_prefix)(tmp_path / "one")
+        (MLPPrefix if name == "mlp" else Prefix).load(tmp_path / "one")
 
 
 # ---- the fingerprint of a tokenizer ----
@@ -644,9 +638,9 @@ def test_a_prefix_of_another_tokenizer_is_refused_with_both_fingerprints(tmp_pat
     base.tokenizer = word_level(["<unk>", "a", "b"])
     flat(base.config).save(tmp_path, base)
     Prefix.load(tmp_path, base)
-    was = tokenizer_fingerprint(base)
+    was = base.tokenizer_fingerprint()
     base.tokenizer = word_level(["<unk>", "b", "a"])
-    now = tokenizer_fingerprint(base)
+    now = base.tokenizer_fingerprint()
     sentence = (
         rf"was trained on another tokenizer: that of 'random' \(sha256 {was[:12]}\.\.\.\), and "
         rf"this is 'random' \(sha256 {now[:12]}"
@@ -667,7 +661,7 @@ def test_the_fingerprint_of_a_tokenizer_sees_tokens_merges_and_how_text_is_split
         value = json.loads(bpe.to_str())
         value["model"] |= changed.pop("model", {})
         base.tokenizer = Tokenizer.from_str(json.dumps(value | changed))
-        return tokenizer_fingerprint(base)
+        return base.tokenizer_fingerprint()
 
     merges, vocab = whole["model"]["merges"], dict(whole["model"]["vocab"])
     first, second = list(vocab)[:2]

@@ -13,7 +13,6 @@ from minprefix.cli import main
 from minprefix.cli.plot import PLOTS
 from minprefix.data.pairs import Encoded
 from minprefix.show import attention, drawing, training
-from minprefix.storage.artifact import save_prefix
 from minprefix.trace import trace
 from minprefix.train import Settings, train
 from tests.conftest import random_model
@@ -53,7 +52,7 @@ def run(tmp_path_factory):
 def saved(tmp_path_factory):
     """A prefix of the shipped model."""
     model, folder = GPT2.load("tiny"), tmp_path_factory.mktemp("prefix") / "p"
-    save_prefix(Prefix.normal(model.config, 4, std=0.5), folder, model)
+    Prefix.normal(model.config, 4, std=0.5).save(folder, model)
     return folder
 
 

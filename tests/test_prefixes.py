@@ -24,9 +24,8 @@ from minprefix.prefixes.combine import (
     slot_attention,
 )
 from minprefix.prefixes.compare import differences, distances
-from minprefix.prefixes.export import to_peft
 from minprefix.prefixes.verify import verify
-from minprefix.storage.artifact import FILES, save_prefix
+from minprefix.storage.artifact import FILES, export_peft
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
@@ -440,7 +439,7 @@ def test_what_peft_cannot_express_is_refused_by_name_and_leaves_what_is_there(
 ):
     prefix = Prefix.normal(config, length, **where)
     with pytest.raises(InputError, match=reason):
-        to_peft(prefix, tmp_path / "out", None)
+        export_peft(prefix.saved, tmp_path / "out", None)
     prefix.save(tmp_path / "p")
     Prefix.normal(config, 2).save(tmp_path / "old")
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
@@ -583,7 +582,7 @@ def test_prune_shows_the_shares_and_the_loss_before_and_after(said, made, tmp_pa
 def test_templates_that_differ_are_not_mixed_and_that_is_said(said, made, tmp_path):
     model = GPT2.load(made / "model")
     about = {"command": "train", "template": "{source} -> {target}"}
-    save_prefix(Prefix.normal(model.config, 4), tmp_path / "p", model, about)
+    Prefix.normal(model.config, 4).save(tmp_path / "p", model, about)
     for other, differ in ((made / "flat", True), (tmp_path / "p", False)):
         call = ["combine", tmp_path / "p", other, "--how", "average", "--out", tmp_path / "out"]
         status, text = said(*call, "--force")
@@ -616,8 +615,8 @@ def test_the_recorded_revision_of_a_model_is_loaded_and_recorded_again(
 
     monkeypatch.setattr(GPT2, "load", load)
     about = {"command": "train", "options": {"revision": "v1"}}
-    save_prefix(Prefix.normal(here.config, 4), tmp_path / "p", here, about)
-    to_peft(Prefix.normal(here.config, 4), tmp_path / "from-peft", None)
+    Prefix.normal(here.config, 4).save(tmp_path / "p", here, about)
+    export_peft(Prefix.normal(here.config, 4).saved, tmp_path / "from-peft", None)
     calls = {
         "a": ["combine", tmp_path / "p", "--how", "average"],
         "b": ["prune", tmp_path / "a", "--keep", 2, "--data", made / "valid.jsonl"],

@@ -14,7 +14,6 @@ from minprefix.cli.many import named
 from minprefix.data.pairs import Template
 from minprefix.data.requests import read_requests
 from minprefix.generate import Decoding, generate_ids
-from minprefix.storage.artifact import save_prefix
 from tests.conftest import random_model
 
 WORDS = ["name", "food", "type", "area", "pub", "Thai", "cheap", "hills", "A", "serves", "the"]
@@ -54,7 +53,7 @@ def prefixes(model, tmp_path_factory):
     for name, prefix in made.items():
         template = TEMPLATES[name]
         training = None if template is None else {"command": "none", "template": template}
-        save_prefix(prefix, folder / name, model, training)
+        prefix.save(folder / name, model, training)
     return folder
 
 
@@ -379,12 +378,10 @@ def test_answers_go_into_a_file_that_was_not_there(ask, capsys, model_dir, prefi
 def test_a_small_budget_changes_nothing_and_no_prefix_is_read_for_every_line(
     ask, prefixes, monkeypatch
 ):
-    from minprefix.storage import artifact
-
     requests = drawn(40)
     roomy = ask(requests, "--store", prefixes, "--max-new-tokens", 3)
-    read, load_prefix = [], artifact.load_prefix
-    monkeypatch.setattr(artifact, "load_prefix", lambda *a: read.append(a) or load_prefix(*a))
+    read, load = [], Prefix.load
+    monkeypatch.setattr(Prefix, "load", lambda *a: read.append(a) or load(*a))
     largest = 9 * 2 * 2 * 16 * 4  # of one prefix: no two fit
     tight = ask(requests, "--store", prefixes, "--max-new-tokens", 3, "--store-bytes", largest)
     assert tight == roomy

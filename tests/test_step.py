@@ -22,7 +22,6 @@ from minprefix import GPT2, Batch, Config, InputError, Prefix, loss_and_grad
 from minprefix.cli import _parser, main
 from minprefix.cli.step import SLOTS
 from minprefix.ops import reference
-from minprefix.storage.artifact import save_prefix
 from minprefix.trace import Trace, trace
 from minprefix.trace.fd import Differences
 from minprefix.trace.heat import heat
@@ -529,7 +528,7 @@ def test_fd_says_when_the_run_that_is_shown_was_not_float64(session):
 def test_a_trained_prefix_is_stepped_through_with_its_own_template(session, tmp_path):
     model = GPT2.load("tiny")
     about = {"template": "{source} => {target}"}
-    save_prefix(Prefix.normal(model.config, 2, layers=[1, 3]), tmp_path / "p", model, about)
+    Prefix.normal(model.config, 2, layers=[1, 3]).save(tmp_path / "p", model, about)
     said = session("p model.decode(batch.tokens), prefix.layers, prefix.kv.dtype",
                    options=(*SHORT, "--prefix", tmp_path / "p", "--dtype", "float64"))  # fmt: skip
     assert "name[The Red Fox] => The Red Fox is a pub." in said

@@ -107,9 +107,9 @@ def test_a_thousand_prefixes_serve_two_thousand_requests_as_each_would_alone_ins
     budget = sum(sizes.values()) // 10
     store = PrefixStore(tmp_path, model, budget)
     # a thousand times the same: the fingerprints of one model, the versions of one installation
-    prints, versions = (model.fingerprint(), artifact.tokenizer_fingerprint(model)), {}
+    prints, versions = (model.fingerprint(), model.tokenizer_fingerprint()), {}
     monkeypatch.setattr(model, "fingerprint", lambda: prints[0])
-    monkeypatch.setattr(artifact, "tokenizer_fingerprint", lambda _: prints[1])
+    monkeypatch.setattr(model, "tokenizer_fingerprint", lambda: prints[1])
     monkeypatch.setattr(artifact, "packages", lambda: versions)
     for name, prefix in prefixes.items():
         store.add(name, prefix)
@@ -123,10 +123,10 @@ def test_a_thousand_prefixes_serve_two_thousand_requests_as_each_would_alone_ins
     asked = [asked[i] for i in rng.permutation(2000)]
 
     alive, most, loads = weakref.WeakSet(), [0, 0], [0]
-    load_prefix = artifact.load_prefix
+    load = Prefix.load
 
     def watched(*args):
-        prefix = load_prefix(*args)
+        prefix = load(*args)
         alive.add(prefix)
         loads[0] += 1
         # the one that was just read is not counted as held yet
@@ -134,7 +134,7 @@ def test_a_thousand_prefixes_serve_two_thousand_requests_as_each_would_alone_ins
         most[1] = max(most[1], store.held + prefix.kv.nbytes)
         return prefix
 
-    monkeypatch.setattr(artifact, "load_prefix", watched)
+    monkeypatch.setattr(Prefix, "load", watched)
     decoding = Decoding(max_new_tokens=3)
     written = store.generate_ids([ids for _, ids in asked], [n for n, _ in asked], decoding, 64)
     assert 0.5 * budget < most[0] <= budget, "bytes of the prefixes that were alive at once"
@@ -458,7 +458,7 @@ def test_adding_training_and_removing_a_task_touch_neither_the_base_nor_another_
 
     examples = [Encoded([5, 6, 7], 1), Encoded([8, 9], 1)]
     train(model, prefix, examples, Settings(steps=3, batch_size=2), task, progress=False)
-    artifact.save_prefix(prefix, task, model)
+    prefix.save(task, model)
     np.testing.assert_array_equal(store["third"].kv, prefix.kv)
     store.add("fourth", drawn(CONFIG, 4))
     store.add("fourth", drawn(CONFIG, 5), force=True)

@@ -23,7 +23,6 @@ from minprefix.cli import main
 from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.errors import Note
 from minprefix.prefixes.verify import verify
-from minprefix.storage.artifact import load_prefix, tokenizer_fingerprint
 from minprefix.storage.tokenizer import CONFIG, NAMES, read_tokenizer
 from minprefix.trace import view
 from tests.conftest import random_model
@@ -190,7 +189,7 @@ def test_what_lies_beside_a_tokenizer_counts_as_in_transformers_and_is_saved(
     again, theirs = GPT2.load(tmp_path / "two"), AutoTokenizer.from_pretrained(tmp_path / "two")
     assert [again.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
     assert [ids(theirs, text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(ours)
+    assert again.tokenizer_fingerprint() == ours.tokenizer_fingerprint()
 
 
 def test_the_rows_and_files_of_a_gpt2_with_added_tokens(tmp_path, gpt2_bpe):
@@ -445,9 +444,9 @@ def test_a_tokenizer_without_files_beside_it_keeps_its_fingerprint(gpt2_bpe):
     tiny = "c888fd774cb0709544fb47628d507e43f9cbd0ba520138f63d7525058ade6f67"
     gpt2 = "54a062a4a1e8275d24f4bba836281ba8f43666d4f1b13ef09882c404f9892c6c"
     model = GPT2.load("tiny")
-    assert tokenizer_fingerprint(model) == tiny
+    assert model.tokenizer_fingerprint() == tiny
     model.tokenizer = read_tokenizer(gpt2_bpe)
-    assert tokenizer_fingerprint(model) == gpt2
+    assert model.tokenizer_fingerprint() == gpt2
 
 
 @pytest.mark.parametrize(
@@ -466,9 +465,9 @@ def test_tokens_that_are_cut_out_of_a_text_are_part_of_the_fingerprint(
     other = GPT2.load(model_folder(tmp_path / "other", {name: content}))
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     assert one.encode(text) != other.encode(text)
-    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+    assert one.tokenizer_fingerprint() != other.tokenizer_fingerprint()
     other.save(tmp_path / "again")
-    assert tokenizer_fingerprint(GPT2.load(tmp_path / "again")) == tokenizer_fingerprint(other)
+    assert GPT2.load(tmp_path / "again").tokenizer_fingerprint() == other.tokenizer_fingerprint()
 
 
 @pytest.mark.parametrize("whole", [None, WHOLE], ids=["vocab and merges", "tokenizer.json"])
@@ -480,9 +479,9 @@ def test_a_prefix_that_an_earlier_version_saved_loads_with_a_note(tmp_path, whol
     prefix = Prefix.normal(before.config, 3)
     prefix.save(tmp_path / "prefix", before)
     after = GPT2.load(write(folder, files, whole))
-    assert tokenizer_fingerprint(after) != tokenizer_fingerprint(before)
+    assert after.tokenizer_fingerprint() != before.tokenizer_fingerprint()
     with pytest.warns(Note, match="was trained before minprefix read the files beside the token"):
-        again = load_prefix(tmp_path / "prefix", after)
+        again = Prefix.load(tmp_path / "prefix", after)
     assert np.array_equal(again.kv, prefix.kv)
     findings = {f.what: f for f in verify(tmp_path / "prefix", after)}
     assert findings["tokenizer"].right
@@ -491,13 +490,13 @@ def test_a_prefix_that_an_earlier_version_saved_loads_with_a_note(tmp_path, whol
     prefix.save(tmp_path / "new", after)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_prefix(tmp_path / "new", after)
+        Prefix.load(tmp_path / "new", after)
     other = GPT2.load(folder)
     other.tokenizer = letters("ab")
     other.save(tmp_path / "other")
     for name in ("prefix", "new"):
         with pytest.raises(InputError, match="was trained on another tokenizer"):
-            load_prefix(tmp_path / name, GPT2.load(tmp_path / "other"))
+            Prefix.load(tmp_path / name, GPT2.load(tmp_path / "other"))
 
 
 def test_a_blank_that_tokenizer_json_asks_for_stays_where_nothing_else_is_said(tmp_path):
@@ -622,7 +621,7 @@ def test_a_note_is_no_fault_of_the_tokenizer_where_warnings_are_errors():
 def test_a_fingerprint_says_nothing_of_the_text_that_it_probes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tokenizer_fingerprint(speaking(letters("ab")))
+        assert speaking(letters("ab")).tokenizer_fingerprint()
 
 
 def leaves_nothing(what):

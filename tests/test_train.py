@@ -17,7 +17,6 @@ from minprefix.evaluate import mean_loss
 from minprefix.optim import learning_rate
 from minprefix.prefix import dropout_mask
 from minprefix.storage import files
-from minprefix.storage.artifact import save_prefix
 from minprefix.storage.files import map_tensors, write_tensors
 from minprefix.train import Settings, batch_gradient, load_state, train
 from tests.conftest import random_model, relative_error
@@ -287,7 +286,7 @@ def test_one_seed_gives_the_same_bytes_twice_and_another_seed_does_not(
         prefix = start(kind, config)
         settings = Settings(steps=8, batch_size=3, dropout=0.2, seed=seed)
         train(small, prefix, encoded(10), settings, tmp_path / str(i), progress=False)
-        save_prefix(prefix, tmp_path / str(i), small)
+        prefix.save(tmp_path / str(i), small)
         folder = tmp_path / str(i)
         file = (folder / "adapter_model.safetensors").read_bytes()
         runs.append((file, state_of(folder)[0], without_times(log_of(folder))))
@@ -840,7 +839,7 @@ def test_a_damaged_state_is_a_sentence(halfway, tmp_path, kept):
 
 
 def test_a_file_that_is_no_state_is_a_sentence(halfway, config, small, tmp_path):
-    save_prefix(start("flat", config), tmp_path / "prefix", small)
+    start("flat", config).save(tmp_path / "prefix", small)
     (tmp_path / "prefix" / "adapter_model.safetensors").replace(tmp_path / "state.safetensors")
     with pytest.raises(InputError, match=r"state.safetensors is not the state of a run"):
         halfway()

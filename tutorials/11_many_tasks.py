@@ -327,7 +327,6 @@ plt.show()
 # %%
 from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
 from minprefix.prefixes.verify import evaluation, verify
-from minprefix.storage.artifact import load_prefix, save_prefix
 
 data = folder / "descriptions.jsonl"
 data.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
@@ -341,12 +340,12 @@ recorded = {
 }
 evaluated = evaluation(model, trained, read, encoded, template, of="data")
 home = folder / "trained"
-save_prefix(trained, home, model, training=recorded, evaluation=evaluated)
+trained.save(home, model, training=recorded, evaluation=evaluated)
 
 print(*sorted(path.name for path in home.iterdir()))
 about = json.loads((home / "minprefix.json").read_text())
 print("base", about["base"]["name"], about["base"]["sha256"][:16])
-again = load_prefix(home, model)
+again = Prefix.load(home, model)
 assert np.abs(again.kv - trained.kv).max() < 1e-6  # files hold float32
 
 # %% [markdown]
@@ -367,7 +366,7 @@ def refusal(call, *arguments):
     return ""
 
 
-sentence = refusal(load_prefix, home, other)
+sentence = refusal(Prefix.load, home, other)
 show(sentence)
 assert about["base"]["sha256"][:12] in sentence
 assert other.fingerprint()[:12] in sentence
@@ -401,7 +400,7 @@ content[-1] ^= 1  # the last bit of the last number
 tensors.write_bytes(content)
 print()
 assert wrong_ones(verify(home, model)) == ["files"]
-assert "adapter_model.safetensors" in refusal(load_prefix, home, model)
+assert "adapter_model.safetensors" in refusal(Prefix.load, home, model)
 temporary.cleanup()
 
 # %% [markdown]

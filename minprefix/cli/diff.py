@@ -21,10 +21,12 @@ def add(command: Command) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from minprefix.prefix import Prefix
     from minprefix.prefixes.compare import differences, distances
-    from minprefix.storage.artifact import load_with_about
+    from minprefix.storage.artifact import read_prefix
 
-    (a, about_a), (b, about_b) = (load_with_about(path) for path in (args.a, args.b))
+    (saved_a, about_a), (saved_b, about_b) = (read_prefix(path) for path in (args.a, args.b))
+    a, b = Prefix.of(saved_a), Prefix.of(saved_b)
     print(f"A  {args.a}: {a}\nB  {args.b}: {b}\n")
     records = [about_a, about_b]
     if None in records:
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"how they came to be: {without} has no minprefix.json, PEFT wrote it")
     else:
-        one, two = ({k: v for k, v in r.items() if k != "files"} for r in records if r)
+        one, two = ({**r.as_json(), "files": None} for r in records if r is not None)
         found = differences(one, two)
         print("how they came to be" if found else "how they came to be: the same")
         for name, was, now in found:

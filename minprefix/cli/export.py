@@ -25,14 +25,14 @@ def add(command: Command) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from minprefix.prefixes.export import GENERATE_DROPS_IT, to_peft
     from minprefix.storage import adapters
-    from minprefix.storage.artifact import load_with_about
+    from minprefix.storage.artifact import export_peft, read_prefix
+    from minprefix.storage.peft import GENERATE_DROPS_IT
     from minprefix.train import refuse_taken
 
     refuse_taken(args.out, args.force)
-    prefix, about = load_with_about(args.path)
-    base = about["base"] if about else {}
+    saved, about = read_prefix(args.path)
+    name, n_layer = (None, None) if about is None else (about.base.name, about.base.n_layer)
     if args.base is not None and args.to != "peft":
         raise InputError("--base is for PEFT: the adapters library does not ask for a name")
     if args.out.exists() and args.out.samefile(args.path):
@@ -41,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
             "its record; choose another --out"
         )
     if args.to == "peft":
-        to_peft(prefix, args.out, args.base or base.get("name"))
+        export_peft(saved, args.out, args.base or name)
         remove_rest(args)
         print(f"written to {args.out}, for PeftModel.from_pretrained(base, {str(args.out)!r})")
         print(GENERATE_DROPS_IT)
     else:
-        adapters.save_adapters(prefix, args.out, n_layer=base.get("n_layer"))
+        adapters.save_adapters(saved, args.out, n_layer=n_layer)
         print(f"written to {args.out}, to be used as in\n  {adapters.USE}")
     return 0

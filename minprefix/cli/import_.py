@@ -24,24 +24,26 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
     from minprefix.storage import adapters
-    from minprefix.storage.artifact import ABOUT, load_prefix, save_prefix
+    from minprefix.storage.provenance import ABOUT
     from minprefix.train import refuse_taken
 
     refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
-        prefix, library = adapters.load_adapters(args.path, model.config.n_head), "adapters"
+        saved = adapters.load_adapters(args.path, model.config.n_head)
+        prefix, library = Prefix.of(saved), "adapters"
     elif (args.path / ABOUT).exists():
         raise InputError(f"{args.path} was saved by minprefix: it needs no import")
     else:
-        prefix, library = load_prefix(args.path), "PEFT"
+        prefix, library = Prefix.load(args.path), "PEFT"
     prefix.check(model.config, model.name)
     of = [{"folder": str(args.path)}]
     training: dict[str, Any] = {"command": "import", "library": library, "of": of}
     if args.revision is not None:
         training["options"] = {"revision": args.revision}
-    save_prefix(prefix, args.out, model, training)
+    prefix.save(args.out, model, training)
     remove_rest(args)
     print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
     return 0

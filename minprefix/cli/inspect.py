@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
 def _inspect_model(name: str) -> None:
     from minprefix.model import GPT2
     from minprefix.storage import files
-    from minprefix.storage.artifact import tokenizer_fingerprint
     from minprefix.storage.checkpoint import find
 
     folder = find(name)
@@ -54,55 +53,57 @@ def _inspect_model(name: str) -> None:
         size = model.tokenizer.get_vocab_size()
         _say(
             "tokenizer",
-            f"{counted(size, 'entry', 'entries')}, sha256 {tokenizer_fingerprint(model)}",
+            f"{counted(size, 'entry', 'entries')}, sha256 {model.tokenizer_fingerprint()}",
         )
     if (folder / "training.json").exists():
         _say("training", files.read_json(folder / "training.json", "how the model was trained"))
 
 
 def _inspect_prefix(path: Path) -> None:
-    from minprefix.storage.artifact import load_with_about, why_not_peft
+    from minprefix.prefix import Prefix
+    from minprefix.storage.artifact import read_prefix
+    from minprefix.storage.peft import why_not_peft
 
-    prefix, about = load_with_about(path)
+    saved, about = read_prefix(path)
+    prefix = Prefix.of(saved)
     _say("prefix", prefix)
     if prefix.kv.size:
         for i, name in enumerate(("keys", "values")):
             a = abs(prefix.kv[:, i])
             _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
-    reason = why_not_peft(prefix)
+    reason = why_not_peft(saved)
     _say("PEFT", f"cannot express it: {reason}" if reason else "opens this folder as it is")
     if about is None:
         _say("base", "unknown: PEFT wrote it, without provenance")
         return
-    base, training = about["base"], about["training"] or {}
-    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    _say("saved", f"{about['saved']} with {packages}")
-    _say("base", f"{base['name'] or 'not recorded'}{_sha(base['sha256'])}")
-    _say("tokenizer", _sha(base["tokenizer_sha256"]).strip() or "not recorded")
-    _say("kind", about["prefix"]["kind"])
+    base, training = about.base, about.training or {}
+    packages = ", ".join(f"{name} {version}" for name, version in about.packages.items())
+    _say("saved", f"{about.saved} with {packages}")
+    _say("base", f"{base.name or 'not recorded'}{_sha(base.sha256)}")
+    _say("tokenizer", _sha(base.tokenizer_sha256).strip() or "not recorded")
+    _say("kind", about.prefix.kind)
     for part in ("data", "valid"):
-        place = (training.get("options") or {}).get(part)
-        if place or training.get(f"{part}_sha256"):
-            _say(part, f"{place}{_sha(training.get(f'{part}_sha256'))}")
+        place, sha = about.options.get(part), about.fingerprint(part)
+        if place or sha:
+            _say(part, f"{place}{_sha(sha)}")
     shown = {"data_sha256", "valid_sha256"}
     for name in ("init", "settings"):
         if training.get(name):
             _say({"init": "start"}.get(name, name), _pairs(training[name]))
             shown.add(name)
-    inside = set((training.get("settings") or {}) | (training.get("init") or {}))
-    options = {k: v for k, v in (training.get("options") or {}).items() if k not in inside}
+    inside = {*about.settings, *(training.get("init") or {})}
+    options = {k: v for k, v in about.options.items() if k not in inside}
     rest = {k: v for k, v in training.items() if k not in shown} | {"options": options}
     if "of" in rest:
         rest["of"] = [part["folder"] for part in rest["of"]]
     rest = {k: v for k, v in rest.items() if v not in (None, {}, [], "")}  # 0 is said
     _say("training", _pairs(rest) if training else "not recorded")
-    _say("metrics", _pairs(about["metrics"]) if about["metrics"] else "none recorded")
-    if about["evaluation"]:
-        recorded = about["evaluation"]
-        pairs = f"{counted(recorded['examples'], 'pair')} of {recorded['of']}"
-        samples = counted(len(recorded["samples"]), "sample")
-        _say("evaluation", f"loss {recorded['loss']:.4f} on {pairs}, {samples}")
-    for name, sha in about["files"].items():
+    _say("metrics", _pairs(about.metrics) if about.metrics else "none recorded")
+    if (recorded := about.evaluation) is not None:
+        pairs = f"{counted(recorded.examples, 'pair')} of {recorded.of}"
+        samples = counted(len(recorded.samples), "sample")
+        _say("evaluation", f"loss {recorded.loss:.4f} on {pairs}, {samples}")
+    for name, sha in about.files.items():
         _say("file", f"{name}{_sha(sha)}")
 
 

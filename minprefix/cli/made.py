@@ -11,59 +11,55 @@ from minprefix.errors import InputError
 if TYPE_CHECKING:
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
+    from minprefix.storage.provenance import Provenance
 
 
 def of_one_base(
     paths: Sequence[Path], args: argparse.Namespace
-) -> "tuple[list[Prefix], list[dict[str, Any]], GPT2]":
+) -> "tuple[list[Prefix], list[Provenance], GPT2]":
     """Prefixes of one base, their records, and that base: --model, or the one that the first
     records, at the revision that it records. Raises InputError for a prefix of another."""
     from minprefix.model import GPT2
-    from minprefix.prefixes.verify import load_recorded
-    from minprefix.storage.artifact import load_prefix, load_with_about, tokenizer_fingerprint
+    from minprefix.prefix import Prefix
+    from minprefix.prefixes.verify import recorded_model
+    from minprefix.storage.artifact import read_prefix
 
     records = []
     for path in paths:
-        _, record = load_with_about(path)
+        _, record = read_prefix(path)
         if record is None:
             raise InputError(
                 f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; take "
                 "it in with `minprefix import` first"
             )
         records.append(record)
-    name, revision = args.model, args.revision
-    if name is None:
-        if revision is not None:
-            raise InputError("--revision is of a model's name: give --model as well")
-        name = records[0]["base"]["name"]
-        revision = ((records[0]["training"] or {}).get("options") or {}).get("revision")
-    if name is None:
+    if args.model is not None:
+        model = GPT2.load(args.model, revision=args.revision)
+    elif args.revision is not None:
+        raise InputError("--revision is of a model's name: give --model as well")
+    elif records[0].base.name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
-    if args.model is None:
-        model = load_recorded(name, revision, records[0]["base"]["sha256"])
     else:
-        model = GPT2.load(name, revision=revision)
-    args.revision = revision  # for the record of what is made
-    fingerprints = (model.fingerprint(), tokenizer_fingerprint(model))
-    prefixes = [load_prefix(path, model, fingerprints=fingerprints) for path in paths]
+        model = recorded_model(records[0])
+        args.revision = records[0].revision  # for the record of what is made
+    base = model.identity()
+    prefixes = [Prefix.load(path, model, base=base) for path in paths]
     return prefixes, records, model
 
 
 def save_made(
     args: argparse.Namespace,
     made: "Prefix",
-    records: list[dict[str, Any]],
+    records: "list[Provenance]",
     how: dict[str, Any],
     model: "GPT2",
 ) -> None:
-    from minprefix.storage.artifact import save_prefix
-
     paths = getattr(args, "paths", None) or [args.path]
-    templates = {(r["training"] or {}).get("template") for r in records}
+    templates = {r.template for r in records}
     training = {
         **how,
         "of": [
-            {"folder": str(path), "files": r["files"], "training": r["training"]}
+            {"folder": str(path), "files": r.files, "training": r.training}
             for path, r in zip(paths, records, strict=True)
         ],
     }
@@ -78,7 +74,7 @@ def save_made(
     if args.revision is not None:
         training["options"] = how.get("options", {}) | {"revision": args.revision}
     made.check(model.config, model.name)
-    save_prefix(made, args.out, model, training)
+    made.save(args.out, model, training)
     remove_rest(args)
     print(f"{made}\nwritten to {args.out}")
 

@@ -98,7 +98,7 @@ def _of_prefixes(
     """Of every prefix that the requests name, its template, where None is the prompt as it is, and
     the position of the first token. Each is read once, before the first request is answered."""
     from minprefix.data.pairs import Template
-    from minprefix.storage.artifact import read_about
+    from minprefix.storage.provenance import recorded_template
 
     for request in requests:
         if request.prefix is not None and request.prefix not in store:
@@ -109,9 +109,8 @@ def _of_prefixes(
         text, starts[name] = args.template, 0
         if name is not None:
             starts[name] = store[name].position_offset
-            record = read_about(store.place(name)) or {}
-            own = (record.get("training") or {}).get("template", Template().text)
-            text = own if text is None else text
+            if text is None:
+                text = recorded_template(store.place(name)) or Template().text
         templates[name] = None if args.raw or text is None else Template(text)
     return templates, starts
 

@@ -152,15 +152,16 @@ def load(args: argparse.Namespace, place: Path | None) -> "tuple[GPT2, Prefix | 
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
     from minprefix.ops import BACKENDS
-    from minprefix.storage.artifact import load_prefix, read_about
+    from minprefix.prefix import Prefix
+    from minprefix.storage.provenance import recorded_template
 
     args.backend = resolved(args.backend)
     set_matmul(args.backend, args.matmul)
     model = GPT2.load(args.model, revision=args.revision)
     prefix, recorded = None, None
     if place is not None:
-        prefix = load_prefix(place, model)
-        recorded = ((read_about(place) or {}).get("training") or {}).get("template")
+        prefix = Prefix.load(place, model)
+        recorded = recorded_template(place)
     home = BACKENDS[args.backend]
     model, prefix = model.to(home), prefix and prefix.to(home)
     for template in (args.template, recorded):

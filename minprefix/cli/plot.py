@@ -50,13 +50,14 @@ def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int]
     """The model, the prefix if one was named, and the tokens of the prompt."""
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
-    from minprefix.storage.artifact import load_prefix, read_about
+    from minprefix.prefix import Prefix
+    from minprefix.storage.provenance import recorded_template
 
     model = GPT2.load(args.model, revision=args.revision)
     prefix, prompt = None, args.prompt
     if args.prefix is not None:
-        prefix = load_prefix(args.prefix, model)
-        recorded = ((read_about(args.prefix) or {}).get("training") or {}).get("template")
+        prefix = Prefix.load(args.prefix, model)
+        recorded = recorded_template(args.prefix)
         if not args.raw:
             prompt = (Template() if recorded is None else Template(recorded)).prompt(prompt)
     ids = model.encode(prompt)

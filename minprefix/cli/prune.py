@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--limit is {args.limit}: expected at least 1")
     refuse_taken(args.out, args.force)
     (prefix,), record, model = of_one_base([args.path], args)
-    template = Template((record[0]["training"] or {}).get("template", Template().text))
+    template = Template(record[0].template or Template().text)
     pairs = read_pairs(args.data, args.source_column, args.target_column)[: args.limit]
     room = model.config.n_positions - prefix.position_offset
     encoded = encode_pairs(model, pairs, template, room, skip_long=True)

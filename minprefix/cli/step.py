@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
 def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
     """A trained one, or a random one; None for plain GPT-2. Raises InputError."""
     from minprefix.prefix import Prefix
-    from minprefix.storage.artifact import load_prefix
 
     if args.prefix is None and args.prefix_length == 0:
         return None
@@ -49,7 +48,7 @@ def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
         return Prefix.normal(model.config, length, seed=args.seed or 0, dtype=args.dtype)
     if args.seed is not None:
         raise InputError("--seed draws a random prefix and --prefix gives one: leave out one")
-    saved = load_prefix(args.prefix, model)
+    saved = Prefix.load(args.prefix, model)
     layers = saved.layers if saved.subset else None
     return Prefix(saved.kv.astype(args.dtype), layers, saved.position_offset)
 

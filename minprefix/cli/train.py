@@ -156,7 +156,6 @@ def _trained(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
     from minprefix.storage import files
-    from minprefix.storage.artifact import save_prefix
     from minprefix.train import RUN_FILES, refuse_taken, train
 
     options = _train_options(args)
@@ -196,14 +195,14 @@ def _trained(args: argparse.Namespace) -> int:
             model, prefix, scored.pairs, scored.encoded, template, of, settings.backend
         )
         training = about | {"settings": vars(settings)}
-        save_prefix(prefix, args.out, model, training, metrics, recorded)
+        prefix.save(args.out, model, training, metrics, recorded)
         files.write_json(args.out / "metrics.json", metrics)
     if result.best_loss is not None:
         print(
             f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "
             "kept"
         )
-    outlook.show_samples(recorded["samples"], scored.pairs)
+    outlook.show_samples(recorded.samples, scored.pairs)
     print(
         f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, {loss:.4f} with "
         "the prefix"
@@ -374,10 +373,11 @@ def start_prefix(model: "GPT2", options: dict[str, Any]) -> "Prefix":
 def _saved_start(model: "GPT2", options: dict[str, Any]) -> "Prefix":
     """The prefix of --init-prefix, or with --mlp-hidden its MLP. What else is said of it must be
     so."""
-    from minprefix.storage.artifact import MLP, load_mlp, load_prefix
+    from minprefix.prefix import MLPPrefix, Prefix
+    from minprefix.storage.artifact import MLP
 
     hidden, place = options["mlp_hidden"], options["init_prefix"]
-    prefix = (load_prefix if hidden is None else load_mlp)(place, model)
+    prefix = (Prefix if hidden is None else MLPPrefix).load(place, model)
     if hidden is None and (Path(place) / MLP).exists():
         print(f"the MLP of {place} is left behind; --mlp-hidden takes it along", file=sys.stderr)
     is_so = {

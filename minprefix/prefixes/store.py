@@ -37,7 +37,7 @@ class PrefixStore:
     not counted. The fingerprint of the model is computed once. Several threads may share a store.
 
     Raises InputError for a name that is not there, for a prefix that alone is larger than the
-    budget, and for all that `load_prefix` refuses, a prefix of another base first of all.
+    budget, and for all that `Prefix.load` refuses, a prefix of another base first of all.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PrefixStore:
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"the store {self.folder} is a file: give a folder")
         self._held: OrderedDict[str, _Held] = OrderedDict()  # last: asked for last
-        self._fingerprints = (model.fingerprint(), artifact.tokenizer_fingerprint(model))
+        self._base = model.identity()
         self._lock = threading.RLock()
 
     # ---- what is there ----
@@ -129,7 +129,7 @@ class PrefixStore:
         while self.held + size > self.budget:  # before reading, so that both never stand
             self._held.popitem(last=False)
         dtype = str(self.model.dtype)
-        prefix = artifact.load_prefix(folder, self.model, dtype, self._fingerprints)
+        prefix = Prefix.load(folder, self.model, dtype, self._base)
         prefix = prefix.to(self.model.backend)
         for a in prefix.parameters.values():  # shared by all who ask
             if self.model.backend == "numpy":
@@ -160,7 +160,7 @@ class PrefixStore:
 
     def add(self, name: str, prefix: Prefix, force: bool = False, **record: Any) -> None:
         """Save `prefix` under a new name; `force`: or in place of the one that has it. `record`:
-        `training`, `metrics`, `evaluation` of `save_prefix`. Neither the model nor another prefix
+        `training`, `metrics`, `evaluation` of `Prefix.save`. Neither the model nor another prefix
         is touched."""
         if self.folder is None:
             raise InputError(
@@ -176,8 +176,7 @@ class PrefixStore:
         with self._lock:
             if self._exists(name) and not force:
                 raise InputError(f"there is a prefix {name!r} already: choose another name")
-            record |= {"fingerprints": self._fingerprints}
-            artifact.save_prefix(prefix, self.folder / name, self.model, **record)
+            prefix.save(self.folder / name, self.model, base=self._base, **record)
 
     def remove(self, name: str) -> None:
         """Remove its files; its folder too, if nothing else is in it."""

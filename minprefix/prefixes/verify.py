@@ -6,18 +6,18 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
+from minprefix.prefix import Prefix
 from minprefix.storage import artifact, files
 from minprefix.storage.checkpoint import SHIPPED
-
-if TYPE_CHECKING:
-    from minprefix.prefix import Prefix
+from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
+from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, read_about
 
 #: how far a loss may be from the recorded one, relative to it, by the precision of its products:
 #: another number of threads or another processor changes the last bits
@@ -33,13 +33,13 @@ class Finding(NamedTuple):
 
 def evaluation(
     model: GPT2,
-    prefix: "Prefix",
+    prefix: Prefix,
     pairs: Sequence[Pair],
     encoded: Sequence[Encoded],
     template: Template,
     of: str,
     backend: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """What is recorded with a prefix, to be computed again: its loss on the first pairs of the file
     `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
     encoded = encoded[:EXAMPLES]
@@ -52,16 +52,16 @@ def evaluation(
     sources = list(islice(fitting, SAMPLES))
     decoding = Decoding(max_new_tokens=40)
     written = predict(model, prefix, sources, template, decoding, backend)
-    return {
-        "of": of,
-        "examples": len(encoded),
-        "loss": mean_loss(model, prefix, encoded, backend, BATCH),
-        "max_new_tokens": decoding.max_new_tokens,
-        "samples": [
+    return Evaluation(
+        of=of,
+        examples=len(encoded),
+        loss=mean_loss(model, prefix, encoded, backend, BATCH),
+        max_new_tokens=decoding.max_new_tokens,
+        samples=[
             {"source": source, "prediction": text}
             for source, text in zip(sources, written, strict=True)
         ],
-    }
+    )
 
 
 def verify(
@@ -82,38 +82,36 @@ def verify(
     folder = Path(folder)
     if folder.is_dir():
         files.finish_save(folder, artifact.FILES)
-    about = artifact.read_about(folder)
-    found = [] if about is None else [_files(folder, about["files"])]
+    about = read_about(folder)
+    found = [] if about is None else [_files(folder, about.files)]
     if found and not found[0].right:
         return found
-    prefix = artifact.load_prefix(folder)
+    prefix = Prefix.load(folder)
     if about is None:
         raise InputError(
-            f"{str(folder)!r} has no {artifact.ABOUT}: PEFT wrote it, and there is nothing to "
+            f"{str(folder)!r} has no {ABOUT}: PEFT wrote it, and there is nothing to "
             "hold it against"
         )
-    if about["prefix"]["kind"] == "mlp":
-        artifact.load_mlp(folder)
-    training, reason = about["training"] or {}, ""
+    if about.prefix.kind == "mlp":
+        artifact.read_mlp(folder)
+    reason = ""
     if model is None:
-        model, reason = _base(about["base"], training)
-    found += (
-        [Finding("base", None, reason)] if model is None else _fingerprints(about["base"], model)
-    )
+        model, reason = _base(about)
+    found += [Finding("base", None, reason)] if model is None else _fingerprints(about.base, model)
     pairs: dict[str, list[Pair]] = {}
     for of, place in (("data", data), ("valid", valid)):
-        if training.get(f"{of}_sha256"):
-            found.append(_data(of, training, place, pairs))
+        if about.fingerprint(of):
+            found.append(_data(of, about, place, pairs))
         elif place is not None:
             raise InputError(
                 f"--{of} {place}: the prefix records no fingerprint of its {of}: leave it out"
             )
-    if about["evaluation"] is None:
+    if about.evaluation is None:
         found.append(Finding("evaluation", True, "none was recorded"))
     elif model is None or not all(f.right for f in found if f.what in ("base", "tokenizer")):
         found.append(Finding("evaluation", None, "it needs the model that it was trained on"))
     else:
-        found += _replay(about["evaluation"], training, model, prefix, pairs, backend)
+        found += _replay(about.evaluation, about, model, prefix, pairs, backend)
     return found
 
 
@@ -126,43 +124,43 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
         if now != was:
             text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."
             return Finding("files", False, text)
-    for name in set(artifact.FILES) - {artifact.ABOUT} - set(recorded):
+    for name in set(artifact.FILES) - {ABOUT} - set(recorded):
         if (folder / name).exists():
             return Finding("files", False, f"{name} is here, and was not saved with the others")
     return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
 
 
-def load_recorded(name: str, revision: str | None, sha256: str | None) -> GPT2:
-    """The base that a prefix's record names, with its fingerprint. A folder called "tiny" may stand
-    here now where the record means the model that ships."""
-    if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == sha256:
+def recorded_model(about: Provenance) -> GPT2:
+    """The base that a record names. A folder called "tiny" may stand here now where the record
+    means the model that ships: the fingerprint says so."""
+    name = about.base.name
+    if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == about.base.sha256:
         return shipped
-    return GPT2.load(name, revision=revision)
+    return GPT2.load(name, revision=about.revision)
 
 
-def _base(recorded: dict[str, Any], training: dict[str, Any]) -> tuple[GPT2 | None, str]:
+def _base(about: Provenance) -> tuple[GPT2 | None, str]:
     """The recorded model, or why it is not to be had."""
-    if (name := recorded["name"]) is None:
+    if about.base.name is None:
         return None, "no model was recorded: give --model"
-    revision = (training.get("options") or {}).get("revision")
     try:
-        return load_recorded(name, revision, recorded["sha256"]), ""
+        return recorded_model(about), ""
     except InputError as error:
         return None, f"{error} (or give --model)"
 
 
-def _fingerprints(recorded: dict[str, Any], model: GPT2) -> list[Finding]:
+def _fingerprints(recorded: Base, model: GPT2) -> list[Finding]:
     found = []
     for what, was, now in (
-        ("base", recorded["sha256"], model.fingerprint()),
-        ("tokenizer", recorded["tokenizer_sha256"], artifact.tokenizer_fingerprint(model)),
+        ("base", recorded.sha256, model.fingerprint()),
+        ("tokenizer", recorded.tokenizer_sha256, model.tokenizer_fingerprint()),
     ):
         if was is None or now is None:
             side = "recorded" if was is None else f"with {model.name!r}"
             found.append(Finding(what, None, f"there is none {side}"))
         elif was == now:
             found.append(Finding(what, True, f"{model.name}, sha256 {now[:12]}..."))
-        elif what == "tokenizer" and was == artifact.earlier_tokenizer_fingerprint(model):
+        elif what == "tokenizer" and was == earlier_tokenizer_fingerprint(model.folder):
             text = f"{model.name}, recorded before the files beside its tokenizer counted"
             found.append(Finding(what, True, text))
         else:
@@ -172,13 +170,14 @@ def _fingerprints(recorded: dict[str, Any], model: GPT2) -> list[Finding]:
 
 
 def _data(
-    of: str, training: dict[str, Any], place: str | Path | None, pairs: dict[str, list[Pair]]
+    of: str, about: Provenance, place: str | Path | None, pairs: dict[str, list[Pair]]
 ) -> Finding:
     """Whether a data file is the recorded one; its pairs go into `pairs` if it is."""
     from minprefix import demo  # it imports this module
 
-    options, recorded = training.get("options") or {}, training[f"{of}_sha256"]
-    if training.get("command") == "demo" and place is None:
+    options, recorded = about.options, about.fingerprint(of)
+    assert recorded is not None
+    if about.command == "demo" and place is None:
         path: str | Path | None = "the tiny world"
         read = demo.recorded_pairs(of, options)
         actual = demo.fingerprint(read)
@@ -197,34 +196,33 @@ def _data(
 
 
 def _replay(
-    recorded: dict[str, Any],
-    training: dict[str, Any],
+    recorded: Evaluation,
+    about: Provenance,
     model: GPT2,
-    prefix: "Prefix",
+    prefix: Prefix,
     pairs: dict[str, list[Pair]],
     backend: str | None,
 ) -> list[Finding]:
     prefix = prefix.to(model.backend)
-    template = Template(training["template"]) if "template" in training else Template()
-    of, found = recorded["of"], []
+    template = Template() if about.template is None else Template(about.template)
+    of, found = recorded.of, []
     if of in pairs:
-        options = training.get("options") or {}
-        skip = bool(options.get("skip_long"))
+        skip = bool(about.options.get("skip_long"))
         # before that option, a pair was left out whose last token, a target, had no position
-        room = model.room(prefix) - (skip and "valid_samples" not in options)
-        encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded["examples"]]
+        room = model.room(prefix) - (skip and "valid_samples" not in about.options)
+        encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded.examples]
         loss = mean_loss(model, prefix, encoded, backend, BATCH)
-        matmul = (training.get("settings") or {}).get("matmul", "float32")
-        right = len(encoded) == recorded["examples"] and math.isclose(
-            loss, recorded["loss"], rel_tol=TOLERANCE[matmul]
+        matmul = about.settings.get("matmul", "float32")
+        right = len(encoded) == recorded.examples and math.isclose(
+            loss, recorded.loss, rel_tol=TOLERANCE[matmul]
         )
         pairs_of = f"{counted(len(encoded), 'pair')} of {of}"
-        text = f"{loss:.6f} on {pairs_of}, {recorded['loss']:.6f} was recorded"
+        text = f"{loss:.6f} on {pairs_of}, {recorded.loss:.6f} was recorded"
         found.append(Finding("loss", right, text))
     else:
         found.append(Finding("loss", None, f"it needs the recorded {of}"))
-    samples = recorded["samples"]
-    decoding = Decoding(max_new_tokens=recorded["max_new_tokens"])
+    samples = recorded.samples
+    decoding = Decoding(max_new_tokens=recorded.max_new_tokens)
     sources = [sample["source"] for sample in samples]
     written = predict(model, prefix, sources, template, decoding, backend)
     for sample, text in zip(samples, written, strict=True):

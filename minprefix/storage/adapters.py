@@ -21,8 +21,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from minprefix.errors import InputError, counted
-from minprefix.prefix import MLPPrefix, Prefix, flatten, unflatten
+from minprefix.ops.reference import linear
 from minprefix.storage import files
+from minprefix.storage.saved import Saved, flatten, unflatten
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
 PICKLE = "pytorch_adapter.bin"
@@ -52,14 +53,14 @@ DEFAULTS = {
     "use_gating": False,
 }
 FLAT = "control_trans"
-#: its MLP's parameters -> ours; the weights of linear layers are (out, in) there
-MLP = {
-    "wte.weight": "embedding",
-    "control_trans.0.weight": "weight_1",
-    "control_trans.0.bias": "bias_1",
-    "control_trans.2.weight": "weight_2",
-    "control_trans.2.bias": "bias_2",
-}
+#: its MLP's parameters; the weights of linear layers are (out, in) there
+MLP = (
+    "wte.weight",
+    "control_trans.0.weight",
+    "control_trans.0.bias",
+    "control_trans.2.weight",
+    "control_trans.2.bias",
+)
 
 
 def is_adapters(folder: Path) -> bool:
@@ -68,15 +69,15 @@ def is_adapters(folder: Path) -> bool:
 
 
 def save_adapters(
-    prefix: Prefix, directory: str | Path, name: str = "prefix", n_layer: int | None = None
+    saved: Saved, directory: str | Path, name: str = "prefix", n_layer: int | None = None
 ) -> None:
-    """Write `prefix`, an MLP folded, as the adapter `name` into a folder of its own. A subset of
+    """Write a prefix, an MLP folded, as the adapter `name` into a folder of its own. A subset of
     layers needs the model's `n_layer`. Raises InputError for what that library cannot express."""
-    folder, kv = Path(directory), prefix.to("numpy").kv
+    folder, kv, layers = Path(directory), saved.kv, saved.layers
     n, _, NH, P, hs = kv.shape
-    if prefix.position_offset != 0:
+    if saved.position_offset != 0:
         raise InputError(
-            f"this prefix has its first token at position {prefix.position_offset}, the adapters "
+            f"this prefix has its first token at position {saved.position_offset}, the adapters "
             "library has it at 0 and would compute something else: train with --position-offset 0"
         )
     if P == 0 or n == 0:
@@ -85,9 +86,9 @@ def save_adapters(
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise InputError(f"the adapter's name is {name!r}: expected letters, digits, '-' and '_'")
-    if prefix.subset and (n_layer is None or n_layer <= prefix.layers[-1]):
+    if layers and (n_layer is None or n_layer <= layers[-1]):
         raise InputError(
-            f"the prefix sits in layers {list(prefix.layers)} of {n_layer}: the adapters library "
+            f"the prefix sits in layers {list(layers)} of {n_layer}: the adapters library "
             "asks which ones are left out, so give the model that the prefix belongs to"
         )
     with np.errstate(over="ignore"):  # an infinity is refused
@@ -97,7 +98,7 @@ def save_adapters(
     others = sorted({p.name for p in folder.glob("[!.]*")} - {TENSORS, CONFIG})
     if others:
         raise InputError(f"{str(folder)!r} holds {', '.join(others)}: export into an empty folder")
-    left_out = sorted(set(range(n_layer or n)) - set(prefix.layers)) if prefix.subset else []
+    left_out = sorted(set(range(n_layer or n)) - set(layers)) if layers else []
     about = {
         "config": DEFAULTS | {"prefix_length": P, "leave_out": left_out},
         "hidden_size": NH * hs,
@@ -114,7 +115,7 @@ def save_adapters(
     files.write_together(folder, contents, contents)
 
 
-def load_adapters(directory: str | Path, n_head: int) -> Prefix:
+def load_adapters(directory: str | Path, n_head: int) -> Saved:
     """The prefix that that library trained, an MLP folded. How many heads it has the directory does
     not say. Raises InputError for what is damaged or has no counterpart here."""
     folder = Path(directory)
@@ -138,21 +139,22 @@ def load_adapters(directory: str | Path, n_head: int) -> Prefix:
         t = {name: a.astype(np.float32) for name, a in tensors.items()}
         if FLAT in t:  # even if `flat` is false: eject_prefix_tuning leaves it so
             flat = t[FLAT].reshape(config["prefix_length"], -1)
-            kv = unflatten(flat, flat.shape[1] // (2 * C), n_head, C // n_head)
         elif config["non_linearity"] == "tanh":
-            mlp = {ours: t[name].T for name, ours in MLP.items()}
-            kv = MLPPrefix(mlp | {"embedding": t["wte.weight"]}, n_head).kv
+            first, second = (f"control_trans.{i}" for i in (0, 2))
+            h = np.tanh(linear(t["wte.weight"], t[f"{first}.weight"].T, t[f"{first}.bias"]))
+            flat = linear(h, t[f"{second}.weight"].T, t[f"{second}.bias"])
         else:
             raise InputError(
                 f"{folder / CONFIG}: non_linearity is {files.shown(config['non_linearity'])}, only "
                 f"'tanh' is folded here: call model.eject_prefix_tuning("
                 f"{files.shown(about['name'])}) before saving"
             )
-    if not np.isfinite(kv).all():
+    if not np.isfinite(flat).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
+    kv = unflatten(flat, flat.shape[1] // (2 * C), n_head, C // n_head)
     left_out = set(config["leave_out"])
     sees = islice((i for i in count() if i not in left_out), len(kv))
-    return Prefix(kv, list(sees) if left_out else None, position_offset=0)
+    return Saved(kv, tuple(sees) if left_out else None, position_offset=0)
 
 
 def _stem(name: str) -> str:

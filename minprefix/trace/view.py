@@ -542,14 +542,13 @@ def template_of(args: argparse.Namespace, target: str | None) -> "Template | Non
     """That of --template, else of the prefix's training, else, to join a prompt and a target, the
     usual one; none for a prompt alone and for --raw."""
     from minprefix.data.pairs import Template
-    from minprefix.storage.artifact import read_about
+    from minprefix.storage.provenance import recorded_template
 
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
     text = args.template
     if text is None and args.prefix is not None:
-        recorded = (read_about(args.prefix) or {}).get("training") or {}
-        text = recorded.get("template") or Template().text
+        text = recorded_template(args.prefix) or Template().text
     elif text is None and target is not None:
         text = Template().text
     return None if args.raw or text is None else Template(text)
@@ -557,14 +556,14 @@ def template_of(args: argparse.Namespace, target: str | None) -> "Template | Non
 
 def view(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
     from minprefix.storage import files
-    from minprefix.storage.artifact import load_prefix
 
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")
     template = template_of(args, args.target)
     model = GPT2.load(args.model, revision=args.revision)
-    prefix = None if args.prefix is None else load_prefix(args.prefix, model)
+    prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
     ids, loss_from = encode(model, args.prompt, args.target, template)
     html = page(model, ids, prefix, loss_from)
     files.write_text(args.out, html)

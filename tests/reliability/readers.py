@@ -26,7 +26,7 @@ from tokenizers import (
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, train
 from minprefix.data import pairs, requests
 from minprefix.optim import AdamW
-from minprefix.storage import adapters, artifact
+from minprefix.storage import adapters, artifact, peft, provenance
 from minprefix.storage.tokenizer import PROBE
 from minprefix.trace import Trace, trace
 from minprefix.train import Settings, State
@@ -290,7 +290,7 @@ def make_prefixes(
     folder: Path, names: Sequence[str] = ("flat", "layers", "positions", "mlp")
 ) -> None:
     for name in names:
-        artifact.save_prefix(prefixes()[name], folder / name, BASE)
+        prefixes()[name].save(folder / name, BASE)
 
 
 def make_mlps(folder: Path) -> None:
@@ -307,11 +307,11 @@ def make_peft(folder: Path) -> None:
 
 
 def read_prefix(folder: Path) -> Prefix:
-    return artifact.load_prefix(folder, BASE)
+    return Prefix.load(folder, BASE)
 
 
 def right_prefix(folder: Path, prefix: Prefix) -> None:
-    kv, single = prefix.kv, folder / artifact.PEFT_TENSOR
+    kv, single = prefix.kv, folder / peft.TENSOR
     assert kv.dtype == np.float32
     assert np.isfinite(kv).all()
     assert kv.shape[1:3] == (2, BASE.config.n_head)
@@ -321,7 +321,7 @@ def right_prefix(folder: Path, prefix: Prefix) -> None:
         with np.errstate(all="ignore"):
             t = stored(single)["prompt_embeddings"].astype(np.float32)
         assert np.array_equal(kv, t.reshape(P, L, 2, NH, hs).transpose(1, 2, 3, 0, 4))
-        config = json.loads((folder / artifact.PEFT_CONFIG).read_text("utf-8-sig"))
+        config = json.loads((folder / peft.CONFIG).read_text("utf-8-sig"))
         assert (config["num_layers"], config["num_virtual_tokens"]) == (L, P)
     else:
         with np.errstate(all="ignore"):
@@ -329,12 +329,12 @@ def right_prefix(folder: Path, prefix: Prefix) -> None:
                 np.array_equal(kv, a.astype(np.float32))
                 for a in stored(folder / artifact.OWN_TENSOR).values()
             )
-    artifact.read_about(folder)
+    provenance.read_about(folder)
     use(BASE, prefix)
 
 
 def read_mlp(folder: Path) -> MLPPrefix:
-    return artifact.load_mlp(folder, BASE)
+    return MLPPrefix.load(folder, BASE)
 
 
 def right_mlp(folder: Path, prefix: MLPPrefix) -> None:
@@ -355,11 +355,11 @@ def make_adapters(folder: Path) -> None:
     config = BASE.config
     for n, layers in enumerate((None, [1])):
         prefix = Prefix.normal(config, 3, 0.1, n, layers=layers, position_offset=0)
-        adapters.save_adapters(prefix, folder / f"{n}", n_layer=config.n_layer)
+        adapters.save_adapters(prefix.saved, folder / f"{n}", n_layer=config.n_layer)
 
 
 def read_adapters(folder: Path) -> Prefix:
-    return adapters.load_adapters(folder, BASE.config.n_head)
+    return Prefix.of(adapters.load_adapters(folder, BASE.config.n_head))
 
 
 def right_adapters(folder: Path, prefix: Prefix) -> None:
@@ -569,16 +569,16 @@ READERS = {
                make_vocab_and_merges, GPT2.load, right_vocab),
         Reader("merges", "merges.txt", ("merges.txt",), "lines",
                make_vocab_and_merges, GPT2.load, right_vocab),
-        Reader("peft config", "adapter_config.json, of PEFT alone", (artifact.PEFT_CONFIG,), "json",
+        Reader("peft config", "adapter_config.json, of PEFT alone", (peft.CONFIG,), "json",
                make_peft, read_prefix, right_prefix),
-        Reader("peft tensor", "adapter_model.safetensors", (artifact.PEFT_TENSOR,), "tensors",
+        Reader("peft tensor", "adapter_model.safetensors", (peft.TENSOR,), "tensors",
                make_peft, read_prefix, right_prefix),
-        Reader("prefix", "minprefix.json, four kinds of prefix", (artifact.ABOUT,), "json",
+        Reader("prefix", "minprefix.json, four kinds of prefix", (provenance.ABOUT,), "json",
                make_prefixes, read_prefix, right_prefix, writes=True),
         Reader("prefix tensor", "the tensor beside minprefix.json",
-               (artifact.PEFT_TENSOR, artifact.OWN_TENSOR), "tensors",
+               (peft.TENSOR, artifact.OWN_TENSOR), "tensors",
                make_prefixes, read_prefix, right_prefix, writes=True),
-        Reader("mlp", "a prefix's MLP", (artifact.MLP, artifact.ABOUT), "tensors or json",
+        Reader("mlp", "a prefix's MLP", (artifact.MLP, provenance.ABOUT), "tensors or json",
                make_mlps, read_mlp, right_mlp, writes=True),
         Reader("jsonl", "pairs in JSONL", ("data.jsonl",), "lines",
                make_jsonl, read_data, right_data, outside=True, times=160),

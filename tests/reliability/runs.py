@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
-from minprefix import Config, InputError
-from minprefix.storage.artifact import load_prefix
+from minprefix import Config, InputError, Prefix
 from minprefix.storage.files import map_tensors
 
 MINPREFIX = [sys.executable, "-m", "minprefix"]
@@ -116,12 +115,12 @@ def numbers(out: Path) -> dict[str, Any]:
 def holds_prefix(out: Path, whole: Path) -> bool:
     """Whether a prefix was saved; it must be that of `whole`."""
     try:
-        kv = load_prefix(out).kv
+        kv = Prefix.load(out).kv
     except InputError as error:
         if re.search("holds no prefix|does not exist", str(error)):
             return False
         raise
-    assert kv.tobytes() == load_prefix(whole).kv.tobytes()
+    assert kv.tobytes() == Prefix.load(whole).kv.tobytes()
     return True
 
 

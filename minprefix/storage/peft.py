@@ -1,0 +1,98 @@
+"""A prefix in the two files of PEFT.
+
+adapter_model.safetensors   `prompt_embeddings` (P, L*2*C)
+adapter_config.json         the sizes, and the name of the base
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minprefix.errors import InputError
+from minprefix.storage import files
+from minprefix.storage.saved import Saved, converted, flatten, unflatten
+
+CONFIG, TENSOR = "adapter_config.json", "adapter_model.safetensors"
+#: tried with peft 0.18.1 to 0.21.2; transformers 5.22.2 and 5.23.0 are right
+GENERATE_DROPS_IT = (
+    "with transformers 5.24.0, PEFT's generate drops the prefix and writes what the base writes: "
+    "pass use_cache=False to it, or install transformers 5.23.0"
+)
+
+
+def why_not_peft(saved: Saved) -> str | None:
+    """Why PEFT's files cannot express this prefix; None if they can."""
+    P = saved.kv.shape[3]
+    if P == 0:
+        return "it has no slots"
+    if saved.layers is not None:
+        return f"only layers {', '.join(map(str, saved.layers))} see it"
+    if saved.position_offset != P:
+        return (
+            f"tokens start at position {saved.position_offset}, where PEFT puts them at {P}, the "
+            "number of its slots"
+        )
+    return None
+
+
+def peft_files(saved: Saved, base: str | None) -> dict[str, bytes]:
+    """The contents of both files, the tensor first."""
+    tensor = {"prompt_embeddings": flatten(saved.kv).astype(np.float32)}
+    return {
+        TENSOR: files.tensor_bytes(tensor, {"format": "pt"}),
+        CONFIG: files.json_bytes(_config(saved, base)),
+    }
+
+
+def _config(saved: Saved, base: str | None) -> dict[str, Any]:
+    """adapter_config.json, with the keys that PEFT writes, in its order."""
+    n, _, NH, P, hs = saved.kv.shape
+    return {
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "encoder_hidden_size": NH * hs if saved.mlp is None else saved.mlp["bias_1"].size,
+        "inference_mode": True,
+        "init_weights": None,
+        "modules_to_save": None,
+        "num_attention_heads": NH,
+        "num_layers": n,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": P,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": saved.mlp is not None,
+        "revision": None,
+        "task_type": "CAUSAL_LM",
+        "token_dim": NH * hs,
+    }
+
+
+def read_peft(folder: Path, dtype: str) -> Saved:
+    """Raises InputError for another kind of adapter, and for files that do not fit each other."""
+    path = files.inside(folder, CONFIG, "a file of the prefix")
+    if not path.exists():
+        raise InputError(f"{str(folder)!r} has {TENSOR} but no {CONFIG}: copy both")
+    config = files.read_json(path, "PEFT's config")
+    if config.get("peft_type") != "PREFIX_TUNING":
+        raise InputError(
+            f"{path}: peft_type is {files.shown(config.get('peft_type'))}: expected "
+            "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
+        )
+    numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
+    for key in numbers:
+        if type(config.get(key)) is not int or not 1 <= config[key] < 2**31:
+            raise InputError(
+                f"{path}: {key} is {files.shown(config.get(key))}: expected a whole number from 1"
+            )
+    P, L, NH, C = (config[key] for key in numbers)
+    if C % NH:
+        raise InputError(f"{path}: token_dim is {C}, which {NH} heads cannot share equally")
+    tensors, _ = files.map_tensors(folder / TENSOR, "the prefix")
+    stored = tensors.get("prompt_embeddings", np.empty(0))
+    if len(tensors) != 1 or stored.shape != (P, L * 2 * C) or stored.dtype.kind != "f":
+        found = files.listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
+        raise InputError(
+            f"{folder / TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} from "
+            f"{CONFIG}"
+        )
+    return Saved(converted(unflatten(stored, L, NH, C // NH), dtype), None, P)
