@@ -19,7 +19,8 @@ from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
 from minprefix.storage import files
-from minprefix.train import RUN_FILES, Settings, check_trainable, refuse_taken, train
+from minprefix.storage.run import RUN_FILES, refuse_taken
+from minprefix.train import Settings, check_trainable, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
 TEMPLATE = Template()

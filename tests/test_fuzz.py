@@ -14,7 +14,7 @@ from minprefix import GPT2, InputError
 from minprefix.data.pairs import fingerprint, read_pairs
 from minprefix.storage import files
 from minprefix.storage.checkpoint import read_tokenizer
-from minprefix.train import LOG, STATE, Log
+from minprefix.storage.run import LOG, STATE, Log
 from tests.reliability import damage, readers
 from tests.reliability.fuzz import BASE, Tally, Worker, bounded, fuzz
 from tests.reliability.planted import PLANTED
@@ -427,7 +427,7 @@ def test_a_state_that_holds_what_no_training_leaves_is_refused_and_changes_nothi
     prefix, record = readers.run_of("flat")
     before = prefix.kv.copy()
     with pytest.raises(InputError, match=rf"tensor '{name}' holds NaN, infinity, or less than 0"):
-        readers.train.load_state(tmp_path / "flat", prefix, record)
+        readers.run.load_state(tmp_path / "flat", prefix, record)
     assert np.array_equal(prefix.kv, before)
 
 

@@ -18,7 +18,8 @@ from minprefix.optim import learning_rate
 from minprefix.prefix import dropout_mask
 from minprefix.storage import files
 from minprefix.storage.files import map_tensors, write_tensors
-from minprefix.train import Settings, batch_gradient, load_state, train
+from minprefix.storage.run import load_state
+from minprefix.train import Settings, batch_gradient, train
 from tests.conftest import random_model, relative_error
 
 KINDS = pytest.mark.parametrize("kind", ["flat", "mlp"])

@@ -36,7 +36,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.prefixes.combine import average, concatenate
-    from minprefix.train import refuse_taken
+    from minprefix.storage.run import refuse_taken
 
     if args.weights is not None and args.how != "average":
         raise InputError("--weights belong to --how average")

@@ -50,7 +50,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.cli.scores import MARKS, evaluate
-    from minprefix.train import refuse_taken
+    from minprefix.storage.run import refuse_taken
 
     for name in ("limit", "batch_size"):
         value = getattr(args, name)

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.storage import adapters
     from minprefix.storage.artifact import export_peft, read_prefix
     from minprefix.storage.peft import GENERATE_DROPS_IT
-    from minprefix.train import refuse_taken
+    from minprefix.storage.run import refuse_taken
 
     refuse_taken(args.out, args.force)
     saved, about = read_prefix(args.path)

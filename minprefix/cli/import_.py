@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.prefix import Prefix
     from minprefix.storage import adapters
     from minprefix.storage.provenance import ABOUT
-    from minprefix.train import refuse_taken
+    from minprefix.storage.run import refuse_taken
 
     refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)

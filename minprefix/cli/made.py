@@ -84,7 +84,7 @@ def remove_rest(args: argparse.Namespace) -> None:
     its scores, is of the old one."""
     from minprefix.storage import files
     from minprefix.storage.artifact import FILES
-    from minprefix.train import RUN_FILES
+    from minprefix.storage.run import RUN_FILES
 
     if args.force:
         files.new_folder(args.out, [name for name in RUN_FILES if name not in FILES], force=True)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template, encode_pairs, fingerprint, read_pairs
     from minprefix.evaluate import mean_loss
     from minprefix.prefixes.combine import prune, slot_attention
-    from minprefix.train import refuse_taken
+    from minprefix.storage.run import refuse_taken
 
     if args.limit < 1:
         raise InputError(f"--limit is {args.limit}: expected at least 1")

@@ -14,7 +14,7 @@ from minprefix.errors import InputError
 def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) -> int:
     """`run`, and after a Ctrl-C anywhere in it how to go on, if --out holds a run to go on with.
     The one that --force was to replace is none."""
-    from minprefix.train import STATE, load_options, saved_step
+    from minprefix.storage.run import STATE, load_options, saved_step
 
     out, state = args.out, args.out / STATE
     replaced = state.stat().st_mtime_ns if args.force and state.exists() else None
@@ -51,7 +51,7 @@ def options_of(
 ) -> dict[str, Any]:
     """What the run in `out` was started with. Raises InputError for a `given` option that says
     something else; what lies at a place that is given is compared later."""
-    from minprefix.train import load_options
+    from minprefix.storage.run import load_options
 
     options = load_options(out, command)
     was = defaults | options

@@ -156,7 +156,8 @@ def _trained(args: argparse.Namespace) -> int:
     from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
     from minprefix.storage import files
-    from minprefix.train import RUN_FILES, refuse_taken, train
+    from minprefix.storage.run import RUN_FILES, refuse_taken
+    from minprefix.train import train
 
     options = _train_options(args)
     refuse_taken(args.out, args.force, args.resume)

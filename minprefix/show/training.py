@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 def read_run(folder: Path) -> Run:
     """Raises InputError for a folder that holds no log, and for a log that no training writes."""
-    from minprefix.train import LOG, log_lines
+    from minprefix.storage.run import LOG, log_lines
 
     if not folder.is_dir():
         raise InputError(f"run folder {str(folder)!r} does not exist: give one that train wrote")

@@ -26,10 +26,11 @@ from tokenizers import (
 from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, train
 from minprefix.data import pairs, requests
 from minprefix.optim import AdamW
-from minprefix.storage import adapters, artifact, peft, provenance
+from minprefix.storage import adapters, artifact, peft, provenance, run
+from minprefix.storage.run import State
 from minprefix.storage.tokenizer import PROBE
 from minprefix.trace import Trace, trace
-from minprefix.train import Settings, State
+from minprefix.train import Settings
 from tests.reliability import damage
 
 CONFIG = Config(
@@ -499,18 +500,18 @@ def make_states(folder: Path) -> None:
                 n: rng.normal(size=p.shape).astype(p.dtype) for n, p in prefix.parameters.items()
             }
             adam.step(prefix.parameters, grads, 0.01)
-        train.save_state(folder / name, prefix, state, record)
+        run.save_state(folder / name, prefix, state, record)
 
 
 def read_state(folder: Path) -> tuple[Prefix, State]:
     prefix, record = run_of(folder.name)
-    train.load_options(folder, "train")
-    return prefix, train.load_state(folder, prefix, record)
+    run.load_options(folder, "train")
+    return prefix, run.load_state(folder, prefix, record)
 
 
 def right_state(folder: Path, loaded: tuple[Prefix, State]) -> None:
     prefix, state = loaded
-    held = stored(folder / train.STATE)
+    held = stored(folder / run.STATE)
     assert type(state.step) is int
     assert 0 <= state.step <= SETTINGS.steps
     assert state.adam.t == state.step
@@ -536,11 +537,11 @@ def make_logs(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         lines = [{"step": i, "loss": 2.0 / i, "lr": 0.1} for i in range(1, n)]
         lines[-1]["valid_loss"] = 1.0
-        (folder / name / train.LOG).write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (folder / name / run.LOG).write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
 def read_log(folder: Path) -> Any:
-    return train.Log(folder / train.LOG, 30).read()
+    return run.Log(folder / run.LOG, 30).read()
 
 
 def right_log(folder: Path, loaded: Any) -> None:
@@ -591,9 +592,9 @@ READERS = {
                make_requests, read_the_requests, right_requests, outside=True, times=160),
         Reader("csv", "pairs in CSV", ("data.csv",), "lines",
                make_csv, read_data, right_data, outside=True, times=160),
-        Reader("state", "the state that a run resumes from", (train.STATE,), "state",
+        Reader("state", "the state that a run resumes from", (run.STATE,), "state",
                make_states, read_state, right_state),
-        Reader("log", "the log of a run that is resumed", (train.LOG,), "lines",
+        Reader("log", "the log of a run that is resumed", (run.LOG,), "lines",
                make_logs, read_log, right_log, writes=True),
     )
 }  # fmt: skip
