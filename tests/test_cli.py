@@ -237,27 +237,28 @@ def test_force_replaces_a_run_and_leaves_other_files_alone(ok, model_dir, data, 
     assert (out / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "demo",
-        "train",
-        "generate",
-        "evaluate",
-        "inspect",
-        "diff",
-        "verify",
-        "export",
-        "import",
-        "combine",
-        "prune",
-    ],
-)
-def test_every_command_has_help_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert f"example:\n  minprefix {command}" in capsys.readouterr().out
+def every_parser(parser=None):
+    parser = parser or cli._parser()
+    yield parser
+    for part in parser.commands.choices.values() if parser.commands else []:
+        yield from every_parser(part)
+
+
+def test_every_command_has_help_with_an_example():
+    for name, parser in cli._parser().commands.choices.items():
+        assert f"example:\n  minprefix {name}" in parser.format_help()
+
+
+def test_help_fits_80_columns_and_says_each_command_in_a_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for parser in every_parser():
+        wide = [line for line in parser.format_help().splitlines() if len(line) > 80]
+        assert not wide, parser.prog
+    overview = cli._parser().format_help()
+    groups = re.findall(r"^(\w+):\n((?:  \w+ .*\n)+)", overview, re.MULTILINE)
+    assert [title for title, _ in groups] == [*cli.GROUPS]
+    listed = [line.split()[0] for _, lines in groups for line in lines.splitlines()]
+    assert listed == [*cli._parser().commands.choices]
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,7 @@ def said(argv, capsys):
         ("plot attenton", "there is no command attenton: did you mean attention?"),
         ("trian --out x", "minprefix: error: there is no command trian: did you mean train?"),
         ("evalute", "there is no command evalute: did you mean evaluate?"),
+        ("bench all", "no command bench: the benchmarks run by `python -m tools.bench`, in a"),
         ("qqqq", "there is no command qqqq: minprefix --help lists them"),
         ("--verison", "minprefix: error: there is no option --verison: did you mean --version?"),
         ("demo --sede 3", "there is no option --sede: did you mean --seed?"),

@@ -7,7 +7,7 @@ Each command is a file here: `add` says its options, `run` does it and imports w
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,13 +32,18 @@ from minprefix.cli import (
     verify,
     view,
 )
-from minprefix.cli.parser import Parser
+from minprefix.cli.parser import Parser, Run
 from minprefix.errors import InputError, Note
 
-COMMANDS = (
-    demo, train, generate, evaluate, check, inspect, diff, verify, export, import_, combine, prune,
-    plot, compare, view, step, vectors, lessons,
-)  # fmt: skip
+#: the commands in the groups of `minprefix --help`
+GROUPS = {
+    "start": (demo, lessons),
+    "train": (train, generate, evaluate),
+    "keep": (inspect, verify, diff, export, import_),
+    "look": (view, step, plot),
+    "check": (check, compare, vectors),
+    "more": (combine, prune),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,29 +98,26 @@ def _notes() -> Iterator[None]:
 def _parser() -> Parser:
     parser = Parser(
         prog="minprefix",
-        description="Prefix-tuning of GPT-2 in plain NumPy.",
+        usage="minprefix COMMAND ...",
         epilog="minprefix COMMAND --help shows a command's options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minprefix {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_subparsers(
+        prog="minprefix", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
+    lines = ["Prefix-tuning of GPT-2 in plain NumPy."]  # argparse has no groups of commands
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int] | None, what: str, example: str
-    ) -> argparse.ArgumentParser:
-        p: argparse.ArgumentParser = commands.add_parser(
-            name,
-            help=what,
-            description=what[0].upper() + what[1:] + ".",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        p.set_defaults(run=run)
-        return p
+    def command(name: str, run: Run, what: str, *texts: str, **more: str) -> Parser:
+        lines.append(f"  {name:<10}{what}")
+        return parser.command(name, run, what, *texts, **more)
 
-    for module in COMMANDS:
-        module.add(command)
+    for group, modules in GROUPS.items():
+        lines += ["", f"{group}:"]
+        for module in modules:
+            module.add(command)
+    parser.description = "\n".join(lines)
     return parser
 
 

@@ -21,11 +21,11 @@ def add(command: Command) -> None:
     p = command(
         "check",
         run,
-        "run an implementation of prefix-tuning through the reference suite: what is wrong, and "
-        "where",
-        "minprefix check --new my_ops.py\n  minprefix check my_ops.py --only attention\n\n"
-        "exit status: 0 all that is implemented passed, 1 something failed or nothing is "
-        "implemented,\n2 it cannot be run",
+        "run an implementation of prefix-tuning through the reference suite",
+        "minprefix check --new my_ops.py\nminprefix check my_ops.py --only attention",
+        "The report says what is wrong, and where.",
+        "0 all that is implemented passed, 1 something failed or nothing is implemented, 2 it "
+        "cannot be run",
     )
     p.add_argument(
         "implementation",

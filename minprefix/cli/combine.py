@@ -13,7 +13,7 @@ def add(command: Command) -> None:
     p = command(
         "combine",
         run,
-        "make one prefix of several of the same base: an experiment",
+        "make one prefix of several of the same base (an experiment)",
         "minprefix combine runs/a runs/b --how average --weights 0.3 0.7 --out runs/mix",
     )
     p.add_argument("paths", type=Path, nargs="+", metavar="DIR", help="prefixes")

@@ -18,12 +18,13 @@ def add(command: Command) -> None:
     p = command(
         "compare",
         run,
-        "run two implementations side by side, or read two saved traces: the first op, forward and "
-        "backward, that is off while what it was given is right",
+        "find the first op at which two implementations, or traces, part",
         "minprefix compare reference my_ops.py --picture growth.png\n"
-        "  minprefix compare reference tests/peft_adapter.py\n"
-        "  minprefix compare runs/trace-a runs/trace-b\n\n"
-        "exit status: 0 they agree, 1 they part, 2 they cannot be compared",
+        "minprefix compare reference tests/peft_adapter.py\n"
+        "minprefix compare runs/trace-a runs/trace-b",
+        "It runs two implementations side by side, or reads two saved traces, and names the first "
+        "op, forward and backward, that is wrong although its inputs are right.",
+        "0 they agree, 1 they part, 2 they cannot be compared",
     )
     p.add_argument(
         "a",

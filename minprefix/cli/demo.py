@@ -22,7 +22,7 @@ def add(command: Command) -> None:
     p = command(
         "demo",
         run,
-        "prefix-tune the shipped model on the tiny world, and show before and after",
+        "teach the shipped model a task with a prefix; show before and after",
         "minprefix demo --out runs/demo --seed 1",
     )
     p.add_argument(

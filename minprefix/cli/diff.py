@@ -13,7 +13,7 @@ def add(command: Command) -> None:
     p = command(
         "diff",
         run,
-        "what differs in how two prefixes came to be, and how far apart they are",
+        "show how two prefixes differ: their records, and their numbers",
         "minprefix diff runs/a runs/b",
     )
     p.add_argument("a", type=Path, metavar="A")

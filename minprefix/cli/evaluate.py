@@ -22,9 +22,9 @@ def add(command: Command) -> None:
     p = command(
         "evaluate",
         run,
-        "score a model, with a prefix or without, on pairs of source and target",
-        "minprefix evaluate --model gpt2 --prefix runs/e2e --data test.csv --out runs/e2e-test "
-        "--beams 5",
+        "score a model on pairs, with a prefix or without",
+        "minprefix evaluate --model gpt2 --prefix runs/e2e --data test.csv \\\n"
+        "    --out runs/e2e-test --beams 5",
     )
     add_model(p)
     p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")

@@ -13,8 +13,8 @@ def add(command: Command) -> None:
     p = command(
         "export",
         run,
-        "write a prefix for another library",
-        "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out for-peft",
+        "write a prefix for PEFT or the adapters library",
+        "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out peft",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     p.add_argument("--to", choices=("peft", "adapters"), required=True, help="the library")

@@ -22,9 +22,9 @@ def add(command: Command) -> None:
     p = command(
         "generate",
         run,
-        "write on from a prompt, with a prefix or without",
-        'minprefix generate --prefix runs/demo --prompt "name[The Red Fox], type[restaurant], '
-        'food[Thai], price[cheap], area[hills]"',
+        "continue a prompt, or many, with a prefix or without",
+        'minprefix generate --prefix runs/demo \\\n    --prompt "name[The Red Fox], '
+        'type[restaurant], food[Thai]"',
     )
     add_model(p)
     p.add_argument(

@@ -14,8 +14,9 @@ def add(command: Command) -> None:
     p = command(
         "import",
         run,
-        "take in a prefix that PEFT or the adapters library wrote, and record its base",
+        "take in a prefix that PEFT or the adapters library wrote",
         "minprefix import from-peft --model gpt2 --out runs/taken",
+        "The base is recorded with it.",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="what that library saved")
     add_model(p)

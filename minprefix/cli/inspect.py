@@ -14,7 +14,7 @@ def add(command: Command) -> None:
     p = command(
         "inspect",
         run,
-        "what a model or a prefix is, how large, and how it was trained",
+        "show what a model or a prefix is, its size, and how it was trained",
         "minprefix inspect runs/demo",
     )
     p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")

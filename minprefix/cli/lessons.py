@@ -90,9 +90,9 @@ def add(command: Command) -> None:
     p = command(
         "lessons",
         run,
-        "list the lessons, or build them as pages: text beside code, with what the code gives",
-        "minprefix lessons --out lessons\n\nexit status: 0 no warning, 1 a warning, or a lesson "
-        "that did not run, 2 it cannot be built",
+        "list the lessons, or build them as pages: text beside code",
+        "minprefix lessons --out lessons",
+        status="0 no warning, 1 a warning, or a lesson that did not run, 2 it cannot be built",
     )
     p.add_argument(
         "lesson", nargs="*", metavar="LESSON", help="only these: a number or a name (default all)"

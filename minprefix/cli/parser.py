@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -28,17 +29,25 @@ ELSEWHERE = {
     "--device": "--backend",
 }
 
+#: commands that went elsewhere: what to type now
+MOVED = {"bench": "the benchmarks run by `python -m tools.bench`, in a clone of the repository"}
+
+#: does the work and gives the exit status; None: the command has commands of its own
+Run = Callable[[argparse.Namespace], int] | None
+
 
 class Command(Protocol):
-    """Adds a command: `run` does it, `what` says it in a line, `example` is typed."""
+    """Adds a command to a parser: `Parser.command` of one."""
 
     def __call__(
         self,
         name: str,
-        run: Callable[[argparse.Namespace], int] | None,
+        run: Run,
         what: str,
-        example: str,
-    ) -> argparse.ArgumentParser: ...
+        example: str = "",
+        more: str = "",
+        status: str = "",
+    ) -> "Parser": ...
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +60,36 @@ class Parser(argparse.ArgumentParser):
     def add_subparsers(self, **options: Any) -> "argparse._SubParsersAction[Any]":
         self.commands = super().add_subparsers(**options)
         return self.commands
+
+    def command(
+        self,
+        name: str,
+        run: Run,
+        what: str,
+        example: str = "",
+        more: str = "",
+        status: str = "",
+    ) -> "Parser":
+        """Add a command and return its parser, to which the caller adds options.
+
+        `what` is one line for the list of commands. The command's own help begins with it, goes on
+        with `more`, and ends in `example` and in the exit `status` where that says more than usual.
+        """
+        assert self.commands is not None, "add_subparsers comes first"
+        p: Parser = self.commands.add_parser(
+            name,
+            help=what,
+            description=textwrap.fill(f"{what[0].upper()}{what[1:]}. {more}", 79),
+            epilog="\n\n".join(
+                ["example:\n" + textwrap.indent(example, "  ")] * bool(example)
+                + [textwrap.fill(f"exit status: {status}", 79)] * bool(status)
+            ),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if run is not None:
+            p.set_defaults(run=run)
+        return p
 
     def parse_known_args(  # type: ignore[override]  # one signature for argparse's three
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -83,6 +122,8 @@ class Parser(argparse.ArgumentParser):
                 value = False
 
     def _no_such(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
+        if kind == "command" and word in MOVED:
+            self.error(f"there is no command {word}: {MOVED[word]}")
         meant = {name: name for name in known}
         meant |= {name: ours for name, ours in ELSEWHERE.items() if ours in meant}
         typed = difflib.SequenceMatcher(b=word.strip("-").replace("_", "-"))

@@ -112,16 +112,15 @@ PLOTS = (
 def add(command: Command) -> None:
     p = command(
         "plot",
-        run,
+        None,
         "draw attention or a training, as PNG or SVG",
-        "minprefix plot attention --prefix runs/demo --prompt 'name[The Red Fox], food[Thai]' "
-        "--out share.png\n  minprefix plot loss runs/a runs/b --out loss.svg",
+        "minprefix plot attention --prefix runs/demo --out share.png \\\n"
+        "    --prompt 'name[The Red Fox], food[Thai]'\n"
+        "minprefix plot loss runs/a runs/b --out loss.svg",
     )
-    parts = p.add_subparsers(required=True, metavar="|".join(name for name, _, _ in PLOTS))
+    p.add_subparsers(required=True, metavar="|".join(name for name, _, _ in PLOTS))
     for name, draw, what in PLOTS:
-        part = parts.add_parser(
-            name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False
-        )
+        part = p.command(name, run, what)
         part.set_defaults(draw=draw)
         if name in ("attention", "pattern"):
             add_model(part)

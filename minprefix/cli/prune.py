@@ -14,7 +14,7 @@ def add(command: Command) -> None:
     p = command(
         "prune",
         run,
-        "keep the slots of a prefix that draw most attention: an experiment",
+        "keep a prefix's slots that draw the most attention (an experiment)",
         "minprefix prune runs/demo --keep 5 --data valid.jsonl --out runs/pruned",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")

@@ -73,11 +73,10 @@ def add(command: Command) -> None:
     p = command(
         "step",
         run,
-        "walk through a forward and its backward, one operation at a time",
-        'minprefix step --prompt "name[The Eagle], food[Thai]" --target "The Eagle serves Thai '
-        "food.\"\n  printf 'b *.attn.dprefix_k\\nc\\nwhy\\nfd 0 1 2\\n' | minprefix step "
-        "--prefix runs/demo\n\nexit status: 0; 2 for options, and in a script for commands, that "
-        "cannot be done",
+        "walk through forward and backward in the terminal, op by op",
+        'minprefix step --prompt "name[The Eagle]" --target "The Eagle serves Thai food."\n'
+        r"printf 'b *.attn.dprefix_k\nc\nwhy\n' | minprefix step --prefix runs/demo",
+        status="0; 2 for options, and in a script for commands, that cannot be done",
     )
     add_model(p)
     p.add_argument("--prompt", metavar="TEXT", help=f"default {PROMPT!r}, and its description")

@@ -72,9 +72,9 @@ def add(command: Command) -> None:
         "train",
         run,
         "train a prefix on pairs of source and target",
-        "minprefix train --model gpt2 --data train.csv --valid dev.csv --out runs/e2e --epochs 5"
-        "\n\nexit status: 0 trained, 1 the prefix leaves the model far worse than it was without, "
-        "2 it\ncannot be trained, 130 Ctrl-C stopped it",
+        "minprefix train --model gpt2 --data train.csv --valid dev.csv --out runs/e2e",
+        status="0 trained, 1 the model is far worse with the prefix than without, 2 it cannot be "
+        "trained, 130 Ctrl-C stopped it",
     )
     add_model(p)
     p.add_argument("--data", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv: source, target")

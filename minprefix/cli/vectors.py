@@ -11,18 +11,16 @@ def add(command: Command) -> None:
         "vectors",
         None,
         "the reference suite as files, for programs in other languages",
-        "minprefix vectors write v, let your program read v/cases and write v/outputs, then: "
-        "minprefix vectors check v",
+        "minprefix vectors write v\nminprefix vectors check v",
+        "`write` writes cases into a folder; your program reads v/cases and writes v/outputs; "
+        "`check` grades them.",
     )
-    parts = p.add_subparsers(required=True, metavar="write|check")
+    p.add_subparsers(required=True, metavar="write|check")
     for name, run, what in (
         ("write", _vectors_write, "write the cases of the suite into an empty folder"),
         ("check", _vectors_check, "grade the outputs that a program wrote beside the cases"),
     ):
-        part = parts.add_parser(
-            name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False
-        )
-        part.set_defaults(run=run)
+        part = p.command(name, run, what)
         part.add_argument("folder", type=Path, metavar="DIR")
         part.add_argument(
             "--only",

@@ -13,9 +13,11 @@ def add(command: Command) -> None:
     p = command(
         "verify",
         run,
-        "hold a prefix against its record: fingerprints, and the recorded evaluation again",
-        "minprefix verify runs/demo\n\nexit status: 0 all as recorded, 1 something is not, 2 "
-        "something could not be checked",
+        "check a prefix against its record",
+        "minprefix verify runs/demo",
+        "It compares the fingerprints of the files, the base and the data, then computes the "
+        "recorded loss and samples again.",
+        "0 all as recorded, 1 something is not, 2 something could not be checked",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     add_model(p, "the one that the prefix records")

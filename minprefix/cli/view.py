@@ -11,9 +11,9 @@ def add(command: Command) -> None:
     p = command(
         "view",
         run,
-        "write a page that walks through the forward and the backward, op by op",
-        'minprefix view --prefix runs/demo --prompt "name[The Red Fox], type[restaurant], '
-        'food[Thai], price[cheap], area[hills]" --out fox.html',
+        "write a page that walks through forward and backward, op by op",
+        'minprefix view --prefix runs/demo --out fox.html \\\n    --prompt "name[The Red Fox], '
+        'type[restaurant], food[Thai]"',
     )
     add_model(p)
     p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix; without it GPT-2")
