@@ -74,7 +74,7 @@ def add(command: Command) -> None:
         "step",
         run,
         "walk through forward and backward in the terminal, op by op",
-        'minprefix step --prompt "name[The Eagle]" --target "The Eagle serves Thai food."\n'
+        'minprefix step --prompt "name[The Eagle]" --target "The Eagle serves Thai."\n'
         r"printf 'b *.attn.dprefix_k\nc\nwhy\n' | minprefix step --prefix runs/demo",
         status="0; 2 for options, and in a script for commands, that cannot be done",
     )
