@@ -128,7 +128,7 @@ def test_the_example_of_ones_own_pairs_runs_and_writes_what_the_page_says(
 def test_the_report_of_a_bug_is_the_one_that_the_page_shows(monkeypatch, tmp_path, capsys):
     (tmp_path / "my_ops.py").write_text(planted("dprefix-unscaled").source(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert cli.main("check my_ops.py --only attention --level ops".split()) == 1
+    assert cli.main(["check", "my_ops.py", "--only", "attention", "--level", "ops"]) == 1
     wanted = next(block for block in blocks("docs/check.md") if "dprefix-unscaled" in block)
     assert wanted in capsys.readouterr().out
 
@@ -139,8 +139,10 @@ def test_the_numbers_of_the_pages_are_those_of_their_records():
     assert f"all {bugs} bugs" in README
     assert f"holds {bugs} bugs" in read("docs/check.md")
     assert f"For {zoo} of them" in read("docs/check.md")
-    mutants = re.search(r"^\| all \| (\d+) \| \d+ \| 0 \| (\d+) \|$", read(LINKED[-4]), re.M)
-    assert "Of {} mutants".format(mutants[1]) in read("docs/check.md")
+    mutants = re.search(
+        r"^\| all \| (\d+) \| \d+ \| 0 \| (\d+) \|$", read("tests/mutation/RESULT.md"), re.M
+    )
+    assert f"Of {mutants[1]} mutants" in read("docs/check.md")
     assert f"all but {mutants[2]}" in read("docs/check.md")
     named, of = re.search(r"^\*\*(\d+) of (\d+)\*\*", read("tests/zoo/COMPARE.md"), re.M).groups()
     assert f"for {named} of the zoo's {of} bugs" in read("docs/microscope.md")
