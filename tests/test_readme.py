@@ -12,6 +12,7 @@ import pytest
 from minprefix import cli
 from minprefix.conformance.zoo import all_bugs
 from minprefix.lessons import planted
+from tools.bench import __main__ as bench
 
 ROOT = Path(__file__).parents[1]
 RE = re.MULTILINE | re.DOTALL
@@ -78,11 +79,13 @@ def test_every_relative_link_leads_to_a_file(page):
 @pytest.mark.parametrize("page", ["README.md", *DOCS, TEACHING])
 def test_every_command_parses(page):
     text = "".join(blocks(page)).replace("\\\n", " ")
-    for command in re.findall(r"^(?:.* \| )?(minprefix .*)$", text, re.MULTILINE):
+    commands = r"^(?:.* \| )?(minprefix|python -m tools\.bench) (.*)$"
+    for program, options in re.findall(commands, text, re.MULTILINE):
+        parser = cli._parser() if program == "minprefix" else bench.parser()
         try:
-            cli._parser().parse_args(shlex.split(command, comments=True)[1:])
+            parser.parse_args(shlex.split(options, comments=True))
         except SystemExit:
-            pytest.fail(f"{page} has a command that does not parse: {command}")
+            pytest.fail(f"{page} has a command that does not parse: {program} {options}")
 
 
 def test_the_picture_is_a_small_file_and_the_command_that_draws_it_is_named():
