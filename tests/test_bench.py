@@ -539,11 +539,6 @@ def test_the_plan_says_how_long_it_takes():
     assert 15 < minutes < 30
 
 
-def test_a_page_tells_how_to_measure():
-    page = (Path(__file__).parents[1] / "docs" / "how-fast.md").read_text(encoding="utf-8")
-    assert "python -m tools.bench all" in page
-
-
 def test_more_rounds_are_made_where_they_are_asked_for():
     histogram, config = work.stored_histogram(), work.SHAPES["tiny"]
 
