@@ -165,7 +165,7 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_what_the_tests_stand_on_is_pinned_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [r for name in ("test", "test-cupy", "browser", "mutation") for r in extras[name]]
+    asked = [r for name in ("test", "test-cupy", "browser", "release", "mutation") for r in extras[name]]
     asked.remove("minprefix[lessons]")
     pinned = dict(
         re.fullmatch(r"([\w-]+)==([\d.]+)", requirement).groups() for requirement in asked
