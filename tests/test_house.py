@@ -35,8 +35,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     # to be opened
     "budget": {"model"},
     "data.pairs": {"model"},
-    "storage.adapters": {"prefix"},
-    "storage.artifact": {"prefix", "model"},
     "train": {"show.training"},
 }
 
