@@ -15,7 +15,7 @@ PACKED = {
     "tutorials": "minprefix/tutorials",
 }
 #: folders that the tests of an unpacked sdist open
-TESTED = ("minprefix", "weights", "tutorials", "tests", "tools", "benchmarks", ".ci", ".vscode")
+TESTED = ("minprefix", "weights", "tutorials", "tests", "tools", "docs", "benchmarks", ".ci")
 
 
 def files(folder: str) -> list[str]:
