@@ -15,7 +15,17 @@ PACKED = {
     "tutorials": "minprefix/tutorials",
 }
 #: folders that the tests of an unpacked sdist open
-TESTED = ("minprefix", "weights", "tutorials", "tests", "tools", "docs", "benchmarks", ".ci")
+TESTED = (
+    "minprefix",
+    "weights",
+    "tutorials",
+    "tests",
+    "tools",
+    "docs",
+    "benchmarks",
+    ".ci",
+    ".vscode",
+)
 
 
 def files(folder: str) -> list[str]:
