@@ -32,7 +32,7 @@ from minprefix.conformance import (
 )
 from minprefix.conformance import contract as suite_contract
 from minprefix.conformance.cases import CASES, LAYOUTS, MAKERS, case_of
-from minprefix.conformance.check import Grade
+from minprefix.conformance.check import Expected, Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
 from minprefix.conformance.isolated import Worker
@@ -124,9 +124,10 @@ def test_a_case_compares_every_tensor_exactly_once(op, name):
 
 def test_comparing_a_tensor_twice_is_refused():
     collected, one = Grade(), np.ones(2)
-    collected.compare("gelu", "out", one, one, 1e-9)
+    expected = Expected({"out": one}, 1e-9)
+    collected.compare("gelu", "out", one, expected)
     with pytest.raises(AssertionError, match="out is compared twice"):
-        collected.compare("gelu", "out", one, one, 1e-9)
+        collected.compare("gelu", "out", one, expected)
 
 
 @pytest.mark.parametrize("name", MODEL_CASES)
@@ -1090,6 +1091,18 @@ def test_nothing_implemented_is_not_a_pass():
     results = run(nothing, select(["gelu"]))
     assert not passed(results)
     assert "nothing to grade" in text(results, "nothing")
+
+
+def test_without_hypothesis_the_drawn_cases_are_left_out_and_the_report_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    monkeypatch.delitem(sys.modules, "minprefix.conformance.drawn", raising=False)
+    monkeypatch.delattr("minprefix.conformance.drawn", raising=False)
+    results = run(load("reference"), select(["gelu/usual", "gelu/drawn"]))
+    assert [r.status for r in results] == ["passed", "not implemented"]
+    assert text(results, "reference").endswith(
+        "reference: the only check passed\n"
+        "left out: the drawn cases, because hypothesis is not installed"
+    )
 
 
 # ---- the command, in a process of its own ----

@@ -353,9 +353,9 @@ def lose_tensor(folder, name):
         (lambda d: edit_case(d, "file", None), "case 'gelu/usual' has file None"),
         (lambda d: edit_case(d, "tolerance", "1"), "case 'gelu/usual' has tolerance '1'"),
         (lambda d: edit_case(d, "tolerance", float("nan")), "has tolerance nan"),
-        (lambda d: edit_case(d, "level", "opz"), "is of level 'opz'"),
-        (lambda d: edit_case(d, "dimensions", {"N": "7"}), "and dimensions {'N': '7'}"),
-        (lambda d: edit_case(d, "expected", {"out": 1}), "does not say what out is"),
+        (lambda d: edit_case(d, "level", "opz"), "case 'gelu/usual' has level 'opz'"),
+        (lambda d: edit_case(d, "dimensions", {"N": "7"}), "has dimensions {'N': '7'}"),
+        (lambda d: edit_case(d, "expected", {"out": 1}), "has expected {'out': 1}"),
         (lambda d: (d / "cases" / GELU).unlink(), f"{GELU} does not exist"),
         (
             lambda d: (d / "cases" / GELU).write_bytes((d / "cases" / GELU).read_bytes()[:-9]),

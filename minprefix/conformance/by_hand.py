@@ -3,121 +3,133 @@ reference, nor to any other program."""
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minprefix.conformance.cases import axes, numbers
-from minprefix.conformance.check import Check, Grade
-from minprefix.conformance.contract import FUNCTIONS
+from minprefix.conformance.check import Check, Expected, Grade
 from minprefix.conformance.implementation import Implementation, NotOffered
 from minprefix.ops.contract import Array
 
 
-def _by_hand(op: str) -> tuple[list[tuple[str, tuple[Any, ...]]], dict[str, Any]]:
-    """Calls (an argument may be "cache") and what they give, small enough to do with a pencil."""
+def f(*rows: Any) -> Array:
+    return np.array(rows, dtype=np.float64)
 
-    def f(*rows: Any) -> Array:
-        return np.array(rows, dtype=np.float64)
 
-    if op == "embed":
-        tokens, positions = np.array([1, 0, 1]), np.array([0, 1, 2])
-        wte, wpe = f([1, 2], [3, 4]), f([10, 20], [30, 40], [50, 60])
-        return [
-            ("embed", (tokens, positions, wte, wpe)),
-            ("embed_backward_params", (f([1, 2], [3, 4], [5, 6]), tokens, positions, wte, wpe)),
-        ], {
+_EMBED = (
+    np.array([1, 0, 1]),
+    np.array([0, 1, 2]),
+    f([1, 2], [3, 4]),
+    f([10, 20], [30, 40], [50, 60]),
+)
+_LN3 = math.log(3)
+_U = math.sqrt(2 / math.pi) * 1.044715  # the argument of GELU's tanh at x = 1
+_SLOPE = 0.5 * (1 + math.tanh(_U)) + 0.5 / math.cosh(_U) ** 2 * math.sqrt(2 / math.pi) * 1.134145
+
+#: op -> the arguments of its functions, where "cache" is what the forward gave; and the results
+BY_HAND: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, Array]]] = {
+    "embed": (
+        {"embed": _EMBED, "embed_backward_params": (f([1, 2], [3, 4], [5, 6]), *_EMBED)},
+        {
             "x": f([13, 24], [31, 42], [53, 64]),
             "dwte": f([3, 4], [6, 8]),  # token 1 stands at 0 and 2
             "dwpe": f([1, 2], [3, 4], [5, 6]),
-        }
-    if op == "layernorm":
+        },
+    ),
+    "layernorm": (
         # mean 2, variance 1, and with eps = 3 a deviation of sqrt(1 + 3) = 2
-        return [
-            ("layernorm", (f([1, 3]), f(2, 2), f(0, 1), 3.0)),
-            ("layernorm_backward_params", (f([1, 0]), "cache")),
-            ("layernorm_backward", (f([1, 0]), "cache")),
-        ], {
+        {
+            "layernorm": (f([1, 3]), f(2, 2), f(0, 1), 3.0),
+            "layernorm_backward_params": (f([1, 0]), "cache"),
+            "layernorm_backward": (f([1, 0]), "cache"),
+        },
+        {
             "out": f([-1, 2]),
             "cache.xhat": f([-0.5, 0.5]),
             "cache.rstd": f([0.5]),
             "dgain": f(-0.5, 0),
             "dbias": f(1, 0),
             "dx": f([0.375, -0.375]),  # 2 * d/dx0 of c / sqrt(c^2 + 3), c = (x0 - x1) / 2 = -1
-        }
-    if op == "linear":
-        return [
-            ("linear", (f([1, 2]), f([1, 2, 3], [4, 5, 6]), f(10, 20, 30))),
-            ("linear_backward_params", (f([1, 0, 2]), f([1, 2]))),
-            ("linear_backward", (f([1, 0, 2]), f([1, 2, 3], [4, 5, 6]))),
-        ], {
+        },
+    ),
+    "linear": (
+        {
+            "linear": (f([1, 2]), f([1, 2, 3], [4, 5, 6]), f(10, 20, 30)),
+            "linear_backward_params": (f([1, 0, 2]), f([1, 2])),
+            "linear_backward": (f([1, 0, 2]), f([1, 2, 3], [4, 5, 6])),
+        },
+        {
             "out": f([19, 32, 45]),
             "dweight": f([1, 0, 2], [2, 0, 4]),
             "dbias": f(1, 0, 2),
             "dx": f([7, 16]),
-        }
-    if op == "gelu":
-        u = math.sqrt(2 / math.pi) * 1.044715  # at x = 1
-        slope = 0.5 * (1 + math.tanh(u))
-        slope += 0.5 / math.cosh(u) ** 2 * math.sqrt(2 / math.pi) * 1.134145
-        return [("gelu", (f([0, 1, -1]),)), ("gelu_backward", (f([2, 1, 1]), "cache"))], {
+        },
+    ),
+    "gelu": (
+        {"gelu": (f([0, 1, -1]),), "gelu_backward": (f([2, 1, 1]), "cache")},
+        {
             "out": f([0, 0.8411919906082768, -0.15880800939172324]),
-            "dx": f([1, slope, 1 - slope]),  # the derivative at -x is 1 minus that at x
-        }
-    if op == "attention":
+            "dx": f([1, _SLOPE, 1 - _SLOPE]),  # the derivative at -x is 1 minus that at x
+        },
+    ),
+    "attention": (
         # hs = 4, so the scale is 1/2. One token, q = (2, 0, 0, 0): its score with a key is that
         # key's first number. Slot ln 3, token 0: the pattern is 3/4, 1/4.
-        ln3 = math.log(3)
-        q, k, v = f([[2, 0, 0, 0]]), f([[0, 0, 0, 0]]), f([[0, 4, 0, 0]])
-        return [
-            (
-                "attention",
-                (q, k, v, [f([[ln3, 0, 0, 0]])], [f([[8, 0, 0, 0]])], np.array([0, 1])),
+        {
+            "attention": (
+                *(f([[2, 0, 0, 0]]), f([[0, 0, 0, 0]]), f([[0, 4, 0, 0]])),
+                *([f([[_LN3, 0, 0, 0]])], [f([[8, 0, 0, 0]])], np.array([0, 1])),
             ),
-            ("attention_backward", (f([[1, 0, 0, 0]]), "cache")),
-        ], {
+            "attention_backward": (f([[1, 0, 0, 0]]), "cache"),
+        },
+        {
             "z": f([[6, 1, 0, 0]]),
             "cache.pattern[0]": f([[0.75, 0.25]]),
             # dpattern = (8, 0), its mean under the pattern 6, so dscores = (3/4 * 2, 1/4 * -6)
-            "dq": f([[0.75 * ln3, 0, 0, 0]]),
+            "dq": f([[0.75 * _LN3, 0, 0, 0]]),
             "dk": f([[-1.5, 0, 0, 0]]),
             "dv": f([[0.25, 0, 0, 0]]),
             "dprefix_k[0]": f([[1.5, 0, 0, 0]]),
             "dprefix_v[0]": f([[0.75, 0, 0, 0]]),
-        }
-    return [
-        ("cross_entropy", (f([0, math.log(3)]), np.array([0]), f(2))),
-        ("cross_entropy_backward", ("cache",)),
-    ], {
-        "loss": np.array(2 * math.log(4)),  # the probabilities are 1/4 and 3/4
-        "cache.probs": f([0.25, 0.75]),
-        "dlogits": f([-1.5, 1.5]),
-    }
+        },
+    ),
+    "cross_entropy": (
+        {
+            "cross_entropy": (f([0, _LN3]), np.array([0]), f(2)),
+            "cross_entropy_backward": ("cache",),
+        },
+        {
+            "loss": np.array(2 * math.log(4)),  # the probabilities are 1/4 and 3/4
+            "cache.probs": f([0.25, 0.75]),
+            "dlogits": f([-1.5, 1.5]),
+        },
+    ),
+}
 
 
 def by_hand_checks() -> Iterator[Check]:
-    for op in FUNCTIONS:
-
-        def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            calls, want = _by_hand(op)
-            cache, have_cache = None, False
-            for function, arguments in calls:
-                if not have_cache and any(_is_cache(a) for a in arguments):
-                    continue  # the forward gave none, and that is said of it
-                own = [cache if _is_cache(a) else implementation.own(a) for a in arguments]
-                try:
-                    result = implementation.call(function, *own)
-                except NotOffered as error:
-                    grade.not_implemented.append(str(error))
-                    continue
-                if function == op and isinstance(result, tuple | list) and len(result) == 2:
-                    cache, have_cache = result[1], True
-                for name, got in numbers(implementation, function, result).items():
-                    if name in want:
-                        grade.compare(function, name, got, want[name], 1e-12, axes(function, name))
-
-        yield Check(f"{op}/by-hand", "ops", op, "numbers that one can work out with a pencil", run)
+    for op in BY_HAND:
+        why = "numbers that one can work out with a pencil"
+        yield Check(f"{op}/by-hand", "ops", op, why, partial(_grade, op))
 
 
-def _is_cache(a: Any) -> bool:
-    return isinstance(a, str) and a == "cache"
+def _grade(op: str, implementation: Implementation, grade: Grade) -> None:
+    calls, want = deepcopy(BY_HAND[op])  # a function may overwrite what it consumes
+    expected, cache = Expected(want, 1e-12), list[Any]()
+    for function, arguments in calls.items():
+        if any(isinstance(a, str) for a in arguments) and not cache:
+            continue  # the forward gave none, and that is reported of the forward
+        own = [cache[0] if isinstance(a, str) else implementation.own(a) for a in arguments]
+        try:
+            result = implementation.call(function, *own)
+        except NotOffered as error:
+            grade.not_implemented.append(str(error))
+            continue
+        if function == op and isinstance(result, tuple | list) and len(result) == 2:
+            cache = [result[1]]
+        for name, got in numbers(implementation, function, result).items():
+            if name in want:
+                grade.compare(function, name, got, expected, axes(function, name))

@@ -1,8 +1,9 @@
-"""The cases of the ops level: which inputs an op is given. Everything follows from a few sizes and
-a seed, so a case is its own reproducer."""
+"""The cases of the ops level: the inputs that each op is given. Everything follows from a few sizes
+and a seed, so a case is its own reproducer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS, result
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.errors import counted
 from minprefix.ops import reference
-from minprefix.ops.contract import CONSUMED, Array
+from minprefix.ops.contract import Array
+
+DRAWS = 40  # cases that hypothesis draws for each op
 
 #: layout -> how an array of the same values lies in memory
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
@@ -27,7 +30,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
 @dataclass(frozen=True, repr=False)
 class Case:
-    """Inputs for all functions of an op. `sizes`: see the maker of the op below."""
+    """Inputs for all functions of an op. `sizes`: the arguments of the op's maker below."""
 
     op: str
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -50,47 +53,60 @@ class Case:
         softmax is 0 for them)."""
         rng = np.random.default_rng([self.seed, sorted(MAKERS).index(self.op)])
         made = MAKERS[self.op](rng, **self.sizes)
-        return {name: self._cast(a) for name, a in made.items()}
-
-    def _cast(self, a: Any) -> Any:
-        if isinstance(a, list):
-            return [self._cast(each) for each in a]
-        if not isinstance(a, np.ndarray):
-            return a
-        lay = LAYOUTS[self.layout]
-        return lay(a.astype(self.dtype)) if a.dtype.kind == "f" else a
+        return each_float(lambda a: LAYOUTS[self.layout](a.astype(self.dtype)), made)
 
     def expected(self) -> dict[str, Array]:
         """Every tensor of the op by name, from the reference in float64 on the very same numbers.
-        That these are right is shown by four other ways to compute them (see the oracle table)."""
+        Four other ways to compute them agree (see the oracle table)."""
         key = repr(self)
         if key not in _EXPECTED:
             _EXPECTED[key] = _compute(self)
         return _EXPECTED[key]
 
     def tolerance(self) -> float:
-        """Where scores are large, the rounding of one is felt in all that follows from it: in a
-        backward that keeps their log-sum-exp, say."""
+        """The rounding of a large score spreads to all that follows from it: in a backward that
+        keeps the scores' log-sum-exp, say."""
         common, last = abs(self.sizes.get("common", 0.0)), self.sizes.get("last", 1.0)
         return max(TOLERANCE[self.dtype], 1e-12 * common, 1e-10 * last)
 
     def dimensions(self) -> dict[str, float]:
         """The sizes of this case by their letters, for the diagnosis."""
         i = self.inputs()
+        main = {"embed": "dx", "attention": "q", "cross_entropy": "logits"}.get(self.op, "x")
+        sizes: dict[str, float] = dict(
+            zip(INPUTS[self.op][main].split(), i[main].shape, strict=True)
+        )
         if self.op == "attention":
-            N, NH, hs = i["q"].shape
-            lengths = np.diff(i["offsets"])
-            return {"hs": hs, "NH": NH, "N": N, "B": len(lengths), "T": lengths[0]} | (
-                {"P": i["prefix_k"][0].shape[1]} if i["prefix_k"][0].shape[1] else {}
-            )
-        shapes = {
-            "embed": lambda: {"N": len(i["tokens"]), "C": i["wte"].shape[1]},
-            "layernorm": lambda: dict(zip("NC", i["x"].shape, strict=True)),
-            "linear": lambda: {"N": len(i["x"]), "in": i["x"].shape[1]},
-            "gelu": lambda: dict(zip("NF", i["x"].shape, strict=True)),
-            "cross_entropy": lambda: dict(zip("MV", i["logits"].shape, strict=True)),
-        }
-        return shapes[self.op]()
+            lengths, P = np.diff(i["offsets"]), i["prefix_k"][0].shape[1]
+            sizes = {letter: sizes[letter] for letter in ("hs", "NH", "N")}
+            sizes |= {"B": len(lengths), "T": lengths[0]} | ({"P": P} if P else {})
+        return sizes
+
+
+def each_float(f: Callable[[Array], Array], a: Any) -> Any:
+    """`f` of every array of floats in `a`, which may be a list or a dictionary of them."""
+    if isinstance(a, list):
+        return [each_float(f, each) for each in a]
+    if isinstance(a, dict):
+        return {name: each_float(f, each) for name, each in a.items()}
+    return f(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+
+
+def wide(a: Any) -> Any:
+    """`a` with every array of floats in it in float64."""
+    return each_float(lambda each: each.astype(np.float64), a)
+
+
+#: op -> input -> its axes
+INPUTS: dict[str, dict[str, str]] = {
+    "embed": {"tokens": "N", "positions": "N", "wte": "V C", "wpe": "n_positions C", "dx": "N C"},
+    "layernorm": {"x": "N C", "gain": "C", "bias": "C", "dout": "N C"},
+    "linear": {"x": "N in", "weight": "in out", "bias": "out", "dout": "N out"},
+    "gelu": {"x": "N F", "dout": "N F"},
+    "attention": dict.fromkeys(("q", "k", "v", "dz"), "N NH hs")
+    | {"prefix_k": "NH P hs", "prefix_v": "NH P hs", "offsets": "B+1"},
+    "cross_entropy": {"logits": "M V", "targets": "M", "weights": "M"},
+}
 
 
 # ---- the makers: sizes -> arguments by name -----------------------------------------------------
@@ -206,15 +222,15 @@ MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 # ---- the table of cases -------------------------------------------------------------------------
 
-#: op -> name -> why, and what the case is
+#: op -> name -> why, and the case's sizes, dtype and layout
 CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "embed": {
         "usual": ("the sum of two rows, and where their gradients go", {}),
         "repeated-tokens": (
             "the gradient of a token that occurs often is the sum over all its places",
-            {"sizes": {"N": 9, "V": 2, "n_positions": 3}},
+            {"N": 9, "V": 2, "n_positions": 3},
         ),
-        "one-token": ("N = 1", {"sizes": {"N": 1}}),
+        "one-token": ("N = 1", {"N": 1}),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": ("weights that do not lie in one piece", {"layout": "strided"}),
     },
@@ -222,84 +238,72 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "usual": ("mean, variance, gain and bias, and all three ways back", {}),
         "far-from-zero": (
             "a variance computed as E[x^2] - E[x]^2 has lost its digits here",
-            {"sizes": {"centre": 1e4}},
+            {"centre": 1e4},
         ),
         "tiny-variance": (
             "eps stands inside the root, and decides where the variance is small",
-            {"sizes": {"spread": 1e-4, "centre": 0.3}},
+            {"spread": 1e-4, "centre": 0.3},
         ),
-        "large-eps": ("eps is the argument, not 1e-5", {"sizes": {"eps": 0.1}}),
-        "one-row": ("N = 1: nothing is normalised over the rows", {"sizes": {"N": 1}}),
-        "one-column": ("C = 1: the variance is 0", {"sizes": {"C": 1}}),
+        "large-eps": ("eps is the argument, not 1e-5", {"eps": 0.1}),
+        "one-row": ("N = 1: nothing is normalised over the rows", {"N": 1}),
+        "one-column": ("C = 1: the variance is 0", {"C": 1}),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": ("x that does not lie in one piece", {"layout": "strided"}),
     },
     "linear": {
         "usual": ("x W + b, and its two halves of a backward", {}),
-        "square": (
-            "in = out: a transposed weight has the right shape",
-            {"sizes": {"n_in": 5, "n_out": 5}},
-        ),
-        "no-bias": ("bias is None, as in the head", {"sizes": {"bias": False}}),
-        "one-row": ("N = 1, as in decoding", {"sizes": {"N": 1}}),
+        "square": ("in = out: a transposed weight has the right shape", {"n_in": 5, "n_out": 5}),
+        "no-bias": ("bias is None, as in the head", {"bias": False}),
+        "one-row": ("N = 1, as in decoding", {"N": 1}),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "fortran": ("a transposed view of a weight, as the tied head is", {"layout": "fortran"}),
     },
     "gelu": {
         "usual": ("the tanh form and its derivative", {}),
-        "near-zero": (
-            "the erf form and the tanh form are closest here",
-            {"sizes": {"spread": 0.1}},
-        ),
-        "far-out": ("nothing overflows, the tails are 0 and x", {"sizes": {"spread": 1e3}}),
+        "near-zero": ("the erf form and the tanh form are closest here", {"spread": 0.1}),
+        "far-out": ("nothing overflows, the tails are 0 and x", {"spread": 1e3}),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": ("x that does not lie in one piece", {"layout": "strided"}),
     },
     "attention": {
-        "one-sequence": (
-            "one sequence with a prefix",
-            {"sizes": {"lengths": (5,), "slots": (3,)}},
-        ),
+        "one-sequence": ("one sequence with a prefix", {"lengths": (5,), "slots": (3,)}),
         "usual": ("two sequences with a prefix each", {}),
-        "no-prefix": ("P = 0 is plain attention", {"sizes": {"slots": (0, 0)}}),
+        "no-prefix": ("P = 0 is plain attention", {"slots": (0, 0)}),
         "one-token": (
             "T = 1: it sees the prefix and itself",
-            {"sizes": {"lengths": (1, 1, 1)} | {"slots": (3, 1, 0)}},
+            {"lengths": (1, 1, 1), "slots": (3, 1, 0)},
         ),
-        "one-head": ("NH = 1", {"sizes": {"heads": 1}}),
+        "one-head": ("NH = 1", {"heads": 1}),
         "square": (
             "T = P = hs: nothing has a shape of its own",
-            {"sizes": {"lengths": (4, 4), "slots": (4, 4), "head_size": 4, "heads": 4}},
+            {"lengths": (4, 4), "slots": (4, 4), "head_size": 4, "heads": 4},
         ),
         "unequal-lengths": (
             "sequences end where offsets say",
-            {"sizes": {"lengths": (1, 6, 3), "slots": (2, 2, 2)}},
+            {"lengths": (1, 6, 3), "slots": (2, 2, 2)},
         ),
         "unequal-prefixes": (
             "each sequence sees its own prefix, of its own length",
-            {"sizes": {"lengths": (4, 2, 3), "slots": (5, 0, 1)}},
+            {"lengths": (4, 2, 3), "slots": (5, 0, 1)},
         ),
-        "long-prefix": (
-            "a prefix longer than the text",
-            {"sizes": {"lengths": (2, 3), "slots": (17, 17)}},
-        ),
+        "long-prefix": ("a prefix longer than the text", {"lengths": (2, 3), "slots": (17, 17)}),
         "large-scores": (
             "scores around 1e4: exp overflows unless the largest is taken off",
-            {"sizes": {"common": 1e4}},
+            {"common": 1e4},
         ),
         "large-negative-scores": (
             "scores around -1e4: a mask of -1e4 hides nothing here",
-            {"sizes": {"common": -1e4}},
+            {"common": -1e4},
         ),
         "large-last-key": (
             "a last key of size 1e5: a mask that adds -1e4 lets the tokens before see it",
-            {"sizes": {"last": 1e5}},
+            {"last": 1e5},
         ),
-        "sharp": ("queries of size 30: the pattern is nearly one-hot", {"sizes": {"spread": 30.0}}),
+        "sharp": ("queries of size 30: the pattern is nearly one-hot", {"spread": 30.0}),
         "uneven-scores": (
             "scores of one query around 1e4, of the next around 0: a maximum taken over all rows "
             "leaves 0/0",
-            {"sizes": {"common": 1e4, "uneven": True}},
+            {"common": 1e4, "uneven": True},
         ),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": (
@@ -309,15 +313,15 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "cross_entropy": {
         "usual": ("a weighted sum of -log softmax, and its gradient", {}),
-        "mean": ("weights 1/M: the mean", {"sizes": {"weights": "mean"}}),
-        "one-target": ("M = 1", {"sizes": {"M": 1}}),
+        "mean": ("weights 1/M: the mean", {"weights": "mean"}),
+        "one-target": ("M = 1", {"M": 1}),
         "large-logits": (
             "logits around 1e4: exp overflows unless the largest is taken off",
-            {"sizes": {"common": 1e4}},
+            {"common": 1e4},
         ),
         "spread-logits": (
             "logits of size 1e4: a probability that underflows keeps a finite loss",
-            {"sizes": {"spread": 1e4}},
+            {"spread": 1e4},
         ),
         "float32": ("single precision stays single", {"dtype": "float32"}),
         "strided": ("logits that do not lie in one piece", {"layout": "strided"}),
@@ -327,44 +331,49 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 
 def case_of(op: str, name: str) -> Case:
     """The case `name` of the table."""
-    return Case(op, **CASES[op][name][1])
+    given = CASES[op][name][1]
+    sizes = {key: size for key, size in given.items() if key not in ("dtype", "layout")}
+    return Case(op, sizes, **{key: given[key] for key in given if key not in sizes})
 
 
 # ---- from inputs to tensors ---------------------------------------------------------------------
 
 
+def parts_of(function: str, result: Any) -> Sequence[Any]:
+    """The results of a function, one for each name of `results`. Raises Broken if there are too few
+    or too many."""
+    names = results(function)
+    if len(names) == 1:
+        return [result]
+    n = len(result) if isinstance(result, tuple | list) else 1
+    if n != len(names):
+        said = f"{function} gave {counted(n, 'result')}, expected {len(names)}: {', '.join(names)}"
+        raise Broken("missing", said, function)
+    parts: Sequence[Any] = result
+    return parts
+
+
 def flatten(function: str, result: Any) -> dict[str, Any]:
     """What a function gave, by the names of TENSORS. A field that the cache lacks is left out.
     Raises Broken if there are too few or too many results."""
-    names = TENSORS[function]
-    tops = results(function)
-    if len(tops) == 1:
-        parts = [result]
-    elif isinstance(result, tuple | list) and len(result) == len(tops):
-        parts = list(result)
-    else:
-        n = len(result) if isinstance(result, tuple | list) else 1
-        said = f"{function} gave {counted(n, 'result')}, expected {len(tops)}: {', '.join(tops)}"
-        raise Broken("missing", said, function)
+    parts = dict(zip(results(function), parts_of(function, result), strict=True))
     flat: dict[str, Any] = {}
-    for name in names:
-        top, _, cache_field = name.removesuffix("[]").partition(".")
-        value = parts[tops.index(top)]
+    for name in TENSORS[function]:
+        stem = name.removesuffix("[]")
+        top, _, cache_field = stem.partition(".")
+        value = parts[top]
         if cache_field:
-            if isinstance(value, dict):
-                value = value.get(cache_field)
-            else:
-                value = getattr(value, cache_field, None)
-            if value is None or (name.endswith("[]") and not isinstance(value, Sequence)):
+            has = value.get if isinstance(value, dict) else partial(getattr, value)
+            value = has(cache_field, None)
+            if value is None or (stem != name and not isinstance(value, Sequence)):
                 continue  # a cache of another form
-        if name.endswith("[]"):
-            if not isinstance(value, Sequence):
-                said = f"{name[:-2]} is a {type(value).__name__}, expected one array a sequence"
-                raise Broken("missing", said, function)
-            stem = name[:-2]
+        if stem == name:
+            flat[name] = value
+        elif isinstance(value, Sequence):
             flat |= {f"{stem}[{b}]": each for b, each in enumerate(value)}
         else:
-            flat[name] = value
+            said = f"{stem} is a {type(value).__name__}, expected one array a sequence"
+            raise Broken("missing", said, function)
     return flat
 
 
@@ -382,49 +391,35 @@ def numbers(implementation: Implementation, function: str, result: Any) -> dict[
     return found
 
 
+def _general(tensor: str) -> str:
+    """`dprefix_k[1]` as `dprefix_k[]`, the name that TENSORS has."""
+    return tensor.split("[")[0] + ("[]" if "[" in tensor else "")
+
+
 def axes(function: str, tensor: str) -> str:
-    """The axes of a tensor by its name, `dprefix_k[1]` as `dprefix_k[]`."""
-    stem = tensor.split("[")[0]
-    return TENSORS[function][f"{stem}[]" if "[" in tensor else stem]
+    """The axes of a tensor by its name."""
+    return TENSORS[function][_general(tensor)]
 
 
 def owner(op: str, tensor: str) -> str:
     """The function that gives a tensor."""
-    for function in FUNCTIONS[op]:
-        try:
-            axes(function, tensor)
-        except KeyError:
-            continue
-        return function
-    raise KeyError(tensor)
-
-
-def consumed(function: str) -> tuple[str, ...]:
-    return CONSUMED.get(function, ())
+    return next(f for f in FUNCTIONS[op] if _general(tensor) in TENSORS[f])
 
 
 def reference_cache(op: str, inputs: dict[str, Any]) -> Any:
     """What the reference keeps for the backward of this op."""
-    forward = FUNCTIONS[op][0]
-    return getattr(reference, forward)(*(inputs[a] for a in ARGUMENTS[forward]))[1]
+    return getattr(reference, op)(*(inputs[a] for a in ARGUMENTS[op]))[1]
 
 
 _EXPECTED: dict[str, dict[str, Array]] = {}  # by the text of the case, which says all
 
 
 def _compute(case: Case) -> dict[str, Array]:
-    inputs = {name: _wide(a) for name, a in case.inputs().items()}
-    found: dict[str, Array] = {}
+    inputs, found = wide(case.inputs()), dict[str, Array]()
     for function in FUNCTIONS[case.op]:
-        arguments = [inputs[a] for a in ARGUMENTS[function] if a != "cache"]
+        given = inputs
         if "cache" in ARGUMENTS[function]:
-            arguments.append(reference_cache(case.op, inputs))
-        result = getattr(reference, function)(*arguments)
+            given = inputs | {"cache": reference_cache(case.op, inputs)}
+        result = getattr(reference, function)(*(given[a] for a in ARGUMENTS[function]))
         found |= {name: np.asarray(a) for name, a in flatten(function, result).items()}
     return found
-
-
-def _wide(a: Any) -> Any:
-    if isinstance(a, list):
-        return [_wide(each) for each in a]
-    return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a

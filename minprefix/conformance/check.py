@@ -16,18 +16,18 @@ from minprefix.conformance.implementation import Broken, Implementation, NotOffe
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
-#: how many findings of a check are explained: what comes later mostly follows from them
+#: how many findings of a check are explained: later ones mostly follow from them
 EXPLAINED = 4
 
-#: other orders of summation round otherwise: an error up to so many times the reference's own in
-#: float32 is called rounding
+#: another order of summation rounds differently: an error up to this many times the reference's
+#: own in float32 is called rounding
 SLACK = 8
 
-#: errors of what should be 0 are no part of anything: a layernorm of one column may magnify the
-#: rounding of its input by 1/sqrt(eps)
+#: where the right value is 0, an error has nothing to be relative to: a layernorm of one column may
+#: magnify the rounding of its input by 1/sqrt(eps)
 OF_NOTHING = 320
 
-#: kinds of findings that say no more than that something was computed in another precision
+#: kinds of findings that only say that something was computed in another precision
 PRECISION = ("precision", "dtype")
 ROUNDED = "no more than float32's rounding. Is it computed in float32 somewhere?"
 
@@ -69,6 +69,29 @@ class Result:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The right tensors of a case, by name, and what the diagnosis may know of the case.
+    `dimensions`: its sizes by their letters; `offsets`: where its sequences begin; `level`: the
+    case's, and without one no tensor is taken for a swapped one."""
+
+    tensors: Mapping[str, Array]
+    tolerance: float
+    dimensions: Mapping[str, float] = field(default_factory=dict)
+    offsets: Sequence[int] | None = None
+    level: str = ""
+
+    def others(self, tensor: str) -> dict[str, Array]:
+        """Those that this one may have been swapped with."""
+
+        def near(name: str) -> bool:
+            if self.level == "ops":
+                return not name.startswith("cache.")
+            return self.level != "" and name.split(".")[0] == tensor.split(".")[0]
+
+        return {name: a for name, a in self.tensors.items() if name != tensor and near(name)}
+
+
 @dataclass
 class Grade:
     """What a check collects while it runs."""
@@ -78,9 +101,16 @@ class Grade:
     not_implemented: list[str] = field(default_factory=list)
     found: dict[str, Array] = field(default_factory=dict)  # what was compared, for the zoo
     explained: int = EXPLAINED
-    #: what the reference is off by here in float32, under the names of `errors`. It is asked for
-    #: only where something is off; None: nothing is called rounding
+    #: the reference's own errors here in float32, under the names of `errors`. It is called only
+    #: where something is off; None: nothing is called rounding
     in_single: Callable[[], Mapping[str, float]] | None = None
+
+    def say(self, kind: str, function: str, tensor: str, said: str, reproducer: str = "") -> None:
+        """Note a finding that is no wrong number."""
+        self.findings.append(Finding(function, tensor, kind, said, reproducer=reproducer))
+
+    def broken(self, function: str, error: Broken, reproducer: str = "") -> None:
+        self.say(error.kind, error.function or function, "", str(error), reproducer)
 
     def rounding(self, name: str, want: Array | None = None) -> float:
         """How large an error float32's rounding explains here."""
@@ -94,7 +124,7 @@ class Grade:
 
     def expect(self, name: str, finding: Finding, rounding: float | None = None) -> None:
         """Note the finding's error under `name`, and the finding if that is above its tolerance.
-        `rounding`: how large an error float32's explains, where it is not the reference's."""
+        `rounding`: how large an error float32 explains, where it is not the reference's."""
         assert finding.error is not None
         assert finding.tolerance is not None
         self.errors[name] = finding.error
@@ -106,21 +136,31 @@ class Grade:
                 finding.kind = "precision"
         self.findings.append(finding)
 
-    def broken(self, function: str, error: Broken, reproducer: str = "") -> None:
-        of = error.function or function
-        self.findings.append(Finding(of, "", error.kind, str(error), reproducer=reproducer))
+    def law(
+        self,
+        function: str,
+        tensor: str,
+        law: str,
+        off: Array,
+        terms: Array,
+        tolerance: float = 1e-10,
+        rounding: float | None = None,
+    ) -> None:
+        """`off` should be 0; `terms`: numbers of the size of those that cancel in it."""
+        largest = float(np.abs(terms).max(initial=0.0)) or 1.0
+        error = float(np.abs(off).max(initial=0.0)) / largest
+        error = error if math.isfinite(error) else math.inf
+        said = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g} of the"
+        finding = Finding(function, tensor, "law", f"{said} largest value", error, tolerance)
+        self.expect(f"{tensor}: {law}", finding, rounding)
 
     def compare(
         self,
         function: str,
         tensor: str,
         got: Array,
-        want: Array,
-        tolerance: float,
+        expected: Expected,
         axes: str = "",
-        dimensions: Mapping[str, float] | None = None,
-        others: Mapping[str, Array] | None = None,
-        offsets: Sequence[int] | None = None,
         dtype: str | None = None,
         reproducer: str = "",
         where: str = "",
@@ -128,28 +168,24 @@ class Grade:
     ) -> None:
         """Grade one tensor: shape, finite, values, dtype. `where`: which one of several, in words;
         `because`: why it should have this dtype."""
-        shown = tensor + where
+        shown, want, tolerance = tensor + where, expected.tensors[tensor], expected.tolerance
         if shown in self.errors:
             raise AssertionError(f"{shown} is compared twice")
-        self.found[shown] = got
+        self.found[shown], self.errors[shown], rounding = got, math.inf, 0.0
         letters = f" ({', '.join(axes.split())})" if axes else ""
 
         def add(kind: str, sentence: str, error: float | None = None) -> None:
-            worst, hints = [], list[str]()
+            finding = Finding(function, tensor, kind, sentence, error, tolerance)
+            finding.reproducer = reproducer
             explained = sum(f.kind not in PRECISION for f in self.findings)
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
-                worst = worst_entries(got, want) if got.shape == want.shape else []
-                but = {n: a for n, a in (others or {}).items() if n != tensor}
-                hints = diagnose(
-                    got, want, axes, dimensions or {}, but, tolerance, offsets, rounding
+                finding.worst = worst_entries(got, want) if got.shape == want.shape else []
+                others, offsets = expected.others(tensor), expected.offsets
+                finding.hints = diagnose(
+                    got, want, axes, expected.dimensions, others, tolerance, offsets, rounding
                 )
-            self.findings.append(
-                Finding(
-                    function, tensor, kind, sentence, error, tolerance, worst, hints, reproducer
-                )
-            )
+            self.findings.append(finding)
 
-        self.errors[shown], rounding = float("inf"), 0.0
         if got.shape != want.shape:
             add("shape", f"{shown} has shape {got.shape}, expected {want.shape}{letters}")
             return
@@ -161,10 +197,9 @@ class Grade:
         said = f"is {got.dtype}, expected {dtype} {because}"
         off = f"is off by {error:.2g} of its largest value, {tolerance:.0e} is allowed"
         rounding = self.rounding(shown, want) if error > tolerance else 0.0
-        rounded = tolerance < error <= rounding
         if want.size and got.dtype.kind == "f" and not np.isfinite(got).all():
             add("not finite", f"{shown}{letters} is not finite", error)
-        elif error > tolerance and not rounded:
+        elif error > max(tolerance, rounding):
             add("value", f"{shown}{letters} {off}" + (f"; it {said}" if other else ""), error)
         elif other:
             add("dtype", f"{shown} {said}", error)
@@ -184,11 +219,11 @@ class Check:
 
     def collect(self, implementation: Implementation) -> Grade:
         """Never raises for what the implementation does."""
-        grade = Grade() if not implementation.in_a_hurry else Grade(explained=0)
+        grade = Grade(explained=0)
         if not implementation.in_a_hurry:
-            grade.in_single = partial(_errors_in_single, self)
+            grade = Grade(in_single=partial(_errors_in_single, self))
         try:
-            with np.errstate(all="ignore"):  # what overflows is found in the numbers
+            with np.errstate(all="ignore"):  # an overflow shows in the numbers
                 self.run(implementation, grade)
         except NotOffered as error:
             grade.not_implemented.append(str(error))
@@ -197,7 +232,7 @@ class Check:
         except AssertionError:  # a mistake of the suite
             raise
         except Exception as error:  # a law cannot be computed from a wrong shape, say
-            said = f"not to be computed from what it gave: {type(error).__name__}: {error}"
+            said = f"cannot be computed from these results: {type(error).__name__}: {error}"
             grade.broken(self.op, Broken("not computed", said[:300]))
         for finding in grade.findings:
             finding.reproducer = finding.reproducer or (
@@ -211,15 +246,8 @@ class Check:
         status = "failed" if grade.findings else "passed"
         if not grade.findings and grade.not_implemented and not grade.errors:
             status = "not implemented"
-        return Result(
-            self.id,
-            self.level,
-            self.op,
-            status,
-            grade.findings,
-            grade.errors,
-            sorted(set(grade.not_implemented)),
-        )
+        missing = sorted(set(grade.not_implemented))
+        return Result(self.id, self.level, self.op, status, grade.findings, grade.errors, missing)
 
     def grade(self, implementation: Implementation) -> Result:
         return self.result(self.collect(implementation))
@@ -248,7 +276,7 @@ SINGLE = Implementation(
 
 
 def errors_in_single(run: Callable[[Implementation, Grade], None]) -> Mapping[str, float]:
-    """What the reference is off by in float32, where `run` grades it."""
+    """The reference's errors in float32, where `run` grades it."""
     grade = Grade(explained=0)
     with np.errstate(all="ignore"), contextlib.suppress(NotOffered, Broken):
         run(SINGLE, grade)

@@ -24,7 +24,8 @@ from minprefix.ops.contract import Array, Ops
 
 LEVELS = ("ops", "model", "training")
 
-#: op -> its functions in the order in which the model calls them: a backward may consume the cache
+#: op -> its functions in the order in which the model calls them: the forward, which has the op's
+#: name, and the backwards, which may consume the cache
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "embed": ("embed", "embed_backward_params"),
     "layernorm": ("layernorm", "layernorm_backward_params", "layernorm_backward"),

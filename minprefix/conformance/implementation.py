@@ -17,6 +17,9 @@ from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
+#: what is left out where hypothesis is missing
+NO_HYPOTHESIS = "the drawn cases, because hypothesis is not installed"
+
 
 class NotOffered(Exception):
     """The implementation lacks what a check is about: reported, and no failure."""

@@ -1,32 +1,29 @@
 """The checks of the ops level that compare with the reference, each op's forward and backward: case
-by case, two calls at once, shapes that hypothesis draws; and derivatives. What needs no reference
-stands in `by_hand` and `laws`."""
+by case and two calls at once; and derivatives. `by_hand` and `laws` need no reference."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minprefix.conformance.cases import (
     CASES,
     Case,
     axes,
     case_of,
-    consumed,
     flatten,
     numbers,
     owner,
     reference_cache,
 )
-from minprefix.conformance.check import Check, Finding, Grade, noise
+from minprefix.conformance.check import Check, Expected, Finding, Grade, noise
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error
-from minprefix.conformance.drawn import draw_until_one_fails
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.ops.contract import Array
+from minprefix.ops.contract import CONSUMED, Array
 
 #: what a cache holds of the model's own: kept even where the cache is consumed
 PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
@@ -44,8 +41,8 @@ def tensors(
     """All that the implementation gives for a case, by name: each function called once, in the
     model's order. With a `grade`, whatever goes wrong is noted there and the rest goes on."""
     found: dict[str, Array] = {}
-    forward, cache, have_cache = FUNCTIONS[case.op][0], None, False
-    of_forward: dict[str, Any] = {}  # the arguments that the forward was given
+    cache, have_cache = None, False
+    model_own: dict[str, Any] = {}  # arrays of the model's that the forward was given
     for function in FUNCTIONS[case.op]:
         takes_cache = "cache" in ARGUMENTS[function]
         try:
@@ -54,21 +51,17 @@ def tensors(
                 cache, have_cache = type(lent)(*map(implementation.own, lent)), True
             # fresh ones: what an earlier function consumed is no input any more
             own = implementation.arguments(case.inputs()) | {"cache": cache}
-            if function == forward:
-                of_forward = own
-            held = {} if not takes_cache else _fields(implementation, cache)
-            kept = {a: own[a] for a in ARGUMENTS[function] if a not in consumed(function)}
-            kept.pop("cache", None)
-            # the model's own arrays stay its own, whatever a cache may lose
-            lasting = {a: of_forward[a] for a in PARAMETERS if takes_cache and a in of_forward}
-            was = [] if grade is None else [_flat(implementation, a) for a in (kept, lasting)]
+            if function == case.op:
+                model_own = {a: own[a] for a in PARAMETERS if a in ARGUMENTS[function]}
+            look = partial(_kept, implementation, function, own, model_own if takes_cache else {})
+            before = {} if grade is None else look()
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
-                for before, arrays in zip(was, (kept, lasting), strict=True):
-                    _check_kept(implementation, case, function, arrays, before, grade)
-                if takes_cache and "cache" not in consumed(function):
-                    held = {name: a for name, a in held.items() if name not in lasting}
-                    _check_cache(implementation, case, function, held, cache, grade)
+                after, paste = look(), reproducer(implementation, case, function)
+                for which in before:
+                    if which not in after or not _equal(before[which], after[which]):
+                        said = f"{function} wrote into {which}, which the contract says is kept"
+                        grade.say("modified", function, which, f"{said}: work on a copy", paste)
             found |= numbers(implementation, function, result)
             if any(name.startswith("cache") for name in TENSORS[function]):
                 cache, have_cache = result[1], True
@@ -80,62 +73,31 @@ def tensors(
             if grade is None:
                 raise
             grade.broken(function, error, reproducer(implementation, case, function))
-            if takes_cache or function == forward:
+            if takes_cache or function == case.op:
                 break  # what follows needs what this did not give
     return found
 
 
-def _check_kept(
-    implementation: Implementation,
-    case: Case,
-    function: str,
-    kept: dict[str, Any],
-    before: dict[str, Array],
-    grade: Grade,
-) -> None:
-    """`kept`: arguments that were to be left alone, by name; `before`: what they were when they
-    were handed over, in the implementation's own kind and precision."""
-    after = _flat(implementation, kept)
-    for which, a in before.items():
-        if which not in after or not _equal(a, after[which]):
-            _modified(implementation, case, function, which, grade)
-
-
-def _flat(implementation: Implementation, arrays: dict[str, Any]) -> dict[str, Array]:
-    """Copies in NumPy, each of a list by itself. What asnumpy does not take back, being for
-    results, is left out."""
-    found: dict[str, Array] = {}
-    for name, a in arrays.items():
-        parts = {f"{name}[{j}]": each for j, each in enumerate(a)} if name in LISTS else {name: a}
-        for which, each in parts.items():
-            with contextlib.suppress(Broken):
-                found[which] = np.array(implementation.asnumpy(each, which))
-    return found
-
-
-def _check_cache(
-    implementation: Implementation,
-    case: Case,
-    function: str,
-    before: dict[str, Array],
-    cache: Any,
-    grade: Grade,
-) -> None:
-    after = _fields(implementation, cache)
-    for name, a in before.items():
-        if name not in after or not _equal(a, after[name]):
-            _modified(implementation, case, function, f"cache.{name}", grade)
-
-
-def _fields(implementation: Implementation, cache: Any) -> dict[str, Array]:
-    """Copies of the arrays of a named tuple or a dictionary, by name."""
-    fields = cache._asdict() if hasattr(cache, "_asdict") else cache
+def _kept(
+    implementation: Implementation, function: str, own: dict[str, Any], model_own: dict[str, Any]
+) -> dict[str, Array]:
+    """Copies in NumPy of all that a function must leave alone, each array of a list by itself: the
+    arguments that it may not consume, the model's own arrays, whatever a cache may lose, and the
+    cache if that is kept. What asnumpy does not take back, being for results, is left out."""
+    kept = [a for a in ARGUMENTS[function] if a not in CONSUMED.get(function, ())]
+    arrays = {a: own[a] for a in kept if a != "cache"} | model_own
+    for name in LISTS:
+        if name in arrays:
+            arrays |= {f"{name}[{b}]": a for b, a in enumerate(arrays.pop(name))}
+    if "cache" in kept:
+        cache = own["cache"]
+        fields = cache._asdict() if hasattr(cache, "_asdict") else cache
+        if isinstance(fields, dict):
+            arrays |= {f"cache.{name}": a for name, a in fields.items() if name not in model_own}
     found = {}
-    for name, a in fields.items() if isinstance(fields, dict) else ():
-        try:
-            found[str(name)] = np.array(implementation.asnumpy(a, str(name)))
-        except Broken:  # no array: its own business
-            continue
+    for name, a in arrays.items():
+        with contextlib.suppress(Broken):
+            found[name] = np.array(implementation.asnumpy(a, name))
     return found
 
 
@@ -143,77 +105,52 @@ def _equal(a: Array, b: Array) -> bool:
     return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def _modified(
-    implementation: Implementation, case: Case, function: str, which: str, grade: Grade
-) -> None:
-    said = f"{function} wrote into {which}, which the contract says is kept: work on a copy"
-    reproduce = reproducer(implementation, case, function)
-    grade.findings.append(Finding(function, which, "modified", said, reproducer=reproduce))
+def _expected(case: Case) -> Expected:
+    offsets = case.inputs().get("offsets")
+    boundaries = None if offsets is None else offsets.tolist()
+    return Expected(case.expected(), case.tolerance(), case.dimensions(), boundaries, "ops")
 
 
 def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
-    want, boundaries = case.expected(), case.inputs().get("offsets")
-    found = tensors(implementation, case, grade)
-    offsets = None if boundaries is None else [int(o) for o in boundaries]
+    expected, found = _expected(case), tensors(implementation, case, grade)
+    dtype, because = _precision(implementation, case)
     for function in FUNCTIONS[case.op]:
-        of_function = [n for n in want if owner(case.op, n) == function]
-        got = [n for n in found if owner(case.op, n) == function]
-        for name in of_function:
-            if name not in found:
-                stem = name.split("[")[0]
-                if any(g.split("[")[0] == stem for g in got) or (got and "cache." not in name):
-                    _miscounted(implementation, case, function, name, "missing", grade)
-                continue
-            grade.compare(
-                function,
-                name,
-                found[name],
-                want[name],
-                case.tolerance(),
-                axes(function, name),
-                case.dimensions(),
-                {n: a for n, a in want.items() if not n.startswith("cache.")},
-                offsets,
-                _dtype(implementation, case) if _has_dtype(want[name]) else None,
-                reproducer(implementation, case, function, name),
-                because=_because(implementation, case),
-            )
+        wanted, got = (
+            [name for name in names if owner(case.op, name) == function]
+            for names in (expected.tensors, found)
+        )
+        paste = partial(reproducer, implementation, case, function)
+        stems = {name.split("[")[0] for name in got}
+        for name in wanted:
+            if name in found:
+                want = expected.tensors[name]
+                # a loss may be a Python number, and whole numbers of any width will do
+                kind = dtype if want.dtype.kind == "f" and want.ndim else None
+                letters, paste_it = axes(function, name), paste(name)
+                grade.compare(
+                    function, name, found[name], expected, letters, kind, paste_it, because=because
+                )
+            elif name.split("[")[0] in stems or (got and "cache." not in name):
+                said = f"{name} is missing: expected one for each sequence"
+                grade.say("missing", function, name, said, paste())
         for name in got:
-            if name not in want:
-                _miscounted(implementation, case, function, name, "one too many", grade)
+            if name not in expected.tensors:
+                said = f"{name} is one too many: expected one for each sequence"
+                grade.say("missing", function, name, said, paste())
 
 
-def _dtype(implementation: Implementation, case: Case) -> str:
-    """What results should have: the case's, or what asarray makes of it if that is wider."""
-    return str(np.promote_types(case.dtype, _handed_over(implementation, case)))
-
-
-def _because(implementation: Implementation, case: Case) -> str:
-    """Why they should, and who took it away where that is known."""
-    given = _handed_over(implementation, case)
-    lost = given != _dtype(implementation, case)
-    return "as the inputs are" + (f", of which asarray makes {given}" if lost else "")
-
-
-def _handed_over(implementation: Implementation, case: Case) -> str:
-    """The dtype of what asarray makes of the case's arrays; the case's own where nobody knows."""
-    taken = _flat(implementation, {"a": implementation.own(np.zeros(1, case.dtype))})
-    known = "a" in taken and taken["a"].dtype.kind == "f"
-    return str(taken["a"].dtype) if known else case.dtype
-
-
-def _has_dtype(a: Array) -> bool:
-    """A loss may be a Python number, and whole numbers of any width will do."""
-    return a.dtype.kind == "f" and a.ndim > 0
-
-
-def _miscounted(
-    implementation: Implementation, case: Case, function: str, name: str, how: str, grade: Grade
-) -> None:
-    said = f"{name} is {how}: expected one for each sequence"
-    reproduce = reproducer(implementation, case, function)
-    grade.findings.append(Finding(function, name, "missing", said, reproducer=reproduce))
+def _precision(implementation: Implementation, case: Case) -> tuple[str, str]:
+    """The dtype that results should have, the case's or what asarray makes of it if that is wider;
+    and why they should, with what took it away where that is known."""
+    given = case.dtype
+    with contextlib.suppress(Broken):
+        taken = implementation.asnumpy(implementation.own(np.zeros(1, case.dtype)), "a")
+        given = str(taken.dtype) if taken.dtype.kind == "f" else given
+    dtype = str(np.promote_types(case.dtype, given))
+    return dtype, "as the inputs are" + (
+        f", of which asarray makes {given}" if given != dtype else ""
+    )
 
 
 def reproducer(implementation: Implementation, case: Case, function: str, tensor: str = "") -> str:
@@ -228,9 +165,8 @@ def reproducer(implementation: Implementation, case: Case, function: str, tensor
         f"impl, case = load({implementation.name!r}), {case!r}",
         "i = impl.arguments(case.inputs())",
     ]
-    forward = FUNCTIONS[case.op][0]
-    if "cache" in ARGUMENTS[function] and implementation.has(forward):
-        lines.append(f"_, cache = {call(forward)}")
+    if "cache" in ARGUMENTS[function] and implementation.has(case.op):
+        lines.append(f"_, cache = {call(case.op)}")
     elif "cache" in ARGUMENTS[function]:
         lines[0] += ", reference_cache"
         lines.append(f"cache = reference_cache({case.op!r}, case.inputs())")
@@ -241,18 +177,15 @@ def reproducer(implementation: Implementation, case: Case, function: str, tensor
     return "\n".join(lines)
 
 
-# ---- case by case -------------------------------------------------------------------------------
-
-
 def case_checks() -> Iterator[Check]:
     for op, named in CASES.items():
         for name, (why, _) in named.items():
-            case = case_of(op, name)
-
-            def run(implementation: Implementation, grade: Grade, case: Case = case) -> None:
-                grade_case(implementation, case, grade)
-
+            run = partial(_grade_case, case_of(op, name))
             yield Check(f"{op}/{name}", "ops", op, why, run)
+
+
+def _grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
+    grade_case(implementation, case, grade)
 
 
 # ---- two calls at once --------------------------------------------------------------------------
@@ -260,40 +193,26 @@ def case_checks() -> Iterator[Check]:
 
 def two_calls_checks() -> Iterator[Check]:
     """The model calls an op in every layer before it calls the first backward."""
+    why = "each function twice in a row: nothing is shared between calls"
     for op in FUNCTIONS:
+        yield Check(f"{op}/two-calls", "ops", op, why, partial(_two_calls, op))
 
-        def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            cases = {"second": Case(op, seed=2), "first": Case(op, seed=1)}
-            inputs = {w: implementation.arguments(c.inputs()) for w, c in cases.items()}
-            for function in FUNCTIONS[op]:
-                try:
-                    raw = _in_turn(implementation, op, function, inputs)
-                except NotOffered as error:
-                    grade.not_implemented.append(str(error))
-                    continue
-                for which, result in raw.items():
-                    want = cases[which].expected()
-                    for name, value in numbers(implementation, function, result).items():
-                        if name.startswith("cache.") or name not in want:
-                            continue
-                        grade.compare(
-                            function,
-                            name,
-                            value,
-                            want[name],
-                            cases[which].tolerance(),
-                            axes(function, name),
-                            cases[which].dimensions(),
-                            where=f" of the {which} of two calls",
-                        )
 
-        yield Check(
-            f"{op}/two-calls",
-            "ops",
-            op,
-            "each function twice in a row: nothing is shared between calls",
-            run,
-        )
+def _two_calls(op: str, implementation: Implementation, grade: Grade) -> None:
+    cases = {"second": Case(op, seed=2), "first": Case(op, seed=1)}
+    inputs = {which: implementation.arguments(case.inputs()) for which, case in cases.items()}
+    for function in FUNCTIONS[op]:
+        try:
+            raw = _in_turn(implementation, op, function, inputs)
+        except NotOffered as error:
+            grade.not_implemented.append(str(error))
+            continue
+        for which, result in raw.items():
+            expected = _expected(cases[which])
+            for name, value in numbers(implementation, function, result).items():
+                if not name.startswith("cache.") and name in expected.tensors:
+                    where, letters = f" of the {which} of two calls", axes(function, name)
+                    grade.compare(function, name, value, expected, letters, where=where)
 
 
 def _in_turn(
@@ -302,8 +221,7 @@ def _in_turn(
     """The function on each of the inputs, which keep the cache that it gives: the forwards first
     to last, the rest last to first, as the model does."""
     raw = {}
-    order = list(inputs)[::-1] if function == op else list(inputs)
-    for which in order:
+    for which in list(inputs)[::-1] if function == op else list(inputs):
         own = inputs[which]
         if "cache" in ARGUMENTS[function] and "cache" not in own:
             raise NotOffered(op)
@@ -316,95 +234,66 @@ def _in_turn(
 
 # ---- derivatives --------------------------------------------------------------------------------
 
-#: op -> argument -> the function and tensor that hold its gradient
+#: op -> argument of its forward -> the function and the tensor that hold its gradient
 GRADIENTS: dict[str, dict[str, tuple[str, str]]] = {
-    "embed": {
-        "wte": ("embed_backward_params", "dwte"),
-        "wpe": ("embed_backward_params", "dwpe"),
-    },
-    "layernorm": {
-        "x": ("layernorm_backward", "dx"),
-        "gain": ("layernorm_backward_params", "dgain"),
-        "bias": ("layernorm_backward_params", "dbias"),
-    },
-    "linear": {
-        "x": ("linear_backward", "dx"),
-        "weight": ("linear_backward_params", "dweight"),
-        "bias": ("linear_backward_params", "dbias"),
-    },
-    "gelu": {"x": ("gelu_backward", "dx")},
-    "attention": {
-        "q": ("attention_backward", "dq"),
-        "k": ("attention_backward", "dk"),
-        "v": ("attention_backward", "dv"),
-        "prefix_k": ("attention_backward", "dprefix_k"),
-        "prefix_v": ("attention_backward", "dprefix_v"),
-    },
-    "cross_entropy": {"logits": ("cross_entropy_backward", "dlogits")},
+    op: {
+        argument: (function, f"d{argument}")
+        for argument in ARGUMENTS[op]
+        for function in functions
+        if {f"d{argument}", f"d{argument}[]"} & TENSORS[function].keys()
+    }
+    for op, functions in FUNCTIONS.items()
 }
+
+#: op -> the gradient that comes in; a loss has none
+UPSTREAM = dict.fromkeys(FUNCTIONS, "dout") | {
+    "embed": "dx",
+    "attention": "dz",
+    "cross_entropy": "",
+}
+
+H = 1e-5  # the step of a difference, either way
 
 
 def derivative_checks() -> Iterator[Check]:
+    why = "the backward is the derivative of this very forward, by central differences"
     for op in FUNCTIONS:
+        yield Check(f"{op}/derivative", "ops", op, why, partial(_derivative, op))
 
-        def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            case = Case(op, seed=3)
-            found = tensors(implementation, case, grade)
-            forward = FUNCTIONS[op][0]
-            base = _forward_error(case, found)
-            upstream = {"embed": "dx", "attention": "dz", "cross_entropy": ""}.get(op, "dout")
-            for argument, (function, tensor) in GRADIENTS[op].items():
-                stems = [n for n in found if n.split("[")[0] == tensor]
-                if not stems:
-                    continue
 
-                size = 0.0  # of what cancels in a difference
+def _derivative(op: str, implementation: Implementation, grade: Grade) -> None:
+    case, upstream = Case(op, seed=3), UPSTREAM[op]
+    found = tensors(implementation, case, grade)
+    first = next(iter(TENSORS[op]))  # the forward's result
+    want = case.expected()[first]
+    known = first in found and found[first].shape == want.shape
+    forward_error = relative_error(found[first], want) if known else math.inf
+    for argument, (function, tensor) in GRADIENTS[op].items():
+        gradients = {n: a for n, a in found.items() if n.split("[")[0] == tensor}
+        if not gradients:
+            continue
+        size = 0.0  # of what cancels in a difference
 
-                def scalar(moved: dict[str, Any]) -> float:
-                    nonlocal size
-                    own = implementation.arguments(moved)
-                    result = implementation.call(forward, *(own[a] for a in ARGUMENTS[forward]))
-                    flat = flatten(forward, result)
-                    out = implementation.asnumpy(next(iter(flat.values())), forward)
-                    terms = out * moved[upstream] if upstream else out
-                    size = float(np.abs(terms).sum())
-                    return float(terms.sum())
+        def scalar(moved: dict[str, Any]) -> float:
+            nonlocal size
+            own = implementation.arguments(moved)
+            result = implementation.call(op, *(own[a] for a in ARGUMENTS[op]))
+            out = implementation.asnumpy(next(iter(flatten(op, result).values())), op)
+            terms = out * moved[upstream] if upstream else out
+            size = float(np.abs(terms).sum())
+            return float(terms.sum())
 
-                numeric, analytic = _directional(case, argument, [found[n] for n in stems], scalar)
-                scale = max(abs(analytic), abs(numeric), 1e-300)
-                grade.expect(
-                    f"{tensor} along a direction",
-                    Finding(
-                        function,
-                        tensor,
-                        "derivative",
-                        f"{tensor} says that the output changes by {analytic:.6g} along a random "
-                        f"direction of {argument}, and {forward} itself changes by {numeric:.6g}",
-                        abs(numeric - analytic) / scale,
-                        1e-6,
-                        reproducer=reproducer(implementation, case, function, stems[0]),
-                    ),
-                    noise(base, size, H) / scale,
-                )
-
-        yield Check(
-            f"{op}/derivative",
-            "ops",
-            op,
-            "the backward is the derivative of this very forward, by central differences",
-            run,
+        numeric, analytic = _directional(case, argument, list(gradients.values()), scalar)
+        scale = max(abs(analytic), abs(numeric), 1e-300)
+        said = (
+            f"{tensor} says that the output changes by {analytic:.6g} along a random direction of "
+            f"{argument}, and {op} itself changes by {numeric:.6g}"
         )
-
-
-def _forward_error(case: Case, found: dict[str, Array]) -> float:
-    """Of the forward's first result; infinite if that is not to be had."""
-    name = next(iter(TENSORS[FUNCTIONS[case.op][0]]))
-    want = case.expected()[name]
-    known = name in found and found[name].shape == want.shape
-    return relative_error(found[name], want) if known else math.inf
-
-
-H = 1e-5  # how far a difference goes, either way
+        error = abs(numeric - analytic) / scale
+        finding = Finding(function, tensor, "derivative", said, error, 1e-6)
+        finding.reproducer = reproducer(implementation, case, function, next(iter(gradients)))
+        rounding = noise(forward_error, size, H) / scale
+        grade.expect(f"{tensor} along a direction", finding, rounding)
 
 
 def _directional(
@@ -418,10 +307,8 @@ def _directional(
     directions = [rng.normal(0, 1, a.shape) for a in parts]
 
     def at(sign: int) -> float:
-        inputs = case.inputs()
         moved = [a + sign * H * d for a, d in zip(parts, directions, strict=True)]
-        inputs[argument] = moved if isinstance(base, list) else moved[0]
-        return f(inputs)
+        return f(case.inputs() | {argument: moved if isinstance(base, list) else moved[0]})
 
     numeric = (at(1) - at(-1)) / (2 * H)
     analytic = sum(
@@ -429,87 +316,3 @@ def _directional(
         for g, d in zip(gradients, directions, strict=True)
     )
     return numeric, analytic
-
-
-# ---- drawn shapes -------------------------------------------------------------------------------
-
-_seeds = st.integers(0, 2**16)
-#: no draw grades mere rounding: what nearly cancels (a layernorm over two columns) or underflows (a
-#: softmax far out, which may be all of a small tensor) differs between implementations that are
-#: right
-DRAWN_SIZES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-    "embed": st.fixed_dictionaries(
-        {
-            "N": st.integers(1, 12),
-            "C": st.integers(1, 6),
-            "V": st.integers(1, 9),
-            "n_positions": st.integers(1, 9),
-        }
-    ),
-    "layernorm": st.fixed_dictionaries(
-        {
-            "N": st.integers(1, 6),
-            "C": st.integers(3, 16),
-            "centre": st.sampled_from([0.0, 1.0, -20.0]),
-            "spread": st.sampled_from([1e-3, 1.0, 1e3]),
-            "eps": st.sampled_from([1e-5, 1e-2]),
-        }
-    ),
-    "linear": st.fixed_dictionaries(
-        {
-            "N": st.integers(1, 6),
-            "n_in": st.integers(1, 8),
-            "n_out": st.integers(1, 8),
-            "bias": st.booleans(),
-        }
-    ),
-    "gelu": st.fixed_dictionaries(
-        {
-            "N": st.integers(1, 6),
-            "F": st.integers(1, 12),
-            "spread": st.sampled_from([0.01, 1.0, 10.0]),
-        }
-    ),
-    "attention": st.lists(
-        st.tuples(st.integers(1, 8), st.integers(0, 6)), min_size=1, max_size=4
-    ).flatmap(
-        lambda pairs: st.fixed_dictionaries(
-            {
-                "lengths": st.just(tuple(T for T, _ in pairs)),
-                "slots": st.just(tuple(P for _, P in pairs)),
-                "heads": st.integers(1, 4),
-                "head_size": st.integers(1, 9),
-                "spread": st.sampled_from([0.1, 1.0, 2.0]),
-            }
-        )
-    ),
-    "cross_entropy": st.fixed_dictionaries(
-        {
-            "M": st.integers(1, 8),
-            "V": st.integers(2, 16),
-            "spread": st.sampled_from([0.1, 1.0, 2.0]),
-            "weights": st.sampled_from(["random", "mean"]),
-        }
-    ),
-}
-_layouts = st.sampled_from(["contiguous", "strided", "fortran"])
-DRAWS = 40
-
-
-def drawn_checks() -> Iterator[Check]:
-    for op in FUNCTIONS:
-
-        def run(implementation: Implementation, grade: Grade, op: str = op) -> None:
-            def once(mine: Implementation, given: dict[str, Any], into: Grade) -> None:
-                grade_case(mine, Case(op, **given), into)
-
-            strategies = {"sizes": DRAWN_SIZES[op], "seed": _seeds, "layout": _layouts}
-            draw_until_one_fails(implementation, grade, strategies, DRAWS, once)
-
-        yield Check(
-            f"{op}/drawn",
-            "ops",
-            op,
-            f"{DRAWS} shapes, seeds and layouts that hypothesis draws, and the smallest that fails",
-            run,
-        )

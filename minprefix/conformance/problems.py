@@ -1,19 +1,26 @@
-"""The problems of the levels above the ops, and what is right for them.
+"""The problems of the levels above the ops, and the right answers.
 
-What is right is computed by this project's own model over the reference ops in float64; that it is
-right is shown by four other ways to compute it (see the oracle table).
+This project's own model computes them over the reference ops in float64; four other ways to compute
+them agree (see the oracle table).
 """
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
 
-from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
-from minprefix.conformance.house import House
+from minprefix.conformance.cases import wide
+from minprefix.conformance.check import Expected
+from minprefix.conformance.contract import (
+    MicroBatch,
+    ModelProblem,
+    TrainingProblem,
+    model_tensors,
+    training_tensors,
+)
 from minprefix.gpt2 import Config
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
@@ -24,6 +31,8 @@ TOLERANCE = {
     "float32": 2e-4,
     "training": 1e-8,  # Adam divides by the root of a small second moment
 }
+
+DRAWS = 12  # models that hypothesis draws
 
 SMALL = Config(n_layer=3, n_head=2, n_embd=10, vocab_size=13, n_positions=24)
 
@@ -43,6 +52,10 @@ def _drawn_weights(config: Config, seed: int) -> dict[str, Array]:
     return weights
 
 
+def _texts(rng: np.random.Generator, config: Config, lengths: Sequence[int]) -> list[list[int]]:
+    return [rng.integers(0, config.vocab_size, T).tolist() for T in lengths]
+
+
 def model_problem(
     lengths: tuple[int, ...] = (5, 3, 4),
     loss_from: tuple[int, ...] = (2, 1, 3),
@@ -60,7 +73,7 @@ def model_problem(
     return ModelProblem(
         config=cfg,
         weights=weights_of(cfg, seed, dtype),
-        sequences=[[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
+        sequences=_texts(rng, cfg, lengths),
         loss_from=list(loss_from),
         prefix_of=list(prefix_of),
         prefixes=[
@@ -119,50 +132,54 @@ MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: names of model cases -> why they are decoded, too
+DECODING_CASES = {
+    "one-sequence": "the cache starts as the prefix, and positions go on from P",
+    "own-prefixes": "each text has its own prefix in its cache",
+    "no-prefix": "without a prefix positions start at 0",
+}
+
+
 def model_case(name: str) -> ModelProblem:
     """The problem `name` of the table."""
     return model_problem(**MODEL_CASES[name][1])
 
 
-def widened(problem: Any, fields: tuple[str, ...]) -> Any:
+def widened(problem: ModelProblem) -> ModelProblem:
     """The same problem in float64."""
-
-    def wide(a: Any) -> Any:
-        if isinstance(a, list):
-            return [wide(each) for each in a]
-        if isinstance(a, dict):
-            return {name: wide(each) for name, each in a.items()}
-        return a.astype(np.float64)
-
-    return replace(problem, **{name: wide(getattr(problem, name)) for name in fields})
+    return replace(problem, weights=wide(problem.weights), prefixes=wide(problem.prefixes))
 
 
 def dimensions(problem: ModelProblem) -> dict[str, int]:
     """The sizes of a problem by their letters, for the diagnosis."""
     c, B = problem.config, len(problem.sequences)
-    M = sum(len(s) - f for s, f in zip(problem.sequences, problem.loss_from, strict=True))
     N = sum(len(s) for s in problem.sequences)
-    P = problem.prefixes[0].shape[3]
+    M, P = N - sum(problem.loss_from), problem.prefixes[0].shape[3]
     sizes = {"hs": c.head_size, "M": M, "B": B, "N": N, "P": P, "L": c.n_layer}
     return {letter: n for letter, n in sizes.items() if n > 1}
 
 
+def _answer(function: str, problem: ModelProblem | TrainingProblem) -> Mapping[str, Array]:
+    """This project's own, over the reference ops."""
+    from minprefix.conformance.house import House  # not at the top: training needs more than NumPy
+
+    found: Mapping[str, Array] = getattr(House(reference), function)(problem)
+    return found
+
+
 @cache
 def expected_model(name: str) -> Mapping[str, Array]:
-    problem = widened(model_case(name), ("weights", "prefixes"))
-    return House(reference).run_model(problem)
+    return _answer("run_model", widened(model_case(name)))
 
 
 @cache
 def expected_decoding(name: str) -> Mapping[str, Array]:
     """The logits of every token, from whole sequences: no cache is involved."""
-    problem = widened(model_case(name), ("weights", "prefixes"))
-    every = replace(problem, loss_from=[1] * len(problem.sequences))
-    rows = []
-    for ids, which in zip(every.sequences, every.prefix_of, strict=True):
+    problem, rows = widened(model_case(name)), []
+    for ids, which in zip(problem.sequences, problem.prefix_of, strict=True):
         # the loss of a sequence with one token more has a row of logits for each token of this one
-        one = replace(every, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
-        rows.append(House(reference).run_model(one)["logits"])
+        one = replace(problem, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
+        rows.append(_answer("run_model", one)["logits"])
     return {"logits": np.concatenate(rows)}
 
 
@@ -193,19 +210,13 @@ def training_problem(
                 "bias_2": rng.normal(0, 0.4, out),
             }
         )
-    steps = []
-    for _ in range(n_steps):
-        step = []
-        for m in range(micro_batches):
-            lengths = [4, 6] if m == 0 else [3]
-            step.append(
-                MicroBatch(
-                    [[int(t) for t in rng.integers(0, cfg.vocab_size, T)] for T in lengths],
-                    [1, 4] if m == 0 else [2],
-                    [(b + m) % len(kinds) for b in range(len(lengths))],
-                )
-            )
-        steps.append(step)
+
+    def part(m: int) -> MicroBatch:
+        lengths, loss_from = ([4, 6], [1, 4]) if m == 0 else ([3], [2])
+        prefix_of = [(b + m) % len(kinds) for b in range(len(lengths))]
+        return MicroBatch(_texts(rng, cfg, lengths), loss_from, prefix_of)
+
+    steps = [[part(m) for m in range(micro_batches)] for _ in range(n_steps)]
     return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
 
 
@@ -247,4 +258,78 @@ def training_case(name: str) -> TrainingProblem:
 
 @cache
 def expected_training(name: str) -> Mapping[str, Array]:
-    return House(reference).run_training(training_case(name))
+    return _answer("run_training", training_case(name))
+
+
+# ---- what a check asks ---------------------------------------------------------------------------
+
+#: tensors without which an answer of this function is incomplete; the others may be left out
+ASKED: dict[str, Callable[[str], bool]] = {
+    "run_model": lambda name: name.startswith(("loss", "prefix.")),
+    "run_decoding": lambda name: True,
+    "run_training": lambda name: ".gradient." not in name,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem for a function of `Whole`, and the right answer. `source`: Python that makes the
+    problem; `axes`: of every tensor that may be given, in the order in which they arise."""
+
+    function: str
+    source: str
+    problem: ModelProblem | TrainingProblem
+    axes: Mapping[str, str]
+    expected: Expected
+
+
+def _model_question(source: str, p: ModelProblem, right: Mapping[str, Array]) -> Question:
+    axes = model_tensors(p.config, len(p.prefixes), len(p.sequences), p.need)
+    return _question("run_model", source, p, axes, right)
+
+
+def _question(
+    function: str, source: str, p: ModelProblem, axes: Mapping[str, str], right: Mapping[str, Array]
+) -> Question:
+    tolerance, offsets = TOLERANCE[str(p.prefixes[0].dtype)], np.cumsum([0, *map(len, p.sequences)])
+    wanted = {name: right[name] for name in axes if name in right}
+    expected = Expected(wanted, tolerance, dimensions(p), offsets.tolist(), "model")
+    return Question(function, source, p, axes, expected)
+
+
+def model_question(name: str, need: Literal["prefix", "all"] | None = None) -> Question:
+    """`need`: other than the case's own."""
+    problem = model_case(name)
+    problem = replace(problem, need=need or problem.need)
+    return _model_question(f"model_case({name!r})", problem, expected_model(name))
+
+
+def drawn_question(sizes: Mapping[str, Any]) -> Question:
+    """`sizes`: the arguments of `model_problem`, in float64."""
+    problem, source = model_problem(**sizes), f"model_problem(**{sizes!r})"
+    if source not in _DRAWN:
+        _DRAWN[source] = _answer("run_model", problem)
+    return _model_question(source, problem, _DRAWN[source])
+
+
+_DRAWN: dict[str, Mapping[str, Array]] = {}  # the right answers, by the problem's source
+
+
+def decoding_question(name: str) -> Question:
+    problem, source = replace(model_case(name), need="prefix"), f"model_case({name!r})"
+    return _question("run_decoding", source, problem, {"logits": "N V"}, expected_decoding(name))
+
+
+def training_question(name: str) -> Question:
+    problem, sizes = training_case(name), {"micro-batches": 2, "B": 2}
+    expected = Expected(expected_training(name), TOLERANCE["training"], sizes, None, "training")
+    source, axes = f"training_case({name!r})", training_tensors(problem)
+    return Question("run_training", source, problem, axes, expected)
+
+
+#: check -> why, and what it asks
+QUESTIONS: dict[str, tuple[str, Callable[[], Question]]] = {
+    **{f"model/{n}": (why, partial(model_question, n)) for n, (why, _) in MODEL_CASES.items()},
+    **{f"decoding/{n}": (why, partial(decoding_question, n)) for n, why in DECODING_CASES.items()},
+    **{f"training/{n}": (w, partial(training_question, n)) for n, (w, _) in TRAINING_CASES.items()},
+}

@@ -11,6 +11,7 @@ from minprefix import __version__
 from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
+from minprefix.conformance.implementation import NO_HYPOTHESIS
 from minprefix.errors import counted
 from minprefix.storage import files
 
@@ -106,7 +107,8 @@ def text(
 def _summary(results: Sequence[Result], name: str) -> str:
     failed = sum(r.status == "failed" for r in results)
     graded = sum(r.status != "not implemented" for r in results)
-    missing = _by_op(_not_implemented(results))
+    names = _not_implemented(results)
+    missing = _by_op([name for name in names if name != NO_HYPOTHESIS])
     said = f"{name}: "
     if failed:
         said += f"{failed} of {counted(graded, 'check')} failed"
@@ -117,6 +119,8 @@ def _summary(results: Sequence[Result], name: str) -> str:
     if missing and graded:
         listed = f"not implemented, and not graded: {'; '.join(missing)}"
         said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
+    if NO_HYPOTHESIS in names:
+        said += f"\nleft out: {NO_HYPOTHESIS}"
     return said
 
 

@@ -1,21 +1,19 @@
 """All checks, by id, and running them."""
 
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import Any
 
+from minprefix.conformance import cases, model_laws, problems
 from minprefix.conformance.by_hand import by_hand_checks
-from minprefix.conformance.check import PRECISION, Check, Grade, Result
+from minprefix.conformance.check import PRECISION, Check, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
-from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
 from minprefix.conformance.laws import law_checks
-from minprefix.conformance.model_checks import model_checks, training_checks
-from minprefix.conformance.op_checks import (
-    case_checks,
-    derivative_checks,
-    drawn_checks,
-    two_calls_checks,
-)
+from minprefix.conformance.model_checks import whole_checks
+from minprefix.conformance.op_checks import case_checks, derivative_checks, two_calls_checks
+from minprefix.conformance.zoo import matches
 from minprefix.errors import InputError
 
 
@@ -28,10 +26,30 @@ def all_checks() -> dict[str, Check]:
         *two_calls_checks(),
         *derivative_checks(),
         *law_checks(),
-        *drawn_checks(),
+        *map(_drawn_op, FUNCTIONS),
     ]
     ops.sort(key=lambda check: list(FUNCTIONS).index(check.op))
-    return {check.id: check for check in [*ops, *model_checks(), *training_checks()]}
+    why = f"{problems.DRAWS} models and batches that hypothesis draws, and the smallest that fails"
+    drawn = Check("model/drawn", "model", "model", why, partial(_draw, "grade_model"))
+    whole = [*whole_checks(), *model_laws.law_checks(), drawn]
+    whole.sort(key=lambda check: LEVELS.index(check.level))
+    return {check.id: check for check in [*ops, *whole]}
+
+
+def _drawn_op(op: str) -> Check:
+    said = f"{cases.DRAWS} shapes, seeds and layouts that hypothesis draws, and the smallest that"
+    return Check(f"{op}/drawn", "ops", op, f"{said} fails", partial(_draw, "grade_op", op))
+
+
+def _draw(name: str, *given: Any) -> None:
+    """A function of `drawn`, if hypothesis is there. Raises NotOffered."""
+    try:
+        from minprefix.conformance import drawn
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise NotOffered(NO_HYPOTHESIS) from error
+    getattr(drawn, name)(*given)
 
 
 def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:
@@ -40,21 +58,22 @@ def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:
     for level in levels:
         if level not in LEVELS:
             raise InputError(f"level {level!r}: expected one of {', '.join(LEVELS)}")
-    everything = list(all_checks().values())
+    chosen = named({check.id: check.level for check in all_checks().values()}, only, "check")
+    return [all_checks()[id_] for id_ in chosen if not levels or all_checks()[id_].level in levels]
+
+
+def named(level_of: Mapping[str, str], only: Sequence[str], what: str) -> list[str]:
+    """The ids whose level, or id or part of it, is one of `only` (empty: all). Raises InputError
+    for a word that names none. `level_of`: id -> its level."""
+
+    def meant(word: str, id_: str) -> bool:
+        return word in id_ or word == level_of[id_]
+
     for word in only:
-        if not word or not any(_named(check, word) for check in everything):
-            ops = ", ".join(dict.fromkeys(check.op for check in everything))
-            raise InputError(f"--only {word!r} names no check: expected one of {ops}, or an id")
-    return [
-        check
-        for check in everything
-        if (not levels or check.level in levels)
-        and (not only or any(_named(check, word) for word in only))
-    ]
-
-
-def _named(check: Check, word: str) -> bool:
-    return word in (check.op, check.level) or word in check.id
+        if not word or not any(meant(word, id_) for id_ in level_of):
+            ops = ", ".join(dict.fromkeys(id_.partition("/")[0] for id_ in level_of))
+            raise InputError(f"--only {word!r} names no {what}: expected one of {ops}, or an id")
+    return [id_ for id_ in level_of if not only or any(meant(word, id_) for word in only)]
 
 
 def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Result:
@@ -63,21 +82,15 @@ def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Res
     collected = check.collect(implementation)
     result = check.result(collected)
     if zoo and result.status == "failed":
-        result.zoo, result.zoo_distance = _matches(check, collected)
+        result.zoo, result.zoo_distance = matches(check, collected)
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _matches(check: Check, collected: Grade) -> tuple[list[str], float]:
-    from minprefix.conformance.zoo import matches
-
-    return matches(check, collected)
-
-
 class Zookeeper:
-    """Decides which failures are compared with the zoo: the first two of an op. The later ones
-    follow from them, and every bug costs a run of the check. Rounding does not count: few bugs come
-    near enough to be run."""
+    """Decides which failures are compared with the zoo: the first two of an op. Later ones follow
+    from them, and every bug costs a run of the check. Rounding does not count: few bugs come near
+    enough to be run."""
 
     def __init__(self) -> None:
         self._failed: dict[str, int] = {}  # op -> how many of its checks failed
@@ -93,8 +106,8 @@ class Zookeeper:
 def run(
     implementation: Implementation, checks: Sequence[Check] | None = None, zoo: bool = False
 ) -> list[Result]:
-    """The checks in this very process: fast, and as fragile as the implementation. `run_isolated`
-    survives it."""
+    """The checks in this very process: fast, and an implementation that crashes or hangs takes the
+    process with it. `run_isolated` survives that."""
     results, keeper = [], Zookeeper()
     for check in all_checks().values() if checks is None else checks:
         results.append(grade(check, implementation, zoo and keeper.wanted(check)))

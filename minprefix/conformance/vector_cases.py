@@ -12,29 +12,11 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance import suite
-from minprefix.conformance.cases import CASES, case_of, owner
-from minprefix.conformance.cases import axes as axes_of
-from minprefix.conformance.check import Check, Grade
-from minprefix.conformance.contract import (
-    ModelProblem,
-    TrainingProblem,
-    model_tensors,
-    training_tensors,
-)
+from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, each_float, owner
+from minprefix.conformance.check import Check, Expected, Grade
+from minprefix.conformance.contract import MicroBatch, ModelProblem, model_tensors
 from minprefix.conformance.implementation import Broken, Implementation
-from minprefix.conformance.problems import (
-    MODEL_CASES,
-    SMALL,
-    TOLERANCE,
-    TRAINING_CASES,
-    dimensions,
-    expected_decoding,
-    expected_model,
-    expected_training,
-    model_case,
-    training_case,
-    weights_of,
-)
+from minprefix.conformance.problems import QUESTIONS, SMALL, TOLERANCE, weights_of
 from minprefix.conformance.record import Recorder
 from minprefix.gpt2 import block_backward, block_forward
 from minprefix.ops import reference
@@ -83,23 +65,6 @@ NOTES = {
     "(P, L, 2, NH, hs)",
 }
 
-#: op -> input -> its axes
-INPUTS: dict[str, dict[str, str]] = {
-    "embed": {
-        "tokens": "N",
-        "positions": "N",
-        "wte": "V C",
-        "wpe": "n_positions C",
-        "dx": "N C",
-    },
-    "layernorm": {"x": "N C", "gain": "C", "bias": "C", "dout": "N C"},
-    "linear": {"x": "N in", "weight": "in out", "bias": "out", "dout": "N out"},
-    "gelu": {"x": "N F", "dout": "N F"},
-    "attention": dict.fromkeys(("q", "k", "v", "dz"), "N NH hs")
-    | {"prefix_k": "NH P hs", "prefix_v": "NH P hs", "offsets": "B+1"},
-    "cross_entropy": {"logits": "M V", "targets": "M", "weights": "M"},
-}
-
 
 @dataclass(frozen=True)
 class Tensor:
@@ -130,107 +95,82 @@ class VectorCase:
 # ---- the cases ----------------------------------------------------------------------------------
 
 
-def _op_case(op: str, name: str) -> VectorCase:
-    case, check = case_of(op, name), suite.all_checks()[f"{op}/{name}"]
+def _op_case(id_: str) -> VectorCase:
+    op, _, name = id_.partition("/")
+    case = case_of(op, name)
     inputs: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     for argument, a in case.inputs().items():
         if isinstance(a, list):
-            each = {f"{argument}[{b}]": Tensor(x, INPUTS[op][argument]) for b, x in enumerate(a)}
-            inputs |= each
+            inputs |= {f"{argument}[{b}]": Tensor(x, INPUTS[op][argument]) for b, x in enumerate(a)}
         elif isinstance(a, np.ndarray):
             inputs[argument] = Tensor(a, INPUTS[op][argument])
         else:
             settings[argument] = a  # eps; bias where it is None
-    expected = {
-        tensor: Tensor(_as(a, case.dtype), axes_of(owner(op, tensor), tensor), owner(op, tensor))
-        for tensor, a in case.expected().items()
-    }
+    expected = {}
+    for tensor, a in case.expected().items():
+        function = owner(op, tensor)
+        expected[tensor] = Tensor(_as(a, case.dtype), axes(function, tensor), function)
     sizes = {letter: int(size) for letter, size in case.dimensions().items()}
+    check = suite.all_checks()[id_]
     return VectorCase(check, case.tolerance(), settings, sizes, inputs, expected)
 
 
 def _as(a: Array, dtype: str) -> Array:
-    return a.astype(dtype) if a.dtype.kind == "f" else a
+    found: Array = each_float(lambda each: each.astype(dtype), a)
+    return found
 
 
-def _offsets(sequences: Sequence[Sequence[int]]) -> Array:
-    return np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
+def _offsets(lengths: Sequence[int]) -> Array:
+    return np.cumsum([0, *lengths]).astype(np.int64)
 
 
-def _integers(numbers: Sequence[int]) -> Array:
-    return np.array(numbers, dtype=np.int64)
+def _integers(numbers: Sequence[int], axes: str) -> Tensor:
+    return Tensor(np.array(numbers, dtype=np.int64), axes)
 
 
-def _batch(sequences: Any, loss_from: Any, prefix_of: Any) -> dict[str, Tensor]:
+def _batch(batch: ModelProblem | MicroBatch) -> dict[str, Tensor]:
     return {
-        "tokens": Tensor(_integers([t for s in sequences for t in s]), "N"),
-        "offsets": Tensor(_offsets(sequences), "B+1"),
-        "loss_from": Tensor(_integers(loss_from), "B"),
-        "prefix_of": Tensor(_integers(prefix_of), "B"),
+        "tokens": _integers([t for ids in batch.sequences for t in ids], "N"),
+        "offsets": Tensor(_offsets([len(ids) for ids in batch.sequences]), "B+1"),
+        "loss_from": _integers(batch.loss_from, "B"),
+        "prefix_of": _integers(batch.prefix_of, "B"),
     }
 
 
-def _weights(weights: Mapping[str, Array], start: str = "weights.") -> dict[str, Tensor]:
-    return {start + n: Tensor(a, " ".join("?" * a.ndim)) for n, a in weights.items()}
+def _parameters(named: Mapping[str, Array], start: str) -> dict[str, Tensor]:
+    letters = {n: "L 2 NH P hs" if n == "kv" else " ".join("?" * a.ndim) for n, a in named.items()}
+    return {start + n: Tensor(a, letters[n]) for n, a in named.items()}
 
 
-def _whole_case(
-    check: Check, problem: ModelProblem, function: str, axes: Mapping[str, str], found: Any
-) -> VectorCase:
-    p = problem
-    dtype = str(p.prefixes[0].dtype)
-    inputs = _batch(p.sequences, p.loss_from, p.prefix_of)
-    inputs["position_offsets"] = Tensor(_integers(p.position_offsets), "prefixes")
-    inputs |= {f"prefixes[{j}]": Tensor(kv, "L 2 NH P hs") for j, kv in enumerate(p.prefixes)}
-    inputs |= _weights(p.weights)
-    expected = {n: Tensor(_as(found[n], dtype), letters, function) for n, letters in axes.items()}
-    settings = {"config": asdict(p.config), "reduction": p.reduction, "need": p.need}
-    return VectorCase(check, TOLERANCE[dtype], settings, dimensions(p), inputs, expected)
-
-
-def _model_case(name: str) -> VectorCase:
-    p = model_case(name)
-    axes = model_tensors(p.config, len(p.prefixes), len(p.sequences), p.need)
-    check = suite.all_checks()[f"model/{name}"]
-    return _whole_case(check, p, "run_model", axes, expected_model(name))
-
-
-def _decoding_case(check: Check) -> VectorCase:
-    name = check.id.partition("/")[2]
-    p = replace(model_case(name), need="prefix")
-    return _whole_case(check, p, "run_decoding", {"logits": "N V"}, expected_decoding(name))
-
-
-def _training_case(name: str) -> VectorCase:
-    p: TrainingProblem = training_case(name)
+def _whole_case(id_: str) -> VectorCase:
+    question, check = QUESTIONS[id_][1](), suite.all_checks()[id_]
+    p, right = question.problem, question.expected
     inputs: dict[str, Tensor] = {}
-    for s, step in enumerate(p.steps):
-        for m, part in enumerate(step):
-            batch = _batch(part.sequences, part.loss_from, part.prefix_of)
-            inputs |= {f"step.{s}.part.{m}.{n}": t for n, t in batch.items()}
-    for i, parameters in enumerate(p.parameters):
-        for n, a in parameters.items():
-            axes = "L 2 NH P hs" if n == "kv" else " ".join("?" * a.ndim)
-            inputs[f"prefix.{i}.{n}"] = Tensor(a, axes)
-    inputs |= _weights(p.weights)
-    found = expected_training(name)
-    expected = {n: Tensor(found[n], a, "run_training") for n, a in training_tensors(p).items()}
-    settings = {
-        "config": asdict(p.config),
-        "steps": len(p.steps),
-        "parts": [len(step) for step in p.steps],
-        "lr": p.lr,
-        "warmup": p.warmup,
-        "beta1": p.beta1,
-        "beta2": p.beta2,
-        "eps": p.eps,
-        "weight_decay": p.weight_decay,
-        "clip": p.clip,
+    settings: dict[str, Any] = {"config": asdict(p.config)}
+    if isinstance(p, ModelProblem):
+        dtype = str(p.prefixes[0].dtype)
+        inputs |= _batch(p)
+        inputs["position_offsets"] = _integers(p.position_offsets, "prefixes")
+        inputs |= {f"prefixes[{j}]": Tensor(kv, "L 2 NH P hs") for j, kv in enumerate(p.prefixes)}
+        settings |= {"reduction": p.reduction, "need": p.need}
+    else:
+        dtype = "float64"
+        for s, step in enumerate(p.steps):
+            for m, part in enumerate(step):
+                inputs |= {f"step.{s}.part.{m}.{n}": t for n, t in _batch(part).items()}
+        for i, parameters in enumerate(p.parameters):
+            inputs |= _parameters(parameters, f"prefix.{i}.")
+        settings |= {"steps": len(p.steps), "parts": [len(step) for step in p.steps]}
+        numbers = ("lr", "warmup", "beta1", "beta2", "eps", "weight_decay", "clip")
+        settings |= {name: getattr(p, name) for name in numbers}
+    inputs |= _parameters(p.weights, "weights.")
+    expected = {
+        name: Tensor(_as(right.tensors[name], dtype), letters, question.function)
+        for name, letters in question.axes.items()
     }
-    check = suite.all_checks()[f"training/{name}"]
-    sizes = {"micro-batches": 2, "B": 2}
-    return VectorCase(check, TOLERANCE["training"], settings, sizes, inputs, expected)
+    sizes = {letter: int(size) for letter, size in right.dimensions.items()}
+    return VectorCase(check, right.tolerance, settings, sizes, inputs, expected)
 
 
 # ---- a block alone: the suite itself has no check of it ------------------------------------------
@@ -255,28 +195,22 @@ def _block_inputs(name: str) -> dict[str, Tensor]:
     for b, P in enumerate(slots):
         for n in ("prefix_k", "prefix_v"):
             inputs[f"{n}[{b}]"] = Tensor(rng.normal(0, 0.7, (heads, P, hs)), "NH P hs")
-    inputs["offsets"] = Tensor(_offsets([range(T) for T in lengths]), "B+1")
+    inputs["offsets"] = Tensor(_offsets(lengths), "B+1")
     block = {n[4:]: a for n, a in weights_of(SMALL).items() if n.startswith("h.1.")}
-    return inputs | _weights(block)
+    return inputs | _parameters(block, "weights.")
 
 
 def _run_block(
-    inputs: Mapping[str, Tensor],
-    ops: Any,
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    name: str, ops: Any, forward: Callable[..., Any], backward: Callable[..., Any]
 ) -> dict[str, Array]:
     """Every tensor of the block, by the names of the model without `blocks.0.`."""
-    start = "weights."
-    w = {n.removeprefix(start): t.array for n, t in inputs.items() if n.startswith(start)}
-    B = len(inputs["offsets"].array) - 1
-    past = [(inputs[f"prefix_k[{b}]"].array, inputs[f"prefix_v[{b}]"].array) for b in range(B)]
+    i, start = {n: t.array for n, t in _block_inputs(name).items()}, "weights."
+    w = {n.removeprefix(start): a for n, a in i.items() if n.startswith(start)}
+    past = [(i[f"prefix_k[{b}]"], i[f"prefix_v[{b}]"]) for b in range(len(i["offsets"]) - 1)]
     recorder = Recorder(ops, {f"h.0.{n}": a for n, a in w.items()}, SMALL.head_size)
-    out, kept = forward(
-        inputs["resid_pre"].array, w, past, inputs["offsets"].array, SMALL, recorder, w.keys()
-    )
+    out, kept = forward(i["resid_pre"], w, past, i["offsets"], SMALL, recorder, w.keys())
     out = np.array(out)
-    grads = backward(inputs["dresid_post"].array, w, kept, recorder, True)
+    grads = backward(i["dresid_post"], w, kept, recorder, True)
     found = {n.removeprefix("blocks.0."): a for n, a in recorder.tensors.items()}
     found |= {"resid_post": out, "dresid_pre": grads.dx}
     for b, (dk, dv) in enumerate(zip(*grads.dpast, strict=True)):
@@ -299,66 +233,53 @@ def _block_axes(B: int) -> dict[str, str]:
 
 
 @cache
-def _block_expected(name: str) -> dict[str, Array]:
-    return _run_block(_block_inputs(name), reference, block_forward, block_backward)
+def _block_expected(name: str) -> Expected:
+    found = _run_block(name, reference, block_forward, block_backward)
+    _, lengths, slots = BLOCKS[name]
+    sizes = {"hs": SMALL.head_size, "B": len(lengths), "N": sum(lengths), "P": slots[0]}
+    return Expected(found, TOLERANCE["float64"], {a: n for a, n in sizes.items() if n > 1})
 
 
 def block_check(name: str) -> Check:
-    def run(implementation: Implementation, grade: Grade) -> None:
-        of = implementation.functions  # a bug of the zoo may have a block of its own
-        code = (
-            getattr(of, "block_forward", block_forward),
-            getattr(of, "block_backward", block_backward),
-        )
-        want, B = _block_expected(name), len(BLOCKS[name][1])
-        try:
-            found = _run_block(_block_inputs(name), implementation.functions, *code)
-        except Exception as error:
-            said = f"block_forward and block_backward raised {type(error).__name__}: {error}"
-            raise Broken("exception", said) from error
-        for n, axes in _block_axes(B).items():
-            if n in found:
-                grade.compare("block", n, found[n], want[n], TOLERANCE["float64"], axes)
+    return Check(f"block/{name}", "model", "block", BLOCKS[name][0], partial(_grade_block, name))
 
-    return Check(f"block/{name}", "model", "block", BLOCKS[name][0], run)
+
+def _grade_block(name: str, implementation: Implementation, grade: Grade) -> None:
+    ops = implementation.functions  # a bug of the zoo may have a block of its own
+    forward = getattr(ops, "block_forward", block_forward)
+    backward = getattr(ops, "block_backward", block_backward)
+    try:
+        found = _run_block(name, ops, forward, backward)
+    except Exception as error:
+        said = f"block_forward and block_backward raised {type(error).__name__}: {error}"
+        raise Broken("exception", said) from error
+    for tensor, letters in _block_axes(len(BLOCKS[name][1])).items():
+        if tensor in found:
+            grade.compare("block", tensor, found[tensor], _block_expected(name), letters)
 
 
 def _block_case(name: str) -> VectorCase:
-    inputs, found = _block_inputs(name), _block_expected(name)
-    _, lengths, slots = BLOCKS[name]
-    axes = _block_axes(len(lengths))
-    order = list(axes)
-    turn = order.index("resid_post")
-    expected = {
-        n: Tensor(found[n], a, "block_forward" if order.index(n) <= turn else "block_backward")
-        for n, a in axes.items()
-    }
-    sizes = {"hs": SMALL.head_size, "B": len(lengths), "N": sum(lengths), "P": slots[0]}
+    right, function, expected = _block_expected(name), "block_forward", {}
+    for tensor, letters in _block_axes(len(BLOCKS[name][1])).items():
+        expected[tensor] = Tensor(right.tensors[tensor], letters, function)
+        if tensor == "resid_post":
+            function = "block_backward"
     settings = {"n_head": SMALL.n_head, "layer_norm_epsilon": SMALL.layer_norm_epsilon}
-    return VectorCase(
-        block_check(name),
-        TOLERANCE["float64"],
-        settings,
-        {letter: n for letter, n in sizes.items() if n > 1},
-        inputs,
-        expected,
-    )
+    sizes = {letter: int(size) for letter, size in right.dimensions.items()}
+    check, inputs = block_check(name), _block_inputs(name)
+    return VectorCase(check, right.tolerance, settings, sizes, inputs, expected)
 
 
 def all_cases() -> dict[str, Callable[[], VectorCase]]:
     """id -> the case, made when it is called: ops, a block, the whole model, training."""
-    made: dict[str, Callable[[], VectorCase]] = {}
-    for op, named in CASES.items():
-        for name in named:
-            if case_of(op, name).layout == "contiguous":
-                made[f"{op}/{name}"] = partial(_op_case, op, name)
-    for name in BLOCKS:
-        made[f"block/{name}"] = partial(_block_case, name)
-    for name in MODEL_CASES:
-        made[f"model/{name}"] = partial(_model_case, name)
-    for check in suite.all_checks().values():
-        if check.op == "decoding":
-            made[check.id] = partial(_decoding_case, check)
-    for name in TRAINING_CASES:
-        made[f"training/{name}"] = partial(_training_case, name)
-    return made
+    ops = [
+        f"{op}/{name}"
+        for op, named in CASES.items()
+        for name in named
+        if case_of(op, name).layout == "contiguous"
+    ]
+    return {
+        **{id_: partial(_op_case, id_) for id_ in ops},
+        **{f"block/{name}": partial(_block_case, name) for name in BLOCKS},
+        **{id_: partial(_whole_case, id_) for id_ in QUESTIONS},
+    }

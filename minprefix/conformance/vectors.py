@@ -16,7 +16,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from minprefix import __version__
 from minprefix.conformance import report, suite, zoo
-from minprefix.conformance.check import Check, Finding, Grade, Result, errors_in_single
+from minprefix.conformance.check import Check, Expected, Grade, Result, errors_in_single
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.vector_cases import (
@@ -62,7 +63,7 @@ def caught_by(check: Check) -> list[str]:
     for name, bug in zoo.all_bugs().items():
         if not zoo.affects(bug, check):
             continue
-        findings = check.collect(zoo._planted(name)).findings
+        findings = check.collect(zoo.planted(name)).findings
         if any(finding.kind in _IN_NUMBERS for finding in findings):
             caught.append(name)
     return caught
@@ -77,7 +78,8 @@ def write(
     Outputs that a program wrote are left where they are. Raises InputError for a folder that holds
     something else.
     """
-    chosen = _named(all_cases(), only)
+    cases = all_cases()
+    ids = chosen(cases, only)
     _claim(folder)
     head: dict[str, Any] = {
         "$schema": SCHEMA,
@@ -91,8 +93,8 @@ def write(
     files.write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
     files.write_text(folder / SCHEMA, schema())
     entries = []
-    for id_, make in chosen.items():
-        case, path = make(), f"cases/{file_name(id_)}"
+    for id_ in ids:
+        case, path = cases[id_](), f"cases/{file_name(id_)}"
         data = _bytes(case)
         files.write_bytes(folder / path, data)
         where = {
@@ -108,7 +110,7 @@ def write(
     for old in (folder / "cases").glob("*.safetensors"):  # of earlier vectors
         if f"cases/{old.name}" not in kept:
             old.unlink()
-    return list(chosen)
+    return ids
 
 
 def _bytes(case: VectorCase) -> bytes:
@@ -161,22 +163,12 @@ def schema() -> str:
     )
 
 
-def _named(cases: Mapping[str, Any], only: Sequence[str]) -> dict[str, Any]:
-    """Those whose op, level, id or part of an id is one of `only`, as `minprefix check` selects."""
-
-    def level(id_: str) -> str:
-        op = id_.partition("/")[0]
-        return "ops" if op in FUNCTIONS else "training" if op == "training" else "model"
-
-    for word in only:
-        if not word or not any(word in i or word == level(i) for i in cases):
-            names = ", ".join(dict.fromkeys(i.partition("/")[0] for i in cases))
-            raise InputError(f"--only {word!r} names no case: expected one of {names}, or an id")
-    return {
-        i: c
-        for i, c in cases.items()
-        if not only or any(word in i or word == level(i) for word in only)
-    }
+def chosen(ids: Collection[str], only: Sequence[str]) -> list[str]:
+    """Those of the ids that `only` names, as `minprefix check` selects. Raises InputError."""
+    levels = {"block": "model", "decoding": "model"}
+    ops = {id_: id_.partition("/")[0] for id_ in ids}
+    level_of = {i: "ops" if op in FUNCTIONS else levels.get(op, op) for i, op in ops.items()}
+    return suite.named(level_of, only, "case")
 
 
 def _claim(folder: Path) -> None:
@@ -208,14 +200,15 @@ def check(
     """What a program wrote into `outputs`, graded; `progress`: with a bar on a terminal. Raises
     InputError if the vectors themselves are damaged or of another version, and if there is no
     output to grade."""
-    entries = _named(_read_index(folder), only)
-    everything = [Path(e["outputs"]).name for e in _read_index(folder).values()]
+    index = _read_index(folder)
+    entries = [index[id_] for id_ in chosen(index, only)]
+    everything = [Path(e["outputs"]).name for e in index.values()]
     outputs = folder / OUTPUTS
     written = {p.name for p in outputs.glob("*.safetensors")} if outputs.is_dir() else set[str]()
     for name in sorted(written - set(everything)):
         raise InputError(f"{outputs / name} belongs to no case{_meant(name, everything)}")
-    if not any(Path(e["outputs"]).name in written for e in entries.values()):
-        example = next(iter(entries.values()))["outputs"]
+    if not any(Path(e["outputs"]).name in written for e in entries):
+        example = entries[0]["outputs"]
         which = "" if not only else f" of the cases that --only {' '.join(only)} names"
         raise InputError(
             f"{outputs} holds no outputs{which}: write, say, {folder / example} with your "
@@ -223,7 +216,7 @@ def check(
         )
     results, keeper = [], suite.Zookeeper()
     quiet = None if progress else True
-    for entry in tqdm(entries.values(), unit="case", leave=False, disable=quiet):
+    for entry in tqdm(entries, unit="case", leave=False, disable=quiet):
         check_ = _check_of(entry)
         results.append(_grade(folder, entry, check_, with_zoo and keeper.wanted(check_)))
         keeper.saw(results[-1])
@@ -262,45 +255,38 @@ def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for i, entry in enumerate(cases):
         where = f"case {i}"
-        for key, kind in _READ.items():
+        for key, fits in _READ.items():
             value = entry.get(key) if isinstance(entry, dict) else None
-            if not isinstance(value, kind) or value == "":
-                raise InputError(f"{path}: {where} has {key} {value!r}: it is damaged, {again}")
+            if not fits(value):
+                said = f"{path}: {where} has {key} {reprlib.repr(value)}"
+                raise InputError(f"{said}: it is damaged, {again}")
             where = f"case {entry['id']!r}"
-        for name, about in entry["expected"].items():
-            if not isinstance(about, dict) or not _said(about):
-                raise InputError(
-                    f"{path}: {where} does not say what {name} is: it is damaged, {again}"
-                )
-        sizes, tolerance = entry["dimensions"].values(), entry["tolerance"]
-        if not 0 < tolerance < 1 or not all(isinstance(n, int) for n in sizes):
-            raise InputError(
-                f"{path}: {where} has tolerance {tolerance!r} and dimensions "
-                f"{entry['dimensions']!r}: expected numbers; it is damaged, {again}"
-            )
-        if entry["level"] not in LEVELS:
-            raise InputError(f"{path}: {where} is of level {entry['level']!r}: expected {LEVELS}")
         found[entry["id"]] = entry
     return found
 
 
-def _said(about: Mapping[str, Any]) -> bool:
-    return all(isinstance(about.get(key), str) for key in ("axes", "function"))
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
-#: what `check` reads of an entry, the id first
-_READ: dict[str, type | tuple[type, ...]] = {
-    "id": str,
-    "level": str,
-    "op": str,
-    "file": str,
-    "sha256": str,
-    "outputs": str,
-    "tolerance": (int, float),
-    "dimensions": dict,
-    "inputs": dict,
-    "expected": dict,
+#: what `check` reads of an entry, the id first -> whether a value will do
+_READ: dict[str, Callable[[Any], bool]] = {
+    "id": _is_text,
+    "level": LEVELS.__contains__,
+    "op": _is_text,
+    "file": _is_text,
+    "sha256": _is_text,
+    "outputs": _is_text,
+    "tolerance": lambda t: isinstance(t, float) and 0 < t < 1,
+    "dimensions": lambda d: isinstance(d, dict) and all(isinstance(n, int) for n in d.values()),
+    "inputs": lambda d: isinstance(d, dict),
+    "expected": lambda d: isinstance(d, dict) and all(map(_is_about, d.values())),
 }
+
+
+def _is_about(about: Any) -> bool:
+    known = isinstance(about, dict) and (about.get(key) for key in ("axes", "function"))
+    return known is not False and all(isinstance(each, str) for each in known)
 
 
 def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
@@ -332,9 +318,9 @@ def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool
         found = _read_outputs(path, entry, grade)
     except (SafetensorError, OSError, ValueError) as error:
         said = f"{path} cannot be read as safetensors ({error}): was it written to its end?"
-        grade.findings.append(Finding(entry["op"], "", "unreadable", said))
+        grade.say("unreadable", entry["op"], "", said)
     else:
-        with np.errstate(all="ignore"):  # what overflows is found in the numbers
+        with np.errstate(all="ignore"):  # an overflow shows in the numbers
             _compare(folder, entry, found, vectors, grade)
     for finding in grade.findings:
         finding.reproducer = finding.reproducer or (
@@ -354,33 +340,26 @@ def _compare(
     grade: Grade,
 ) -> None:
     """Every tensor that was written, with the one that is expected."""
-    expected = {name: vectors[f"expected.{name}"] for name in entry["expected"]}
-    offsets = vectors.get("input.offsets")
+    level, offsets = entry["level"], vectors.get("input.offsets")
+    expected = Expected(
+        {name: vectors[f"expected.{name}"] for name in entry["expected"]},
+        entry["tolerance"],
+        entry["dimensions"],
+        None if offsets is None else offsets.tolist(),
+        level,
+    )
     given, left_out = {name.split("[")[0] for name in found}, list[str]()
     for name, about in entry["expected"].items():
-        want = expected[name]
-        if name in grade.errors:  # of a type that cannot be compared
-            continue
-        if name not in found:
-            if "[" in name and name.split("[")[0] in given:
-                said = f"{folder / entry['outputs']} lacks {name}: expected one for each sequence"
-                grade.findings.append(Finding(about["function"], name, "missing", said))
-            else:
-                left_out.append(name)
-            continue
-        grade.compare(
-            about["function"],
-            name,
-            found[name],
-            want,
-            float(entry["tolerance"]),
-            about["axes"],
-            entry["dimensions"],
-            {n: a for n, a in expected.items() if _neighbours(entry["level"], n, name)},
-            None if offsets is None else [int(o) for o in offsets],
-            str(want.dtype) if entry["level"] == "ops" and want.dtype.kind == "f" else None,
-            _reproducer(folder, entry, name),
-        )
+        want, function = expected.tensors[name], about["function"]
+        if name in found:
+            dtype = str(want.dtype) if level == "ops" and want.dtype.kind == "f" else None
+            paste = _reproducer(folder, entry, name)
+            grade.compare(function, name, found[name], expected, about["axes"], dtype, paste)
+        elif "[" in name and name.split("[")[0] in given:
+            said = f"{folder / entry['outputs']} lacks {name}: expected one for each sequence"
+            grade.say("missing", function, name, said)
+        elif name not in grade.errors:  # those are of a type that cannot be compared
+            left_out.append(name)
     if left_out:
         grade.not_implemented.append(f"{_summed_up(left_out)} of {entry['op']}")
 
@@ -393,13 +372,6 @@ def _summed_up(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(kinds[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _neighbours(level: str, other: str, name: str) -> bool:
-    """What may have been swapped for `name`."""
-    if level == "ops":
-        return not other.startswith("cache.")
-    return other.split(".")[0] == name.split(".")[0]
-
-
 def _read_outputs(path: Path, entry: Mapping[str, Any], grade: Grade) -> dict[str, Array]:
     """The tensors that the case has, by name; what is wrong with the others is noted in `grade`."""
     found: dict[str, Array] = {}
@@ -408,13 +380,12 @@ def _read_outputs(path: Path, entry: Mapping[str, Any], grade: Grade) -> dict[st
         for name in f.keys():  # noqa: SIM118  it is no dict
             if name not in names:
                 said = f"{path}: {name} is no tensor of {entry['id']}{_meant(name, names)}"
-                grade.findings.append(Finding(entry["op"], name, "missing", said))
+                grade.say("missing", entry["op"], name, said)
                 continue
             kind = f.get_slice(name).get_dtype()
             if kind not in _KINDS:
                 said = f"{path}: {name} is {kind}, expected one of {', '.join(_KINDS)}"
-                function = entry["expected"][name]["function"]
-                grade.findings.append(Finding(function, name, "dtype", said))
+                grade.say("dtype", entry["expected"][name]["function"], name, said)
                 grade.errors[name] = float("inf")
                 continue
             found[name] = f.get_tensor(name)
@@ -457,7 +428,7 @@ def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
 
 def write_command(args: argparse.Namespace) -> int:
     # every bug of the zoo runs through every case: that takes minutes
-    n = len(_named(all_cases(), args.only or ()))
+    n = len(chosen(all_cases(), args.only or ()))
     with tqdm(total=n, unit="case", leave=False, disable=None) as bar:
 
         def caught(check_: Check) -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS, results
-from minprefix.conformance.house import House
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array, AttentionGrads
 
@@ -19,6 +18,8 @@ def whole(implementation: Implementation, function: str) -> Callable[[Any], Any]
     missing = [f for f in needed if f not in OPTIONAL and not implementation.has(f)]
     if missing:
         raise NotOffered(f"{function} (or all ops: {', '.join(missing)} missing)")
+    from minprefix.conformance.house import House  # not at the top: training needs more than NumPy
+
     house = House(Guarded(implementation))
     return lambda problem: getattr(house, function)(problem)
 

@@ -2,7 +2,7 @@
 own code. It proves that the suite has power, and it recognises a bug that it has seen before.
 """
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -60,22 +60,17 @@ def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
     first = MODULES.index(f"minprefix.{bug.module}")
     # ops are given to whoever calls them: nothing that imports the reference need change
     names = MODULES[:1] if first == 0 else MODULES[first:]
-    saved = {name: sys.modules.get(name) for name in names}
+    # all are imported before: another module that meets a planted one would keep it
+    saved = {name: importlib.import_module(name) for name in names}
     planted: dict[str, types.ModuleType] = {}
     try:
         for name in names:
-            origin = _origin(name)
+            path, source = _source(name)
             if name == names[0]:
-                made = _module(name, changed_source(bug), f"{origin} with bug {bug.name}")
-            else:
-                made = _module(name, _source(origin), origin)
-            planted[name] = made
+                path, source = f"{path} with bug {bug.name}", changed_source(bug)
+            planted[name] = _module(name, source, path)
     finally:
-        for name, module in saved.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        sys.modules.update(saved)
     return planted
 
 
@@ -93,7 +88,8 @@ class _Whole:
 def changed_source(bug: Bug) -> str:
     """The text of the bug's module with the bug in it. Raises ValueError as `plant` does."""
     name = f"minprefix.{bug.module}"
-    source = _source(_origin(name))
+    importlib.import_module(name)
+    _, source = _source(name)
     for old, new in bug.change:
         if source.count(old) != 1:
             raise ValueError(
@@ -104,11 +100,11 @@ def changed_source(bug: Bug) -> str:
     return source
 
 
-def _origin(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return spec.origin
+@cache
+def _source(name: str) -> tuple[str, str]:
+    """Where a module's text stands, and the text."""
+    path = Path(str(sys.modules[name].__file__))
+    return str(path), path.read_text(encoding="utf-8")
 
 
 def _module(name: str, source: str, path: str) -> types.ModuleType:
@@ -120,18 +116,12 @@ def _module(name: str, source: str, path: str) -> types.ModuleType:
 
 
 @cache
-def _source(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-@cache
 def _compiled(source: str, path: str) -> types.CodeType:
     return compile(source, path, "exec")
 
 
 @cache
-def _planted(name: str) -> Implementation:
+def planted(name: str) -> Implementation:
     return plant(all_bugs()[name])
 
 
@@ -205,7 +195,7 @@ def matches(
         if tensor != first or not _may_be(wrong[first], print_):
             continue
         if (check.id, name) not in _SEEN:
-            _SEEN[check.id, name] = check.collect(_planted(name)).found
+            _SEEN[check.id, name] = check.collect(planted(name)).found
         numbers = _SEEN[check.id, name]
         if first in numbers:
             distances[name] = _distance(numbers[first], wrong[first])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from minprefix.conformance import cases, op_checks, problems, suite
+from minprefix.conformance import cases, problems, suite
 from minprefix.conformance.cases import Case
 from minprefix.conformance.contract import (
     FUNCTIONS,
@@ -20,6 +20,7 @@ from minprefix.conformance.contract import (
     training_tensors,
 )
 from minprefix.conformance.diagnosis import relative_error
+from minprefix.conformance.drawn import DRAWN_SIZES
 from tests.oracles import by_reference, by_torch
 
 Array = np.ndarray
@@ -192,7 +193,7 @@ def _error(found: Mapping[str, Array], expected: Mapping[str, Array], tensor: st
 
 
 def model_scores(name: str) -> Iterator[Score]:
-    problem = problems.widened(problems.model_case(name), ("weights", "prefixes"))
+    problem = problems.widened(problems.model_case(name))
     expected = problems.expected_model(name)
     asked = model_tensors(
         problem.config, len(problem.prefixes), len(problem.sequences), problem.need
@@ -209,7 +210,7 @@ def model_scores(name: str) -> Iterator[Score]:
 
 
 def decoding_scores(name: str) -> Iterator[Score]:
-    problem = problems.widened(problems.model_case(name), ("weights", "prefixes"))
+    problem = problems.widened(problems.model_case(name))
     expected = problems.expected_decoding(name)
     for oracle, found in (
         ("PyTorch", by_torch.decoding(problem)),
@@ -252,7 +253,7 @@ def drawn(op: str) -> list[Case]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(sizes=op_checks.DRAWN_SIZES[op], seed=st.integers(0, 2**16))
+    @given(sizes=DRAWN_SIZES[op], seed=st.integers(0, 2**16))
     def draw(sizes: dict[str, Any], seed: int) -> None:
         found.append(Case(op, sizes, seed))
 

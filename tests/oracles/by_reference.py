@@ -132,7 +132,7 @@ ARGUMENT_OF = {
 
 def op(case: Case) -> Point:
     """The sum over the output times the upstream gradient."""
-    inputs = {name: cases._wide(a) for name, a in case.inputs().items()}
+    inputs = {name: cases.wide(a) for name, a in case.inputs().items()}
     upstream, names = ARGUMENT_OF[case.op]
     if case.op == "linear" and inputs["bias"] is None:  # its gradient is expected all the same
         inputs["bias"] = np.zeros(inputs["weight"].shape[1])
