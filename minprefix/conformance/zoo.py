@@ -26,6 +26,7 @@ MODULES = (
     "minprefix.gpt2",
     "minprefix.batch",
     "minprefix.optim",
+    "minprefix.storage.saved",
     "minprefix.prefix",
     "minprefix.model",
     "minprefix.generate",

@@ -110,7 +110,7 @@ _MLP = [
     Bug(
         "unflattened-values-first",
         "plumbing",
-        "prefix",
+        "storage.saved",
         (
             (
                 "kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)",
@@ -126,7 +126,7 @@ _MLP = [
     Bug(
         "unflattened-without-a-transpose",
         "plumbing",
-        "prefix",
+        "storage.saved",
         (
             (
                 "kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)",
@@ -142,7 +142,7 @@ _MLP = [
     Bug(
         "flattened-without-a-transpose",
         "plumbing",
-        "prefix",
+        "storage.saved",
         (
             (
                 "kv.transpose(3, 0, 1, 2, 4).reshape",
