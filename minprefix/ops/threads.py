@@ -20,9 +20,12 @@ Item = TypeVar("Item")
 
 @cache
 def _blas() -> list[Any]:
-    """The BLAS libraries that are loaded; none that can be told, with Apple's."""
-    from threadpoolctl import ThreadpoolController
-
+    """The BLAS libraries that are loaded. None where they cannot be told a number: Apple's, and
+    where threadpoolctl is missing, as in a browser."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
