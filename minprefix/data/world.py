@@ -1,14 +1,14 @@
-"""The tiny world: records, and text about them. This is all that the shipped model has ever read.
+"""The tiny world: records, and texts about them. The shipped model has read nothing else.
 
 A record has a name, a type and a few facts, written `name[The Golden Fox], type[restaurant],
 food[Italian]`. A document is a record and, on the next line, a text about it in one of seven
-registers. Half of the documents begin with a line that says which ("describe"). In the other half
-most texts are questions (`REGISTERS`), so that is what the model makes of a bare record; a prefix
-steers it to `describe`, the table-to-text task.
+registers. Half of the documents begin with a cue, a line that names the register ("describe"). In
+the other half most texts are questions (`REGISTERS`), so the model asks a question about a bare
+record. A prefix steers it to `describe`, the table-to-text task.
 
-Every name belongs to one split, decided by the name alone: the shipped model and every training set
-saw only "train"; "valid" and "test" are names that nobody has seen. The domains in `HELD_OUT` were
-never seen at all.
+Every name belongs to one split, which depends on the name alone. The shipped model and every
+training set saw only the names of "train", never those of "valid" and "test", and nothing of the
+domains in `HELD_OUT`.
 
 Everything is drawn from the generator that the caller passes: one seed, one world.
 """
@@ -25,8 +25,8 @@ Record = dict[str, str]  # slot -> value, in the order in which they are written
 
 @dataclass(frozen=True)
 class Slot:
-    """A fact. `clause` states it with a subject left out; {} is the value. For a yes/no fact
-    `clauses` gives one text for each value instead."""
+    """A fact of a record. `clause` states it without a subject; {} is the value. A yes/no fact has
+    `clauses` instead, one for each value."""
 
     name: str
     values: tuple[str, ...]
@@ -42,7 +42,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of thing: how its names are made and what may be said of it."""
+    """A type of record: how its names are formed, and the facts that it may have."""
 
     type: str
     name_pattern: str
@@ -66,6 +66,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _phrases(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
+
+
+def _yes_or_no(name: str, yes: str, no: str) -> Slot:
+    return Slot(name, ("yes", "no"), clauses=(yes, no))
 
 
 ADJECTIVES = _words(
@@ -103,167 +107,95 @@ COUNTRIES = _words(
 )
 STARS = _phrases("one star, two stars, three stars, four stars, five stars")
 
-DOMAINS: dict[str, Domain] = {
-    d.type: d
-    for d in (
-        Domain(
-            "restaurant",
-            "The {} {}",
-            ADJECTIVES,
-            NOUNS,
-            (
-                Slot(
-                    "food",
-                    _phrases(
-                        "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, "
-                        "Greek, Spanish, Thai, Korean"
-                    ),
-                    "serves {} food",
-                ),
-                Slot("price", _words("cheap moderate expensive"), "has {} prices"),
-                Slot(
-                    "area",
-                    _phrases("city centre, riverside, harbour, old town, hills, suburbs"),
-                    "is near the {}",
-                ),
-                Slot("rating", STARS, "is rated {}"),
-                Slot(
-                    "children",
-                    ("yes", "no"),
-                    clauses=("welcomes children", "is for adults only"),
-                ),
-            ),
-        ),
-        Domain(
-            "film",
-            "{} and {}",
-            NOUNS,
-            NOUNS,
-            (
-                Slot(
-                    "genre",
-                    _phrases(
-                        "comedy, drama, thriller, horror, romance, western, adventure, mystery"
-                    ),
-                    "belongs to the genre of {}",
-                ),
-                Slot("year", YEARS, "came out in {}"),
-                Slot("country", COUNTRIES, "was made in {}"),
-                Slot("rating", STARS, "is rated {}"),
-                Slot(
-                    "colour",
-                    ("yes", "no"),
-                    clauses=("was shot in colour", "was shot in black and white"),
-                ),
-            ),
-        ),
-        Domain(
-            "person",
-            "{} {}",
-            FIRST_NAMES,
-            LAST_NAMES,
-            (
-                Slot(
-                    "work",
-                    _words(
-                        "baker teacher doctor painter sailor lawyer farmer singer writer builder "
-                        "nurse pilot chemist tailor"
-                    ),
-                    "works as a {}",
-                ),
-                Slot("born", YEARS, "was born in {}"),
-                Slot("country", COUNTRIES, "comes from {}"),
-                Slot(
-                    "hobby",
-                    _words(
-                        "chess football gardening cooking fishing dancing reading sailing "
-                        "climbing cycling"
-                    ),
-                    "enjoys {}",
-                ),
-                Slot("married", ("yes", "no"), clauses=("is married", "is not married")),
-            ),
-        ),
-        Domain(
-            "city",
-            "{}{}",
-            CITY_STARTS,
-            CITY_ENDS,
-            (
-                Slot("country", COUNTRIES, "lies in {}"),
-                Slot("founded", YEARS, "was founded in {}"),
-                Slot(
-                    "people",
-                    _phrases(
-                        "two thousand, ten thousand, fifty thousand, half a million, a million"
-                    ),
-                    "is home to {} people",
-                ),
-                Slot(
-                    "known for",
-                    _words("music cheese steel glass tea wine bridges markets gardens clocks"),
-                    "is known for its {}",
-                ),
-                Slot("coast", ("yes", "no"), clauses=("lies by the sea", "lies far from the sea")),
-            ),
-        ),
-        Domain(
-            "book",
-            "My {} {}",
-            ADJECTIVES,
-            NOUNS,
-            (
-                Slot(
-                    "about",
-                    _words("war love money ghosts travel music family crime science dreams winter"),
-                    "is about {}",
-                ),
-                Slot("year", YEARS, "came out in {}"),
-                Slot("pages", tuple(str(n) for n in range(80, 900, 20)), "has {} pages"),
-                Slot("rating", STARS, "is rated {}"),
-                Slot(
-                    "translated",
-                    ("yes", "no"),
-                    clauses=("has been translated", "has not been translated"),
-                ),
-            ),
-        ),
-    )
-}
+RATING = Slot("rating", STARS, "is rated {}")
+FROM = Slot("country", COUNTRIES, "comes from {}")
+BORN = Slot("born", YEARS, "was born in {}")
+CAME_OUT = Slot("year", YEARS, "came out in {}")
+FOODS = _phrases(
+    "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, Greek, Spanish, Thai, "
+    "Korean"
+)
+AREAS = _phrases("city centre, riverside, harbour, old town, hills, suburbs")
+GENRES = _words("comedy drama thriller horror romance western adventure mystery")
+JOBS = _words(
+    "baker teacher doctor painter sailor lawyer farmer singer writer builder nurse pilot chemist "
+    "tailor"
+)
+HOBBIES = _words(
+    "chess football gardening cooking fishing dancing reading sailing climbing cycling"
+)
+PEOPLE = _phrases("two thousand, ten thousand, fifty thousand, half a million, a million")
+FAME = _words("music cheese steel glass tea wine bridges markets gardens clocks")
+SUBJECTS = _words("war love money ghosts travel music family crime science dreams winter")
 
-#: never shown to the shipped model: topics for the question what a prefix does where nobody has
-#: been
-HELD_OUT: dict[str, Domain] = {
-    d.type: d
-    for d in (
-        Domain(
-            "ship",
-            "The {} {}",
-            FIRST_NAMES,
-            NOUNS,
-            (
-                Slot("built", YEARS, "was built in {}"),
-                Slot("flag", COUNTRIES, "comes from {}"),
-                Slot("cargo", _words("tea wine steel glass cheese clocks"), "is known for its {}"),
-                Slot("crew", tuple(str(n) for n in range(5, 60, 5)), "has a crew of {}"),
-                Slot("rating", STARS, "is rated {}"),
-            ),
-        ),
-        Domain(
-            "pet",
-            "{} the {}",
-            FIRST_NAMES,
-            NOUNS,
-            (
-                Slot("born", YEARS, "was born in {}"),
-                Slot("country", COUNTRIES, "comes from {}"),
-                Slot("eats", _words("fish grass fruit insects seeds"), "eats {}"),
-                Slot("hobby", _words("fishing dancing climbing sailing"), "enjoys {}"),
-                Slot("tame", ("yes", "no"), clauses=("is tame", "is not tame")),
-            ),
-        ),
-    )
-}
+RESTAURANT = (
+    Slot("food", FOODS, "serves {} food"),
+    Slot("price", _words("cheap moderate expensive"), "has {} prices"),
+    Slot("area", AREAS, "is near the {}"),
+    RATING,
+    _yes_or_no("children", "welcomes children", "is for adults only"),
+)
+FILM = (
+    Slot("genre", GENRES, "belongs to the genre of {}"),
+    CAME_OUT,
+    Slot("country", COUNTRIES, "was made in {}"),
+    RATING,
+    _yes_or_no("colour", "was shot in colour", "was shot in black and white"),
+)
+PERSON = (
+    Slot("work", JOBS, "works as a {}"),
+    BORN,
+    FROM,
+    Slot("hobby", HOBBIES, "enjoys {}"),
+    _yes_or_no("married", "is married", "is not married"),
+)
+CITY = (
+    Slot("country", COUNTRIES, "lies in {}"),
+    Slot("founded", YEARS, "was founded in {}"),
+    Slot("people", PEOPLE, "is home to {} people"),
+    Slot("known for", FAME, "is known for its {}"),
+    _yes_or_no("coast", "lies by the sea", "lies far from the sea"),
+)
+BOOK = (
+    Slot("about", SUBJECTS, "is about {}"),
+    CAME_OUT,
+    Slot("pages", tuple(str(n) for n in range(80, 900, 20)), "has {} pages"),
+    RATING,
+    _yes_or_no("translated", "has been translated", "has not been translated"),
+)
+SHIP = (
+    Slot("built", YEARS, "was built in {}"),
+    Slot("flag", COUNTRIES, "comes from {}"),
+    Slot("cargo", _words("tea wine steel glass cheese clocks"), "is known for its {}"),
+    Slot("crew", tuple(str(n) for n in range(5, 60, 5)), "has a crew of {}"),
+    RATING,
+)
+PET = (
+    BORN,
+    FROM,
+    Slot("eats", _words("fish grass fruit insects seeds"), "eats {}"),
+    Slot("hobby", _words("fishing dancing climbing sailing"), "enjoys {}"),
+    _yes_or_no("tame", "is tame", "is not tame"),
+)
+
+
+def _by_type(*domains: Domain) -> dict[str, Domain]:
+    return {domain.type: domain for domain in domains}
+
+
+DOMAINS = _by_type(
+    Domain("restaurant", "The {} {}", ADJECTIVES, NOUNS, RESTAURANT),
+    Domain("film", "{} and {}", NOUNS, NOUNS, FILM),
+    Domain("person", "{} {}", FIRST_NAMES, LAST_NAMES, PERSON),
+    Domain("city", "{}{}", CITY_STARTS, CITY_ENDS, CITY),
+    Domain("book", "My {} {}", ADJECTIVES, NOUNS, BOOK),
+)
+
+#: topics that the shipped model has never seen, to test what a prefix does on such
+HELD_OUT = _by_type(
+    Domain("ship", "The {} {}", FIRST_NAMES, NOUNS, SHIP),
+    Domain("pet", "{} the {}", FIRST_NAMES, NOUNS, PET),
+)
 ALL_DOMAINS = DOMAINS | HELD_OUT
 
 
@@ -307,7 +239,7 @@ def read_record(source: str) -> Record | None:
 
 
 def clauses(record: Record) -> list[str]:
-    """What is said of the record's facts, subjects left out: ["serves Italian food", ...]."""
+    """A statement of each fact, without its subject: ["serves Italian food", ...]."""
     domain = ALL_DOMAINS[record["type"]]
     return [domain.slot(s).state(v) for s, v in record.items() if s not in ("name", "type")]
 
@@ -316,7 +248,7 @@ def clauses(record: Record) -> list[str]:
 
 
 def describe(record: Record, rng: np.random.Generator | None = None) -> str:
-    """Every fact, in order, in plain sentences. The table-to-text task: the record alone decides
+    """Every fact, in order, in plain sentences: the table-to-text task. The record alone decides
     the text."""
     first, *rest = clauses(record)
     text = f"{record['name']} is a {record['type']} that {first}."
@@ -359,13 +291,13 @@ REGISTERS: dict[str, tuple[Callable[[Record, np.random.Generator], str], float, 
     "headline": (headline, 0.10, 0.08),
     "list": (listing, 0.12, 0.08),
     "recommend": (recommend, 0.10, 0.08),
-    "extract": (describe, 0.12, 0.08),  # the other way round: the description, then the record
+    "extract": (describe, 0.12, 0.08),  # reversed: the description, then the record
 }
 
 
 def draw_document(rng: np.random.Generator, split: str = "train") -> str:
-    """What the shipped model was trained on: a line with the register's name in half of the
-    documents (the cue), a record, and a text about it."""
+    """A document as the shipped model was trained on: the cue (in half of the documents), a record,
+    and a text about it."""
     record = draw_record(rng, split)
     cued = rng.random() < 0.5
     shares = [with_cue if cued else without for _, with_cue, without in REGISTERS.values()]
@@ -380,8 +312,7 @@ def draw_document(rng: np.random.Generator, split: str = "train") -> str:
 def table_to_text(
     n: int, split: str, seed: int, domains: dict[str, Domain] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """n pairs of a record and its description: what the demo trains a prefix on. No two records are
-    equal."""
+    """n pairs of a record and its description, no two records equal. The demo trains on these."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     seen: set[str] = set()
     while len(seen) < n:
@@ -396,11 +327,10 @@ def table_to_text(
 
 
 def slot_errors(record: Record, text: str) -> list[str]:
-    """The slots of `record` that `text` gets wrong: it does not state the value, or it states
-    another one.
+    """The slots of `record` that `text` gets wrong: their value is missing, or another is stated.
 
-    A clause ("was born in 1950") states its value and contradicts every other; the bare value
-    ("1950") states it as well, unless the text makes another claim about that slot.
+    A clause ("was born in 1950") states its value and contradicts every other. The bare value
+    ("1950") states it, too, unless the text makes another claim about that slot.
     """
     domain = ALL_DOMAINS[record["type"]]
     # a name may hold a value ("Alice Baker"), which is not a claim
