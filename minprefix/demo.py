@@ -18,8 +18,9 @@ from minprefix.model import GPT2, loss
 from minprefix.ops import BACKENDS
 from minprefix.prefix import Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.storage import files
 from minprefix.storage.run import RUN_FILES, refuse_taken
+from minprefix.storage.saving import run_folder
+from minprefix.storage.writing import write_json, write_text
 from minprefix.train import Settings, check_trainable, train
 
 TRAIN, VALID, TEST, SHOWN = 2000, 64, 100, 2
@@ -110,7 +111,7 @@ def run(
         "init": {"init": "normal", "init_std": 0.02},
         "options": options,
     }
-    with files.run_folder(out, RUN_FILES, force, resume):
+    with run_folder(out, RUN_FILES, force, resume):
         result = train(model, prefix, train_set, settings, out, valid_set, about, resume)
         if result.interrupted:
             return {}
@@ -131,8 +132,8 @@ def run(
         training = {**about, "settings": vars(settings)}
         recorded = evaluation(model, prefix, valid_pairs, valid_set, TEMPLATE, "valid", backend)
         prefix.save(out, model, training, {"before": before, "after": after}, recorded)
-        files.write_json(out / "metrics.json", metrics)
-        files.write_text(out / "samples.md", samples(test, said_before, said_after))
+        write_json(out / "metrics.json", metrics)
+        write_text(out / "samples.md", samples(test, said_before, said_after))
 
     print(f"\nThe same model with the prefix of step {result.best_step}, the same records:\n")
     for pair, said in list(zip(test, said_after, strict=True))[:SHOWN]:

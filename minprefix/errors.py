@@ -1,6 +1,9 @@
 """What the house says of bad input: an exception where it cannot go on, a note where it can."""
 
+import reprlib
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -31,3 +34,26 @@ def note(message: str, kind: type[Note] = Note) -> None:
 def counted(n: int, noun: str, nouns: str | None = None) -> str:
     """1 pair, 2 pairs. `nouns`: of more than one, where that takes more than an s."""
     return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+
+
+def quoted(value: Any) -> str:
+    """`repr` of a value that came out of a file, cut to what a sentence can hold."""
+    return _short.repr(value)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first of the names that came out of a file, and how many there are more."""
+    names = list(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(map(quoted, names[:8])) or "none") + more
+
+
+def brief(error: BaseException | str) -> str:
+    """What a library or a file brief, on one line that can be printed and ends."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)

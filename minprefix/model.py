@@ -13,7 +13,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, Note, counted, note
+from minprefix.errors import InputError, Note, brief, counted, listed, note, quoted
 from minprefix.gpt2 import (
     BlockCache,
     Config,
@@ -31,7 +31,6 @@ from minprefix.gpt2 import (
 )
 from minprefix.ops.contract import Array, Ops
 from minprefix.prefix import Prefix
-from minprefix.storage import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -241,7 +240,7 @@ class GPT2:
     def nothing_left(self, text: str) -> str:
         """The end of a sentence on a text that vanished."""
         return (
-            f"{files.shown(text)} leaves no token: the tokenizer of model {self.name!r} has none "
+            f"{quoted(text)} leaves no token: the tokenizer of model {self.name!r} has none "
             "for its characters; give another text, or a model whose tokenizer has them"
         )
 
@@ -263,7 +262,7 @@ class GPT2:
             n, total = sum(counts[character] for character in new), sum(map(len, texts))
             lost_of = f"{n} of the {counted(total, 'character')} that it read"
             note(
-                f"the tokenizer of model {self.name!r} has no token for {files.listed(new)}: "
+                f"the tokenizer of model {self.name!r} has no token for {listed(new)}: "
                 f"{lost_of} {'is' if n == 1 else 'are'} lost"
             )
 
@@ -282,7 +281,7 @@ class GPT2:
             raise
         except BaseException as error:
             raise InputError(
-                f"the tokenizer of model {self.name!r} fails on this text ({files.said(error)}): "
+                f"the tokenizer of model {self.name!r} fails on this text ({brief(error)}): "
                 "fetch its files again"
             ) from error
 

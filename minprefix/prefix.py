@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, quoted
 from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
-from minprefix.storage import files
 from minprefix.storage.saved import Saved, flatten, unflatten
 
 if TYPE_CHECKING:
@@ -461,7 +460,7 @@ def _check_layers(
     chosen = tuple(layers)
     if chosen != tuple(sorted(set(chosen))) or (chosen and chosen[0] < 0) or len(chosen) != n:
         raise InputError(
-            f"layers {files.shown(list(chosen))}: expected {n} different ones from 0, ascending"
+            f"layers {quoted(list(chosen))}: expected {n} different ones from 0, ascending"
         )
     if n_layer is not None and chosen and chosen[-1] >= n_layer:
         raise InputError(

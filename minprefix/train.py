@@ -32,7 +32,6 @@ from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import Prefix, dropout_mask
 from minprefix.settings import Settings
 from minprefix.show.training import loss_picture
-from minprefix.storage import files
 from minprefix.storage.run import (
     LOG,
     PICTURE,
@@ -43,6 +42,7 @@ from minprefix.storage.run import (
     save_state,
     saved_step,
 )
+from minprefix.storage.saving import new_folder, only_writer
 
 _SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
 
@@ -94,8 +94,8 @@ def train(
     if resume:
         saved_step(out)  # a sentence where there is no run, not a folder
     else:
-        files.new_folder(out, (), force=False)
-    with files.only_writer(out):
+        new_folder(out, (), force=False)
+    with only_writer(out):
         if not resume and (out / STATE).exists():
             raise InputError(
                 f"{out} already holds a run: resume it, remove it, or choose another folder"

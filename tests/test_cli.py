@@ -587,7 +587,7 @@ def whole(model_dir, tmp_path_factory):
         ("minprefix.outlook.loss", AFTER),
         ("minprefix.prefixes.verify.mean_loss", AFTER),
         ("minprefix.prefixes.verify.predict", AFTER),
-        ("minprefix.storage.artifact.files.write_together", AFTER),
+        ("minprefix.storage.artifact.write_together", AFTER),
     ],
 )
 def test_ctrl_c_says_how_to_go_on_wherever_it_comes(

@@ -20,11 +20,12 @@ import pytest
 from minprefix import InputError
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 from tests.reliability import saves
 from tests.reliability.calls import CALLS, struck
 
-fcntl = files.fcntl
+fcntl = writing.fcntl
 posix = pytest.mark.skipif(os.name != "posix", reason="no locks on folders")
 
 
@@ -55,12 +56,12 @@ def content(folder):
 
 
 def test_write_bytes_replaces_the_file_and_leaves_nothing_beside_it(old):
-    files.write_bytes(old, b"new")
+    writing.write_bytes(old, b"new")
     assert content(old.parent) == {"state": b"new"}
 
 
 def test_write_bytes_makes_the_folders_above(tmp_path):
-    files.write_bytes(tmp_path / "a" / "b" / "c", b"new")
+    writing.write_bytes(tmp_path / "a" / "b" / "c", b"new")
     assert content(tmp_path / "a" / "b") == {"c": b"new"}
 
 
@@ -71,7 +72,7 @@ def test_the_data_reaches_the_disk_before_it_takes_the_name(old, monkeypatch):
         monkeypatch.setattr(
             os, name, lambda *a, real=real, name=name: (steps.append(name), real(*a))[1]
         )
-    files.write_bytes(old, b"new")
+    writing.write_bytes(old, b"new")
     assert steps[:2] == ["fsync", "replace"]
 
 
@@ -84,7 +85,7 @@ def test_a_disk_that_refuses_leaves_the_old_file_whole(old, monkeypatch, call, c
     monkeypatch.setattr(os, call, refuse)
     sentence = f"cannot write .*state: {os.strerror(code)}; the last one saved is intact; make room"
     with pytest.raises(InputError, match=sentence):
-        files.write_bytes(old, b"new" * 1000)
+        writing.write_bytes(old, b"new" * 1000)
     assert content(old.parent) == {"state": b"the last good state"}
 
 
@@ -94,7 +95,7 @@ def test_where_nothing_was_saved_before_nothing_is_said_to_be_intact(tmp_path, m
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(InputError, match=r"first: No space left on device; make room") as error:
-        files.write_bytes(tmp_path / "first", b"new")
+        writing.write_bytes(tmp_path / "first", b"new")
     assert "intact" not in str(error.value)
     assert content(tmp_path) == {}
 
@@ -105,7 +106,7 @@ def test_ctrl_c_while_writing_leaves_the_old_file_and_nothing_beside_it(old, mon
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        files.write_bytes(old, b"new")
+        writing.write_bytes(old, b"new")
     assert content(old.parent) == {"state": b"the last good state"}
 
 
@@ -114,16 +115,17 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from minprefix import InputError
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the kernel answers EFBIG instead
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 path = Path(sys.argv[1])
 for write in (
-    lambda: files.write_bytes(path, b"x" * 200_000),
-    lambda: files.write_json(path, {"x": "x" * 200_000}),
-    lambda: files.write_tensors(path, {"x": np.zeros(50_000)}, {}),
+    lambda: writing.write_bytes(path, b"x" * 200_000),
+    lambda: writing.write_json(path, {"x": "x" * 200_000}),
+    lambda: write_tensors(path, {"x": np.zeros(50_000)}, {}),
 ):
     try:
         write()
@@ -145,7 +147,8 @@ def test_a_write_that_the_kernel_cuts_short_leaves_the_old_file_whole(old):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 name, after = sys.argv[2], sys.argv[3] == "after"
 real = getattr(os, name)
 def kill(*a):
@@ -153,7 +156,7 @@ def kill(*a):
         real(*a)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, name, kill)
-files.write_bytes(Path(sys.argv[1]), b"new" * 1000)
+writing.write_bytes(Path(sys.argv[1]), b"new" * 1000)
 """
 
 
@@ -169,13 +172,13 @@ def test_kill_9_leaves_the_old_file_or_the_new_one(old, call, when, want):
     done = subprocess.run([sys.executable, "-c", KILLED, str(old), call, when], check=False)
     assert done.returncode == -9
     assert old.read_bytes() == want
-    files.write_bytes(old, b"the run goes on")
+    writing.write_bytes(old, b"the run goes on")
     assert old.read_bytes() == b"the run goes on"
 
 
 def test_a_reader_never_sees_half_a_file(old):
     versions = [bytes([i]) * 100_000 for i in range(4)]
-    files.write_bytes(old, versions[0])
+    writing.write_bytes(old, versions[0])
     seen, stop = set(), threading.Event()
 
     def read():
@@ -185,7 +188,7 @@ def test_a_reader_never_sees_half_a_file(old):
     reader = threading.Thread(target=read)
     reader.start()
     for data in versions * 10:
-        files.write_bytes(old, data)
+        writing.write_bytes(old, data)
     stop.set()
     reader.join()
     assert seen
@@ -195,14 +198,14 @@ def test_a_reader_never_sees_half_a_file(old):
 @pytest.mark.parametrize("below", ["state/file", "state/deep/file"])
 def test_a_folder_that_is_a_file_is_a_sentence(old, below):
     with pytest.raises(InputError, match=r"cannot write .*file: .*choose another folder"):
-        files.write_bytes(old.parent / below, b"new")
+        writing.write_bytes(old.parent / below, b"new")
     assert content(old.parent) == {"state": b"the last good state"}
 
 
 def test_a_file_that_is_a_folder_is_a_sentence(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*taken: Is a directory"):
-        files.write_bytes(tmp_path / "taken", b"new")
+        writing.write_bytes(tmp_path / "taken", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
@@ -230,8 +233,9 @@ def in_thread(work):
 HOLD = """
 import sys
 from pathlib import Path
-from minprefix.storage import files
-with files.only_writer(Path(sys.argv[1])):
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
+with saving.only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -243,28 +247,28 @@ def test_a_folder_that_another_process_writes_into_is_refused_until_it_is_killed
     other = python(HOLD, old.parent)
     assert other.stdout.readline() == "held\n"
     for write in (
-        lambda: files.write_together(old.parent, {"state": b"new"}, ["state"]),
-        lambda: files.new_folder(old.parent, ["state"], force=True),
+        lambda: saving.write_together(old.parent, {"state": b"new"}, ["state"]),
+        lambda: saving.new_folder(old.parent, ["state"], force=True),
     ):
         with pytest.raises(InputError, match=f"^{re.escape(IN_USE.format(old.parent))}$"):
             write()
     assert content(old.parent) == {"state": b"the last good state"}
     other.kill()
     other.communicate()
-    files.write_together(old.parent, {"state": b"new"}, ["state"])
+    saving.write_together(old.parent, {"state": b"new"}, ["state"])
     assert content(old.parent) == {"state": b"new"}
 
 
 @posix
 def test_a_folder_that_another_thread_writes_into_is_refused_and_the_same_thread_is_not(old):
     def take():
-        with files.only_writer(old.parent):
+        with saving.only_writer(old.parent):
             return "mine"
 
     for _ in range(2):
-        with files.only_writer(old.parent):
+        with saving.only_writer(old.parent):
             assert take() == "mine"
-            with pytest.raises(ValueError, match="a failure"), files.only_writer(old.parent):
+            with pytest.raises(ValueError, match="a failure"), saving.only_writer(old.parent):
                 raise ValueError("a failure")
             assert str(in_thread(take)) == IN_USE.format(old.parent)  # still held
         assert in_thread(take) == "mine"
@@ -274,17 +278,18 @@ FORK = """
 import os, sys
 from pathlib import Path
 from minprefix import InputError
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 folder = Path(sys.argv[1])
 def take():
     try:
-        with files.only_writer(folder):
+        with saving.only_writer(folder):
             return "taken"
     except InputError:
         return "refused"
-with files.only_writer(folder):
+with saving.only_writer(folder):
     if not os.fork():
         print(take(), flush=True)
         sys.stdin.readline()
@@ -312,7 +317,7 @@ def test_a_child_that_was_forked_holds_nothing_and_keeps_nothing(tmp_path):
 def test_a_folder_to_hold_that_is_not_there_is_a_sentence(tmp_path):
     with (
         pytest.raises(InputError, match=r"cannot write into .*none: No such file"),
-        files.only_writer(tmp_path / "none"),
+        saving.only_writer(tmp_path / "none"),
     ):
         pass
 
@@ -323,12 +328,12 @@ def test_a_file_that_another_thread_is_writing_is_refused_and_stays_its_own(old,
 
     def write_in_between(handle):
         monkeypatch.setattr(os, "fsync", fsync)
-        said.append(in_thread(lambda: files.write_bytes(old, b"the other's")))
-        said.append(in_thread(lambda: files.write_bytes(old.with_name("another"), b"x")))
+        said.append(in_thread(lambda: writing.write_bytes(old, b"the other's")))
+        said.append(in_thread(lambda: writing.write_bytes(old.with_name("another"), b"x")))
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", write_in_between)
-    files.write_bytes(old, b"mine" * 1000)
+    writing.write_bytes(old, b"mine" * 1000)
     assert re.match("another process is writing .*state: wait", str(said[0]))
     assert said[1] is None
     assert content(old.parent) == {"state": b"mine" * 1000, "another": b"x"}
@@ -342,22 +347,22 @@ def test_a_file_that_took_its_name_between_opening_and_locking_is_not_written_ov
 
     def write_first(handle, how):
         monkeypatch.setattr(fcntl, "flock", flock)
-        files.write_bytes(old, b"the other's")
+        writing.write_bytes(old, b"the other's")
         flock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", write_first)
     with pytest.raises(InputError, match=r"another process is writing .*state"):
-        files.write_bytes(old, b"mine")
+        writing.write_bytes(old, b"mine")
     assert content(old.parent) == {"state": b"the other's"}
 
 
 @posix
 def test_a_link_in_place_of_the_temporary_file_is_not_followed(old, tmp_path):
-    files.temporary(old).symlink_to(tmp_path / "outside")
+    writing.temporary(old).symlink_to(tmp_path / "outside")
     with pytest.raises(
         InputError, match=r"cannot write .*state: Too many levels of symbolic links"
     ):
-        files.write_bytes(old, b"new")
+        writing.write_bytes(old, b"new")
     assert not (tmp_path / "outside").exists()
     assert old.read_bytes() == b"the last good state"
 
@@ -366,13 +371,14 @@ WRITE_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from minprefix import InputError
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 path, me, told, wrote = Path(sys.argv[1]), sys.argv[2].encode(), 0, 0
 while wrote < 150:
     try:
-        files.write_bytes(path, (me + b"%d " % wrote) * 20_000)
+        writing.write_bytes(path, (me + b"%d " % wrote) * 20_000)
         wrote += 1
     except InputError as error:
         assert "another process is writing" in str(error), error
@@ -400,7 +406,7 @@ def test_of_two_processes_that_write_one_file_each_writes_it_whole_or_is_told(in
 
 
 def save(folder, new):
-    files.write_together(folder, new, saves.NAMES)
+    saving.write_together(folder, new, saves.NAMES)
 
 
 @pytest.mark.parametrize(("before", "after"), saves.SAVES)
@@ -438,7 +444,7 @@ def test_a_save_refused_right_after_its_decision_and_killed_while_it_is_forgotte
     tmp_path, monkeypatch
 ):
     folder = tmp_path / "run"
-    waiting = folder / files.SAVING
+    waiting = folder / saving.SAVING
     saves.start(folder, saves.OLD)
 
     def cut_short(path, ignore_errors):
@@ -454,7 +460,7 @@ def test_a_save_refused_right_after_its_decision_and_killed_while_it_is_forgotte
         save(folder, saves.NEW)
     assert not (waiting / "config").exists()
     monkeypatch.undo()
-    files.finish_save(folder, saves.NAMES)
+    saving.finish_save(folder, saves.NAMES)
     assert saves.content(folder) == saves.OLD | saves.OTHERS
 
 
@@ -485,7 +491,7 @@ def test_a_save_refused_at_any_call_leaves_the_old_files_or_the_new_ones(in_memo
                 break
             if isinstance(said, InputError):
                 assert re.search(r"make room|choose another folder", str(said)), said
-            files.finish_save(folder, saves.NAMES)
+            saving.finish_save(folder, saves.NAMES)
             left = saves.content(folder)
             assert left in (saves.OLD | saves.OTHERS, saves.NEW | saves.OTHERS), (when, n, said)
             assert said or left == saves.NEW | saves.OTHERS, (when, n)
@@ -508,16 +514,16 @@ def cut_short(folder, decided):
     """A folder where a save was killed right before or right after it was decided."""
     saves.start(folder, saves.OLD)
     when = "after" if decided else "before"
-    decision = "replace", str(folder / files.SAVING / files.COMPLETE)
+    decision = "replace", str(folder / saving.SAVING / saving.COMPLETE)
     with (
         contextlib.suppress(SystemExit),
         pytest.MonkeyPatch.context() as patched,
         struck(0, when, Refusal(SystemExit()), lambda *call: call == decision),
     ):
-        patched.setattr(files, "_forget", lambda waiting: None)  # as the killed one does
+        patched.setattr(saving, "_forget", lambda waiting: None)  # as the killed one does
         save(folder, saves.NEW)
-    assert (folder / files.SAVING / "config").exists()
-    assert (folder / files.SAVING / files.COMPLETE).exists() == decided
+    assert (folder / saving.SAVING / "config").exists()
+    assert (folder / saving.SAVING / saving.COMPLETE).exists() == decided
 
 
 def no_leave(call, path):
@@ -528,9 +534,9 @@ def no_leave(call, path):
 def test_who_may_not_write_reads_the_old_files_beside_a_save_that_was_not_decided(tmp_path):
     cut_short(tmp_path / "run", decided=False)
     with struck(0, "before", Refusal(PermissionError(13, "Permission denied")), no_leave, on=True):
-        files.finish_save(tmp_path / "run", saves.NAMES)
+        saving.finish_save(tmp_path / "run", saves.NAMES)
         read = (tmp_path / "run" / "config").read_bytes
-        assert files.read_together(tmp_path / "run", saves.NAMES, read) == saves.OLD["config"]
+        assert saving.read_together(tmp_path / "run", saves.NAMES, read) == saves.OLD["config"]
 
 
 @posix
@@ -541,8 +547,8 @@ def test_who_may_not_write_is_told_of_a_save_that_was_decided(tmp_path):
         struck(0, "before", Refusal(PermissionError(13, "Permission denied")), no_leave, on=True),
         pytest.raises(InputError, match=sentence),
     ):
-        files.finish_save(tmp_path / "run", saves.NAMES)
-    files.finish_save(tmp_path / "run", saves.NAMES)
+        saving.finish_save(tmp_path / "run", saves.NAMES)
+    saving.finish_save(tmp_path / "run", saves.NAMES)
     assert saves.content(tmp_path / "run") == saves.NEW | saves.OTHERS
 
 
@@ -550,8 +556,8 @@ def test_who_may_not_write_is_told_of_a_save_that_was_decided(tmp_path):
 def test_a_save_under_way_is_not_forgotten_by_one_who_reads(tmp_path):
     cut_short(tmp_path / "run", decided=False)
     before = saves.content(tmp_path / "run")
-    with files.only_writer(tmp_path / "run"):
-        assert in_thread(lambda: files.finish_save(tmp_path / "run", saves.NAMES)) is None
+    with saving.only_writer(tmp_path / "run"):
+        assert in_thread(lambda: saving.finish_save(tmp_path / "run", saves.NAMES)) is None
         assert saves.content(tmp_path / "run") == before
 
 
@@ -560,47 +566,47 @@ def test_a_save_that_another_completes_is_waited_for(tmp_path):
     cut_short(tmp_path / "run", decided=True)
     read = (tmp_path / "run" / "config").read_bytes
     with ThreadPoolExecutor(1) as pool:
-        with files.only_writer(tmp_path / "run"):
-            found = pool.submit(files.read_together, tmp_path / "run", saves.NAMES, read)
+        with saving.only_writer(tmp_path / "run"):
+            found = pool.submit(saving.read_together, tmp_path / "run", saves.NAMES, read)
             with pytest.raises(TimeoutError):
                 found.result(timeout=0.3)
         assert found.result() == saves.NEW["config"]
 
 
 def test_one_who_reads_is_told_when_there_is_no_end_to_the_saving(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(saving, "PATIENCE", 0.1)
     saves.start(tmp_path, {})
     with pytest.raises(InputError, match=re.escape(IN_USE.format(tmp_path))):
-        files.read_together(tmp_path, saves.NAMES, lambda: save(tmp_path, saves.NEW))
+        saving.read_together(tmp_path, saves.NAMES, lambda: save(tmp_path, saves.NEW))
 
 
 def test_files_that_are_taking_their_places_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(saving, "PATIENCE", 0.1)
     cut_short(tmp_path / "run", decided=True)
     # it was decided right after the reader had looked for a save to finish
-    monkeypatch.setattr(files, "finish_save", lambda folder, names: None)
+    monkeypatch.setattr(saving, "finish_save", lambda folder, names: None)
     with pytest.raises(InputError, match="another process is writing"):
-        files.read_together(tmp_path / "run", saves.NAMES, lambda: "files of two saves")
+        saving.read_together(tmp_path / "run", saves.NAMES, lambda: "files of two saves")
 
 
 def test_what_is_wrong_with_the_files_is_said_to_the_one_who_reads(tmp_path):
     saves.start(tmp_path, saves.OLD)
     with pytest.raises(InputError, match="cannot read it"):
-        files.read_together(tmp_path, saves.NAMES, Refusal(InputError("cannot read it")))
+        saving.read_together(tmp_path, saves.NAMES, Refusal(InputError("cannot read it")))
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_something_else_in_place_of_the_folder_of_a_save_is_a_sentence(tmp_path, kind):
     saves.start(tmp_path / "run", saves.OLD)
     (tmp_path / "elsewhere").mkdir()
-    waiting = tmp_path / "run" / files.SAVING
+    waiting = tmp_path / "run" / saving.SAVING
     if kind == "file":
         waiting.write_bytes(b"")
     else:
         waiting.symlink_to(tmp_path / "elsewhere")
     for work in (
         lambda: save(tmp_path / "run", saves.NEW),
-        lambda: files.finish_save(tmp_path / "run", saves.NAMES),
+        lambda: saving.finish_save(tmp_path / "run", saves.NAMES),
     ):
         with pytest.raises(InputError, match=rf"{waiting} is no folder, .*: remove it"):
             work()
@@ -611,19 +617,19 @@ def test_something_else_in_place_of_the_folder_of_a_save_is_a_sentence(tmp_path,
 @pytest.mark.parametrize("listed", ['["../outside"]', '["config", "notes.txt"]', "[1]", "{}", "["])
 def test_a_list_that_no_save_wrote_moves_nothing(tmp_path, listed):
     cut_short(tmp_path / "run", decided=True)
-    (tmp_path / "run" / files.SAVING / files.COMPLETE).write_text(listed)
-    (tmp_path / "run" / files.SAVING / "notes.txt").write_text("not mine")
+    (tmp_path / "run" / saving.SAVING / saving.COMPLETE).write_text(listed)
+    (tmp_path / "run" / saving.SAVING / "notes.txt").write_text("not mine")
     before = saves.content(tmp_path)
-    with pytest.raises(InputError, match=re.escape(str(tmp_path / "run" / files.SAVING))):
-        files.finish_save(tmp_path / "run", saves.NAMES)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "run" / saving.SAVING))):
+        saving.finish_save(tmp_path / "run", saves.NAMES)
     assert saves.content(tmp_path) == before
 
 
 def test_force_forgets_a_save_that_was_cut_short(tmp_path):
     cut_short(tmp_path / "run", decided=True)
     with pytest.raises(InputError, match=r"already holds a run \(\.saving, config\)"):
-        files.new_folder(tmp_path / "run", [files.SAVING, "config"], force=False)
-    files.new_folder(tmp_path / "run", [files.SAVING, *saves.NAMES], force=True)
+        saving.new_folder(tmp_path / "run", [saving.SAVING, "config"], force=False)
+    saving.new_folder(tmp_path / "run", [saving.SAVING, *saves.NAMES], force=True)
     assert saves.content(tmp_path / "run") == saves.OTHERS
 
 
@@ -631,7 +637,7 @@ def test_a_save_over_one_that_was_cut_short_completes_that_first(tmp_path):
     folder = tmp_path / "run"
     cut_short(folder, decided=True)
     refuse = Refusal(OSError(errno.ENOSPC, "No space left on device"))
-    first = "open", str(folder / files.SAVING / "config")
+    first = "open", str(folder / saving.SAVING / "config")
     with (
         struck(0, "before", refuse, lambda *call: call == first),
         pytest.raises(InputError, match="No space left on device"),
@@ -650,9 +656,9 @@ def test_a_kill_while_force_forgets_a_save_makes_no_mixture_of_it(tmp_path, monk
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with contextlib.suppress(SystemExit):
-        files.new_folder(folder, [files.SAVING, *saves.NAMES], force=True)
+        saving.new_folder(folder, [saving.SAVING, *saves.NAMES], force=True)
     monkeypatch.undo()
-    files.finish_save(folder, saves.NAMES)
+    saving.finish_save(folder, saves.NAMES)
     assert saves.content(folder) == saves.OLD | saves.OTHERS
 
 
@@ -660,7 +666,8 @@ SAVE_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from minprefix import InputError
-from minprefix.storage import files
+from minprefix.storage import reading, saving, writing
+from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.data.pairs import read_pairs
 from minprefix.data.requests import read_requests
 from tests.reliability import saves
@@ -670,7 +677,7 @@ while saved < 150:
     tensor = "tensor" if saved % 2 else "own"
     new = {"config": word, "about": word * 500, tensor: word * 3000}
     try:
-        files.write_together(Path(sys.argv[1]), new, saves.NAMES)
+        saving.write_together(Path(sys.argv[1]), new, saves.NAMES)
         saved += 1
     except InputError as error:
         assert "another process is writing" in str(error), error
@@ -697,11 +704,11 @@ def test_while_two_processes_save_into_a_folder_a_reader_sees_one_save_or_the_ot
     both = [python(SAVE_IN_A_LOOP, folder, me) for me in "ab"]
     seen = set()
     while any(p.poll() is None for p in both):
-        seen.add(files.read_together(folder, saves.NAMES, lambda: one_save(folder)))
+        seen.add(saving.read_together(folder, saves.NAMES, lambda: one_save(folder)))
     assert [p.communicate()[0].split()[0] for p in both] == ["150", "150"]
     assert len(seen) > 2
     assert one_save(folder)
-    assert files.SAVING not in saves.content(folder)
+    assert saving.SAVING not in saves.content(folder)
 
 
 @posix
@@ -721,18 +728,18 @@ def test_while_two_threads_save_into_a_folder_a_reader_sees_one_save_or_the_othe
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(keep_saving, me) for me in "ab"]
         while not all(f.done() for f in both):
-            files.read_together(folder, saves.NAMES, lambda: one_save(folder))
+            saving.read_together(folder, saves.NAMES, lambda: one_save(folder))
         assert all(f.result() for f in both)
     assert one_save(folder)
-    assert files.SAVING not in saves.content(folder)
+    assert saving.SAVING not in saves.content(folder)
 
 
 def test_text_and_json_are_utf_8_with_their_own_letters(tmp_path):
-    files.write_text(tmp_path / "text", "Zoë\n")
-    files.write_json(tmp_path / "json", {"name": "Zoë £20", "n": None})
+    writing.write_text(tmp_path / "text", "Zoë\n")
+    writing.write_json(tmp_path / "json", {"name": "Zoë £20", "n": None})
     assert (tmp_path / "text").read_bytes() == "Zoë\n".encode()
     assert "Zoë £20" in (tmp_path / "json").read_text(encoding="utf-8")
-    assert files.read_json(tmp_path / "json", "it") == {"name": "Zoë £20", "n": None}
+    assert reading.read_json(tmp_path / "json", "it") == {"name": "Zoë £20", "n": None}
 
 
 # ---- reading ----
@@ -755,19 +762,19 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_file_and_line(tmp_path, data
     path.write_bytes(data)
     sentence = rf"data\.csv, line {line}: byte 0x{byte} is not UTF-8: save the table as UTF-8"
     with pytest.raises(InputError, match=sentence):
-        files.read_text(path, "the table")
+        reading.read_text(path, "the table")
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     (tmp_path / "x").write_bytes(b"\xef\xbb\xbfZo\xc3\xab")
-    assert files.read_text(tmp_path / "x", "it") == "Zoë"
+    assert reading.read_text(tmp_path / "x", "it") == "Zoë"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot read the table .*absent: No such file"):
-        files.read_text(tmp_path / "absent", "the table")
+        reading.read_text(tmp_path / "absent", "the table")
     with pytest.raises(InputError, match=r"cannot read the table .*: Is a directory"):
-        files.read_text(tmp_path, "the table")
+        reading.read_text(tmp_path, "the table")
 
 
 @pytest.mark.parametrize(
@@ -786,7 +793,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_json_that_is_none_is_named_with_its_line(tmp_path, text, sentence):
     (tmp_path / "log.json").write_text(text)
     with pytest.raises(InputError, match=rf"log\.json.*{sentence}"):
-        files.read_json(tmp_path / "log.json", "the log")
+        reading.read_json(tmp_path / "log.json", "the log")
 
 
 # ---- tensors ----
@@ -803,8 +810,8 @@ ARRAYS = {
 
 
 def test_tensors_come_back_as_read_only_views_with_their_metadata(tmp_path):
-    files.write_tensors(tmp_path / "t.safetensors", ARRAYS, {"step": "3"})
-    tensors, metadata = files.map_tensors(tmp_path / "t.safetensors", "it")
+    write_tensors(tmp_path / "t.safetensors", ARRAYS, {"step": "3"})
+    tensors, metadata = map_tensors(tmp_path / "t.safetensors", "it")
     assert metadata == {"step": "3"}
     assert set(tensors) == set(ARRAYS)
     for name, a in ARRAYS.items():
@@ -820,14 +827,14 @@ def test_every_bfloat16_is_widened_to_the_float32_of_the_same_value(tmp_path):
 
     wide = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     save_file({"x": wide.reshape(256, 256)}, tmp_path / "t.safetensors")
-    x = files.map_tensors(tmp_path / "t.safetensors", "it")[0]["x"]
+    x = map_tensors(tmp_path / "t.safetensors", "it")[0]["x"]
     assert (x.shape, x.dtype) == ((256, 256), np.float32)
     assert np.array_equal(x, wide.float().numpy().reshape(256, 256), equal_nan=True)
 
 
 def test_a_missing_file_of_tensors_is_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"cannot read the state .*absent: No such file"):
-        files.map_tensors(tmp_path / "absent", "the state")
+        map_tensors(tmp_path / "absent", "the state")
 
 
 # ---- folders of runs ----
@@ -846,10 +853,10 @@ PAGES = [
     b"\xef\xbb\xbf\r\n <HTML lang=en>",
 ]
 READERS = {
-    "bytes": (files.read_bytes, "x.bin"),
-    "text": (files.read_text, "merges.txt"),
-    "json": (files.read_json, "config.json"),
-    "tensors": (files.map_tensors, "model.safetensors"),
+    "bytes": (reading.read_bytes, "x.bin"),
+    "text": (reading.read_text, "merges.txt"),
+    "json": (reading.read_json, "config.json"),
+    "tensors": (map_tensors, "model.safetensors"),
     "pairs": (lambda path, _: read_pairs(path), "data.jsonl"),
     "table": (lambda path, _: read_pairs(path), "data.CSV"),
     "requests": (lambda path, _: read_requests(path), "requests.jsonl"),
@@ -877,18 +884,18 @@ def test_a_web_page_in_place_of_a_file_is_named(tmp_path, reader, page):
 def test_text_about_html_or_git_lfs_is_text(tmp_path):
     for text in ("<htmlish> tags", "html\n<html>", "version https://git-lfs"):
         (tmp_path / "x.txt").write_text(text)
-        assert files.read_text(tmp_path / "x.txt", "the text") == text
+        assert reading.read_text(tmp_path / "x.txt", "the text") == text
 
 
 def test_a_new_folder_is_made_with_those_above(tmp_path):
-    files.new_folder(tmp_path / "a" / "b", MARKS, force=False)
+    saving.new_folder(tmp_path / "a" / "b", MARKS, force=False)
     assert content(tmp_path / "a" / "b") == {}
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_files_that_belong_to_no_run_are_left_alone(tmp_path, force):
     (tmp_path / "notes.txt").write_bytes(b"mine")
-    files.new_folder(tmp_path, MARKS, force)
+    saving.new_folder(tmp_path, MARKS, force)
     assert content(tmp_path) == {"notes.txt": b"mine"}
 
 
@@ -897,7 +904,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path, mark):
     (tmp_path / mark).write_bytes(b"")
     (tmp_path / "notes.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match=rf"already holds a run \({mark}\): choose another --out"):
-        files.new_folder(tmp_path, MARKS, force=False)
+        saving.new_folder(tmp_path, MARKS, force=False)
     assert content(tmp_path) == {mark: b"", "notes.txt": b"mine"}
 
 
@@ -907,7 +914,7 @@ def test_force_removes_the_run_and_nothing_else(tmp_path):
     (tmp_path / "steps" / "1").write_bytes(b"1")
     (tmp_path / "notes.txt").write_bytes(b"mine")
     (tmp_path / "state.old").write_bytes(b"mine")
-    files.new_folder(tmp_path, MARKS, force=True)
+    saving.new_folder(tmp_path, MARKS, force=True)
     assert content(tmp_path) == {"notes.txt": b"mine", "state.old": b"mine"}
 
 
@@ -916,5 +923,5 @@ def test_force_removes_the_run_and_nothing_else(tmp_path):
 def test_a_run_in_place_of_a_file_is_a_sentence(tmp_path, force, below):
     (tmp_path / "taken").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"cannot make folder .*taken"):
-        files.new_folder(tmp_path / "taken" / below, MARKS, force)
+        saving.new_folder(tmp_path / "taken" / below, MARKS, force)
     assert content(tmp_path) == {"taken": b"mine"}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minprefix import GPT2, InputError
+from minprefix import GPT2, InputError, errors
 from minprefix.data.pairs import fingerprint, read_pairs
-from minprefix.storage import files
+from minprefix.storage import reading
 from minprefix.storage.checkpoint import read_tokenizer
 from minprefix.storage.run import LOG, STATE, Log
+from minprefix.storage.tensors import map_tensors
 from tests.reliability import damage, readers
 from tests.reliability.fuzz import BASE, Tally, Worker, bounded, fuzz
 from tests.reliability.planted import PLANTED
@@ -122,7 +123,7 @@ def test_a_header_of_30_000_tensors_is_read_within_the_bound(tmp_path):
     header = b"{" + b",".join(entry % i for i in range(30_000)) + b"}"
     (tmp_path / "a").write_bytes(damage.join(header, b""))
     with bounded(BASE + 40 * len(header)):
-        assert len(files.map_tensors(tmp_path / "a", "it")[0]) == 30_000
+        assert len(map_tensors(tmp_path / "a", "it")[0]) == 30_000
 
 
 @linux
@@ -138,7 +139,7 @@ def test_a_header_that_claims_10_12_entries_allocates_nothing(tmp_path, shape):
     header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
     (tmp_path / "f").write_bytes(damage.join(json.dumps(header), bytes(4)))
     with pytest.raises(InputError, match="is not a whole"), bounded(BASE):
-        files.map_tensors(tmp_path / "f", "it")
+        map_tensors(tmp_path / "f", "it")
 
 
 @pytest.mark.parametrize("key", ["n_layer", "n_embd", "vocab_size", "n_positions", "n_inner"])
@@ -187,13 +188,13 @@ def test_a_name_that_is_a_path_or_none_is_refused(folder, name):
     with pytest.raises(
         InputError, match="is no name of a file: expected the thing within"
     ) as error:
-        files.inside(folder / "plain", name, "the thing")
+        reading.inside(folder / "plain", name, "the thing")
     assert str(error.value).isprintable()
 
 
 def test_what_is_missing_is_the_callers_to_miss(folder):
     for at in (folder / "plain", folder / "absent", folder / "plain" / "f"):
-        assert files.inside(at, "absent", "it") == at / "absent"
+        assert reading.inside(at, "absent", "it") == at / "absent"
 
 
 def test_a_file_and_a_link_within_the_folder_are_read(folder):
@@ -204,9 +205,9 @@ def test_a_file_and_a_link_within_the_folder_are_read(folder):
     (plain / "below").symlink_to(plain / "sub" / "g")
     (folder / "to plain").symlink_to(plain)  # the folder itself may be a link
     for at in (plain, folder / "to plain"):
-        assert files.inside(at, "f", "it").read_text() == "a file"
-        assert files.inside(at, "link", "it").read_text() == "a file"
-        assert files.inside(at, "below", "it").read_text() == "below"
+        assert reading.inside(at, "f", "it").read_text() == "a file"
+        assert reading.inside(at, "link", "it").read_text() == "a file"
+        assert reading.inside(at, "below", "it").read_text() == "below"
 
 
 @pytest.mark.parametrize("to", ["../outside", "{}/outside", "chain", "../plainer/f", "/etc/passwd"])
@@ -220,24 +221,24 @@ def test_a_link_out_of_the_folder_is_refused_with_both_ends(folder, to):
         rf"plain/link is a link to {link.resolve()}, outside its folder: copy the file there, or "
     )
     with pytest.raises(InputError, match=said):
-        files.inside(folder / "plain", "link", "it")
+        reading.inside(folder / "plain", "link", "it")
 
 
 def test_a_link_from_a_snapshot_into_the_hubs_blobs_is_read_and_no_other(folder):
     at = folder / "repo" / "snapshots" / "0123"
     (at / "good").symlink_to("../../blobs/b")
-    assert files.inside(at, "good", "it").read_text() == "a blob"
+    assert reading.inside(at, "good", "it").read_text() == "a blob"
     for n, to in enumerate(("../../blobs/sub/c", "../../../outside", "../../blobs/../../outside")):
         (at / f"bad {n}").symlink_to(to)
         with pytest.raises(InputError, match=f"bad {n} is a link to .*, outside its folder"):
-            files.inside(at, f"bad {n}", "it")
+            reading.inside(at, f"bad {n}", "it")
     (folder / "plain" / "to a blob").symlink_to("../repo/blobs/b")  # from elsewhere
     with pytest.raises(InputError, match="outside its folder"):
-        files.inside(folder / "plain", "to a blob", "it")
+        reading.inside(folder / "plain", "to a blob", "it")
     (folder / "repo" / "blobs" / "on").symlink_to(folder / "outside")  # a blob that leads on
     (at / "on").symlink_to("../../blobs/on")
     with pytest.raises(InputError, match="outside its folder"):
-        files.inside(at, "on", "it")
+        reading.inside(at, "on", "it")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -256,12 +257,12 @@ def test_what_is_no_regular_file_is_refused_by_every_reader(folder, make, kind):
     path = folder / "plain" / "p.jsonl"
     make(path)
     with pytest.raises(InputError, match=kind):
-        files.inside(path.parent, path.name, "it")
+        reading.inside(path.parent, path.name, "it")
     for read in (
-        lambda: files.read_text(path, "it"),
-        lambda: files.read_bytes(path, "it"),
-        lambda: files.read_json(path, "it"),
-        lambda: files.map_tensors(path, "it"),
+        lambda: reading.read_text(path, "it"),
+        lambda: reading.read_bytes(path, "it"),
+        lambda: reading.read_json(path, "it"),
+        lambda: map_tensors(path, "it"),
         lambda: read_pairs(path),
         lambda: fingerprint(path),
     ):
@@ -285,11 +286,11 @@ def test_a_key_that_is_there_twice_is_refused_by_name(tmp_path):
     for text in ('{"n_layer": 1, "n_layer": 2}', '{"a": [{"n_layer": 0, "n_layer": 0}]}'):
         path.write_text(text)
         with pytest.raises(InputError, match=r"a\.json: not JSON .*key 'n_layer' is there twice"):
-            files.read_json(path, "it")
+            reading.read_json(path, "it")
     entry = '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
     path.write_bytes(damage.join(f'{{"a": {entry}, "a": {entry}}}', b""))
     with pytest.raises(InputError, match="key 'a' is there twice"):
-        files.map_tensors(path, "it")
+        map_tensors(path, "it")
     (tmp_path / "a.jsonl").write_text('\n{"source": "a", "target": "b", "source": "c"}\n')
     with pytest.raises(InputError, match=r"line 2: not JSON .*key 'source' is there twice"):
         read_pairs(tmp_path / "a.jsonl")
@@ -298,9 +299,9 @@ def test_a_key_that_is_there_twice_is_refused_by_name(tmp_path):
 def test_a_json_file_above_the_limit_is_not_even_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("{}")
-    os.truncate(path, files.LARGEST_JSON + 1)
+    os.truncate(path, reading.LARGEST_JSON + 1)
     with pytest.raises(InputError, match=r"has 100,000,001 bytes: expected at most"), bounded(BASE):
-        files.read_json(path, "it")
+        reading.read_json(path, "it")
 
 
 @linux
@@ -314,13 +315,13 @@ def test_a_data_file_larger_than_the_memory_is_a_sentence(tmp_path):
 
 def test_what_a_file_says_is_shown_short_and_printable():
     for value in ("x" * 10**6, [[0] * 9] * 9, {"a" * 999: 10**4000}, "\x1b[2J\n", 10**4299):
-        assert len(files.shown(value)) < 700
-        assert files.shown(value).isprintable()
-    assert files.shown("a") == "'a'"
-    assert files.listed("abc") == "'a', 'b', 'c'"
-    assert files.listed(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
-    assert files.listed([]) == "none"
-    assert files.said(ValueError("a\n\x1bb" + "c" * 999)) == "a ?b" + "c" * 196 + "..."
+        assert len(errors.quoted(value)) < 700
+        assert errors.quoted(value).isprintable()
+    assert errors.quoted("a") == "'a'"
+    assert errors.listed("abc") == "'a', 'b', 'c'"
+    assert errors.listed(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert errors.listed([]) == "none"
+    assert errors.brief(ValueError("a\n\x1bb" + "c" * 999)) == "a ?b" + "c" * 196 + "..."
 
 
 def nested(kind):
@@ -420,7 +421,7 @@ def test_a_state_that_holds_what_no_training_leaves_is_refused_and_changes_nothi
 ):
     readers.make_states(tmp_path)
     path = tmp_path / "flat" / STATE
-    tensors, metadata = files.map_tensors(path, "it")
+    tensors, metadata = map_tensors(path, "it")
     tensors = {n: np.array(a) for n, a in tensors.items()}
     tensors[name].flat[3] = value
     save_file(tensors, path, metadata)

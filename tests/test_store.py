@@ -17,7 +17,7 @@ from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefixes.store import PrefixStore
-from minprefix.storage import artifact, files
+from minprefix.storage import artifact, saving
 from tests.conftest import random_model
 
 CONFIG = Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, eos_token_id=0)
@@ -251,7 +251,7 @@ def test_a_damaged_file_is_refused_though_the_prefix_was_held(store):
 
 def save_cut_short(folder, decided, monkeypatch, save):
     """As a kill leaves it: before the list of a save was written, or right after."""
-    write = files._write
+    write = saving.write_and_flush
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -259,17 +259,17 @@ def save_cut_short(folder, decided, monkeypatch, save):
     with monkeypatch.context() as patch:
 
         def cut(path, data):
-            if path.name == f".{files.COMPLETE}.tmp":
-                patch.setattr(files, "finish_save", killed)
+            if path.name == f".{saving.COMPLETE}.tmp":
+                patch.setattr(saving, "finish_save", killed)
                 if not decided:
                     killed()
             write(path, data)
 
-        patch.setattr(files, "_write", cut)
-        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(saving, "write_and_flush", cut)
+        patch.setattr(saving.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             save()
-    assert (folder / files.SAVING / files.COMPLETE).exists() == decided
+    assert (folder / saving.SAVING / saving.COMPLETE).exists() == decided
 
 
 def test_a_first_save_that_a_kill_cut_short_is_no_prefix_or_the_whole_one(
@@ -284,7 +284,7 @@ def test_a_first_save_that_a_kill_cut_short_is_no_prefix_or_the_whole_one(
     save_cut_short(folder, True, monkeypatch, lambda: new.save(folder, model))
     assert store.size("new") == 2 * SLOT
     np.testing.assert_array_equal(store["new"].kv, new.kv)
-    assert not (folder / files.SAVING).exists()
+    assert not (folder / saving.SAVING).exists()
 
 
 def test_a_prefix_that_is_being_replaced_all_the_time_is_always_one_or_the_other(store, model):
@@ -312,12 +312,12 @@ def test_a_prefix_that_is_being_replaced_all_the_time_is_always_one_or_the_other
 
 
 def test_a_save_that_takes_too_long_is_not_waited_for(store, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.3)
-    (store.folder / "a" / files.SAVING).mkdir()
+    monkeypatch.setattr(saving, "PATIENCE", 0.3)
+    (store.folder / "a" / saving.SAVING).mkdir()
     store["a"]  # an undecided save is in nobody's way
-    (store.folder / "a" / files.SAVING).mkdir(exist_ok=True)
-    (store.folder / "a" / files.SAVING / files.COMPLETE).write_text("[]")
-    with files.only_writer(store.folder / "a"):
+    (store.folder / "a" / saving.SAVING).mkdir(exist_ok=True)
+    (store.folder / "a" / saving.SAVING / saving.COMPLETE).write_text("[]")
+    with saving.only_writer(store.folder / "a"):
         said = []
 
         def read():

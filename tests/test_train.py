@@ -16,9 +16,9 @@ from minprefix.data.pairs import Encoded
 from minprefix.evaluate import mean_loss
 from minprefix.optim import learning_rate
 from minprefix.prefix import dropout_mask
-from minprefix.storage import files
-from minprefix.storage.files import map_tensors, write_tensors
+from minprefix.storage import writing
 from minprefix.storage.run import load_state
+from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.train import Settings, batch_gradient, train
 from tests.conftest import random_model, relative_error
 
@@ -607,14 +607,14 @@ def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_on
     settings, whole = Settings(steps=8, save_every=2), start("flat", config)
     train(small, whole, encoded(8), settings, tmp_path / "whole", progress=False)
     on_call(monkeypatch, "loss_and_grad", interrupted_at({5}, "ctrl-c"))
-    real, handler = files._write, signal.getsignal(signal.SIGINT)
+    real, handler = writing.write_and_flush, signal.getsignal(signal.SIGINT)
 
     def slow_disk(path, data):
         if rb"\"step\": 4" in data:  # what stands when the first one came in step 5
             ctrl_c(times - 1)
         real(path, data)
 
-    monkeypatch.setattr(files, "_write", slow_disk)
+    monkeypatch.setattr(writing, "write_and_flush", slow_disk)
     parts = (small, start("flat", config), encoded(8), settings, tmp_path / "parts")
     if times == 2:
         assert train(*parts, progress=False).interrupted

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minprefix.show.drawing import check_ending
-    from minprefix.storage import files
+    from minprefix.storage.writing import write_json
     from minprefix.trace import compare as comparing
     from minprefix.trace.record import Trace
     from minprefix.trace.sides import compare_implementations, problems
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if firsts and all(last.tolerance < row.error <= ROUNDING for row in firsts):
             print("  that is no more than float32's rounding: --tolerance 1e-4 looks past it")
         if args.json is not None:
-            files.write_json(args.json, comparing.as_json(found))
+            write_json(args.json, comparing.as_json(found))
     if args.picture is not None:
         comparing.picture(last if not last.same else found[0], args.picture)
     return 0 if last.same else 1

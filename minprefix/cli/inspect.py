@@ -22,7 +22,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.storage.artifact import FILES
-    from minprefix.storage.files import SAVING
+    from minprefix.storage.saving import SAVING
 
     path = Path(args.path)
     if any((path / name).exists() for name in (*FILES, SAVING)):
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect_model(name: str) -> None:
     from minprefix.model import GPT2
-    from minprefix.storage import files
     from minprefix.storage.checkpoint import find
+    from minprefix.storage.reading import read_json
 
     folder = find(name)
     model = GPT2.load(folder)
@@ -56,7 +56,7 @@ def _inspect_model(name: str) -> None:
             f"{counted(size, 'entry', 'entries')}, sha256 {model.tokenizer_fingerprint()}",
         )
     if (folder / "training.json").exists():
-        _say("training", files.read_json(folder / "training.json", "how the model was trained"))
+        _say("training", read_json(folder / "training.json", "how the model was trained"))
 
 
 def _inspect_prefix(path: Path) -> None:

@@ -82,9 +82,9 @@ def save_made(
 def remove_rest(args: argparse.Namespace) -> None:
     """The new prefix has taken the place of the old one; what else the run there left, its log and
     its scores, is of the old one."""
-    from minprefix.storage import files
     from minprefix.storage.artifact import FILES
     from minprefix.storage.run import RUN_FILES
+    from minprefix.storage.saving import new_folder
 
     if args.force:
-        files.new_folder(args.out, [name for name in RUN_FILES if name not in FILES], force=True)
+        new_folder(args.out, [name for name in RUN_FILES if name not in FILES], force=True)

@@ -42,7 +42,7 @@ def generate_many(args: argparse.Namespace, model: "GPT2", decoding: "Decoding")
     --max-new-tokens aside where there is no room for the default."""
     from minprefix.data.requests import read_requests
     from minprefix.prefixes.store import PrefixStore
-    from minprefix.storage import files
+    from minprefix.storage.writing import line_by_line, write_text
 
     places = named(args.prefix or [])
     if args.store is not None and places:
@@ -71,11 +71,11 @@ def generate_many(args: argparse.Namespace, model: "GPT2", decoding: "Decoding")
         _print_answers(lines(), len(requests))
         return 0
     lined: dict[int, str] = {}
-    with files.line_by_line(args.out, "answers", len(requests)) as keep:
+    with line_by_line(args.out, "answers", len(requests)) as keep:
         for i, answer in lines():
             lined[i] = json.dumps(answer, ensure_ascii=False) + "\n"
             keep(lined[i])
-        files.write_text(args.out, "".join(lined[i] for i in range(len(requests))))
+        write_text(args.out, "".join(lined[i] for i in range(len(requests))))
     print(f"{counted(len(requests), 'answer')} written to {args.out}")
     return 0
 

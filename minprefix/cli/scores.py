@@ -18,9 +18,10 @@ from minprefix.data.pairs import (
     group_references,
     read_pairs,
 )
-from minprefix.errors import InputError, counted, note
+from minprefix.errors import InputError, counted, listed, note
 from minprefix.generate import Decoding, no_room, room
-from minprefix.storage import files
+from minprefix.storage.saving import new_folder, no_empty_folder, only_writer
+from minprefix.storage.writing import line_by_line, partial, write_json, write_text
 
 if TYPE_CHECKING:
     from minprefix.model import GPT2
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 #: what it writes
 SCORES, PREDICTIONS = "metrics.json", "predictions.jsonl"
-MARKS = (SCORES, PREDICTIONS, files.partial(Path(PREDICTIONS)).name)
+MARKS = (SCORES, PREDICTIONS, partial(Path(PREDICTIONS)).name)
 
 
 def evaluate(
@@ -71,21 +72,21 @@ def evaluate(
     _say_how_many(about)
     _note_special_tokens(model, references)
     started = time.time()
-    with files.no_empty_folder(args.out):
-        files.new_folder(args.out, MARKS, args.force, resume=False)
-        with files.only_writer(args.out):
+    with no_empty_folder(args.out):
+        new_folder(args.out, MARKS, args.force, resume=False)
+        with only_writer(args.out):
             predictions, cut = _predict(
                 args, model, prefix, template, decoding, prompts, references
             )
             loss = scoring.mean_loss(model, prefix, encoded, args.backend, args.batch_size, "loss")
             scores = _scores(loss, predictions, references)
             about |= {"cut_at_max_new_tokens": cut, "seconds": round(time.time() - started, 1)}
-            files.write_json(args.out / SCORES, {**scores, "about": about})
+            write_json(args.out / SCORES, {**scores, "about": about})
             _show(scores)
             if args.ter:
                 scores |= _ter(args.out, predictions, references)
                 about["seconds"] = round(time.time() - started, 1)
-                files.write_json(args.out / SCORES, {**scores, "about": about})
+                write_json(args.out / SCORES, {**scores, "about": about})
     if cut:
         _say_cut(cut, decoding.max_new_tokens)
     print(f"written to {args.out}: {SCORES}, {PREDICTIONS}")
@@ -138,7 +139,7 @@ def _note_special_tokens(model: "GPT2", references: Mapping[str, list[str]]) -> 
         n = sum(any(token in text for token in held) for text in texts)
         note(
             f"{n} of {counted(len(texts), 'reference')} {'has' if n == 1 else 'have'} special "
-            f"tokens ({files.listed(held)}), which predictions are shown without: these never match"
+            f"tokens ({listed(held)}), which predictions are shown without: these never match"
         )
 
 
@@ -165,7 +166,7 @@ def _predict(
         model, prefix, list(prompts.values()), decoding, args.backend, args.batch_size
     )
     predictions, lines, cut = [], [], 0
-    with files.line_by_line(args.out / PREDICTIONS, "predictions", n) as keep:
+    with line_by_line(args.out / PREDICTIONS, "predictions", n) as keep:
         shown = console.bar(written, "predictions", "text", n)
         for (source, prompt), ids in zip(prompts.items(), shown, strict=True):
             predictions.append(template.read(model.decode(ids)))
@@ -178,7 +179,7 @@ def _predict(
             }
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             keep(lines[-1])
-        files.write_text(args.out / PREDICTIONS, "".join(lines))
+        write_text(args.out / PREDICTIONS, "".join(lines))
     return predictions, cut
 
 

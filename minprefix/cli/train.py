@@ -155,8 +155,9 @@ def _trained(args: argparse.Namespace) -> int:
     from minprefix import outlook
     from minprefix.data.pairs import Template
     from minprefix.prefixes.verify import evaluation
-    from minprefix.storage import files
     from minprefix.storage.run import RUN_FILES, refuse_taken
+    from minprefix.storage.saving import run_folder
+    from minprefix.storage.writing import write_json
     from minprefix.train import train
 
     options = _train_options(args)
@@ -171,7 +172,7 @@ def _trained(args: argparse.Namespace) -> int:
     probe = (valid or data).probe
     frozen = outlook.frozen_loss(model, probe, settings, "--valid" if valid else "--data")
     valid_examples = None if valid is None else valid.sample
-    with files.run_folder(args.out, RUN_FILES, args.force, args.resume):
+    with run_folder(args.out, RUN_FILES, args.force, args.resume):
         result = train(
             model, prefix, data.encoded, settings, args.out, valid_examples, about, args.resume
         )
@@ -197,7 +198,7 @@ def _trained(args: argparse.Namespace) -> int:
         )
         training = about | {"settings": vars(settings)}
         prefix.save(args.out, model, training, metrics, recorded)
-        files.write_json(args.out / "metrics.json", metrics)
+        write_json(args.out / "metrics.json", metrics)
     if result.best_loss is not None:
         print(
             f"best validation loss {result.best_loss:.4f}, at step {result.best_step}; this one is "

@@ -13,7 +13,7 @@ from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS
 from minprefix.errors import counted
-from minprefix.storage import files
+from minprefix.storage.writing import write_json
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
@@ -33,7 +33,7 @@ def show(results: Sequence[Result], name: str, everything: bool, json_file: Path
     else:
         print(text(results, name, everything))
         if json_file is not None:
-            files.write_json(json_file, as_json(results, name))
+            write_json(json_file, as_json(results, name))
     return 0 if passed(results) else 1
 
 

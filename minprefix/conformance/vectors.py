@@ -43,7 +43,8 @@ from minprefix.conformance.vector_cases import (
 )
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
-from minprefix.storage import files
+from minprefix.storage.reading import read_json
+from minprefix.storage.writing import write_bytes, write_text
 
 FORMAT, VERSION = "minprefix-vectors", 1
 INDEX, SCHEMA, OUTPUTS = "index.json", "index.schema.json", "outputs"
@@ -90,13 +91,13 @@ def write(
         "notes": NOTES,
     }
     # what a kill leaves is known as vectors, and as unfinished ones
-    files.write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
-    files.write_text(folder / SCHEMA, schema())
+    write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
+    write_text(folder / SCHEMA, schema())
     entries = []
     for id_ in ids:
         case, path = cases[id_](), f"cases/{file_name(id_)}"
         data = _bytes(case)
-        files.write_bytes(folder / path, data)
+        write_bytes(folder / path, data)
         where = {
             "file": path,
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -105,7 +106,7 @@ def write(
         entries.append(_entry(case, catches(case.check), where))
     named = {bug for entry in entries for bug in entry["catches"]}
     lessons = {name: bug.lesson for name, bug in zoo.all_bugs().items() if name in named}
-    files.write_text(folder / INDEX, _laid_out(head | {"bugs": lessons, "cases": entries}) + "\n")
+    write_text(folder / INDEX, _laid_out(head | {"bugs": lessons, "cases": entries}) + "\n")
     kept = {entry["file"] for entry in entries}
     for old in (folder / "cases").glob("*.safetensors"):  # of earlier vectors
         if f"cases/{old.name}" not in kept:
@@ -178,7 +179,7 @@ def _claim(folder: Path) -> None:
     held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if held:
         try:
-            ours = files.read_json(folder / INDEX, "the index").get("format") == FORMAT
+            ours = read_json(folder / INDEX, "the index").get("format") == FORMAT
         except InputError:
             ours = False
         if not ours:
@@ -242,7 +243,7 @@ def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{folder} is no folder: expected one that `minprefix vectors write` made")
     if not path.exists():
         raise InputError(f"{path} does not exist: write the vectors with `minprefix vectors write`")
-    index = files.read_json(path, "the index of the vectors")
+    index = read_json(path, "the index of the vectors")
     if index.get("format") != FORMAT:
         raise InputError(f"{path} has format {index.get('format')!r}, expected {FORMAT!r}: {again}")
     if index.get("version") != VERSION or isinstance(index.get("version"), bool):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, listed, quoted
 from minprefix.model import GPT2
-from minprefix.storage import files
+from minprefix.storage.reading import json_lines, packed, read_text, regular
 
 
 class Pair(NamedTuple):
@@ -55,10 +55,9 @@ def read_pairs(
     ending = path.suffix.lower()
     if ending not in (".jsonl", *TABLES):
         raise InputError(
-            files.packed(path)
-            or f"data file {path}: expected a name that ends in .jsonl, .csv or .tsv"
+            packed(path) or f"data file {path}: expected a name that ends in .jsonl, .csv or .tsv"
         )
-    text = files.read_text(path, "the data file")
+    text = read_text(path, "the data file")
     read = _read_csv if ending in TABLES else _read_jsonl
     pairs = read(path, text, source_column, target_column) if text.strip() else []
     if not pairs:
@@ -71,11 +70,11 @@ def _read_jsonl(
 ) -> list[Pair]:
     names = (source_column or "source", target_column or "target")
     pairs = []
-    for where, value in files.json_lines(path, text):
+    for where, value in json_lines(path, text):
         for name, option in zip(names, OPTIONS, strict=True):
             if name not in value:
                 raise InputError(
-                    f"{where}: no field {name!r}, only {files.listed(value)}: "
+                    f"{where}: no field {name!r}, only {listed(value)}: "
                     + _named(name, value, option, f"name the fields with {' and '.join(OPTIONS)}")
                 )
         source, target = (value[name] for name in names)
@@ -139,7 +138,7 @@ def read_table(
                 one = len(header) == 1 and (header[0],) not in choices
                 raise InputError(
                     f"{where}: {counted(len(row), 'field')}, the header names {len(header)}"
-                    + (f", {files.shown(header[0])}: {_SEPARATE}" if one else _UNCLOSED)
+                    + (f", {quoted(header[0])}: {_SEPARATE}" if one else _UNCLOSED)
                 )
     return header, rows
 
@@ -204,7 +203,7 @@ def find_columns(
             if len(header) == 1:
                 do += f", and {_SEPARATE}"
             raise InputError(
-                f"{path} has no column {column!r}, only {files.listed(header)}: "
+                f"{path} has no column {column!r}, only {listed(header)}: "
                 + _named(column, header, option, do)
             )
     return [header.index(name) for name in names]
@@ -230,7 +229,7 @@ def group_references(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 
 def fingerprint(path: str | Path) -> str:
     """sha256 of the file's bytes."""
-    files.regular(Path(path), "the data file")
+    regular(Path(path), "the data file")
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

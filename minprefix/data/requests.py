@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprefix.data.pairs import COLUMNS, TABLES, find_columns, read_table
-from minprefix.errors import InputError
-from minprefix.storage import files
+from minprefix.errors import InputError, quoted
+from minprefix.storage.reading import json_lines, read_text
 
 
 class Request(NamedTuple):
@@ -35,13 +35,13 @@ def read_requests(
     """
     path, requests = Path(path), []
     names = PROMPTS if source_column is None else (source_column,)
-    text = files.read_text(path, "the requests")
+    text = read_text(path, "the requests")
     is_table = path.suffix.lower() in TABLES and text.strip()
     for where, value in (_table if is_table else _lines)(path, text, names):
         field = next((name for name in names if name in value), names[0])
         prompt, name = value.get(field), value.get("prefix", default)
         if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"{where}: {field} is {files.shown(prompt)}: expected text")
+            raise InputError(f"{where}: {field} is {quoted(prompt)}: expected text")
         if "prefix" not in value and default is None:
             none = "leave it empty" if is_table else "null"
             raise InputError(
@@ -49,7 +49,7 @@ def read_requests(
                 "--prefix DIR is for all that name none"
             )
         if name is not None and not isinstance(name, str):
-            raise InputError(f"{where}: prefix is {files.shown(name)}: expected a name, or null")
+            raise InputError(f"{where}: prefix is {quoted(name)}: expected a name, or null")
         if "text" in value:
             raise InputError(f"{where}: field 'text' is the answer's: give it another name")
         try:  # it is given back with the answer
@@ -67,7 +67,7 @@ def read_requests(
 
 
 def _lines(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return files.json_lines(path, text)
+    return json_lines(path, text)
 
 
 def _table(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

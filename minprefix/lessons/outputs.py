@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from minprefix.storage import files
+from minprefix.errors import quoted
 
 _MOST_TEXT = 100_000  # characters of one output on a page
 _MOST_SVG = 400_000  # bytes of a drawing; above it, its dots are smaller
@@ -23,7 +23,7 @@ def shown(
         if output["output_type"] == "stream":
             if output["name"] == "stderr":
                 said = output["text"].strip().splitlines() or [""]
-                warn(f"writes to stderr: {files.shown(said[-1])}")
+                warn(f"writes to stderr: {quoted(said[-1])}")
             parts.append(_text(output["text"], warn, output["name"]))
         elif output["output_type"] in ("display_data", "execute_result"):
             parts.append(_display(output["data"], save, warn))

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from minprefix.errors import InputError
-from minprefix.storage import files
+from minprefix.errors import InputError, listed, quoted
+from minprefix.storage.reading import read_text
 
 _PACKAGE = Path(__file__).parents[1]
 #: inside the package in a wheel, beside the package's folder in a clone
@@ -81,7 +81,7 @@ def require_extra() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"lessons are read and built with {files.listed(missing)}, not installed here: "
+            f"lessons are read and built with {listed(missing)}, not installed here: "
             "pip install 'minprefix[lessons]'"
         )
 
@@ -109,14 +109,14 @@ def _meant(name: str, paths: list[Path]) -> Path:
     known = {form: path.stem for path in paths for form in (path.stem, path.stem.partition("_")[2])}
     near = dict.fromkeys(known[k] for k in difflib.get_close_matches(stem, known, 3, 0.4))
     said = f"did you mean {' or '.join(near)}?" if near else "`minprefix lessons` lists them"
-    raise InputError(f"there is no lesson {files.shown(name)}: {said}")
+    raise InputError(f"there is no lesson {quoted(name)}: {said}")
 
 
 def read(path: Path) -> Lesson:
     """Raises InputError if it is no text; what is wrong with its head is in `faults`."""
     import jupytext
 
-    text = files.read_text(path, "lesson")
+    text = read_text(path, "lesson")
     found = jupytext.reads(text, fmt="py:percent").cells
     kinds: dict[str, Literal["text", "code"]] = {"markdown": "text", "code": "code"}
     cells = [
@@ -143,7 +143,7 @@ def _faults(items: dict[str, str]) -> list[str]:
     ]
     more = [name for name in items if name not in _ITEMS]
     if more:
-        faults.append(f"the head has an item that is none of the four: {files.listed(more)}")
+        faults.append(f"the head has an item that is none of the four: {listed(more)}")
     elif not faults and list(items) != list(_ITEMS):
         faults.append(f"the items of the head are not in the order {', '.join(_ITEMS)}")
     for name, form, example in (
@@ -151,5 +151,5 @@ def _faults(items: dict[str, str]) -> list[str]:
         ("Difficulty", _DIFFICULTY, "2 of 3."),
     ):
         if items.get(name) and not form.fullmatch(items[name]):
-            faults.append(f"{name} {files.shown(items[name])} is not of the form `{example}`")
+            faults.append(f"{name} {quoted(items[name])} is not of the form `{example}`")
     return faults

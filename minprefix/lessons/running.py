@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minprefix.errors import counted
+from minprefix.errors import brief, counted, quoted
 from minprefix.lessons.reading import Lesson
-from minprefix.storage import files
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -109,10 +108,10 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
         except DeadKernelError:
             failure = "the kernel died (out of memory, or a crash in compiled code)"
         except RuntimeError as error:
-            failure = f"cannot begin, its kernel did not start: {files.said(error)}"
+            failure = f"cannot begin, its kernel did not start: {brief(error)}"
         except CellExecutionError as error:
             said = " ".join(str(error.evalue).split())
-            failure = f"raises {error.ename}" + (f": {files.shown(said)[1:-1]}" if said else "")
+            failure = f"raises {error.ename}" + (f": {quoted(said)[1:-1]}" if said else "")
         finally:  # of a kernel that is gone nbclient would complain at the very end
             atexit.unregister(client._cleanup_kernel)
     if failure is not None:

@@ -17,12 +17,12 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, listed, quoted
 from minprefix.lessons import outputs, reading
 from minprefix.lessons.reading import Lesson
 from minprefix.lessons.running import Run, run_all
 from minprefix.lessons.text import Page, highlighted
-from minprefix.storage import files
+from minprefix.storage.reading import read_text
 
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
@@ -105,12 +105,12 @@ def _check_replaceable(out: Path) -> None:
         return
     if not (out / MARK).is_file():
         raise InputError(f"{out} is no site of lessons and not empty: give --out another folder")
-    ours = {*files.read_text(out / MARK, "list of the site's files").split("\n")[1:], MARK}
+    ours = {*read_text(out / MARK, "list of the site's files").split("\n")[1:], MARK}
     present = (Path(top, name) for top, _, names in os.walk(out) for name in names)
     more = sorted({p.relative_to(out).as_posix() for p in present} - ours)
     if more:
         raise InputError(
-            f"{out} also holds {files.listed(more[:3])}, which would be lost with the old site: "
+            f"{out} also holds {listed(more[:3])}, which would be lost with the old site: "
             "move it, or give --out another folder"
         )
 
@@ -143,7 +143,7 @@ def _target(site: Site, lesson: Lesson, href: str, where: str) -> str | None:
     try:
         return _live(site, lesson, href, where)
     except InputError as error:
-        site.warnings.append(f"{where}: the link {files.shown(href)} is dead: {error}")
+        site.warnings.append(f"{where}: the link {quoted(href)} is dead: {error}")
         return None
 
 
@@ -164,9 +164,9 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
                 site.pointed.append((name, fragment, where))
             at = f"#{parts.fragment}" if fragment else ""
             return f"{name}.html{at}" if parts.path else at
-    line = _line(files.read_text(_house(site, place), "file", _LARGEST_FILE), fragment)
+    line = _line(read_text(_house(site, place), "file", _LARGEST_FILE), fragment)
     if line is None:
-        raise InputError(f"{place} has no line and no name {files.shown(fragment)}")
+        raise InputError(f"{place} has no line and no name {quoted(fragment)}")
     linking = site.sources.setdefault(place, [])
     if lesson not in linking:
         linking.append(lesson)
@@ -387,7 +387,7 @@ def _source_pages(site: Site) -> None:
             language = get_lexer_for_filename(place).aliases[0]
         except ClassNotFound:
             language = "text"
-        source = files.read_text(_house(site, place), "file", _LARGEST_FILE)
+        source = read_text(_house(site, place), "file", _LARGEST_FILE)
         name = f"files/{place}.html"
         root = "../" * name.count("/")
         back = ", ".join(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from minprefix.errors import quoted
 from minprefix.lessons.formula import FormulaError, mathml
-from minprefix.storage import files
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -98,7 +98,7 @@ class Page:
             if token.type != "inline" or not token.content.startswith("**Predict"):
                 continue
             if not token.content.startswith("**Predict.**"):
-                self.warn(f"{files.shown(token.content)} does not begin with `**Predict.**`")
+                self.warn(f"{quoted(token.content)} does not begin with `**Predict.**`")
             elif token.level != 1 or token.map is None or token.map[1] != last:
                 self.warn("**Predict.** is not the last paragraph of its cell")
             else:
@@ -139,7 +139,7 @@ class Page:
         token.attrSet("id", slug)
         level = int(token.tag[1])
         if level == 1:
-            self.warn(f"the heading {files.shown(title)} is a second title: write `## `")
+            self.warn(f"the heading {quoted(title)} is a second title: write `## `")
         self.sections.append(Section(slug, title, level))
 
     def _inline(self, token: "Token") -> None:
@@ -157,7 +157,7 @@ class Page:
                     child.attrSet("href", target)
         if dollars > 0:
             self.warn(
-                f"a dollar sign begins no formula in {files.shown(token.content)}: $x$ has no "
+                f"a dollar sign begins no formula in {quoted(token.content)}: $x$ has no "
                 r"space inside its dollars, and money is \$"
             )
         self.sections[-1].text.append(_words(token))
@@ -168,14 +168,14 @@ class Page:
         try:
             shown = mathml(tex.strip(), block)
         except FormulaError as error:
-            self.warn(f"the formula {files.shown(tex.strip())} cannot be set: {error}")
+            self.warn(f"the formula {quoted(tex.strip())} cannot be set: {error}")
             shown = f'<code class="bad">{escape(tex)}</code>'
         return f'<span class="display">{shown}</span>' if block else shown
 
     def _fence(self, source: str, info: str) -> str:
         language = info.split()[0] if info else "text"
         if not known(language):
-            self.warn(f"the language {files.shown(language)} of a fence is not known")
+            self.warn(f"the language {quoted(language)} of a fence is not known")
             language = "text"
         return f'<div class="code fence"><pre>{"".join(highlighted(source, language))}</pre></div>'
 
@@ -186,7 +186,7 @@ class Page:
         for tag in [*_TAG.finditer(source), None]:
             between = source[end : tag.start() if tag else len(source)]
             if "<" in between:
-                self.warn(f"{files.shown(between.strip())} is no HTML that a lesson may use")
+                self.warn(f"{quoted(between.strip())} is no HTML that a lesson may use")
                 parts.append(escape(between))
             else:
                 parts.append(self.inline(between) if between.strip() else between)
@@ -196,7 +196,7 @@ class Page:
         return "".join(parts)
 
     def _picture(self, token: "Token") -> str:
-        self.warn(f"the picture {files.shown(token.attrGet('src'))} is a file: draw it in a cell")
+        self.warn(f"the picture {quoted(token.attrGet('src'))} is a file: draw it in a cell")
         return escape(token.content)
 
 

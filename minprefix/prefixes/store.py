@@ -15,7 +15,9 @@ from minprefix.generate import Decoding, generate_ids
 from minprefix.model import GPT2
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix
-from minprefix.storage import artifact, files
+from minprefix.storage import artifact
+from minprefix.storage.saving import SAVING, finish_save, only_writer, read_together
+from minprefix.storage.tensors import map_tensors
 
 #: what a prefix may be called: it is a folder's name, and never a way out of the store
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}")
@@ -116,7 +118,7 @@ class PrefixStore:
     def __getitem__(self, name: str) -> Prefix:
         folder = self.place(name)
         with self._lock:  # somebody may be replacing it this moment
-            return files.read_together(folder, artifact.FILES, lambda: self._get(name, folder))
+            return read_together(folder, artifact.FILES, lambda: self._get(name, folder))
 
     def _get(self, name: str, folder: Path) -> Prefix:
         stamp = _stamp(folder)
@@ -140,12 +142,12 @@ class PrefixStore:
     def size(self, name: str) -> int:
         """The bytes that this prefix takes when it is held; its numbers are not read for it."""
         folder = self.place(name)
-        return files.read_together(folder, artifact.FILES, lambda: self._size(name, folder))
+        return read_together(folder, artifact.FILES, lambda: self._size(name, folder))
 
     def _size(self, name: str, folder: Path) -> int:
         for path in (folder / n for n in artifact.TENSORS):
             if path.exists():
-                tensors, _ = files.map_tensors(path, "the prefix")
+                tensors, _ = map_tensors(path, "the prefix")
                 return sum(a.size for a in tensors.values()) * self.model.dtype.itemsize
         raise InputError(f"prefix {name!r}: {str(folder)!r} holds none")
 
@@ -186,8 +188,8 @@ class PrefixStore:
         self._check_own(folder)
         with self._lock:
             self._held.pop(name, None)
-            with files.only_writer(folder):
-                files.finish_save(folder, artifact.FILES)
+            with only_writer(folder):
+                finish_save(folder, artifact.FILES)
                 # without its tensor it is no prefix: a kill leaves a whole one or none
                 for part in (*artifact.TENSORS, *artifact.FILES):
                     (folder / part).unlink(missing_ok=True)
@@ -289,10 +291,7 @@ class PrefixStore:
 
 
 def _holds_prefix(folder: Path) -> bool:
-    return (
-        any((folder / name).exists() for name in artifact.TENSORS)
-        or (folder / files.SAVING).exists()
-    )
+    return any((folder / name).exists() for name in artifact.TENSORS) or (folder / SAVING).exists()
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:

@@ -14,10 +14,12 @@ from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
-from minprefix.storage import artifact, files
+from minprefix.storage import artifact
 from minprefix.storage.checkpoint import SHIPPED
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
 from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, read_about
+from minprefix.storage.reading import read_bytes
+from minprefix.storage.saving import finish_save
 
 #: how far a loss may be from the recorded one, relative to it, by the precision of its products:
 #: another number of threads or another processor changes the last bits
@@ -81,7 +83,7 @@ def verify(
     """
     folder = Path(folder)
     if folder.is_dir():
-        files.finish_save(folder, artifact.FILES)
+        finish_save(folder, artifact.FILES)
     about = read_about(folder)
     found = [] if about is None else [_files(folder, about.files)]
     if found and not found[0].right:
@@ -119,7 +121,7 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     for name, was in recorded.items():
         if name not in artifact.FILES or not (folder / name).is_file():
             return Finding("files", False, f"{name} was saved, and is not here")
-        data = files.read_bytes(folder / name, "a file of the prefix")
+        data = read_bytes(folder / name, "a file of the prefix")
         now = hashlib.sha256(data).hexdigest()
         if now != was:
             text = f"{name}: sha256 {was[:12]}... was recorded, it has {now[:12]}..."

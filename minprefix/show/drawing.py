@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix.errors import InputError
-from minprefix.storage import files
+from minprefix.storage.writing import write_bytes
 
 ENDINGS = (".png", ".svg")
 MORE_IS_DARKER = "Blues"
@@ -49,7 +49,7 @@ def save(figure: Any, path: Path, title: str = "") -> None:
             FigureCanvasSVG(figure).print_svg(data, metadata=about | {"Date": None})
         else:
             FigureCanvasAgg(figure).print_png(data, metadata=about)
-    files.write_bytes(path, data.getvalue())
+    write_bytes(path, data.getvalue())
 
 
 def printable(text: str, most: int | None = None) -> str:

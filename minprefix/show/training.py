@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, quoted
 from minprefix.show.drawing import (
     COLOURS,
     DASHES,
@@ -20,7 +20,7 @@ from minprefix.show.drawing import (
     save,
     set_title,
 )
-from minprefix.storage import files
+from minprefix.storage.reading import inside
 
 
 def loss_picture(
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
 
     if not folder.is_dir():
         raise InputError(f"run folder {str(folder)!r} does not exist: give one that train wrote")
-    path = files.inside(folder, LOG, "the log of the run")
+    path = inside(folder, LOG, "the log of the run")
     if not path.exists():
         raise InputError(
             f"{folder} holds no log of a training ({LOG} is missing): give a folder that train or "
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> Run:
         before = line["step"]
         for name in ("loss", "valid_loss", "grad_norm"):
             if name in line and not _number(line[name]):
-                said = files.shown(line[name])
+                said = quoted(line[name])
                 raise InputError(f"{path}, step {before}: {name} is {said}: it is damaged")
     return Run(str(folder), path, lines)
 

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, quoted
 from minprefix.ops.reference import linear
-from minprefix.storage import files
+from minprefix.storage.reading import inside, read_json
 from minprefix.storage.saved import Saved, flatten, unflatten
+from minprefix.storage.saving import finish_save, write_together
+from minprefix.storage.tensors import map_tensors
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
 PICKLE = "pytorch_adapter.bin"
@@ -112,14 +114,14 @@ def save_adapters(
         TENSORS: save({f"transformer.{_stem(name)}{FLAT}": written}, {"format": "pt"}),
         CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
     }
-    files.write_together(folder, contents, contents)
+    write_together(folder, contents, contents)
 
 
 def load_adapters(directory: str | Path, n_head: int) -> Saved:
     """The prefix that that library trained, an MLP folded. How many heads it has the directory does
     not say. Raises InputError for what is damaged or has no counterpart here."""
     folder = Path(directory)
-    files.finish_save(folder, (TENSORS, CONFIG))
+    finish_save(folder, (TENSORS, CONFIG))
     if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
         raise InputError(
             f"{str(folder)!r} holds {PICKLE}, and a pickle is never opened here: convert it where "
@@ -145,9 +147,9 @@ def load_adapters(directory: str | Path, n_head: int) -> Saved:
             flat = linear(h, t[f"{second}.weight"].T, t[f"{second}.bias"])
         else:
             raise InputError(
-                f"{folder / CONFIG}: non_linearity is {files.shown(config['non_linearity'])}, only "
+                f"{folder / CONFIG}: non_linearity is {quoted(config['non_linearity'])}, only "
                 f"'tanh' is folded here: call model.eject_prefix_tuning("
-                f"{files.shown(about['name'])}) before saving"
+                f"{quoted(about['name'])}) before saving"
             )
     if not np.isfinite(flat).all():
         raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
@@ -162,14 +164,14 @@ def _stem(name: str) -> str:
 
 
 def _whole(path: Path) -> Path:
-    inside = files.inside(path.parent, path.name, "a file of the adapters library's directory")
-    if not inside.exists():
+    path = inside(path.parent, path.name, "a file of the adapters library's directory")
+    if not path.exists():
         raise InputError(f"{path} is no file: copy the adapters library's directory whole")
-    return inside
+    return path
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return files.read_json(_whole(path), "the adapters library's config")
+    return read_json(_whole(path), "the adapters library's config")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -184,34 +186,34 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in sorted(config.keys() ^ DEFAULTS.keys()):
         state = "unknown" if key in config else "missing"
         raise InputError(
-            f"{path}: key {files.shown(key)} is {state}: expected what adapters 1.3.0 writes"
+            f"{path}: key {quoted(key)} is {state}: expected what adapters 1.3.0 writes"
         )
     if config["use_gating"] is not False:
         raise InputError(
-            f"{path}: use_gating is {files.shown(config['use_gating'])}: a gate changes the prefix "
+            f"{path}: use_gating is {quoted(config['use_gating'])}: a gate changes the prefix "
             "with the input, which no prefix here does; train it without one"
         )
     model, name = about.get("model_type"), about.get("name")
     if model != "gpt2" or not isinstance(name, str):
         raise InputError(
-            f"{path}: model_type is {files.shown(model)} and name is {files.shown(name)}: expected "
+            f"{path}: model_type is {quoted(model)} and name is {quoted(name)}: expected "
             "'gpt2' and text"
         )
     sizes = config | {"hidden_size": about.get("hidden_size")}
     for key in ("prefix_length", "bottleneck_size", "hidden_size"):
         if type(sizes[key]) is not int or sizes[key] < 1:
             raise InputError(
-                f"{path}: {key} is {files.shown(sizes[key])}: expected a whole number from 1"
+                f"{path}: {key} is {quoted(sizes[key])}: expected a whole number from 1"
             )
     left_out = config["leave_out"]
     if not isinstance(left_out, list) or any(type(i) is not int for i in left_out):
-        raise InputError(f"{path}: leave_out is {files.shown(left_out)}: expected a list of layers")
+        raise InputError(f"{path}: leave_out is {quoted(left_out)}: expected a list of layers")
     return about
 
 
 def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """`FLAT` alone, or what `MLP` names; of the shapes that the config says."""
-    tensors, _ = files.map_tensors(_whole(path), "the adapter")
+    tensors, _ = map_tensors(_whole(path), "the adapter")
     config, C = about["config"], about["hidden_size"]
     P, h = config["prefix_length"], config["bottleneck_size"]
     root = "transformer." if any(n.startswith("transformer.") for n in tensors) else ""
@@ -227,7 +229,7 @@ def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     found = {n: a.shape if a.dtype.kind == "f" else str(a.dtype) for n, a in tensors.items()}
     if found != expected or n == 0:
         raise InputError(
-            f"{path} holds {files.shown(found)}: expected {files.shown(expected)} of "
+            f"{path} holds {quoted(found)}: expected {quoted(expected)} of "
             f"floating-point numbers, for one layer or more; is it of another save than {CONFIG}, "
             "or not of a GPT-2?"
         )

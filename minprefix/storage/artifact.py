@@ -8,7 +8,7 @@
 What PEFT cannot express (a subset of layers, another position rule, P = 0) is written as
 `prefix.safetensors` instead of PEFT's two files, so that PEFT finds nothing it would misread.
 
-All of them are saved as one: a kill leaves the old prefix or the new one (`files.write_together`).
+All of them are saved as one: a kill leaves the old prefix or the new one (`write_together`).
 """
 
 import hashlib
@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError, note
-from minprefix.storage import files
+from minprefix.errors import InputError, listed, note, quoted
 from minprefix.storage.adapters import is_adapters
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
 from minprefix.storage.peft import CONFIG as PEFT_CONFIG
@@ -37,7 +36,11 @@ from minprefix.storage.provenance import (
     packages,
     read_about,
 )
+from minprefix.storage.reading import inside
 from minprefix.storage.saved import Saved, converted
+from minprefix.storage.saving import read_together, write_together
+from minprefix.storage.tensors import map_tensors, tensor_bytes, unopened
+from minprefix.storage.writing import json_bytes
 
 OWN_TENSOR, MLP = "prefix.safetensors", "mlp.safetensors"
 TENSORS = (PEFT_TENSOR, OWN_TENSOR)  # a prefix has one of them
@@ -68,11 +71,11 @@ def write_prefix(
     base = base or Base(None, None, None, n, NH, hs)
     if why_not_peft(saved):
         kv = {"kv": saved.kv.astype(np.float32)}
-        contents = {OWN_TENSOR: files.tensor_bytes(kv, {})}
+        contents = {OWN_TENSOR: tensor_bytes(kv, {})}
     else:
         contents = peft_files(saved, base.name)
     if saved.mlp is not None:
-        contents[MLP] = files.tensor_bytes(saved.mlp, {})
+        contents[MLP] = tensor_bytes(saved.mlp, {})
     about = Provenance(
         saved=datetime.now(UTC).isoformat(timespec="seconds"),
         packages=packages(),
@@ -91,9 +94,9 @@ def write_prefix(
         metrics=metrics,
         evaluation=evaluation,
     )
-    contents[ABOUT] = files.json_bytes(about.as_json())
+    contents[ABOUT] = json_bytes(about.as_json())
     check_schema(Path(directory) / ABOUT, json.loads(contents[ABOUT]))
-    files.write_together(Path(directory), contents, FILES)
+    write_together(Path(directory), contents, FILES)
 
 
 def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
@@ -105,7 +108,7 @@ def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
             f"PEFT cannot express this prefix: {reason}; train one for all layers and with the "
             "usual positions to export it"
         )
-    files.write_together(Path(directory), peft_files(saved, base), FILES)
+    write_together(Path(directory), peft_files(saved, base), FILES)
 
 
 # ---- reading ----------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
 def read_prefix(directory: str | Path, dtype: str = "float32") -> tuple[Saved, Provenance | None]:
     """What `write_prefix` or PEFT wrote, without the MLP; and its record, of the same save."""
     folder = _folder(directory)
-    return files.read_together(folder, FILES, lambda: _read_prefix(folder, dtype))
+    return read_together(folder, FILES, lambda: _read_prefix(folder, dtype))
 
 
 def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
@@ -128,7 +131,7 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
             f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
         )
     else:
-        if (why := files.unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
+        if (why := unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
             raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
         raise InputError(
             f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
@@ -144,10 +147,10 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
 
 
 def _read_own(folder: Path, about: Provenance, dtype: str) -> Saved:
-    tensors, _ = files.map_tensors(folder / OWN_TENSOR, "the prefix")
+    tensors, _ = map_tensors(folder / OWN_TENSOR, "the prefix")
     kv = tensors.get("kv", np.empty(0))
     if len(tensors) != 1 or kv.dtype.kind != "f" or kv.ndim != 5 or kv.shape[1] != 2:
-        found = files.listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
+        found = listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
         raise InputError(
             f"{folder / OWN_TENSOR} holds {found}: expected one tensor 'kv' (layers, 2, heads, P, "
             "head size) of floating-point numbers; the prefix is damaged"
@@ -171,7 +174,7 @@ def _folder(directory: str | Path) -> Path:
 
 def _file(folder: Path, name: str) -> Path:
     """Where a file of the prefix is, or would be. Raises InputError for a way out of the folder."""
-    return files.inside(folder, name, "a file of the prefix")
+    return inside(folder, name, "a file of the prefix")
 
 
 def read_mlp(
@@ -180,7 +183,7 @@ def read_mlp(
     """The parameters of the MLP beside a folded prefix, and the record. Raises InputError where
     there is none."""
     folder = _folder(directory)
-    return files.read_together(folder, FILES, lambda: _read_mlp(folder, dtype))
+    return read_together(folder, FILES, lambda: _read_mlp(folder, dtype))
 
 
 def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenance]:
@@ -189,7 +192,7 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenan
         raise InputError(
             f"{str(folder)!r} holds no MLP: the prefix is flat, or PEFT wrote it without"
         )
-    tensors, _ = files.map_tensors(folder / MLP, "the prefix's MLP")
+    tensors, _ = map_tensors(folder / MLP, "the prefix's MLP")
     base, own = about.base, about.prefix
     P, C = own.length, base.n_head * base.head_size
     out = 2 * C * (base.n_layer if own.layers is None else len(own.layers))
@@ -204,7 +207,7 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenan
     found = {name: a.shape for name, a in tensors.items()}
     if found != expected or any(a.dtype.kind != "f" for a in tensors.values()):
         raise InputError(
-            f"{folder / MLP} holds {files.listed(found.items())}: expected {expected} of "
+            f"{folder / MLP} holds {listed(found.items())}: expected {expected} of "
             f"floating-point numbers, from {ABOUT}"
         )
     parameters = {name: converted(a, dtype) for name, a in tensors.items()}
@@ -266,8 +269,8 @@ def _check_kind(folder: Path, about: Provenance) -> None:
 
 def _two_saves(folder: Path, key: str, recorded: Any, value: Any) -> InputError:
     return InputError(
-        f"{folder / ABOUT}: {key} is {files.shown(recorded)}, the tensors beside it have "
-        f"{files.shown(value)}: the files are not of one save; copy them again, together"
+        f"{folder / ABOUT}: {key} is {quoted(recorded)}, the tensors beside it have "
+        f"{quoted(value)}: the files are not of one save; copy them again, together"
     )
 
 

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minprefix.errors import InputError, counted, note
+from minprefix.errors import InputError, counted, listed, note, quoted
 from minprefix.gpt2 import Config
-from minprefix.storage import files, hub
+from minprefix.storage import hub
+from minprefix.storage.reading import inside, read_json
+from minprefix.storage.tensors import ADAPTER_FILES, map_tensors, write_tensors
 from minprefix.storage.tokenizer import end_token, read_tokenizer, write_tokenizer
+from minprefix.storage.writing import write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -258,10 +261,10 @@ def _nearest(name: str) -> str | None:
 def read_config(folder: Path) -> Config:
     """Raises InputError for a missing file, a missing or malformed number, and every unsupported
     value or unknown key, by name."""
-    path = files.inside(folder, "config.json", "the model's config")
+    path = inside(folder, "config.json", "the model's config")
     if not path.exists():
         hint = ""
-        if any((folder / name).exists() for name in files.ADAPTER):
+        if any((folder / name).exists() for name in ADAPTER_FILES):
             hint = "; it holds a prefix: give it as --prefix, and its base as --model"
         elif below := sorted(folder.glob("snapshots/*/config.json")):
             hint = f"; it is a cache of the hub's: give {str(below[-1].parent)!r}"
@@ -269,10 +272,10 @@ def read_config(folder: Path) -> Config:
             f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
             f"layout{hint}"
         )
-    raw = files.read_json(path, "the model's config")
+    raw = read_json(path, "the model's config")
     _check_type(path, raw)
     wrong = [
-        f"{key} is {files.shown(raw[key])}, minprefix implements {' or '.join(map(repr, allowed))}"
+        f"{key} is {quoted(raw[key])}, minprefix implements {' or '.join(map(repr, allowed))}"
         for key, allowed in REQUIRED_VALUES.items()
         if key in raw and raw[key] not in allowed
     ]
@@ -297,15 +300,15 @@ def _check_type(path: Path, raw: dict[str, Any]) -> None:
     kind, classes = raw.get("model_type"), raw.get("architectures")
     if "model_type" in raw and kind not in REQUIRED_VALUES["model_type"]:
         raise InputError(
-            f"{path}: model_type is {files.shown(kind)}, minprefix implements 'gpt2': this model "
+            f"{path}: model_type is {quoted(kind)}, minprefix implements 'gpt2': this model "
             "computes something else"
         )
     if "model_type" not in raw and (
         not {"n_layer", "n_head", "n_embd"} <= raw.keys()
-        or (classes and "GPT2" not in files.shown(classes))
+        or (classes and "GPT2" not in quoted(classes))
     ):
         raise InputError(
-            f"{path} has no model_type, and its architectures are {files.shown(classes)}: expected "
+            f"{path} has no model_type, and its architectures are {quoted(classes)}: expected "
             "the config of a GPT-2, with model_type 'gpt2'"
         )
 
@@ -318,7 +321,7 @@ def _take_synonyms(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> N
         value = raw.pop(key)
         if values.setdefault(name, value) != value:
             raise InputError(
-                f"{path}: {key} is {files.shown(value)} and {name} is {files.shown(values[name])}, "
+                f"{path}: {key} is {quoted(value)} and {name} is {quoted(values[name])}, "
                 "which are two names of one number: remove the wrong one"
             )
 
@@ -334,18 +337,18 @@ def _check_rest(path: Path, raw: dict[str, Any]) -> None:
         if key == "auto_map" and isinstance(value, dict):
             value = {name: code for name, code in value.items() if name != "AutoTokenizer"}
         if value:
-            raise InputError(f"{path}: {key} is {files.shown(value)}: {why}")
+            raise InputError(f"{path}: {key} is {quoted(value)}: {why}")
     form = given.pop("position_embedding_type", "absolute")
     if form != "absolute":
         raise InputError(
-            f"{path}: position_embedding_type is {files.shown(form)}, GPT-2's is 'absolute': this "
+            f"{path}: position_embedding_type is {quoted(form)}, GPT-2's is 'absolute': this "
             "model computes something else"
         )
     unknown = sorted(given.keys() - WITHOUT_EFFECT - {*REQUIRED_VALUES, "n_ctx"})
     if unknown:
         one = len(unknown) == 1
         raise InputError(
-            f"{path}: unknown {'key' if one else 'keys'} {files.listed(unknown)}: nobody can say "
+            f"{path}: unknown {'key' if one else 'keys'} {listed(unknown)}: nobody can say "
             f"here whether {'it changes' if one else 'they change'} the model; remove "
             f"{'it' if one else 'them'} if you know that {'it does' if one else 'they do'} not"
         )
@@ -357,7 +360,7 @@ def _check_context(path: Path, context: Any, positions: int) -> None:
         return
     if not _whole(context, 1):
         raise InputError(
-            f"{path}: n_ctx is {files.shown(context)}: expected a whole number from 1, such as "
+            f"{path}: n_ctx is {quoted(context)}: expected a whole number from 1, such as "
             "n_positions, or nothing"
         )
     if context < positions:
@@ -371,23 +374,21 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
         if not _whole(values.get(key), 1):
             raise InputError(
-                f"{path}: {key} is {files.shown(values.get(key))}: expected a whole number from 1"
+                f"{path}: {key} is {quoted(values.get(key))}: expected a whole number from 1"
             )
     inner = values.get("n_inner")
     if inner is not None and not _whole(inner, 1):
         raise InputError(
-            f"{path}: n_inner is {files.shown(inner)}: expected a whole number from 1, or null"
+            f"{path}: n_inner is {quoted(inner)}: expected a whole number from 1, or null"
         )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
         raise InputError(
-            f"{path}: layer_norm_epsilon is {files.shown(eps)}: expected a small positive number"
+            f"{path}: layer_norm_epsilon is {quoted(eps)}: expected a small positive number"
         )
     tied = values.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
-        raise InputError(
-            f"{path}: tie_word_embeddings is {files.shown(tied)}: expected true or false"
-        )
+        raise InputError(f"{path}: tie_word_embeddings is {quoted(tied)}: expected true or false")
     if values["n_embd"] % values["n_head"]:
         raise InputError(
             f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share "
@@ -407,16 +408,16 @@ def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple
     if any(type(i) is not int for i in ids):
         also = "a list of them, " if key == "eos_token_id" else ""
         raise InputError(
-            f"{path}: {key} is {files.shown(value)}: expected a whole number, {also}or null"
+            f"{path}: {key} is {quoted(value)}: expected a whole number, {also}or null"
         )
     for i in ids:
         if not 0 <= i < vocab_size:
             note(
-                f"{path}: {key} {files.shown(i)} lies outside the vocabulary, 0 to "
+                f"{path}: {key} {quoted(i)} lies outside the vocabulary, 0 to "
                 f"{vocab_size - 1}: it has no effect"
             )
-    inside = tuple(dict.fromkeys(i for i in ids if 0 <= i < vocab_size))
-    return inside if len(inside) > 1 else inside[0] if inside else None
+    known = tuple(dict.fromkeys(i for i in ids if 0 <= i < vocab_size))
+    return known if len(known) > 1 else known[0] if known else None
 
 
 def read_end_tokens(
@@ -429,15 +430,15 @@ def read_end_tokens(
     else the tokenizer's. Raises InputError for what is no token id.
     """
     V = config.vocab_size
-    path = files.inside(folder, GENERATION, "how the model decodes")
-    raw = files.read_json(path, "how the model decodes") if path.exists() else {}
+    path = inside(folder, GENERATION, "how the model decodes")
+    raw = read_json(path, "how the model decodes") if path.exists() else {}
     stop = _token_ids(path, "eos_token_id", raw.get("eos_token_id"), V)
     ends = replace(config, eos_token_id=stop).end_tokens or config.end_tokens
     named = end_token(folder, tokenizer)
     if named is not None and not 0 <= named < V:
         named = None
     if not ends and named is not None:
-        told = "eos_token_id" in files.read_json(folder / "config.json", "the model's config")
+        told = "eos_token_id" in read_json(folder / "config.json", "the model's config")
         return None if told or "eos_token_id" in raw else named
     preferred = [i for i in (*config.end_tokens[:1], named) if i in ends]
     ends = tuple(dict.fromkeys([*preferred, *ends]))
@@ -447,7 +448,7 @@ def read_end_tokens(
 def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:
     raw = {"architectures": ["GPT2LMHeadModel"], "dtype": str(dtype), **vars(config)}
     raw |= {key: allowed[0] for key, allowed in REQUIRED_VALUES.items()}
-    files.write_json(folder / "config.json", dict(sorted(raw.items())))
+    write_json(folder / "config.json", dict(sorted(raw.items())))
 
 
 # ---- weights ----------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     if extra:
         raise InputError(
             f"{folder}: unexpected {'tensor' if len(extra) == 1 else 'tensors'} "
-            f"{files.listed(extra)}: config.json describes a GPT-2 of "
+            f"{listed(extra)}: config.json describes a GPT-2 of "
             f"{counted(config.n_layer, 'layer')} without {'it' if len(extra) == 1 else 'them'}"
         )
     return {name: weights[name] for name in shapes}
@@ -512,26 +513,26 @@ def _by_plain_name(folder: Path) -> dict[str, np.ndarray]:
             continue
         if name in weights:
             raise InputError(
-                f"{folder}: tensor {files.shown(name)} is there twice, as "
-                f"{files.shown(origin[name])} and as {files.shown(full)}: save the model again"
+                f"{folder}: tensor {quoted(name)} is there twice, as "
+                f"{quoted(origin[name])} and as {quoted(full)}: save the model again"
             )
         weights[name], origin[name] = a, full
     if adapters:
         raise InputError(
-            f"{folder}: {files.listed(sorted(adapters))}: parts of an adapter, such as LoRA, that "
+            f"{folder}: {listed(sorted(adapters))}: parts of an adapter, such as LoRA, that "
             "was not merged into the model: load it with peft, call merge_and_unload(), save what "
             "that returns, and give its folder"
         )
     if others:
         note(
-            f"{folder}: {files.listed(sorted(others))} left out, the head of another task: "
+            f"{folder}: {listed(sorted(others))} left out, the head of another task: "
             "minprefix uses the language model alone"
         )
     return weights
 
 
 def _misshaped(folder: Path, name: str, a: np.ndarray, shape: tuple[int, ...]) -> InputError:
-    kind = a.dtype.names[0] if a.dtype.names else a.dtype  # see files.map_tensors
+    kind = a.dtype.names[0] if a.dtype.names else a.dtype  # see map_tensors
     rows = ""
     if name in ("wte.weight", "lm_head.weight") and a.ndim == 2 and a.shape[1:] == shape[1:]:
         rows = f"; if the vocabulary was resized, set vocab_size to {a.shape[0]} there"
@@ -542,13 +543,13 @@ def _misshaped(folder: Path, name: str, a: np.ndarray, shape: tuple[int, ...]) -
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    single = files.inside(folder, "model.safetensors", "the model")
+    single = inside(folder, "model.safetensors", "the model")
     if single.exists():
-        return _with_shared(*files.map_tensors(single, "the model"))
-    index = files.inside(folder, "model.safetensors.index.json", "the index of shards")
+        return _with_shared(*map_tensors(single, "the model"))
+    index = inside(folder, "model.safetensors.index.json", "the index of shards")
     if not index.exists():
         raise hub.no_weights(f"model folder {str(folder)!r}", os.listdir(folder))
-    shard_of = files.read_json(index, "the index of shards").get("weight_map")
+    shard_of = read_json(index, "the index of shards").get("weight_map")
     if not isinstance(shard_of, dict):
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
@@ -559,13 +560,13 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for shard in sorted(set(shard_of.values())):
         if shard in ("", "..") or Path(shard).name != shard or len(shard) > 255:
             raise _no_shard(index, shard)  # what leads out of the folder is not in it
-        path = files.inside(folder, shard, "a shard of the model")
+        path = inside(folder, shard, "a shard of the model")
         if not path.exists():
             raise _no_shard(index, shard)
-        held, said = files.map_tensors(path, "the model")
+        held, said = map_tensors(path, "the model")
         for name in set(held) & set(tensors):
             raise InputError(
-                f"{folder}: tensor {files.shown(name)} is there twice, in {shard!r} and before it"
+                f"{folder}: tensor {quoted(name)} is there twice, in {shard!r} and before it"
             )
         tensors |= held
         metadata |= said
@@ -573,7 +574,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     lost = sorted(set(shard_of) - set(tensors))
     if lost:
         raise InputError(
-            f"{index} names tensor {files.shown(lost[0])}, but {shard_of[lost[0]]} does not hold it"
+            f"{index} names tensor {quoted(lost[0])}, but {shard_of[lost[0]]} does not hold it"
         )
     return tensors
 
@@ -586,7 +587,7 @@ def _with_shared(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> di
 
 
 def _no_shard(index: Path, shard: Any) -> InputError:
-    return InputError(f"{index} names shard {files.shown(shard)}, which is not in the folder")
+    return InputError(f"{index} names shard {quoted(shard)}, which is not in the folder")
 
 
 def write_checkpoint(
@@ -603,7 +604,7 @@ def write_checkpoint(
         name if name.startswith("lm_head") else f"transformer.{name}": a
         for name, a in weights.items()
     }
-    files.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_config(config, folder, dtype)
     write_tokenizer(tokenizer, folder)
     # another model that stood here before may have left one, and it outranks config.json

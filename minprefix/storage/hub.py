@@ -32,8 +32,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprefix.errors import InputError
-from minprefix.storage import files, tokenizer
+from minprefix.errors import InputError, listed
+from minprefix.storage import tokenizer
+from minprefix.storage.reading import read_json
+from minprefix.storage.tensors import ADAPTER_FILES, unopened
+from minprefix.storage.writing import write_json, write_text
 
 WANTED = (
     "config.json",
@@ -91,7 +94,7 @@ class Cache(NamedTuple):
     def checked(self, commit: str, record: Path | None = None) -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
         with contextlib.suppress(InputError):
-            found = files.read_json(record or self.record(commit), "the record of a download")
+            found = read_json(record or self.record(commit), "the record of a download")
             known: Checked = {}
             for name, entry in found.items():
                 match entry:
@@ -182,7 +185,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
             _fill(repo, found, listing, cache)
             if found != revision:
                 with contextlib.suppress(InputError):
-                    files.write_text(cache.folder / "refs" / (revision or "main"), found)
+                    write_text(cache.folder / "refs" / (revision or "main"), found)
     return cache.place(found, "")
 
 
@@ -194,14 +197,14 @@ def _fill(repo: str, commit: str, listing: dict[str, File], cache: Cache) -> Non
             checked[name] = [file.hash, file.size, 0]
     checked = {name: checked[name] for name in listing}
     with contextlib.suppress(InputError):  # a cache that nobody may write
-        files.write_json(cache.record(commit), checked)
+        write_json(cache.record(commit), checked)
     for name, file in listing.items():
         place = cache.place(commit, name)
         if not _stands(place, checked[name]):
             _bring(repo, commit, name, file, cache)
             checked[name] = [file.hash, *_stamp(place)]
     with contextlib.suppress(InputError):
-        files.write_json(cache.record(commit), checked)
+        write_json(cache.record(commit), checked)
 
 
 def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
@@ -243,12 +246,12 @@ def no_weights(where: str, names: Iterable[str], folder: Path | None = None) -> 
     what there is instead."""
     names = list(names)
     others = sorted(name for name in names if name.endswith(".safetensors"))
-    if "config.json" not in names and (adapter := files.ADAPTER & set(names)):
+    if "config.json" not in names and (adapter := ADAPTER_FILES & set(names)):
         hint = f"{adapter.pop()} is an adapter's: give it as --prefix, and its base as --model"
-    elif (why := files.unopened(names, "model.safetensors")) is not None:
+    elif (why := unopened(names, "model.safetensors")) is not None:
         hint = why
     elif others:
-        hint = f"if {files.listed(others)} is the whole model, rename it to model.safetensors"
+        hint = f"if {listed(others)} is the whole model, rename it to model.safetensors"
     elif folder is not None:
         hint = "it was not fetched, so load the model once with a network"
     else:

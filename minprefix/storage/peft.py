@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError
-from minprefix.storage import files
+from minprefix.errors import InputError, listed, quoted
+from minprefix.storage.reading import inside, read_json
 from minprefix.storage.saved import Saved, converted, flatten, unflatten
+from minprefix.storage.tensors import map_tensors, tensor_bytes
+from minprefix.storage.writing import json_bytes
 
 CONFIG, TENSOR = "adapter_config.json", "adapter_model.safetensors"
 #: tried with peft 0.18.1 to 0.21.2; transformers 5.22.2 and 5.23.0 are right
@@ -40,8 +42,8 @@ def peft_files(saved: Saved, base: str | None) -> dict[str, bytes]:
     """The contents of both files, the tensor first."""
     tensor = {"prompt_embeddings": flatten(saved.kv).astype(np.float32)}
     return {
-        TENSOR: files.tensor_bytes(tensor, {"format": "pt"}),
-        CONFIG: files.json_bytes(_config(saved, base)),
+        TENSOR: tensor_bytes(tensor, {"format": "pt"}),
+        CONFIG: json_bytes(_config(saved, base)),
     }
 
 
@@ -69,28 +71,28 @@ def _config(saved: Saved, base: str | None) -> dict[str, Any]:
 
 def read_peft(folder: Path, dtype: str) -> Saved:
     """Raises InputError for another kind of adapter, and for files that do not fit each other."""
-    path = files.inside(folder, CONFIG, "a file of the prefix")
+    path = inside(folder, CONFIG, "a file of the prefix")
     if not path.exists():
         raise InputError(f"{str(folder)!r} has {TENSOR} but no {CONFIG}: copy both")
-    config = files.read_json(path, "PEFT's config")
+    config = read_json(path, "PEFT's config")
     if config.get("peft_type") != "PREFIX_TUNING":
         raise InputError(
-            f"{path}: peft_type is {files.shown(config.get('peft_type'))}: expected "
+            f"{path}: peft_type is {quoted(config.get('peft_type'))}: expected "
             "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
         )
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
         if type(config.get(key)) is not int or not 1 <= config[key] < 2**31:
             raise InputError(
-                f"{path}: {key} is {files.shown(config.get(key))}: expected a whole number from 1"
+                f"{path}: {key} is {quoted(config.get(key))}: expected a whole number from 1"
             )
     P, L, NH, C = (config[key] for key in numbers)
     if C % NH:
         raise InputError(f"{path}: token_dim is {C}, which {NH} heads cannot share equally")
-    tensors, _ = files.map_tensors(folder / TENSOR, "the prefix")
+    tensors, _ = map_tensors(folder / TENSOR, "the prefix")
     stored = tensors.get("prompt_embeddings", np.empty(0))
     if len(tensors) != 1 or stored.shape != (P, L * 2 * C) or stored.dtype.kind != "f":
-        found = files.listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
+        found = listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
         raise InputError(
             f"{folder / TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} from "
             f"{CONFIG}"

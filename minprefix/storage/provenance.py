@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from minprefix.errors import InputError
-from minprefix.storage import files
+from minprefix.errors import InputError, quoted
+from minprefix.storage.reading import inside, read_json
 
 ABOUT = "minprefix.json"
 FORMAT = 2
@@ -98,13 +98,13 @@ class Provenance:
 def read_about(directory: str | Path) -> Provenance | None:
     """The record of a prefix; None where PEFT alone wrote the directory. Raises InputError for
     another format version and for what the schema does not allow."""
-    path = files.inside(Path(directory), ABOUT, "a file of the prefix")
+    path = inside(Path(directory), ABOUT, "a file of the prefix")
     if not path.exists():
         return None
-    raw = files.read_json(path, "the prefix's provenance")
+    raw = read_json(path, "the prefix's provenance")
     if raw.get("format") != FORMAT:
         raise InputError(
-            f"{path} has format {files.shown(raw.get('format'))}, this version reads {FORMAT}: "
+            f"{path} has format {quoted(raw.get('format'))}, this version reads {FORMAT}: "
             "use the minprefix that wrote it"
         )
     check_schema(path, raw)
@@ -139,13 +139,13 @@ def check_schema(path: Path, raw: dict[str, Any]) -> None:
             wrong = f"key '{_dotted([*at, unknown])}' is unknown: the file is damaged or edited"
         else:
             expected = error.schema["description"]
-            wrong = f"{_dotted(at)} is {files.shown(found)}: expected {expected}"
+            wrong = f"{_dotted(at)} is {quoted(found)}: expected {expected}"
         raise InputError(f"{path}: {wrong}")
 
 
 def _dotted(keys: list[Any]) -> str:
     """base.sha256; a key out of a file may be anything."""
-    return ".".join(files.shown(str(key))[1:-1] for key in keys)
+    return ".".join(quoted(str(key))[1:-1] for key in keys)
 
 
 @cache

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, brief, counted, listed, quoted
 from minprefix.ops import to
 from minprefix.optim import AdamW
-from minprefix.storage import files
+from minprefix.storage.reading import inside, json_lines, loads, read_bytes, read_json, read_text
+from minprefix.storage.saving import SAVING, only_writer
+from minprefix.storage.tensors import map_tensors, write_tensors
+from minprefix.storage.writing import temporary, write_text
 
 if TYPE_CHECKING:
     from minprefix.prefix import Prefix
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 #: what says that a folder holds a run
 RUN_FILES = (
-    files.SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
+    SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
     "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
     "samples.md", "predictions.jsonl", "predictions.jsonl.partial",
 )  # fmt: skip
@@ -47,10 +50,10 @@ class State:
 def log_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log, none where there is no log."""
     what = "the log of the run"
-    if not files.inside(path.parent, path.name, what).exists():
+    if not inside(path.parent, path.name, what).exists():
         return []
     lines = []
-    for text in files.read_bytes(path, what).splitlines():
+    for text in read_bytes(path, what).splitlines():
         try:
             line = json.loads(text.decode("utf-8"))
             numbers = {k: float(line[k]) for k in ("loss", "valid_loss") if k in line}
@@ -69,7 +72,7 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [line for line in log_lines(path) if line["step"] <= step]
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> "Log":
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # closed by __exit__
@@ -124,20 +127,20 @@ def refuse_taken(
     process writes there."""
     if not out.is_dir():  # to be made, or no folder, which the system will say
         return
-    with files.only_writer(out):
+    with only_writer(out):
         if not resume:
             _refuse_taken(out, force, resume is False, marks)
 
 
 def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) -> None:
     held = {path.name for path in out.iterdir()}
-    left = {files.temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
+    left = {temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
     if held <= left | _OF_NOBODY:
         return
     if not is_ours(out):
         replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
         raise InputError(
-            f"{out} holds {files.listed(sorted(held))} and no run of minprefix: choose a new or an "
+            f"{out} holds {listed(sorted(held))} and no run of minprefix: choose a new or an "
             f"empty folder for --out{replaces}"
         )
     found = [name for name in marks if name in held]
@@ -152,10 +155,10 @@ def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) ->
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds a run, a prefix or an evaluation, by what a stranger's files of the
     same names do not say."""
-    if (folder / "minprefix.json").is_file() or (folder / files.SAVING).is_dir():
+    if (folder / "minprefix.json").is_file() or (folder / SAVING).is_dir():
         return True
     with suppress(InputError):
-        if "minprefix" in files.map_tensors(folder / STATE, "the state of a run")[1]:
+        if "minprefix" in map_tensors(folder / STATE, "the state of a run")[1]:
             return True
     for name, wrote_it in (
         ("adapter_config.json", lambda said: said.get("peft_type") == "PREFIX_TUNING"),
@@ -163,12 +166,12 @@ def is_ours(folder: Path) -> bool:
         ("metrics.json", lambda said: {"decoding", "data_sha256"} <= said["about"].keys()),
     ):
         with suppress(InputError, KeyError, TypeError, AttributeError):
-            if wrote_it(files.read_json(folder / name, "what minprefix wrote")):
+            if wrote_it(read_json(folder / name, "what minprefix wrote")):
                 return True
     for name in ("predictions.jsonl", "predictions.jsonl.partial"):  # an evaluation was stopped
         with suppress(InputError):
-            text = files.read_text(folder / name, "what minprefix wrote")
-            _, line = next(files.json_lines(folder / name, text), ("", {}))
+            text = read_text(folder / name, "what minprefix wrote")
+            _, line = next(json_lines(folder / name, text), ("", {}))
             if {"source", "prediction", "references"} <= line.keys():
                 return True
     return False
@@ -198,7 +201,7 @@ def save_state(out: Path, prefix: "Prefix", state: State, record: dict[str, Any]
     }
     # one key: the library does not keep the order of several, and equal states are equal bytes
     metadata = {"minprefix": json.dumps({"state": numbers, "run": record})}
-    files.write_tensors(out / STATE, tensors, metadata)
+    write_tensors(out / STATE, tensors, metadata)
 
 
 def saved_step(out: Path) -> int:
@@ -221,15 +224,15 @@ def load_options(out: Path, command: str) -> dict[str, Any]:
 
 
 def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
-    path = files.inside(out, STATE, "the state of the run")
+    path = inside(out, STATE, "the state of the run")
     if not path.exists():
         raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
-    tensors, metadata = files.map_tensors(path, "the state of the run")
+    tensors, metadata = map_tensors(path, "the state of the run")
     try:
-        saved = files.loads(metadata["minprefix"])
+        saved = loads(metadata["minprefix"])
         run, state = dict(saved["run"]), dict(saved["state"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not the state of a run: {files.said(error)}") from error
+        raise InputError(f"{path} is not the state of a run: {brief(error)}") from error
     for key in ("step", "t", "best_step", "best_loss"):
         value = state.get(key)
         optional = key.startswith("best") and key in state
@@ -238,8 +241,7 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
             number = number or (type(value) is float and math.isfinite(value))
         if not number and not (optional and value is None):
             raise InputError(
-                f"{path} is not the state of a run: its {key} is {files.shown(value)}; it is "
-                "damaged"
+                f"{path} is not the state of a run: its {key} is {quoted(value)}; it is damaged"
             )
     if state["t"] != state["step"] or (state["best_step"] is None) != (state["best_loss"] is None):
         raise InputError(f"{path} is not the state of a run: its numbers are of several; damaged")
@@ -293,7 +295,7 @@ def _groups(
         fits = at_start if group == "start" else wanted
         if group not in groups or fits.get(name) != (a.shape, a.dtype):
             raise InputError(
-                f"{path}: the tensors {files.shown(full)} {files.shown(a.shape)} ({a.dtype}) do "
+                f"{path}: the tensors {quoted(full)} {quoted(a.shape)} ({a.dtype}) do "
                 "not fit the prefix: damaged"
             )
         sane = a >= 0 if group == "v" else np.isfinite(a)  # a mean of squares may overflow
@@ -342,6 +344,6 @@ def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
     if saved == now or name in _PLACES:
         return None
     what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
-    what = files.said(what.replace(".", " "))
+    what = brief(what.replace(".", " "))
     said = _FINGERPRINTS.get(name, "")
-    return f"{said}{what} was {files.shown(saved)} and is now {files.shown(now)}"
+    return f"{said}{what} was {quoted(saved)} and is now {quoted(now)}"

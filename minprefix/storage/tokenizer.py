@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minprefix.errors import InputError, note
-from minprefix.storage import files
+from minprefix.errors import InputError, brief, note, quoted
+from minprefix.storage.reading import LARGEST_JSON, inside, read_json, read_text
+from minprefix.storage.writing import write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -46,7 +47,7 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
     that cannot encode and decode a short text.
     """
     whole, vocab, merges = (
-        files.inside(folder, name, "the tokenizer") for name in (WHOLE, VOCAB, MERGES)
+        inside(folder, name, "the tokenizer") for name in (WHOLE, VOCAB, MERGES)
     )
     if not whole.exists() and vocab.exists() != merges.exists():
         there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
@@ -67,7 +68,7 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         raise
     except BaseException as error:  # the library raises bare Exception, and Rust's panics, which
         raise InputError(  # are no Exception
-            f"the tokenizer in {str(folder)!r} cannot be read ({files.said(error)}): fetch its "
+            f"the tokenizer in {str(folder)!r} cannot be read ({brief(error)}): fetch its "
             "files again"
         ) from error
     _say_what_is_not_done(tokenizer, beside, folder, not whole.exists())
@@ -148,7 +149,7 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     if tokenizer is None:
         return
-    files.write_text(folder / WHOLE, tokenizer.to_str(pretty=True))
+    write_text(folder / WHOLE, tokenizer.to_str(pretty=True))
     first = tokenizer.pre_tokenizer
     plain = END not in {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     settings = {
@@ -158,7 +159,7 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
         "tokenizer_class": AS_IT_IS[0] if plain and tokenizer.token_to_id(END) is not None else "",
     }
     if any(settings.values()):
-        files.write_json(folder / CONFIG, {k: v for k, v in settings.items() if v})
+        write_json(folder / CONFIG, {k: v for k, v in settings.items() if v})
 
 
 # ---- the files beside it ------------------------------------------------------------------------
@@ -177,9 +178,7 @@ class Beside(NamedTuple):
     def flag(self, key: str) -> bool | None:
         value = self.settings.get(key)
         if value is not None and not isinstance(value, bool):
-            raise InputError(
-                f"{self.path}: {key} is {files.shown(value)}: expected true, false or null"
-            )
+            raise InputError(f"{self.path}: {key} is {quoted(value)}: expected true, false or null")
         return value
 
     def special(self, ours: bool) -> "list[AddedToken]":
@@ -197,8 +196,7 @@ class Beside(NamedTuple):
 def read_beside(folder: Path) -> Beside:
     """Raises InputError for a malformed file, with its name."""
     path, names, added = (
-        files.inside(folder, name, "what belongs to the tokenizer")
-        for name in (CONFIG, NAMES, ADDED)
+        inside(folder, name, "what belongs to the tokenizer") for name in (CONFIG, NAMES, ADDED)
     )
     settings = _optional(path)
     named, extra = _special_tokens(path, settings)
@@ -215,7 +213,7 @@ def read_beside(folder: Path) -> Beside:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return files.read_json(path, "what belongs to the tokenizer") if path.exists() else {}
+    return read_json(path, "what belongs to the tokenizer") if path.exists() else {}
 
 
 def _special_tokens(
@@ -236,7 +234,7 @@ def _special_tokens(
         elif isinstance(listed, list):
             extra += [_token(path, key, value, True) for value in listed]
         else:
-            raise InputError(f"{path}: {key} is {files.shown(listed)}: expected a list of tokens")
+            raise InputError(f"{path}: {key} is {quoted(listed)}: expected a list of tokens")
     return named, extra
 
 
@@ -244,7 +242,7 @@ def _numbered(path: Path, settings: dict[str, Any]) -> "dict[int, AddedToken]":
     listed = settings["added_tokens_decoder"]
     if not isinstance(listed, dict):
         raise InputError(
-            f"{path}: added_tokens_decoder is {files.shown(listed)}: expected tokens by their ids"
+            f"{path}: added_tokens_decoder is {quoted(listed)}: expected tokens by their ids"
         )
     numbered: dict[int, AddedToken] = {}
     for i, value in listed.items():
@@ -265,7 +263,7 @@ def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedTo
     wrong = set(others) - set(flags) or any(type(v) is not bool for v in others.values())
     if not isinstance(text, str) or not text or wrong:
         raise InputError(
-            f"{path}: {what} is {files.shown(value)}: expected its text, or an object with content "
+            f"{path}: {what} is {quoted(value)}: expected its text, or an object with content "
             f"and some of {', '.join(flags)}"
         )
     return AddedToken(**fields | ({"special": True} if special else {}))
@@ -274,12 +272,12 @@ def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedTo
 def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: Path) -> None:
     if type(i) is not int or not 0 <= i < 2**32:
         raise InputError(
-            f"{path}: token {files.shown(token.content)} has id {files.shown(i)}: expected a whole "
+            f"{path}: token {quoted(token.content)} has id {quoted(i)}: expected a whole "
             "number from 0; the file is damaged, fetch it again"
         )
     if i in numbered:
         raise InputError(
-            f"{path}: {files.shown(numbered[i].content)} and {files.shown(token.content)} have one "
+            f"{path}: {quoted(numbered[i].content)} and {quoted(token.content)} have one "
             f"id, {i}: the file is damaged, fetch it again"
         )
     numbered[i] = token
@@ -291,7 +289,7 @@ def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: 
 def _whole(path: Path, beside: Beside) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    raw = files.read_json(path, "the tokenizer")
+    raw = read_json(path, "the tokenizer")
     if _holds(raw, "Precompiled"):
         raise InputError(
             f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and whose few bytes can "
@@ -348,24 +346,24 @@ def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
     leaves out what is no number and cuts large ones."""
     from tokenizers import ByteLevelBPETokenizer
 
-    ids = files.read_json(vocab, "the tokenizer's vocabulary")
+    ids = read_json(vocab, "the tokenizer's vocabulary")
     for token, i in ids.items():
         if type(i) is not int or not 0 <= i < 2**32:
             raise InputError(
-                f"{vocab}: token {files.shown(token)} has id {files.shown(i)}: expected a whole "
+                f"{vocab}: token {quoted(token)} has id {quoted(i)}: expected a whole "
                 "number from 0; the file is damaged, fetch it again"
             )
     if len(set(ids.values())) < len(ids):
         raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
     pairs = []
-    lines = files.read_text(merges, "the tokenizer's merges", files.LARGEST_JSON).split("\n")
+    lines = read_text(merges, "the tokenizer's merges", LARGEST_JSON).split("\n")
     for n, line in enumerate(lines, 1):
         pair = tuple(line.split(" "))
         if line.startswith("#version") or (not line and n == len(lines)):
             continue
         if len(pair) != 2 or not all(pair):
             raise InputError(
-                f"{merges}, line {n}: {files.shown(line)}: expected two tokens, a blank between "
+                f"{merges}, line {n}: {quoted(line)}: expected two tokens, a blank between "
                 "them; the file is damaged, fetch it again"
             )
         pairs.append(pair)
@@ -391,8 +389,8 @@ def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: boo
         if held.get(token.content, i) != i or of_id.get(i, token.content) != token.content:
             was = held.get(token.content, of_id.get(i))
             raise InputError(
-                f"{folder}: a file beside the tokenizer gives {files.shown(token.content)} the id "
-                f"{i}, and the tokenizer itself has {files.shown(was)} for it: they are of two "
+                f"{folder}: a file beside the tokenizer gives {quoted(token.content)} the id "
+                f"{i}, and the tokenizer itself has {quoted(was)} for it: they are of two "
                 "models, fetch them again"
             )
     for content, token in more.items():
@@ -423,7 +421,7 @@ def _placed(tokenizer: "Tokenizer", gaps: dict[str, int], where: Path) -> "Token
     raw = json.loads(tokenizer.to_str())
     if not isinstance(raw["model"]["vocab"], dict):
         raise InputError(
-            f"{where}: token {files.shown(min(gaps))} has id {gaps[min(gaps)]}, which is not the "
+            f"{where}: token {quoted(min(gaps))} has id {gaps[min(gaps)]}, which is not the "
             f"next one: only a vocabulary by ids can have a gap, this one is {raw['model']['type']}"
         )
     raw["model"]["vocab"] |= gaps
@@ -443,6 +441,6 @@ def _say_what_is_not_done(tokenizer: "Tokenizer", beside: Beside, folder: Path, 
     made_by = beside.settings.get("tokenizer_class")
     if ours and made_by not in (None, "GPT2Tokenizer", "GPT2TokenizerFast", *AS_IT_IS):
         note(
-            f"{beside.path}: tokenizer_class is {files.shown(made_by)}: {VOCAB} and {MERGES} are "
+            f"{beside.path}: tokenizer_class is {quoted(made_by)}: {VOCAB} and {MERGES} are "
             f"read as GPT-2's byte-level BPE; if they are something else, give {WHOLE}"
         )

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix.errors import InputError, counted
-from minprefix.storage import files
+from minprefix.errors import InputError, brief, counted, listed, quoted
+from minprefix.storage.reading import inside, read_json
+from minprefix.storage.saving import finish_save, write_together
+from minprefix.storage.tensors import map_tensors, tensor_bytes
+from minprefix.storage.writing import json_bytes
 
 FORMAT = 1
 RECORDS, TENSORS = "trace.json", "trace.safetensors"
@@ -177,11 +180,11 @@ class Trace:
             if r.value.dtype.kind == "c":
                 raise InputError(f"{r.key} is complex, which no safetensors file holds: take .real")
             values[str(r.number)] = r.value.view(np.uint8) if r.value.dtype == bool else r.value
-        tensors = files.tensor_bytes(values, {})
+        tensors = tensor_bytes(values, {})
         sha = hashlib.sha256(tensors).hexdigest()
         about = {"format": FORMAT, "sha256": sha, "about": self.about, "records": entries}
-        contents = {RECORDS: files.json_bytes(about), TENSORS: tensors}
-        files.write_together(Path(directory), contents, (RECORDS, TENSORS))
+        contents = {RECORDS: json_bytes(about), TENSORS: tensors}
+        write_together(Path(directory), contents, (RECORDS, TENSORS))
 
     @staticmethod
     def load(directory: str | Path) -> "Trace":
@@ -192,22 +195,22 @@ class Trace:
             raise InputError(
                 f"trace folder {str(folder)!r} does not exist: give one that was saved"
             )
-        files.finish_save(folder, (RECORDS, TENSORS))
-        path = files.inside(folder, RECORDS, "the trace")
+        finish_save(folder, (RECORDS, TENSORS))
+        path = inside(folder, RECORDS, "the trace")
         if not path.exists():
             raise InputError(f"{str(folder)!r} holds no trace: expected {RECORDS} and {TENSORS}")
-        about = files.read_json(path, "the trace")
+        about = read_json(path, "the trace")
         if about.get("format") != FORMAT:
             raise InputError(
-                f"{path} has format {files.shown(about.get('format'))}, this version reads "
+                f"{path} has format {quoted(about.get('format'))}, this version reads "
                 f"{FORMAT}: use the minprefix that wrote it"
             )
-        stored = files.inside(folder, TENSORS, "the trace's values")
-        values, _ = files.map_tensors(stored, "the trace's values")
+        stored = inside(folder, TENSORS, "the trace's values")
+        values, _ = map_tensors(stored, "the trace's values")
         with stored.open("rb") as file:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
         if sha != about.get("sha256"):
-            was = files.shown(about.get("sha256"))
+            was = quoted(about.get("sha256"))
             raise InputError(
                 f"{stored} has sha256 {sha[:12]}..., and {RECORDS} records {was}: it is damaged "
                 "or of another trace, save the trace again"
@@ -219,9 +222,9 @@ class Trace:
                     f"{counted(len(records), 'record')} and {counted(len(values), 'value')}"
                 )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} is damaged ({files.said(error)}): save the trace again"
-            ) from (error)
+            raise InputError(f"{path} is damaged ({brief(error)}): save the trace again") from (
+                error
+            )
         return Trace(records, about["about"])
 
 
@@ -236,16 +239,16 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
     """Raises ValueError or TypeError for what is no record."""
     if set(entry) != set(_FIELDS):
-        raise ValueError(f"a record with the keys {files.listed(entry)}")
+        raise ValueError(f"a record with the keys {listed(entry)}")
     for key, kinds in _FIELDS.items():
         if not isinstance(entry[key], kinds):
-            raise ValueError(f"{key} is {files.shown(entry[key])}")
+            raise ValueError(f"{key} is {quoted(entry[key])}")
     if entry["direction"] not in ("forward", "backward"):
-        raise ValueError(f"direction is {files.shown(entry['direction'])}")
+        raise ValueError(f"direction is {quoted(entry['direction'])}")
     if not all(isinstance(name, str) for name in entry["inputs"]):
-        raise ValueError(f"inputs are {files.shown(entry['inputs'])}")
+        raise ValueError(f"inputs are {quoted(entry['inputs'])}")
     if entry["shape"] != list(value.shape):
-        raise ValueError(f"{files.shown(entry['name'])} has the shape {value.shape}")
+        raise ValueError(f"{quoted(entry['name'])} has the shape {value.shape}")
     own = {k: v for k, v in entry.items() if k not in ("shape", "bool")}
     own["inputs"] = tuple(entry["inputs"])
     return Record(value=value.astype(bool) if entry["bool"] else value, **own)

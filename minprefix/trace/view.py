@@ -557,7 +557,7 @@ def template_of(args: argparse.Namespace, target: str | None) -> "Template | Non
 def view(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
-    from minprefix.storage import files
+    from minprefix.storage.writing import write_text
 
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")
@@ -566,7 +566,7 @@ def view(args: argparse.Namespace) -> int:
     prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
     ids, loss_from = encode(model, args.prompt, args.target, template)
     html = page(model, ids, prefix, loss_from)
-    files.write_text(args.out, html)
+    write_text(args.out, html)
     size = len(html.encode()) / 1e6
     print(
         f"{counted(len(ids), 'token')}, {len(ids) - loss_from} predicted; {size:.1f} MB in "

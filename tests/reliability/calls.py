@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import cli
-from minprefix.storage import files
+from minprefix.storage import saving
 
 #: calls that change what is on the disk; in this order `before` and `after` each of them is every
 #: state that a kill can leave, but for a write that was cut short: "half"
@@ -86,7 +86,7 @@ def struck(
 def part(path: str) -> str | None:
     """What of a run a file belongs to: "prefix", or its own name; None for other files."""
     name = os.path.basename(path)
-    if name in PREFIX or files.SAVING in Path(path).parts:
+    if name in PREFIX or saving.SAVING in Path(path).parts:
         return "prefix"
     if name.startswith(".") and name.endswith(".tmp"):
         name = name[1:-4]

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.storage import files
+from minprefix.storage import saving
 from tests.reliability import page
 from tests.reliability.runs import (
     KINDS,
@@ -166,7 +166,7 @@ def look(out: Path, whole: Path, step: int, count: Counter[str]) -> int:
     """What a kill left. -> the step of its state. Raises Lost if it is not whole, or older."""
     try:
         with tempfile.TemporaryDirectory() as copy:  # looking completes a save: not this one's
-            with files.only_writer(out):  # nor may a reader, halfway
+            with saving.only_writer(out):  # nor may a reader, halfway
                 found = Path(shutil.copytree(out, Path(copy) / "run"))
             count["whole prefixes" if holds_prefix(found, whole) else "no prefix yet"] += 1
         if not (out / STATE).exists():

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from minprefix import Config, InputError, Prefix
-from minprefix.storage.files import map_tensors
+from minprefix.storage.tensors import map_tensors
 
 MINPREFIX = [sys.executable, "-m", "minprefix"]
 #: the same, killed at one of its calls: further arguments say which

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from minprefix.storage import files
+from minprefix.storage import saving
 from tests.reliability.calls import struck
 
 Content = dict[str, bytes]
@@ -60,10 +60,10 @@ def kill_at_every_call(
     for old, new in saves:
 
         def finish() -> None:
-            files.finish_save(folder, NAMES)
+            saving.finish_save(folder, NAMES)
 
         def save(new: Content = new) -> None:
-            files.write_together(folder, new, NAMES)
+            saving.write_together(folder, new, NAMES)
 
         def after(n: int, when: str, old: Content = old, save: Callable[[], None] = save) -> bool:
             start(folder, old)
@@ -72,7 +72,7 @@ def kill_at_every_call(
         for when in WHEN:
             n, decided = 0, False
             while after(n, when):
-                pending = (folder / files.SAVING / files.COMPLETE).exists()
+                pending = (folder / saving.SAVING / saving.COMPLETE).exists()
                 finish()
                 found = content(folder)
                 assert found in (old | OTHERS, new | OTHERS), (when, n, sorted(found))

@@ -11,7 +11,7 @@ from pathlib import Path
 import minprefix
 from minprefix import ops
 from minprefix.errors import InputError, counted
-from minprefix.storage import files
+from minprefix.storage.writing import write_json
 from tools.bench import agree, gpu, machine, report, work
 from tools.bench.run import in_turns, run_all
 from tools.bench.summary import Record
@@ -228,7 +228,7 @@ def _measure(record: Record, jobs: Sequence[Job], threads: int, json: Path | Non
     def on_record(run: Record) -> None:
         record["runs"].append(run)
         if json is not None:
-            files.write_json(json, record)
+            write_json(json, record)
         n = len(record["runs"])
         where = f"{run['section']} {run['work']}, {run['who']}, round {run['round']}"
         _tell(f"[{n}/{len(turns)}] {where}: {run['seconds']:.1f} s")
@@ -239,7 +239,7 @@ def _measure(record: Record, jobs: Sequence[Job], threads: int, json: Path | Non
         run_all(jobs, threads, Path(scratch), on_record)
     record["finished"] = True
     if json is not None:
-        files.write_json(json, record)
+        write_json(json, record)
 
 
 def _tell(line: str) -> None:

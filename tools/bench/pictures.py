@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minprefix.storage import files
+from minprefix.storage.writing import write_bytes
 from tools.bench.summary import Record, Results, exponent
 from tools.bench.work import DECODE, GROWTH, TITLES, TRAIN
 
@@ -128,5 +128,5 @@ def _save(figure: Any, path: Path) -> Path:
 
     data = io.BytesIO()
     FigureCanvasAgg(figure).print_png(data)
-    files.write_bytes(path, data.getvalue())
+    write_bytes(path, data.getvalue())
     return path

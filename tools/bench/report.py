@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from minprefix.errors import InputError, counted
-from minprefix.storage import files
+from minprefix.storage.reading import read_json, read_text
+from minprefix.storage.writing import write_text
 from tools.bench import gpu
 from tools.bench.summary import (
     EXPLAINED,
@@ -73,7 +74,7 @@ _RUN = {"answer", "arguments", "error", "round", "seconds", "section", "task", "
 
 def read(path: Path) -> Record:
     """A record from `--json`. Raises InputError for a file that is none."""
-    record = files.read_json(path, "the record of a bench")
+    record = read_json(path, "the record of a bench")
     runs = record.get("runs")
     whole = isinstance(runs, list) and all(isinstance(r, dict) and r.keys() >= _RUN for r in runs)
     if record.get("schema") != SCHEMA or not whole or not record.keys() >= _KEYS:
@@ -519,6 +520,6 @@ def write(record: Record, page: Path, gpu_record: Record | None = None) -> list[
     drawn = draw(record, folder)
     paths = {title: f"{folder.name}/{path.name}" for title, path in drawn.items()}
     by_hand = folder / "optimisations.md"
-    said = files.read_text(by_hand, "what paid") if by_hand.exists() else ""
-    files.write_text(page, markdown(record, paths, said, gpu_record))
+    said = read_text(by_hand, "what paid") if by_hand.exists() else ""
+    write_text(page, markdown(record, paths, said, gpu_record))
     return [page, *drawn.values()]
