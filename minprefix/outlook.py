@@ -13,7 +13,7 @@ from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
-from minprefix.storage.checkpoint import TINY
+from minprefix.storage.places import TINY
 from minprefix.train import Settings
 
 PROBE = 32  # pairs, on which the frozen model and the trained prefix are compared

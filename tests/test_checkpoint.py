@@ -24,7 +24,8 @@ from transformers.activations import ACT2FN
 from minprefix import GPT2, Batch, Config, InputError, Prefix
 from minprefix.errors import Note
 from minprefix.prefixes.verify import verify
-from minprefix.storage import checkpoint, hub
+from minprefix.storage import config as config_json
+from minprefix.storage import hub, places
 from tests.conftest import SHARED_DATA, hf_logits, random_model, relative_error
 from tests.test_files import POINTER
 
@@ -444,14 +445,14 @@ def test_every_key_that_transformers_writes_or_reads_is_known_here():
     """Those that shape the arithmetic are checked, each of the others is let through."""
     public = {*vars(GPT2Config()), *GPT2Config().to_dict(), *vars(GenerationConfig())}
     public |= {f.name for f in fields(GPT2Config)} | GPT2Config.attribute_map.keys()
-    checked = {*Config.__dataclass_fields__, *checkpoint.REQUIRED_VALUES, *checkpoint.SYNONYMS}
+    checked = {*Config.__dataclass_fields__, *config_json.REQUIRED_VALUES, *config_json.SYNONYMS}
     private = {"_output_attentions", "_post_init_done"}  # of the object, in no file
-    assert public - checked - checkpoint.WITHOUT_EFFECT - {*checkpoint.EMPTY} == private
-    assert not checked & checkpoint.WITHOUT_EFFECT
-    assert len(GPT2Config.attribute_map.keys() & checkpoint.SYNONYMS) == 4
+    assert public - checked - config_json.WITHOUT_EFFECT - {*config_json.EMPTY} == private
+    assert not checked & config_json.WITHOUT_EFFECT
+    assert len(GPT2Config.attribute_map.keys() & config_json.SYNONYMS) == 4
 
 
-@pytest.mark.parametrize("name", checkpoint.TANH_FORM)
+@pytest.mark.parametrize("name", config_json.TANH_FORM)
 def test_every_name_of_the_tanh_form_computes_it(good, name):
     edit_config(good, activation_function=name)
     within = 1e-11 if name == "gelu_fast" else 1e-12  # whose sqrt(2 / pi) has ten digits
@@ -466,7 +467,7 @@ def test_the_names_of_the_tanh_form_are_those_that_compute_it_in_transformers():
     for name in ACT2FN:
         with contextlib.suppress(TypeError, ImportError, RuntimeError):  # what has parameters
             same |= {name} if (ACT2FN[name](x) - tanh).abs().max() < 1e-12 else set()
-    assert same == set(checkpoint.TANH_FORM)
+    assert same == set(config_json.TANH_FORM)
 
 
 def test_positions_that_the_mask_never_showed_are_noted(good):
@@ -704,7 +705,7 @@ def test_without_a_name_it_is_the_model_that_ships_whatever_the_folders_are_call
     shutil.copytree(good, here / "tiny")
     with warnings.catch_warnings(action="error"):
         model = GPT2.load()
-    assert model.fingerprint() == GPT2.load(checkpoint.TINY).fingerprint()
+    assert model.fingerprint() == GPT2.load(places.TINY).fingerprint()
     assert model.name == "tiny"
     with pytest.raises(InputError, match="ships with minprefix: a revision is for names"):
         GPT2.load(revision="main")
@@ -745,15 +746,15 @@ def test_a_folder_with_a_name_of_the_hubs_gpt2_is_used_and_says_what_it_hides(
 def test_what_is_no_model_hides_none_and_that_is_said(here, name, what):
     (here / name).mkdir() if what == "folder" else (here / name).write_text("results")
     with pytest.warns(Note, match=f"here/{name}' holds no model and is passed over for the model"):
-        found = checkpoint.find(name)
-    assert found == (checkpoint.TINY if name == "tiny" else Path("hub/openai-community/gpt2"))
+        found = places.find(name)
+    assert found == (places.TINY if name == "tiny" else Path("hub/openai-community/gpt2"))
 
 
 def test_a_folder_of_any_other_name_is_used_without_a_word(here, good):
     shutil.copytree(good, here / "mine")
     (here / "empty").mkdir()
     with warnings.catch_warnings(action="error"):
-        assert checkpoint.find("mine") == Path("mine")
+        assert places.find("mine") == Path("mine")
     with pytest.raises(InputError, match=r"model folder 'empty' has no config\.json"):
         GPT2.load("empty")
 
@@ -805,7 +806,7 @@ def test_a_slip_in_a_name_is_told_what_was_meant_before_the_hub_is_asked(
     with pytest.raises(
         InputError, match=f"model '{asked}' is no folder .* mean '{meant}'\\? A name"
     ):
-        checkpoint.find(asked)
+        places.find(asked)
 
 
 @pytest.mark.parametrize("asked", ["sub/my-modle", "./my-modle", "ABSOLUTE"])
@@ -814,9 +815,9 @@ def test_a_slip_in_a_path_is_told_the_folder_that_was_meant(here, good, asked):
     folder = Path(asked).with_name("my-model")
     shutil.copytree(good, folder)
     with pytest.raises(InputError, match=f"'{asked}' does not exist: .*; did you mean '(.*)'") as e:
-        checkpoint.find(asked)
+        places.find(asked)
     (meant,) = re.findall("did you mean '(.*)'", str(e.value))
-    assert checkpoint.find(meant).samefile(folder)
+    assert places.find(meant).samefile(folder)
 
 
 def test_a_slip_in_a_name_of_the_hub_is_told_when_the_hub_does_not_have_it(here, monkeypatch):
@@ -826,14 +827,14 @@ def test_a_slip_in_a_name_of_the_hub_is_told_when_the_hub_does_not_have_it(here,
     monkeypatch.setattr(hub, "snapshot", absent)
     said = r"^model 'openai-comunity/gpt2' is not .*; did you mean 'openai-community/gpt2'\?$"
     with pytest.raises(InputError, match=said):
-        checkpoint.find("openai-comunity/gpt2")
+        places.find("openai-comunity/gpt2")
     with pytest.raises(InputError, match=r"^model 'someone/story-writer' is not on the hub$"):
-        checkpoint.find("someone/story-writer")
+        places.find("someone/story-writer")
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "openai-gpt", "facebook/opt-125m", "gpt2-chinese"])
 def test_a_name_that_is_like_none_that_is_known_goes_to_the_hub(here, name):
-    assert checkpoint.find(name) == Path("hub") / name
+    assert places.find(name) == Path("hub") / name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "double", "", None, float])
@@ -894,7 +895,7 @@ UNSUPPORTED = {
 
 
 def test_every_required_value_has_a_refused_one_here():
-    assert set(UNSUPPORTED) == set(checkpoint.REQUIRED_VALUES)
+    assert set(UNSUPPORTED) == set(config_json.REQUIRED_VALUES)
 
 
 @pytest.mark.parametrize("key", UNSUPPORTED)
@@ -905,7 +906,7 @@ def test_an_unsupported_value_is_refused_by_name(good, key):
         GPT2.load(good)
 
 
-@pytest.mark.parametrize("key", checkpoint.REQUIRED_VALUES)
+@pytest.mark.parametrize("key", config_json.REQUIRED_VALUES)
 @pytest.mark.parametrize("value", [None, [], {}, "true", 7])
 def test_a_required_value_of_another_type_is_refused(good, key, value):
     edit_config(good, **{key: value})
@@ -1187,7 +1188,7 @@ anything = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    key=st.sampled_from([*Config.__dataclass_fields__, *checkpoint.REQUIRED_VALUES, "lr"]),
+    key=st.sampled_from([*Config.__dataclass_fields__, *config_json.REQUIRED_VALUES, "lr"]),
     value=anything,
 )
 def test_any_value_under_any_key_ends_in_a_model_or_a_sentence(victim, key, value):

@@ -26,7 +26,7 @@ from minprefix.evaluate import mean_loss
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefix import MLPPrefix
-from minprefix.storage import checkpoint
+from minprefix.storage import checkpoint, places
 from minprefix.train import Settings
 from tests.conftest import random_model
 
@@ -1582,14 +1582,14 @@ def test_without_model_it_is_the_model_that_ships_whatever_the_folders_are_calle
     """... in every command that has a model of its own; "tiny" is then the name of a folder."""
     shutil.copytree(model_dir, tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
-    find = checkpoint.find
+    find = places.find
 
     def found(*args):
         raise InputError(f"the model is {find(*args)}")
 
     monkeypatch.setattr(checkpoint, "find", found)
     argv = [str(data) if a == "DATA" else a for a in argv]
-    assert refused(*argv) == f"the model is {checkpoint.TINY}"
+    assert refused(*argv) == f"the model is {places.TINY}"
     if argv[0] != "demo":
         with pytest.warns(errors.Note, match="hides"):  # the command line would print it
             find("tiny")

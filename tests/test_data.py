@@ -26,7 +26,7 @@ from minprefix.data.pairs import (
     group_references,
     read_pairs,
 )
-from minprefix.storage.checkpoint import read_tokenizer
+from minprefix.storage.tokenizer import read_tokenizer
 from tests.conftest import random_model
 
 

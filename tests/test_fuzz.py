@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from minprefix import GPT2, InputError, errors
 from minprefix.data.pairs import fingerprint, read_pairs
 from minprefix.storage import reading
-from minprefix.storage.checkpoint import read_tokenizer
 from minprefix.storage.run import LOG, STATE, Log
 from minprefix.storage.tensors import map_tensors
+from minprefix.storage.tokenizer import read_tokenizer
 from tests.reliability import damage, readers
 from tests.reliability.fuzz import BASE, Tally, Worker, bounded, fuzz
 from tests.reliability.planted import PLANTED

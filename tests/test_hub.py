@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from minprefix import GPT2, Batch, Config
-from minprefix.storage import checkpoint
+from minprefix.storage import places
 from tests.conftest import random_model
 
 pytestmark = pytest.mark.long
@@ -196,9 +196,9 @@ import json, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from minprefix import GPT2, Batch, InputError
-from minprefix.storage import hub
+from minprefix.storage import download, hub
 names, at_once, before = json.loads(sys.argv[1])
-hub.PAUSE = 0.01
+download.PAUSE = 0.01
 exec(before)
 def load(asked):
     name, revision = asked
@@ -258,7 +258,7 @@ def test_a_name_is_fetched_once_and_then_comes_from_the_cache(tmp_path, local, f
 def test_gpt2s_own_names_are_fetched_at_the_pinned_commit_and_then_cached(
     tmp_path, local, files, name
 ):
-    repo, commit = checkpoint.PINNED[name]
+    repo, commit = places.PINNED[name]
     other = dict.fromkeys(files, b"{}")  # what a newer commit would hold
     with Hub({repo: {commit: files, "main": other, COMMIT: other}}) as hub:
         said, _ = load(hub.url, tmp_path, (name, None))
@@ -329,15 +329,15 @@ def test_what_an_earlier_version_fetched_is_completed_and_until_then_loads(
 
 
 def test_every_pinned_name_has_a_whole_commit():
-    assert set(checkpoint.PINNED) >= {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
-    for repo, commit in checkpoint.PINNED.values():
-        assert checkpoint.PINNED[repo] == (repo, commit)
+    assert set(places.PINNED) >= {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+    for repo, commit in places.PINNED.values():
+        assert places.PINNED[repo] == (repo, commit)
         assert len(commit) == 40
         assert int(commit, 16)
 
 
 def test_the_revision_that_was_asked_for_is_fetched(tmp_path, local, files):
-    repo, pinned = checkpoint.PINNED["gpt2"]
+    repo, pinned = places.PINNED["gpt2"]
     broken, asked = dict.fromkeys(files, b"{}"), "f" * 40
     repos = {repo: {pinned: broken, asked: files}, "org/name": {"main": broken, asked: files}}
     with Hub(repos) as hub:
@@ -388,7 +388,7 @@ BY_HAND = (
 
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["no network", "offline"])
 def test_without_a_network_a_sentence_says_at_once_how_to_place_the_files(tmp_path, more):
-    commit = checkpoint.PINNED["gpt2"][1]
+    commit = places.PINNED["gpt2"][1]
     with Hub({}) as hub:
         closed = hub.url  # nobody listens there any more
     names = [("org/name", None), ("org/name", COMMIT), ("gpt2", None)]
@@ -480,7 +480,7 @@ def test_a_server_that_stays_broken_ends_in_a_sentence_and_the_next_command_goes
     with hub_of(files, broken | listing | refused) as hub:
         # on a busy machine a try can end within 1 s before it has reached the server
         longer = {"HF_HUB_DOWNLOAD_TIMEOUT": "3"}
-        said = load_all(hub, tmp_path, before="hub.ATTEMPTS = 2", **longer)
+        said = load_all(hub, tmp_path, before="download.ATTEMPTS = 2", **longer)
         tries = {key: len(hub.ranges[f"org/{key}/{LARGE}"]) for key in broken | refused}
         tries |= {key: len(hub.ranges[f"org/{key}"]) for key in listing}
         hub.faults.clear()
@@ -621,7 +621,10 @@ def test_a_kill_during_a_download_or_before_the_check_costs_nothing_and_risks_no
         running.kill()
         running.wait()
         # a server that lies, and a kill before anybody looked
-        before = KILL + f"digest = hub._digest\nhub._digest = lambda p, h: kill() if h == '{want}' "
+        before = (
+            KILL
+            + f"digest = hub.hash_of\nhub.hash_of = download.hash_of = lambda p, h: kill() if h == '{want}' "
+        )
         load(hub.url, tmp_path, ("org/name", None), before=before + "else digest(p, h)", status=-9)
         assert hub.ranges[f"org/name/{LARGE}"] == [0, few]
         assert partial.stat().st_size == len(files[LARGE])
@@ -689,7 +692,7 @@ NO_LINKS = "import os\ndef refused(*_, **__): raise OSError('no links')\nos.syml
 def test_what_the_client_left_is_found_without_a_network_under_the_older_name_too(
     tmp_path, local, files, links
 ):
-    repo, commit = checkpoint.PINNED["gpt2"]
+    repo, commit = places.PINNED["gpt2"]
     asked = f"print(snapshot_download({repo!r}, revision={commit!r}))"
     code = ("" if links else NO_LINKS) + f"from huggingface_hub import snapshot_download\n{asked}"
     with Hub({repo: {commit: files}}) as hub:

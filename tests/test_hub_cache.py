@@ -13,11 +13,11 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from minprefix import GPT2, InputError
-from minprefix.storage import checkpoint, hub
+from minprefix.storage import hub, places
 from tests.conftest import random_model
 from tests.test_checkpoint import CONFIG
 
-PINNED = checkpoint.PINNED["gpt2"][1]
+PINNED = places.PINNED["gpt2"][1]
 OTHER = "11c5a3d5811f50298f278a704980280950aedb10"
 NEW, OLD = "models--openai-community--gpt2", "models--gpt2"
 
@@ -72,7 +72,7 @@ def refusal(name, revision=None):
 
 
 def assert_used(place, name="gpt2"):
-    assert checkpoint.find(name) == place
+    assert places.find(name) == place
     assert GPT2.load(name).config == CONFIG
 
 

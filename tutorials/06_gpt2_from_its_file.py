@@ -20,7 +20,7 @@ import json
 
 import numpy as np
 
-from minprefix.storage.checkpoint import find
+from minprefix.storage.places import find
 
 folder = find("tiny")  # where the small model lies that comes with this package
 config = json.loads((folder / "config.json").read_text())

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect_model(name: str) -> None:
     from minprefix.model import GPT2
-    from minprefix.storage.checkpoint import find
+    from minprefix.storage.places import find
     from minprefix.storage.reading import read_json
 
     folder = find(name)

@@ -15,8 +15,8 @@ from minprefix.generate import Decoding
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
 from minprefix.storage import artifact
-from minprefix.storage.checkpoint import SHIPPED
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
+from minprefix.storage.places import SHIPPED
 from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, read_about
 from minprefix.storage.reading import read_bytes
 from minprefix.storage.saving import finish_save

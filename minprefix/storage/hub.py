@@ -14,26 +14,32 @@ it was checked: one that has both still is not read again, any other (placed by 
 changed since) is. Without a network other software's files are checked by their links to blobs,
 which are named by their hashes; a cache without links is found, and its folder named, not used.
 
-A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT
-(10 s) counts as broken off, as do a dropped connection and the statuses 408, 429 and 5xx. After
-`ATTEMPTS` of them for one file, with pauses of 1, 2 and 4 s between, there is a sentence: within a
-minute of the last useful byte. A model in the cache waits for one attempt at the listing, 11 s.
+A model in the cache waits for one attempt at the listing, 11 s.
 """
 
 import contextlib
-import hashlib
 import os
-import queue
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprefix.errors import InputError, listed
 from minprefix.storage import tokenizer
+from minprefix.storage.download import (
+    ATTEMPTS,
+    HASH,
+    File,
+    again,
+    fetch,
+    hash_of,
+    in_time,
+    is_network,
+    may_come,
+    reason_of,
+    wrong_file,
+)
 from minprefix.storage.reading import read_json
 from minprefix.storage.tensors import ADAPTER_FILES, unopened
 from minprefix.storage.writing import write_json, write_text
@@ -45,19 +51,13 @@ WANTED = (
     "model.safetensors.index.json",
     *tokenizer.FILES,
 )
-#: how often a request is made, with PAUSE seconds before the second and twice as many each time
-ATTEMPTS, PAUSE = 4, 1.0
-SLOWEST = 1000  #: bytes a second
-COMMIT, HASH = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
 #: in short what git allows, for it becomes a path
 REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s\\:~^?*\[]+")
-
-
-class File(NamedTuple):
-    """A file as the hub announces it: sha256 (64 digits), or git's sha1 of a small one (40)."""
-
-    size: int
-    hash: str
 
 
 class Cache(NamedTuple):
@@ -149,7 +149,7 @@ def snapshot(repo: str, revision: str | None) -> Path:
             ) from error
         at = f" at {revision}" if revision else ""
         raise InputError(
-            f"cannot fetch model {repo!r}{at} from the hub ({_reason(error)}): without a "
+            f"cannot fetch model {repo!r}{at} from the hub ({reason_of(error)}): without a "
             "network, put its .json, .txt and .safetensors files into a folder and give that "
             "folder instead of the name"
         ) from error
@@ -174,9 +174,9 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     )
     try:
         attempts = 1 if there else ATTEMPTS
-        found, listing = _again(lambda: _listing(repo, revision), attempts, _reached)
+        found, listing = again(lambda: _listing(repo, revision), attempts, may_come)
     except Exception as error:
-        if not _network(error):
+        if not is_network(error):
             raise
         return _offline(repo, revision, error)
     hashes = {name: file.hash for name, file in listing.items()}
@@ -212,7 +212,7 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
     from huggingface_hub import HfApi, constants
 
     wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    info = _in_time(
+    info = in_time(
         lambda _: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=wait)
     )
     commit = str(info.sha)
@@ -265,9 +265,6 @@ def _wanted(name: str) -> bool:
     return not {"/", "\\"} & set(name) and any(fnmatchcase(name, wanted) for wanted in WANTED)
 
 
-# ---- what is in the cache -----------------------------------------------------------------------
-
-
 def _stamp(path: Path) -> list[int]:
     """Size and time of a file: other ones, and it is no longer the one that was checked."""
     found = path.stat()
@@ -287,18 +284,6 @@ def _stand(cache: Cache, commit: str, checked: Checked) -> bool:
 
 def _hashes(checked: Checked) -> dict[str, str]:
     return {name: entry[0] for name, entry in checked.items()}
-
-
-def _digest(path: Path, announced: str) -> str:
-    """The hash of a file, of the kind that was announced for it."""
-    with open(path, "rb") as f:
-        if len(announced) == 64:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-        start = b"blob %d\0" % os.fstat(f.fileno()).st_size
-        digest = hashlib.sha1(start, usedforsecurity=False)  # git's name for it, not our choice
-        while block := f.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
 
 
 #: where repositories of the hub's first years went, whose names had no "/" then
@@ -380,18 +365,9 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
                 f"{name} of model {repo!r} at {commit} is not in the cache, or was never checked: "
                 "load the model once with a network"
             )
-        if (got := _digest(path, want)) != want:
+        if (got := hash_of(path, want)) != want:
             cache.remove(path)
-            raise _wrong(f"{name} of model {repo!r} in the cache", want, got)
-
-
-def _wrong(what: str, want: str, got: str) -> InputError:
-    kind = "sha256" if len(want) == 64 else "git's sha1"
-    return InputError(
-        f"{what} is not the file that the hub announced ({kind} {got}, expected {want}): it was "
-        "removed; load the model again with a network, and if that stays so, do not trust the "
-        "server"
-    )
+            raise wrong_file(f"{name} of model {repo!r} in the cache", want, got)
 
 
 def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
@@ -399,14 +375,14 @@ def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
     place, blob = cache.place(commit, name), cache.folder / "blobs" / file.hash
     for path in (place, blob):  # from elsewhere, or no longer what was checked
         if path.exists():
-            if _digest(path, file.hash) != file.hash:
+            if hash_of(path, file.hash) != file.hash:
                 cache.remove(path)
             elif path == place:
                 return
     if not blob.exists():
         blob.parent.mkdir(parents=True, exist_ok=True)
         partial = blob.with_name(f"{file.hash}.minprefix.incomplete")
-        _fetch(repo, commit, name, file, partial)
+        fetch(repo, commit, name, file, partial)
         os.replace(partial, blob)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
@@ -427,161 +403,3 @@ def _lock(folder: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(WeakFileLock(path))
         yield
-
-
-# ---- what comes from the hub --------------------------------------------------------------------
-
-
-def _fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None:
-    """Download into `partial`, going on after what is there, and check it."""
-    from huggingface_hub import hf_hub_url
-
-    url = hf_hub_url(repo, name, revision=commit)
-
-    def attempt() -> None:
-        partial.touch()
-        resumed = partial.stat().st_size
-        if resumed < file.size:
-            _in_time(lambda arrived: _receive(url, partial, file.size, name, arrived))
-        if (got := _digest(partial, file.hash)) != file.hash:
-            partial.unlink()
-            if resumed:  # perhaps only the older bytes are wrong
-                raise _Break(f"the hash was {got} after a resumed download")
-            raise _wrong(f"{name} of model {repo!r} as it came from the hub", file.hash, got)
-
-    try:
-        _again(attempt, ATTEMPTS, _network)
-    except Exception as error:
-        if not _network(error):
-            raise
-        kept = partial.stat().st_size if partial.exists() else 0
-        raise InputError(
-            f"{name} of model {repo!r} broke off after {kept:,} of {file.size:,} bytes, at the "
-            f"last of {ATTEMPTS} attempts ({_reason(error)}): what came is kept, the same command "
-            "goes on from there"
-        ) from error
-
-
-def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[int], None]) -> None:
-    """Append to `partial` what it lacks."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        build_hf_headers,
-        hf_raise_for_status,
-    )
-    from tqdm import tqdm
-
-    have = partial.stat().st_size
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream("GET", url, headers=headers, timeout=wait) as response:
-        if response.status_code == 416:  # what is there cannot be continued
-            partial.unlink()
-            raise _Break("the hub answered 416")
-        hf_raise_for_status(response)
-        if response.status_code != 206:  # all of it comes again
-            have = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise _Break("the hub sent another range than the one asked for")
-        silent = are_progress_bars_disabled() or None  # None: only on a terminal
-        with (
-            open(partial, "ab" if have else "wb") as f,
-            tqdm(
-                desc=name, total=size, initial=have, unit="B", unit_scale=True, disable=silent
-            ) as bar,
-        ):
-            for block in response.iter_bytes():
-                arrived(len(block))
-                have += len(block)
-                if have > size:
-                    partial.unlink()
-                    raise InputError(
-                        f"the hub sends more than the {size:,} bytes of {name} that it announced: "
-                        "what came was removed; try again, or do not trust the server"
-                    )
-                f.write(block)
-                f.flush()  # a kill, too, leaves all that came
-                bar.update(len(block))
-            os.fsync(f.fileno())  # before its name says that it is whole
-    if have < size:
-        raise _Break("the hub sent fewer bytes than it announced")
-
-
-class _Break(Exception):
-    """A download that may go better the next time."""
-
-
-def _reason(error: Exception) -> str:
-    status = _status(error)
-    if status is not None:
-        return f"the hub answered {status}"
-    return str(error) if isinstance(error, _Break) else type(error).__name__
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _network(error: Exception) -> bool:
-    """Whether this is the network or the server, and not the answer to what was asked."""
-    status = _status(error)
-    if status is not None:
-        return status in (408, 429) or status >= 500
-    local = isinstance(error, OSError) and error.errno is not None
-    return not local and not isinstance(error, InputError)
-
-
-def _reached(error: Exception) -> bool:
-    """Whether a listing may come the next time: not where nothing can be reached at all."""
-    unreachable = ("ConnectError", "ProxyError", "OfflineModeIsEnabled")
-    return _network(error) and type(error).__name__ not in unreachable
-
-
-def _again(work: Callable[[], Any], attempts: int, worthwhile: Callable[[Exception], bool]) -> Any:
-    """`work()`, up to so many times while its errors are worth it."""
-    for left in range(attempts - 1, -1, -1):
-        try:
-            return work()
-        except Exception as error:
-            if not left or not worthwhile(error):
-                raise
-        time.sleep(PAUSE * 2 ** (attempts - 1 - left))
-    raise AssertionError
-
-
-def _in_time(work: Callable[[Callable[[int], None]], Any]) -> Any:
-    """`work(arrived)`, which calls `arrived(n)` for every n bytes, in a thread that is given up
-    when too few come: the client's own time begins anew with every byte."""
-    from huggingface_hub import constants
-
-    wait, came, given_up = constants.HF_HUB_DOWNLOAD_TIMEOUT, [0], threading.Event()
-    done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def arrived(n: int) -> None:
-        if given_up.is_set():
-            raise _Break("given up")
-        came[0] += n
-
-    def run() -> None:
-        try:
-            done.put((work(arrived), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        while True:
-            before = came[0]
-            with contextlib.suppress(queue.Empty):
-                result, error = done.get(timeout=1.1 * wait)  # the client's own comes first
-                break
-            if came[0] - before < SLOWEST * wait:
-                raise _Break(f"less than {SLOWEST * wait:,} bytes came in {wait} s")
-    finally:
-        given_up.set()
-    if error is not None:
-        raise error
-    return result
