@@ -3,8 +3,7 @@
 The arithmetic is in `gpt2`; here is what stands around it, and every check of what comes in.
 """
 
-from collections.abc import Collection, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
-from minprefix.errors import InputError, Note, brief, counted, listed, note, quoted
+from minprefix.errors import InputError, counted
 from minprefix.gpt2 import (
     BlockCache,
     Config,
@@ -31,6 +30,7 @@ from minprefix.gpt2 import (
 )
 from minprefix.ops.contract import Array, Ops
 from minprefix.prefix import Prefix
+from minprefix.text import EncodesText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class GPT2:
+class GPT2(EncodesText):
     """A GPT-2: its config, its weights by their checkpoint names, and its tokenizer if it came with
     one.
 
@@ -54,8 +54,6 @@ class GPT2:
     name: str = "unnamed"
     folder: Path | None = None  # that it was loaded from
     _finite: bool = field(default=False, init=False)
-    #: a tokenizer that was looked at, and what it lost so far; None if it can say everything
-    _lost: "tuple[Tokenizer, set[str] | None] | None" = field(default=None, init=False)
 
     @classmethod
     def load(
@@ -116,7 +114,7 @@ class GPT2:
 
             raise InputError(no_room_for(self)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name, self.folder)
-        moved._finite, moved._lost = self._finite, self._lost
+        moved._finite, moved.lost = self._finite, self.lost
         return moved
 
     @property
@@ -150,15 +148,6 @@ class GPT2:
         c = self.config
         weights, tokenizer = self.fingerprint(), self.tokenizer_fingerprint()
         return Base(self.name, weights, tokenizer, c.n_layer, c.n_head, c.head_size)
-
-    def tokenizer_fingerprint(self) -> str | None:
-        """See `minprefix.storage.fingerprint`. None without a tokenizer."""
-        from minprefix.storage.fingerprint import tokenizer_fingerprint
-
-        if self.tokenizer is None:
-            return None
-        with self.tokenizing() as tokenizer:
-            return tokenizer_fingerprint(tokenizer)
 
     def fingerprint(self) -> str:
         """sha256 over names, shapes and float32 values of all weights: the same for every file
@@ -204,94 +193,6 @@ class GPT2:
         _, blocks = forward(x, stream, self.weights, self.config, implementation)
         caches = [block.attn.attention for block in blocks]
         return np.stack([[c.k, c.v] for c in caches]).swapaxes(2, 3)  # of (L, 2, T, NH, hs)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens added. A note says which characters the
-        tokenizer has no token for. Raises InputError without a tokenizer."""
-        return self.encode_many([text])[0]
-
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each, faster."""
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError(f"expected text to encode, got {type(text).__name__}")
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise InputError(f"text {text!a} is not UTF-8: save or type it as UTF-8") from error
-        with self.tokenizing() as tokenizer:
-            ids = []
-            for i in range(0, len(texts), 1000):  # Ctrl-C waits for one call of the library
-                part = list(texts[i : i + 1000])
-                found = tokenizer.encode_batch_fast(part, add_special_tokens=False)
-                ids += [encoding.ids for encoding in found]
-            self._say_what_is_lost(tokenizer, texts, ids)
-            return ids
-
-    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_many` of texts to go on from. Raises InputError for one of which no token is
-        left."""
-        prompts = self.encode_many(texts)
-        for i, (text, ids) in enumerate(zip(texts, prompts, strict=True)):
-            if text and not ids:
-                raise InputError(f"prompt {i}: {self.nothing_left(text)}")
-        return prompts
-
-    def nothing_left(self, text: str) -> str:
-        """The end of a sentence on a text that vanished."""
-        return (
-            f"{quoted(text)} leaves no token: the tokenizer of model {self.name!r} has none "
-            "for its characters; give another text, or a model whose tokenizer has them"
-        )
-
-    def _say_what_is_lost(
-        self, tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
-    ) -> None:
-        """Each character once, with how many of those that are named were lost."""
-        from minprefix.storage.tokenizer import lost, says_all
-
-        if self._lost is None or self._lost[0] is not tokenizer:
-            self._lost = (tokenizer, None if says_all(tokenizer) else set())
-        heard = self._lost[1]
-        if heard is None:
-            return
-        counts = lost(tokenizer, texts, ids)
-        new = [character for character, _ in counts.most_common() if character not in heard]
-        if new:
-            heard.update(new)
-            n, total = sum(counts[character] for character in new), sum(map(len, texts))
-            lost_of = f"{n} of the {counted(total, 'character')} that it read"
-            note(
-                f"the tokenizer of model {self.name!r} has no token for {listed(new)}: "
-                f"{lost_of} {'is' if n == 1 else 'are'} lost"
-            )
-
-    def decode(self, ids: Sequence[int]) -> str:
-        with self.tokenizing() as tokenizer:
-            return tokenizer.decode(list(ids))
-
-    @contextmanager
-    def tokenizing(self) -> "Iterator[Tokenizer]":
-        """A tokenizer.json may come from anyone, and one that the library cannot run makes its Rust
-        panic, which is no Exception: a sentence, too."""
-        tokenizer = self._need_tokenizer()
-        try:
-            yield tokenizer
-        except (KeyboardInterrupt, MemoryError, Note):  # a note, where warnings are errors
-            raise
-        except BaseException as error:
-            raise InputError(
-                f"the tokenizer of model {self.name!r} fails on this text ({brief(error)}): "
-                "fetch its files again"
-            ) from error
-
-    def _need_tokenizer(self) -> "Tokenizer":
-        if self.tokenizer is None:
-            raise InputError(
-                f"model {self.name!r} has no tokenizer: put tokenizer.json, or vocab.json and "
-                "merges.txt, into its folder"
-            )
-        return self.tokenizer
 
 
 def digest(arrays: Weights, dtype: type | None = None) -> str:

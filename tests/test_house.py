@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("gpt2", "batch", "optim", "budget", "settings"),
     ("storage",),
-    ("data",),
+    ("data", "text"),
     ("prefix",),
     ("model",),
     ("generate", "evaluate", "train"),

@@ -623,7 +623,8 @@ def test_a_kill_during_a_download_or_before_the_check_costs_nothing_and_risks_no
         # a server that lies, and a kill before anybody looked
         before = (
             KILL
-            + f"digest = hub.hash_of\nhub.hash_of = download.hash_of = lambda p, h: kill() if h == '{want}' "
+            + "digest = hub.hash_of\n"
+            + f"hub.hash_of = download.hash_of = lambda p, h: kill() if h == '{want}' "
         )
         load(hub.url, tmp_path, ("org/name", None), before=before + "else digest(p, h)", status=-9)
         assert hub.ranges[f"org/name/{LARGE}"] == [0, few]
