@@ -19,7 +19,7 @@ from minprefix.errors import InputError, counted
 from minprefix.gpt2 import BlockCache, Config, KeysValues, Stream, embedding, forward, head
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
-from minprefix.prefix import Prefix
+from minprefix.prefix import Prefix, Prefixes
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Decoding:
 def generate(
     model: GPT2,
     prompts: Sequence[str],
-    prefix: Prefix | Sequence[Prefix | None] | None = None,
+    prefix: Prefixes = None,
     which: Sequence[int] | None = None,
     ops: str | Ops | None = None,
     **decoding: object,
@@ -110,7 +110,7 @@ def generate(
 def generate_ids(
     model: GPT2,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefix | Sequence[Prefix | None] | None = None,
+    prefix: Prefixes = None,
     which: Sequence[int] | None = None,
     decoding: Decoding | None = None,
     ops: str | Ops | None = None,
@@ -171,8 +171,8 @@ def generate_ids(
 
 def room(config: Config, start: int, length: int) -> int:
     """How many new tokens a prompt of this length leaves positions for, its first token at position
-    `start`. The last new one needs none. Below 1 the prompt itself does not fit."""
-    return config.n_positions - start - length + 1
+    `start`. Below 1 the prompt itself does not fit."""
+    return config.room(start) - length
 
 
 def no_room(config: Config, start: int, length: int, needed: int) -> str:
@@ -221,7 +221,7 @@ class Texts:
         cls,
         model: GPT2,
         batch: Batch,
-        prefix: Prefix | Sequence[Prefix | None] | None,
+        prefix: Prefixes,
         limits: int | Sequence[int],
         ops: Ops,
     ) -> "tuple[Texts, np.ndarray]":

@@ -64,6 +64,11 @@ class Config:
         """hs = C / NH."""
         return self.n_embd // self.n_head
 
+    def room(self, start: int = 0) -> int:
+        """How many tokens a sequence may have whose first one is at position `start`: one for each
+        position from there on, and a last one that is only predicted and needs none."""
+        return self.n_positions - start + 1
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight."""
         C, F = self.n_embd, self.n_inner or 4 * self.n_embd

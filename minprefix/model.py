@@ -29,7 +29,7 @@ from minprefix.gpt2 import (
     head_loss_backward,
 )
 from minprefix.ops.contract import Array, Ops
-from minprefix.prefix import Prefix
+from minprefix.prefix import Prefix, Prefixes
 from minprefix.text import EncodesText
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ class GPT2(EncodesText):
         return sum(a.size for a in self.weights.values())
 
     def room(self, prefix: Prefix | None = None) -> int:
-        """How many tokens a sequence may have whose targets are scored: one for each position from
-        the prefix's offset on, and a last one that is only predicted."""
-        start = 0 if prefix is None else prefix.position_offset
-        return self.config.n_positions - start + 1
+        """How many tokens a sequence may have whose targets are scored, behind this prefix."""
+        return self.config.room(0 if prefix is None else prefix.position_offset)
 
     def __repr__(self) -> str:
         c = self.config
@@ -174,7 +172,7 @@ class GPT2(EncodesText):
     def logits(
         self,
         batch: Batch,
-        prefix: Prefix | Sequence[Prefix | None] | None = None,
+        prefix: Prefixes = None,
         ops: str | Ops | None = None,
     ) -> Array:
         """-> (N, V): for each token of the stream the scores of the token that follows it."""
@@ -245,7 +243,7 @@ def check_same_place(model: GPT2, prefix: Prefix) -> None:
 # ---- from a batch and its prefixes to the loss and its gradients ------------------------------
 
 
-def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> list[Prefix]:
+def _as_list(model: GPT2, prefix: Prefixes) -> list[Prefix]:
     """A None in a list becomes a prefix of no slots, which no layer sees."""
     if prefix is None:
         return []
@@ -262,7 +260,7 @@ def _as_list(model: GPT2, prefix: Prefix | Sequence[Prefix | None] | None) -> li
 def prepare(
     model: GPT2,
     batch: Batch,
-    prefix: Prefix | Sequence[Prefix | None] | None,
+    prefix: Prefixes,
     targets_only: bool = False,
 ) -> Stream:
     """The batch as `forward` takes it, checked against the model.
@@ -278,7 +276,7 @@ def prepare(
     _check_tokens(model, batch)
     starts = [prefixes[i].position_offset if prefixes else 0 for i in batch.prefix]
     for b, (start, T) in enumerate(zip(starts, batch.lengths, strict=True)):
-        room = cfg.n_positions - start + targets_only
+        room = cfg.room(start) - (not targets_only)
         if room < T:
             last = "; the last token, a target, needs none" if targets_only else ""
             or_else = " or the prefix, or train one with --position-offset 0" if start else ""
@@ -344,7 +342,7 @@ def loss_and_grad(
 def loss_and_weight_grads(
     model: GPT2,
     batch: Batch,
-    prefix: Prefix | Sequence[Prefix | None] | None = None,
+    prefix: Prefixes = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
     names: Collection[str] | None = None,
@@ -359,7 +357,7 @@ def loss_and_weight_grads(
 def loss(
     model: GPT2,
     batch: Batch,
-    prefix: Prefix | Sequence[Prefix | None] | None = None,
+    prefix: Prefixes = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
 ) -> float:
@@ -391,7 +389,7 @@ class Forward(NamedTuple):
 
 def _forward_loss(
     model: GPT2,
-    prefix: Prefix | Sequence[Prefix | None] | None,
+    prefix: Prefixes,
     batch: Batch,
     reduction: str,
     ops: Ops,
@@ -409,7 +407,7 @@ def _forward_loss(
 
 def loss_backward(
     model: GPT2,
-    prefix: Prefix | Sequence[Prefix | None] | None,
+    prefix: Prefixes,
     batch: Batch,
     reduction: str = "mean",
     ops: str | Ops | None = None,

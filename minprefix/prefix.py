@@ -176,14 +176,18 @@ class Prefix:
         """dkv, of the shape of kv -> the gradient of each parameter, by name."""
         return {"kv": dkv}
 
+    def like(self, kv: np.ndarray) -> "Prefix":
+        """A flat prefix with other keys and values, for the same layers and positions."""
+        return Prefix(kv, self.layers if self.subset else None, self.position_offset)
+
     def fold(self) -> "Prefix":
         """A flat prefix with the same keys and values."""
-        return Prefix(self.kv.copy(), self.layers if self.subset else None, self.position_offset)
+        return self.like(self.kv.copy())
 
     def masked(self, mask: np.ndarray) -> "Prefix":
         """A flat prefix with kv * mask: dropout, for one step. Its gradient for this one is dkv *
         mask."""
-        return Prefix(self.kv * mask, self.layers if self.subset else None, self.position_offset)
+        return self.like(self.kv * mask)
 
     def check(self, config: "Config", name: str) -> None:
         """Raises InputError if this prefix cannot sit in a model of this shape."""
@@ -419,6 +423,11 @@ class MLPPrefix(Prefix):
         mlp = MLPPrefix(parameters, about.base.n_head, own.layers, own.position_offset)
         mlp._check_base(directory, about, model, base)
         return mlp
+
+
+#: what a batch may see: one prefix, several of which each sequence names one (None: no prefix), or
+#: none at all
+Prefixes = Prefix | Sequence[Prefix | None] | None
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, rng: "np.random.Generator") -> np.ndarray:

@@ -49,8 +49,7 @@ def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
     if args.seed is not None:
         raise InputError("--seed draws a random prefix and --prefix gives one: leave out one")
     saved = Prefix.load(args.prefix, model)
-    layers = saved.layers if saved.subset else None
-    return Prefix(saved.kv.astype(args.dtype), layers, saved.position_offset)
+    return saved.like(saved.kv.astype(args.dtype))
 
 
 def _batch(args: argparse.Namespace, model: "GPT2") -> "Batch":

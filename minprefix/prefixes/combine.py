@@ -42,7 +42,8 @@ def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
         )
     _warn("concatenating prefixes")
     kv = np.concatenate([p.to("numpy").kv for p in prefixes], axis=3)
-    return Prefix(kv, _layers(prefixes[0]), None if usual else offsets.pop())
+    layers = prefixes[0].layers if prefixes[0].subset else None
+    return Prefix(kv, layers, None if usual else offsets.pop())
 
 
 def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) -> Prefix:
@@ -67,7 +68,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
         for w, p in zip(given, prefixes, strict=True)
     )
     first = prefixes[0]
-    return Prefix(np.asarray(mean).astype(dtype), _layers(first), first.position_offset)
+    return first.like(np.asarray(mean).astype(dtype))
 
 
 def interpolate(a: Prefix, b: Prefix, t: float) -> Prefix:
@@ -86,10 +87,6 @@ def _check_fit(prefixes: Sequence[Prefix], verb: str, lengths: bool) -> None:
             same &= first.kv.shape == p.kv.shape and first.position_offset == p.position_offset
         if not same:
             raise InputError(f"cannot {verb} {first} and {p}: they are not of one shape")
-
-
-def _layers(prefix: Prefix) -> tuple[int, ...] | None:
-    return prefix.layers if prefix.subset else None
 
 
 # ---- pruning ----------------------------------------------------------------------------------
@@ -126,4 +123,4 @@ def prune(prefix: Prefix, shares: np.ndarray, keep: int) -> Prefix:
     total = shares.sum(axis=(0, 1))  # (P,)
     slots = np.sort(np.argsort(-total, kind="stable")[:keep])
     kv = prefix.to("numpy").kv[:, :, :, slots]
-    return Prefix(np.ascontiguousarray(kv), _layers(prefix), prefix.position_offset)
+    return prefix.like(np.ascontiguousarray(kv))

@@ -17,7 +17,7 @@ from minprefix.batch import Batch
 from minprefix.errors import InputError, counted
 from minprefix.model import GPT2, loss, loss_backward, needed
 from minprefix.ops.contract import Array
-from minprefix.prefix import Prefix
+from minprefix.prefix import Prefix, Prefixes
 from minprefix.trace.record import Record, Trace, unknown
 from minprefix.trace.tracer import Tracer, _d
 
@@ -99,7 +99,7 @@ class Differences:
         self,
         model: GPT2,
         batch: Batch,
-        prefix: Prefix | Sequence[Prefix | None] | None = None,
+        prefix: Prefixes = None,
         need: Literal["prefix", "all"] = "prefix",
         text: str | None = None,
     ) -> None:
@@ -239,5 +239,4 @@ def _no_gradient(key: str) -> InputError:
 def _double(prefix: Prefix | None) -> Prefix | None:
     if prefix is None:
         return None
-    layers = prefix.layers if prefix.subset else None
-    return Prefix(prefix.kv.astype(np.float64), layers, prefix.position_offset)
+    return prefix.like(prefix.kv.astype(np.float64))

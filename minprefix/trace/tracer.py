@@ -44,7 +44,7 @@ from minprefix.trace.record import Record, Trace, matches, unknown
 if TYPE_CHECKING:
     import pdb
 
-    from minprefix.prefix import Prefix
+    from minprefix.prefix import Prefix, Prefixes
 
 #: what a linear layer gives, by its place in a block
 _OUT = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.out", "mlp.c_fc": "mlp.pre",
@@ -76,7 +76,7 @@ _BETWEEN = {
 def trace(
     model: GPT2,
     batch: Batch,
-    prefix: "Prefix | Sequence[Prefix | None] | None" = None,
+    prefix: "Prefixes" = None,
     names: str | Sequence[str] = "*",
     ops: str | Ops = "reference",
     need: Literal["prefix", "all"] = "prefix",
