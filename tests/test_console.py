@@ -332,7 +332,7 @@ def test_the_search_for_such_calls_finds_them():
         "open(p, 'a', encoding='utf-8', newline='\\n')",
         "p.read_text(encoding='utf-8')",
         "os.open(p, 0)",
-        "files.read_text(p, 'it')",
+        "reading.read_text(p, 'it')",
         "subprocess.run(a, check=True)",
     )
     assert [opened_as_text(line) for line in wrong] == [[1]] * len(wrong)

@@ -329,7 +329,7 @@ def test_a_prompt_stands_in_the_prefixs_template_unless_it_is_raw(saved, monkeyp
         (("loss", "{run}", "--out", "x.jpg"), "'x.jpg': expected a name that ends in .png or .svg"),
         (("attention", "--prompt", "a", "--out", "x.png"), "give --prefix DIR"),
         (("attention", "--prompt", "", "--prefix", "{saved}", "--raw", "--out", "x.png"),
-         "--prompt has no token"),
+         "--prompt is empty: expected text"),
         (("pattern", "--prompt", "a", "--layer", "4", "--out", "x.png"),
          "--layer is 4: model 'tiny' has layers 0 to 3"),
         (("pattern", "--prompt", "a", "--head", "-1", "--out", "x.png"),

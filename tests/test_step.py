@@ -27,9 +27,9 @@ from minprefix.trace.fd import Differences
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import source_of
 from minprefix.trace.laws import laws
-from minprefix.trace.mirror import model_line
 from minprefix.trace.stepper import Stepper
 from minprefix.trace.tracer import Tracer
+from minprefix.trace.wiring import model_line
 from tests.conftest import random_model
 
 ROOT = Path(__file__).parents[1]
@@ -443,7 +443,7 @@ def test_what_comes_from_outside_has_no_line(small):
     model, batch, prefixes = small
     seen = trace(model, batch, prefixes, names=["batch.*", "prefix.kv", "*.prefix_k"],
                  arguments=True)  # fmt: skip
-    lines = {r.name: model_line(r) for r in seen}
+    lines = {r.name: model_line(r.name, r.op) for r in seen}
     assert lines["batch.tokens"] == lines["prefix.kv"] == 0
     assert lines["blocks.0.attn.prefix_k"] > 0
 

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, InputError, Prefix, generate
 from minprefix.cli import main
+from minprefix.cli.prompt import encode
 from minprefix.data.pairs import Pair, Template, encode_pairs
 from minprefix.errors import Note
 from minprefix.prefixes.verify import verify
 from minprefix.storage.tokenizer import CONFIG, NAMES, read_tokenizer
-from minprefix.trace import view
 from tests.conftest import random_model
 
 TEXTS = [
@@ -643,7 +643,7 @@ def test_a_text_that_vanishes_is_not_called_empty():
         Prefix.text(model, "ë")
     for prompt, target in (("ë", None), ("ë", "a"), ("a", "ë")):
         with leaves_nothing("--prompt " if prompt == "ë" else "--target "):
-            view.encode(model, prompt, target, None)
+            encode(model, prompt, target, None)
     with pytest.raises(InputError, match="prompt 0 is empty"):
         generate(model, [""])
     with pytest.raises(InputError, match="the source is empty"):

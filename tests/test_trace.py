@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minprefix import Batch, Config, InputError, Prefix, loss_and_grad, loss_and_weight_grads
+from minprefix import (
+    Batch,
+    Config,
+    InputError,
+    Prefix,
+    gpt2,
+    loss_and_grad,
+    loss_and_weight_grads,
+)
 from minprefix.ops import reference
 from minprefix.trace import Trace, trace
 from minprefix.trace.instrument import source_of
-from minprefix.trace.mirror import BETWEEN, MIRROR, mirrored
+from minprefix.trace.mirror import MIRROR, mirrored
 from minprefix.trace.record import summarise
 from minprefix.trace.tracer import Tracer
+from minprefix.trace.wiring import BETWEEN, MADE
 from tests.conftest import random_model, relative_error
 
 CONFIG = Config(n_layer=3, n_head=4, n_embd=32, vocab_size=50, n_positions=64)
@@ -342,7 +351,19 @@ def test_a_bug_in_the_text_is_seen_where_it_is(model, prefix, batch):
     assert differ[0] == "blocks.2.attn.dq_b#0"
 
 
-# ---- what mirrors what ----
+# ---- the wiring, and what mirrors what ----
+
+
+def test_the_wiring_names_the_line_of_gpt2_that_computes_each_value():
+    source = source_of(gpt2)
+    for value, made in MADE.items():
+        line = source.made[made.function, made.name]
+        text = source.lines[line - 1]
+        if made.op == "add":  # its comment says which residual stream it is
+            assert text.endswith(f" {value.removeprefix('d')}"), value
+            assert f"{made.name} = {made.name} + " in text, value
+        else:
+            assert made.name in text.partition(" = ")[0].strip().split(", "), value
 
 
 def test_every_line_of_the_backward_mirrors_one_of_the_forward(whole):

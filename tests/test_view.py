@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from minprefix import GPT2, Batch, Config, InputError, Prefix, loss_and_grad
+from minprefix import GPT2, Batch, Config, InputError, Prefix, gpt2, loss_and_grad
 from minprefix.cli import main
+from minprefix.cli.prompt import encode
 from minprefix.data.pairs import Template
+from minprefix.ops import reference
 from minprefix.trace import trace
-from minprefix.trace.mirror import IN_THE_MODEL
-from minprefix.trace.view import _gpt2, encode, pack, page, shown
+from minprefix.trace.instrument import source_of
+from minprefix.trace.packing import pack
+from minprefix.trace.view import page, shown
+from minprefix.trace.wiring import model_line
 from tests.conftest import random_model
 
 TEXT = "name[The Red Fox], type[restaurant], food[Thai], price[cheap], area[hills]\n"
@@ -158,8 +162,8 @@ def test_what_is_too_large_is_cut_and_says_so(plain, monkeypatch, small):
         assert np.prod(r["drawn"]) < np.prod(r["shape"])
     assert not any(".attn.pattern" in r["key"] for r in cut)
     most = 100_000
-    monkeypatch.setattr("minprefix.trace.view.MOST_NUMBERS", most)
-    monkeypatch.setattr("minprefix.trace.view.OF_A_RECORD", 0)
+    monkeypatch.setattr("minprefix.trace.packing.MOST_NUMBERS", most)
+    monkeypatch.setattr("minprefix.trace.packing.OF_A_RECORD", 0)
     data = data_of(page(small, SMALL_IDS))
     assert sum(len(text) for _, text in data["values"]) < most * 2 * 4 / 3 * 1.05
     cut = [r["key"] for r in data["records"] if r.get("cut")]
@@ -225,20 +229,10 @@ def test_every_line_is_in_the_listing_that_is_shown_for_it(html, plain):
                 for start, lines in data["code"][name]["functions"]
                 for i, line in enumerate(lines)
             }
-            last = r["key"].split("#")[0].split(".")[-1]
-            begins = IN_THE_MODEL.get(r["op"]) or IN_THE_MODEL.get(last if r["op"] == "add" else "")
-            assert lines[r["line"]].strip().startswith(begins or ""), r["key"]
+            between = model_line(r["key"].split("#")[0], r["op"])
+            made = source_of(gpt2 if between else reference).lines[r["line"] - 1]
+            assert lines[r["line"]] == made, r["key"]
             assert r["formula"][0], r["key"]
-
-
-def test_the_lines_between_ops_are_in_gpt2_once():
-    lines = [line.strip() for line in _gpt2().lines]
-    found = {}
-    for name, start in IN_THE_MODEL.items():
-        (found[name],) = [line for line in lines if line.startswith(start)]
-    for name in ("resid_mid", "resid_post", "dresid_mid", "dresid_pre"):
-        assert found[name].endswith(f" {name.removeprefix('d')}"), found[name]
-    assert found["dresid_post"] == found["dresid_pre"]  # of the block below
 
 
 def test_every_backward_line_leads_to_the_forward_line_that_it_mirrors(html, plain):

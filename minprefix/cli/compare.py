@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_saved(spec: str) -> bool:
-    from minprefix.trace.record import RECORDS, TENSORS
+    from minprefix.trace.saved import RECORDS, TENSORS
 
     path = Path(spec)
     return path.is_dir() and any((path / name).exists() for name in (RECORDS, TENSORS))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from minprefix.cli.options import add_model
 from minprefix.cli.parser import Command
+from minprefix.cli.prompt import add_prompt, encode_prompt, template_of
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,22 +49,12 @@ def _pattern(args: argparse.Namespace) -> str | None:
 
 def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int]]":
     """The model, the prefix if one was named, and the tokens of the prompt."""
-    from minprefix.data.pairs import Template
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
-    from minprefix.storage.provenance import recorded_template
 
     model = GPT2.load(args.model, revision=args.revision)
-    prefix, prompt = None, args.prompt
-    if args.prefix is not None:
-        prefix = Prefix.load(args.prefix, model)
-        recorded = recorded_template(args.prefix)
-        if not args.raw:
-            prompt = (Template() if recorded is None else Template(recorded)).prompt(prompt)
-    ids = model.encode(prompt)
-    if not ids:
-        raise InputError("--prompt has no token: give some text")
-    return model, prefix, ids
+    prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
+    return model, prefix, encode_prompt(model, args.prompt, template_of(args))
 
 
 def _name(args: argparse.Namespace, model: "GPT2") -> str:
@@ -125,15 +116,7 @@ def add(command: Command) -> None:
         if name in ("attention", "pattern"):
             add_model(part)
             part.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
-            part.add_argument(
-                "--prompt",
-                metavar="TEXT",
-                required=True,
-                help="with a prefix it is the source of the prefix's template",
-            )
-            part.add_argument(
-                "--raw", action="store_true", help="the prompt as it is, without a template"
-            )
+            add_prompt(part)
         elif name == "loss":
             part.add_argument("run_folders", type=Path, nargs="+", metavar="RUN")
         else:

@@ -1,11 +1,12 @@
-"""The command `minprefix step`: what is walked over."""
+"""`minprefix step`: a walk through a forward and its backward, one operation at a time."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import add_model, add_threads, unescape
+from minprefix.cli.options import add_model, add_threads
 from minprefix.cli.parser import Command
+from minprefix.cli.prompt import add_prompt, add_target, encode, template_of
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
 
-#: where nothing is said: a record of the world that the shipped model knows
+#: without --prompt: a record of the world that the shipped model knows
 PROMPT = "name[The Red Fox], type[restaurant], food[Thai]"
 TARGET = "The Red Fox is a restaurant that serves Thai food."
 SLOTS = 5
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
-    """A trained one, or a random one; None for plain GPT-2. Raises InputError."""
+    """A trained or a random prefix; None for plain GPT-2. Raises InputError."""
     from minprefix.prefix import Prefix
 
     if args.prefix is None and args.prefix_length == 0:
@@ -53,18 +54,16 @@ def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
 
 
 def _batch(args: argparse.Namespace, model: "GPT2") -> "Batch":
-    """The prompt, and the target that is to be predicted after it; without one the prompt itself
-    is. They become tokens as in `minprefix view`. Raises InputError."""
+    """The prompt and the target, which is predicted; without a target the prompt itself is. Raises
+    InputError."""
     from minprefix.batch import Batch
-    from minprefix.trace.view import encode, template_of
 
     prompt, target = args.prompt, args.target
     if prompt is None and target is not None:
         raise InputError("--target is what follows a prompt: give --prompt TEXT as well")
     if prompt is None:
         prompt, target = PROMPT, TARGET
-    template = template_of(args, target)
-    ids, loss_from = encode(model, prompt, target, template)
+    ids, loss_from = encode(model, prompt, target, template_of(args, target))
     return Batch.pack([ids], loss_from=[loss_from])
 
 
@@ -75,35 +74,39 @@ def add(command: Command) -> None:
         "walk through forward and backward in the terminal, op by op",
         'minprefix step --prompt "name[The Eagle]" --target "The Eagle serves Thai."\n'
         r"printf 'b *.attn.dprefix_k\nc\nwhy\n' | minprefix step --prefix runs/demo",
-        status="0; 2 for options, and in a script for commands, that cannot be done",
+        status="0; 2 for bad options, and in a script for a command that was refused",
     )
     add_model(p)
-    p.add_argument("--prompt", metavar="TEXT", help=f"default {PROMPT!r}, and its description")
-    p.add_argument("--target", metavar="TEXT", help="what is to be predicted (default: the prompt)")
-    p.add_argument("--template", type=unescape, help="how they are joined; default: the prefix's")
-    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
+    add_prompt(p, f"the text (default {PROMPT!r}, with its description as the target)")
+    add_target(p)
     either = p.add_mutually_exclusive_group()
     either.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
     either.add_argument(
         "--prefix-length",
         type=int,
         metavar="P",
-        help=f"a random one of P slots (default {SLOTS}); 0 is plain GPT-2",
+        help=f"a random prefix of P slots (default {SLOTS}); 0 is plain GPT-2",
     )
-    p.add_argument("--seed", type=int, help="of the random prefix (default 0)")
+    p.add_argument("--seed", type=int, help="draws the random prefix (default 0)")
     p.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="default float32"
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="the type of all numbers (default float32)",
     )
     p.add_argument(
         "--need",
         choices=("prefix", "all"),
         default="prefix",
-        help="gradients of the prefix alone (the default), or of the weights as well",
+        help="take the gradients of the prefix alone (the default), or of the weights as well",
     )
     p.add_argument(
-        "--names", action="append", metavar="PATTERN", help="keep only these, as in blocks.2.*"
+        "--names",
+        action="append",
+        metavar="PATTERN",
+        help="keep only these values, such as blocks.2.*",
     )
     p.add_argument(
-        "--max-bytes", type=int, metavar="N", default=2**30, help="of what is kept (default 2^30)"
+        "--max-bytes", type=int, metavar="N", default=2**30, help="keep at most N (default 2^30)"
     )
     add_threads(p)

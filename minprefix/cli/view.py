@@ -1,10 +1,12 @@
-"""`minprefix view`: a page that walks through forward and backward."""
+"""`minprefix view`: a page that walks through a forward and its backward."""
 
 import argparse
 from pathlib import Path
 
-from minprefix.cli.options import add_model, unescape
+from minprefix.cli.options import add_model
 from minprefix.cli.parser import Command
+from minprefix.cli.prompt import add_prompt, add_target, encode, template_of
+from minprefix.errors import InputError, counted
 
 
 def add(command: Command) -> None:
@@ -17,21 +19,25 @@ def add(command: Command) -> None:
     )
     add_model(p)
     p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix; without it GPT-2")
-    p.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        required=True,
-        help="with a prefix it is the source of the prefix's template",
-    )
-    p.add_argument(
-        "--target", metavar="TEXT", help="predict this (default: each token of the prompt)"
-    )
-    p.add_argument("--template", type=unescape, help="default: the prefix's own")
-    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
+    add_prompt(p)
+    add_target(p)
     p.add_argument("--out", type=Path, metavar="FILE.html", required=True, help="the page")
 
 
 def run(args: argparse.Namespace) -> int:
-    from minprefix.trace.view import view  # not at the top: minprefix.trace imports safetensors
+    from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+    from minprefix.storage import writing
+    from minprefix.trace.view import page
 
-    return view(args)
+    if args.out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")
+    template = template_of(args, args.target)
+    model = GPT2.load(args.model, revision=args.revision)
+    prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
+    ids, loss_from = encode(model, args.prompt, args.target, template)
+    html = page(model, ids, prefix, loss_from)
+    writing.write_text(args.out, html)
+    tokens, size = counted(len(ids), "token"), len(html.encode()) / 1e6
+    print(f"{tokens}, {len(ids) - loss_from} predicted; {size:.1f} MB in {args.out}")
+    return 0

@@ -1,8 +1,9 @@
-"""Every intermediate of a run, by name: a wrapper around the ops that copies what passes through.
+"""Every intermediate of a run, by the suite's names: a wrapper around the ops that copies what
+passes through.
 
-The model's code knows nothing of it. What a tensor is called follows from the weight, the gain or
-the cache that comes with it, not from the order of the calls: a model that skips a call, or makes
-one twice, keeps the names of all the others.
+The model's code knows nothing of it. The weight or the cache in a call tells its place in the model
+(`trace.wiring`), not the order of the calls: if a model skips a call, or makes one twice, the names
+of all the others stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,10 @@ from typing import Any
 import numpy as np
 
 from minprefix.ops.contract import Array, Ops
+from minprefix.trace.wiring import BLOCK, Place
 
-#: the weight of a linear layer -> the names of its output, of the gradient that comes in, and of
-#: the gradient that goes out
-_LINEAR = {
-    "attn.c_proj": ("attn.out", "dresid_mid", "attn.dz"),
-    "mlp.c_fc": ("mlp.pre", None, "ln_2.dout"),
-    "mlp.c_proj": ("mlp.out", "dresid_post", "mlp.dpost"),
-}
+#: values that the suite does not ask for
+_UNNAMED = ("attn.qkv", "attn.dqkv")
 
 
 class Recorder:
@@ -31,8 +28,8 @@ class Recorder:
         self._head_size = head_size
         self._names = {id(a): name.removesuffix(".weight") for name, a in weights.items()}
         self._weights = weights  # kept alive: an id means something only as long as its object
-        # (op, id) -> the names that it stands for, and the cache to keep it: implementations that
-        # keep a stack of their own give the same cache, None say, every time
+        # (op, id) -> the names that it stands for, and the cache to keep it alive: implementations
+        # with a stack of their own may give the same cache, None say, every time
         self._of_cache: dict[tuple[str, int], tuple[list[str], Any]] = {}
         self._block = "blocks.0"
 
@@ -41,6 +38,10 @@ class Recorder:
 
     def _keep(self, name: str, a: Any) -> None:
         self.tensors[name] = np.array(a)
+
+    def _keep_in_block(self, name: str, a: Any) -> None:
+        if name not in _UNNAMED:
+            self._keep(f"{self._block}.{name}", a)
 
     def _remember(self, op: str, name: str, cache: Any) -> None:
         self._of_cache.setdefault((op, id(cache)), ([], cache))[0].append(name)
@@ -51,13 +52,17 @@ class Recorder:
         return names.pop() if len(names) > 1 else names[0]
 
     def _name(self, a: Array) -> str:
-        """`h.3.mlp.c_fc` as `blocks.3.mlp.c_fc`; a weight that is none of the model's own is the
-        head's transposed view."""
+        """`h.3.mlp.c_fc` as `blocks.3.mlp.c_fc`. A weight that is not the model's own array is the
+        transposed view of the head's."""
         name = self._names.get(id(a), "lm_head")
         if name.startswith("h."):
             self._block = ".".join(["blocks", name.split(".")[1]])
             return self._block + name[name.index(".", 2) :]
         return name
+
+    def _place(self, name: str) -> Place | None:
+        """The place in its block; None for ln_f and the head."""
+        return BLOCK.get(name.removeprefix(f"{self._block}."))
 
     def embed(self, tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
         x = self.ops.embed(tokens, positions, wte, wpe)
@@ -68,8 +73,8 @@ class Recorder:
         name = self._name(gain)
         if f"{name}.out" in self.tensors:  # a model that takes the first norm's weights twice
             name = name.replace("ln_1", "ln_2")
-        into = {"ln_1": "resid_pre", "ln_2": "resid_mid"}.get(name.split(".")[-1])
-        self._keep(f"{self._block}.{into}" if into else f"{name}.in", x)
+        place = self._place(name)
+        self._keep(f"{self._block}.{place.takes[0]}" if place else f"{name}.in", x)
         out, cache = self.ops.layernorm(x, gain, bias, eps)
         self._keep(f"{name}.out", out)
         self._remember("layernorm", name, cache)
@@ -85,24 +90,22 @@ class Recorder:
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         out = self.ops.linear(x, weight, bias)
-        name = self._name(weight)
-        layer = name.removeprefix(f"{self._block}.")
-        if name == "lm_head":
+        place = self._place(self._name(weight))
+        if place is None:
             self._keep("logits", out)
-        elif layer in _LINEAR:
-            self._keep(f"{self._block}.{_LINEAR[layer][0]}", out)
+        else:
+            self._keep_in_block(place.gives, out)
         return out
 
     def linear_backward(self, dout: Array, weight: Array) -> Array:
-        name = self._name(weight)
-        layer = name.removeprefix(f"{self._block}.")
-        _, incoming, outgoing = _LINEAR.get(layer, (None, None, None))
-        if incoming:
-            self._keep(f"{self._block}.{incoming}", dout)
+        place = self._place(self._name(weight))
+        if place is not None:
+            self._keep_in_block(place.dout, dout)
         dx = self.ops.linear_backward(dout, weight)
-        if outgoing:
-            shown = dx.reshape(len(dx), -1, self._head_size) if outgoing == "attn.dz" else dx
-            self._keep(f"{self._block}.{outgoing}", shown)
+        if place is not None:
+            heads = place.name == "attn.c_proj"
+            shown = dx.reshape(len(dx), -1, self._head_size) if heads else dx
+            self._keep_in_block(place.dx[0], shown)
         return dx
 
     def gelu(self, x: Array) -> tuple[Array, Any]:

@@ -1,10 +1,9 @@
 """Where two computations of the same thing part: the first op, forward and backward, whose output
-is off while all that it was given is right.
+is off while all its inputs are right.
 
-What is compared is two traces of the same inputs, tensor by tensor: the largest difference,
-relative to the largest value of the first trace's tensor. The records' inputs make a graph; a
-tensor that is off and of which no input is off is where something went wrong, and whatever comes
-after it follows.
+Two traces of the same inputs are compared tensor by tensor: the largest difference, relative to the
+largest value of the first trace's tensor. The records' inputs make a graph. Something went wrong
+where a tensor is off and none of its inputs is; all that is off after it follows from it.
 """
 
 import math
@@ -19,12 +18,13 @@ import numpy as np
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
+from minprefix.trace.wiring import BETWEEN
 
 #: by default two tensors agree when their difference is at most this much of the largest value
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 DIRECTIONS = ("forward", "backward")
 
-#: what two traces must have in common, and what to call it
+#: two traces must have these in common; the words name them in a message
 _INPUTS = {
     "tokens": "tokens",
     "offsets": "offsets, where sequences begin",
@@ -49,27 +49,27 @@ class Row:
     error: float  # infinite where it has another shape, is missing or not finite
     off: bool
     at_fault: bool  # off, and none of its inputs is
-    inside: bool = False  # an intermediate of an op that gives back something which is compared
+    inside: bool = False  # an intermediate of an op whose result is compared
     text: str = ""  # the source line that makes it, in the second trace
     line: int = 0
-    said: str = ""  # what is wrong with it, where that is no number
+    said: str = ""  # what is wrong with it, where the error does not say it
 
     @property
     def argument(self) -> bool:
-        """It is what the model hands to an op, not what an op gives."""
+        """The model hands it to an op; no op gives it."""
         return self.op in ("enter", "given")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of trace `b` with trace `a`, which counts as right."""
+    """Trace `b` against trace `a`, which counts as right."""
 
     a: str
     b: str
     rows: tuple[Row, ...]  # in the order in which `a` computes them
     tolerance: float
     problem: str = ""
-    stopped: str = ""  # what ended `b` before its time
+    stopped: str = ""  # why `b` ended early
 
     @cached_property
     def first(self) -> dict[str, Row | None]:
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def culprit(self) -> Row | None:
-        """The first of all."""
+        """The first of both directions."""
         return self.first["forward"] or self.first["backward"]
 
     @property
@@ -100,9 +100,8 @@ class Comparison:
 def compare(
     a: Trace, b: Trace, tolerance: float | None = None, wiring: Trace | None = None
 ) -> Comparison:
-    """`a` counts as right. `wiring`: a trace whose records say what is made of what, where those of
-    `a` do not. Raises InputError for traces of different inputs, and for those without a tensor in
-    common."""
+    """`a` counts as right. `wiring`: a trace whose records have the inputs that those of `a` lack.
+    Raises InputError for traces of different inputs, and for traces with no tensor in common."""
     check_same_inputs(a, b)
     if tolerance is None:
         tolerance = max(TOLERANCE.get(str(t.about.get("dtype")), 1e-9) for t in (a, b))
@@ -112,36 +111,35 @@ def compare(
     both = [r for r in graph if r.key in ours and (r.key in theirs or (whole and not r.inside))]
     if not both:
         raise InputError("the two traces have no name in common: trace both with the same names")
-    present = {r.key for r in both}
-    nearest = _nearest(graph, present)
-    ends = {place for r in both if not r.inside for place in (r.op, (r.op, _block(r)))}
+    nearest = _nearest(graph, {r.key for r in both})
+    ends = {_place(r) for r in both if not r.inside} | {r.op for r in both if not r.inside}
     rows, off = list[Row](), set[str]()
 
     def add(record: Record, inputs: tuple[str, ...], error: float, said: str, of: Record) -> None:
-        """An intermediate is not followed up: what its op gives back is off, too. Where that is not
-        compared the intermediate stands for it, and is at fault if nothing before it was off."""
-        place = (record.op, _block(record)) if _block(record) else record.op
-        alone = record.inside and place not in ends
+        """Nothing follows from an intermediate, as what its op gives back is off, too. Where that
+        is not compared the intermediate stands for it, and is at fault if nothing was off before.
+        """
+        alone = record.inside and _place(record) not in ends
         before = off.copy() if alone else off.intersection(inputs)
         if not error <= tolerance:
             off.add(record.key)
-        inside = record.inside and not alone
-        at_fault = record.key in off and not inside and not before
+        inside, is_off = record.inside and not alone, record.key in off
+        at_fault = is_off and not inside and not before
         rows.append(
             Row(
-                record.key, record.direction, record.op, inputs, error, record.key in off,
-                at_fault, inside, of.text, of.line, said,
+                record.key, record.direction, record.op, inputs, error, is_off, at_fault, inside,
+                of.text, of.line, said,
             )
         )  # fmt: skip
 
     for record in both:
         want, got = ours[record.key], theirs.get(record.key)
         error, said = _difference(want, got)
-        inputs = nearest.get(record.key, ())  # what is inside an op is not followed up
+        inputs = nearest.get(record.key, ())
         if whole and got is not None and not record.inside and got.inputs != want.inputs:
             said = _other_inputs(want, got)
             for name in got.inputs:
-                if name in theirs and name not in ours:  # an op was given more than it should be
+                if name in theirs and name not in ours:  # an op was given too much
                     if name not in off:
                         add(theirs[name], (), math.inf, "has no counterpart", theirs[name])
                     inputs += (name,)
@@ -151,10 +149,10 @@ def compare(
     return Comparison(names[0], names[1], tuple(rows), tolerance, stopped=stopped)
 
 
-def _block(record: Record) -> str:
-    """blocks.3; nothing for ln_f, head and loss, whose ends are called otherwise."""
+def _place(record: Record) -> str | tuple[str, str]:
+    """The op and its block; the op alone for ln_f, head and loss, whose ends have other names."""
     parts = record.name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "blocks" else ""
+    return (record.op, parts[1]) if parts[0] == "blocks" else record.op
 
 
 def check_same_inputs(a: Trace, b: Trace) -> None:
@@ -177,13 +175,13 @@ def check_same_inputs(a: Trace, b: Trace) -> None:
 
 
 def _is_whole(trace: Trace) -> bool:
-    """It has every name, and what each op was given: what it lacks was not computed."""
+    """It was taken with every name and with arguments, so what it lacks was not computed."""
     return trace.about.get("names") == ["*"] and bool(trace.about.get("arguments"))
 
 
 def _first_of_each(trace: Trace) -> dict[str, Record]:
-    """Of records of one name the first; what an op gives back before what it has inside, which a
-    wrong op may give back under another name."""
+    """The first record of each key; an op's result comes before an intermediate, which a wrong op
+    may give back under another name."""
     found: dict[str, Record] = {}
     for record in trace:
         if record.key not in found or (found[record.key].inside and not record.inside):
@@ -192,8 +190,8 @@ def _first_of_each(trace: Trace) -> dict[str, Record]:
 
 
 def _nearest(graph: Trace, present: set[str]) -> dict[str, tuple[str, ...]]:
-    """For each tensor those of its inputs that are compared; in the place of one that is not, its
-    own. A trace of some names says of the others what they are made of."""
+    """key -> the inputs that are compared; one that is not stands for its own inputs. A trace of
+    some names knows the inputs of all."""
     made_of = graph.about.get("made_of", {r.key: list(r.inputs) for r in graph})
     lists = made_of.values() if isinstance(made_of, dict) else [None]
     if not all(isinstance(of, list) and all(isinstance(n, str) for n in of) for of in lists):
@@ -208,7 +206,7 @@ def _nearest(graph: Trace, present: set[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _difference(want: Record, got: Record | None) -> tuple[float, str]:
-    """The error, and a word where it is no number."""
+    """The error, and words where it is infinite."""
     if got is None:
         return math.inf, "is never computed"
     x, y = want.value, got.value
@@ -222,8 +220,8 @@ def _difference(want: Record, got: Record | None) -> tuple[float, str]:
 
 
 def relative_error(got: Array, want: Array) -> float:
-    """max |got - want| / max |want|; where the right tensor is 0, max |got|. What is not finite
-    in both alike is no difference, and infinite in one alone."""
+    """max |got - want| / max |want|; where the right tensor is 0, max |got|. A number that is not
+    finite in both alike is no difference; in one alone the error is infinite."""
     got, want = (np.asarray(a, np.float64) for a in (got, want))
     with np.errstate(all="ignore"):
         apart = ~((got == want) | (np.isnan(got) & np.isnan(want)))
@@ -247,7 +245,7 @@ def _other_inputs(want: Record, got: Record) -> str:
 
 
 def table(c: Comparison, everything: bool = False) -> str:
-    """Every op's error. `everything`: also what the ops were given, and what lies inside them."""
+    """Every op's error. `everything`: the ops' arguments and intermediates, too."""
     shown = [r for r in c.rows if everything or r.at_fault or not (r.inside or r.argument)]
     wide = max(len(r.key) for r in shown)
     lines = []
@@ -289,16 +287,16 @@ def verdict(c: Comparison) -> str:
 
 
 def sentence(c: Comparison, row: Row) -> str:
-    """What is wrong with the first tensor that is off."""
+    """The first tensor that is off, and how."""
     how = row.said or f"is off by {row.error:.1e} of its largest value"
     right = _listed(row.inputs)
     while_ = f"while {right} agree{'' if len(row.inputs) > 1 else 's'}" if right else ""
     if row.op == "enter":
         kept = "backward_params" in row.key and "(dout)" not in row.key
-        what = "what is left of the forward for it" if kept else "what the model hands to the op"
+        what = "kept from the forward for it" if kept else "what the model hands to the op"
         said = f"{row.key}, {what}, {how}"
     elif row.op in BETWEEN:
-        said = f"{row.key}, the model's own {BETWEEN[row.op]}, {how}"
+        said = f"{row.key}, the model's own {BETWEEN[row.op].words}, {how}"
     else:
         said = f"{row.op}: {row.key} {how}"
     said = f"{said} {while_}".rstrip()
@@ -306,18 +304,6 @@ def sentence(c: Comparison, row: Row) -> str:
     if inner is not None:
         said += f"; inside it the first is {inner.key}, line {inner.line}: {inner.text}"
     return said
-
-
-#: what the model does itself, between two ops of the contract
-BETWEEN = {
-    "add": "sum on the residual stream",
-    "split": "cut into queries, keys and values",
-    "join": "joining of dq, dk and dv",
-    "sum": "sum over all that use it",
-    "given": "choice of what the op sees",
-    "fold": "prefix as its network gives it",
-    "fold_backward": "way back through the prefix's network",
-}
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -329,42 +315,35 @@ def _listed(names: Sequence[str]) -> str:
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Everything, for programs."""
     last = comparisons[-1]
+    problems = [
+        {
+            "problem": c.problem,
+            "tolerance": c.tolerance,
+            "same": c.same,
+            "stopped": c.stopped,
+            "first": {
+                d: row and {"name": row.key, "op": row.op, "sentence": sentence(c, row)}
+                for d, row in c.first.items()
+            },
+            "tensors": [_entry(row) for row in c.rows],
+        }
+        for c in comparisons
+    ]
+    return {"a": last.a, "b": last.b, "same": last.same, "problems": problems}
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    same = ("direction", "op", "inside", "off", "at_fault", "said")
     return {
-        "a": last.a,
-        "b": last.b,
-        "same": last.same,
-        "problems": [
-            {
-                "problem": c.problem,
-                "tolerance": c.tolerance,
-                "same": c.same,
-                "stopped": c.stopped,
-                "first": {
-                    d: row and {"name": row.key, "op": row.op, "sentence": sentence(c, row)}
-                    for d, row in c.first.items()
-                },
-                "tensors": [
-                    {
-                        "name": r.key,
-                        "direction": r.direction,
-                        "op": r.op,
-                        "inside": r.inside,
-                        "inputs": list(r.inputs),
-                        "error": r.error if math.isfinite(r.error) else str(r.error),
-                        "off": r.off,
-                        "at_fault": r.at_fault,
-                        "said": r.said,
-                    }
-                    for r in c.rows
-                ],
-            }
-            for c in comparisons
-        ],
+        "name": row.key,
+        "inputs": list(row.inputs),
+        "error": row.error if math.isfinite(row.error) else str(row.error),
+        **{name: getattr(row, name) for name in same},
     }
 
 
 def picture(c: Comparison, path: Path) -> None:
-    """The error of each tensor in the order in which they arise, as PNG or SVG."""
+    """Draw the error of each tensor, in the order in which they arise, as PNG or SVG."""
     from minprefix.show.drawing import new_figure, plain, save, set_title
 
     rows = [r for r in c.rows if not r.inside and not r.argument]
@@ -414,11 +393,10 @@ def picture(c: Comparison, path: Path) -> None:
 
 
 def _where_parts_begin(rows: Sequence[Row]) -> dict[int, str]:
-    """Index -> the block, or what stands before and after them."""
+    """Index -> the block, or `sums`, that begins there."""
     found, last = dict[int, str](), ""
     for i, r in enumerate(rows):
-        parts = r.key.split(".")
-        part = ".".join(parts[:2]) if parts[0] == "blocks" else "ends"
+        part = ".".join(r.key.split(".")[:2]) if r.key.startswith("blocks.") else "ends"
         part = "sums" if r.op == "sum" else part
         if part != last and part != "ends":
             found[i] = part

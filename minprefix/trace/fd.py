@@ -1,9 +1,10 @@
-"""Is an entry of a gradient right? Move what it is the gradient of a little, run the forward again,
-and see what the loss does: a central difference, in float64, of the reference's own text.
+"""Is an entry of a gradient right? A central difference tells: move the entry of the value that it
+is the gradient of, run the forward again, and look at the loss, all in float64 and in the
+reference's own text.
 
 The gradient `blocks.2.attn.dscores` belongs to the value `blocks.2.attn.scores`. `Nudged` moves one
-entry of that and nothing else, by writing into it when it is made: what a tracer is shown is the
-very array that the forward goes on with.
+entry of that value and nothing else, by writing into it when it is made: a tracer sees the very
+array with which the forward goes on.
 """
 
 from collections.abc import Sequence
@@ -19,29 +20,36 @@ from minprefix.model import GPT2, loss, loss_backward, needed
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix, Prefixes
 from minprefix.trace.record import Record, Trace, unknown
-from minprefix.trace.tracer import Tracer, _d
+from minprefix.trace.tracer import Tracer
+from minprefix.trace.wiring import Wiring, without_part
 
 Index = tuple[int, ...]
 Kind = TypeVar("Kind", bound=Tracer)
 
-#: the step, as a part of the root mean square of the tensor that is moved: differences over it and
-#: over twice as much cancel each other's error of second order, and rounding stays small
+#: the step, relative to the root mean square of the tensor that is moved: differences over one and
+#: over two steps cancel each other's error of second order, and rounding stays small
 STEP = 1e-3
-#: of the loss: what rounding may do to it
+#: the rounding of the loss, relative to it
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
-#: of the gradient: what a central difference may be off by where all else is well
+#: the error that a right central difference may have, relative to the gradient
 TOLERANCE = 1e-6
 
 
-class Difference(NamedTuple):
-    """A central difference of the loss, and what the backward says in its place."""
+def _d(name: str) -> str:
+    """blocks.0.attn.q -> blocks.0.attn.dq"""
+    above, dot, last = name.rpartition(".")
+    return f"{above}{dot}d{last}"
 
-    moved: str  # a value of the forward, a weight, or what an op was given
-    entry: Index  # of it
+
+class Difference(NamedTuple):
+    """A central difference of the loss, and the backward's number beside it."""
+
+    moved: str  # a value of the forward, a weight, or an op's argument
+    entry: Index  # the entry of it that was moved
     step: float
     numeric: float
-    analytic: float | None  # None where no line of the backward forms it
-    resolves: float  # no smaller error is seen: the loss is rounded, the step is finite
+    analytic: float | None  # None where no line of the backward computes it
+    resolves: float  # a smaller error cannot be seen: the loss is rounded, the step is finite
 
     @property
     def apart(self) -> float:
@@ -53,47 +61,41 @@ class Difference(NamedTuple):
 
 
 class Nudged(Tracer):
-    """Keeps nothing, and moves an entry of the value `key` by `part` of its size."""
+    """Keeps nothing, and moves an entry of the value `key` by `part` of the value's size."""
 
     key: str = ""
     entry: Index = ()
     part: float = 0.0
-    scale: float | None = None  # that size: None until the value has been made
+    scale: float | None = None  # that size; None until the value has been made
 
     def _keep(self, record: Record) -> None:
-        if record.key == self.key and isinstance(record.value, np.ndarray):  # the loss is none
+        if record.key == self.key and isinstance(record.value, np.ndarray):  # not the loss
             self.scale = _move(record.value, self.entry, self.part)
         super()._keep(record)
 
     def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
-        if self.key == f"{self._where(gain)}.x":  # for it alone: the residual stream goes on as is
-            x = x.copy()
+        if self.key == f"{self._of_weight(gain).name}.x":
+            x = x.copy()  # the residual stream itself stays as it is
             self.scale = _move(x, self.entry, self.part)
         return super().layernorm(x, gain, bias, eps)
 
     def attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        prefix_k: Sequence[Array],
-        prefix_v: Sequence[Array],
-        offsets: Array,
+        self, q: Array, k: Array, v: Array, prefix_k: Any, prefix_v: Any, offsets: Array
     ) -> tuple[Array, Any]:
         own_k, own_v = [a.copy() for a in prefix_k], [a.copy() for a in prefix_v]
         return super().attention(q, k, v, own_k, own_v, offsets)  # sequences may share a prefix
 
 
 def _move(a: Array, index: Index, part: float) -> float:
-    """Write into a, and say what is called its size."""
+    """Write into a -> the root mean square that it had, its size."""
     size = float(np.sqrt((a * a).mean())) or 1.0
     a[index] += part * size
     return size
 
 
 class Differences:
-    """Of the loss of one batch. `text`: of an implementation that is given as source text
-    (`Tracer.of_text`), else of the reference."""
+    """Central differences of the loss of one batch. `text`: the source text of an implementation
+    (`Tracer.of_text`), instead of the reference."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class Differences:
             self.prefix = _double(prefix)
         else:
             self.prefix = [_double(p) for p in prefix]
-        self._run = Trace([])  # the last one, of what was asked for
+        self._run = Trace([])  # the last run, with the records that were asked for
 
     @cached_property
     def model(self) -> GPT2:
@@ -120,7 +122,7 @@ class Differences:
 
     def at(self, key: str, index: Index) -> Difference:
         """For entry `index` of a gradient, or of a value of the forward. Raises InputError for a
-        record that is neither, and for an index outside of it."""
+        record that is neither, and for an index outside it."""
         record = self._record(key)
         index = inside(record, index)
         analytic: float | None
@@ -150,32 +152,38 @@ class Differences:
         return self._run[key]
 
     def _gradient(self, record: Record, index: Index) -> float | None:
-        """What the backward says of a value of the forward."""
+        """The backward's gradient of a value of the forward, if it computes one."""
         key = _d(record.key)
         if key not in self._run or self._run[key].value.size != record.value.size:
             return None
         return float(self._run[key].value.reshape(record.shape)[index])
 
     def _belongs(self, record: Record, index: Index) -> tuple[str, Index]:
-        """What an entry of a gradient is the gradient of."""
+        """The value or weight, and its entry, of which an entry of a gradient is the gradient."""
         name, _, part = record.name.partition(".from_")  # logits that come in parts
         site, _, last = name.rpartition(".")
-        start = 0 if record.sequence is None else int(self.batch.offsets[record.sequence])
+        config, start = self.model.config, 0
         value = f"{site}.{last[1:]}" if site else last[1:]
+        if record.sequence is not None:
+            start = int(self.batch.offsets[record.sequence])
         if not last.startswith("d"):
             raise _no_gradient(record.key)
-        if site == "embed":
-            return f"{last[1:]}.weight", index  # dwte, dwpe
-        if last in ("dweight", "dbias", "dgain"):
-            return self._weight(record, site, last, index)
+        weight = Wiring(config.n_layer, "lm_head.weight").weight_of.get(without_part(record.name))
+        if site == "head":
+            if len(self.batch.targets) > gpt2.HEAD_ROWS or weight is None:
+                said = "the head has no bias" if weight is None else "it is of some of the rows"
+                raise InputError(f"{record.key} is the gradient of nothing that can move: {said}")
+            return weight, index[::-1]  # the model's is (V, C)
+        if weight is not None:
+            return weight, index
         if last == "dx":
             return f"{site}.x", index
         if name == "ln_f.dout":
             return "ln_f.out", (index[0] + int(part or 0), *index[1:])
         if last == "dz":
-            top = site == f"blocks.{self.model.config.n_layer - 1}.attn"
+            top = site == f"blocks.{config.n_layer - 1}.attn"
             row = int(self.batch.rows[index[0]]) if top else index[0]
-            return value, (row, *divmod(index[1], self.model.config.head_size))
+            return value, (row, *divmod(index[1], config.head_size))
         if last == "dz_b":
             head, t, j = index
             return f"{site}.z", (start + t, head, j)
@@ -185,17 +193,8 @@ class Differences:
             value += f"#{record.sequence}"
         return f"{value}.from_{part}" if part else value, index
 
-    def _weight(self, record: Record, site: str, last: str, index: Index) -> tuple[str, Index]:
-        if site.startswith("head"):
-            if len(self.batch.targets) > gpt2.HEAD_ROWS or last == "dbias":
-                said = "the head has no bias" if last == "dbias" else "it is of some of the rows"
-                raise InputError(f"{record.key} is the gradient of nothing that can move: {said}")
-            return "lm_head.weight", index[::-1]  # the model's is (V, C)
-        end = "bias" if last == "dbias" else "weight"
-        return f"{site.replace('blocks.', 'h.', 1)}.{end}", index
-
     def _loss(self, moved: str, index: Index, part: float, key: str) -> tuple[float, float]:
-        """Of a forward that differs in one entry, and the size of what that is an entry of."""
+        """The loss of a forward with one entry moved, and the size of the moved tensor."""
         weights = dict(self.model.weights)
         weights.setdefault("lm_head.weight", weights["wte.weight"])  # tied: here they move apart
         if moved in weights:
@@ -218,7 +217,8 @@ class Differences:
 
 
 def inside(record: Record, index: Index) -> Index:
-    """The index of one number, counted from the front. Raises InputError for any other."""
+    """The index with every number counted from the front. Raises InputError if it is not the index
+    of one number."""
     shape = record.shape
     fits = len(index) == len(shape) and all(-n <= i < n for i, n in zip(index, shape, strict=True))
     if not fits:

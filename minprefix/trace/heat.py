@@ -13,7 +13,7 @@ COLD, HOT = (255, 189, 153, 111, 69, 27), (255, 224, 217, 210, 203, 196)
 
 
 def heat(a: Array, title: str, colour: bool, bar: int = 0) -> str:
-    """At most two axes. `bar`: a line stands before this column, if it is not the first."""
+    """`a` has at most two axes. `bar`: draw a line before this column, if it is not the first."""
     cells = np.atleast_2d(np.asarray(a).real.astype(np.float64))
     finite = np.abs(cells[np.isfinite(cells)])
     most = float(finite.max(initial=0.0))
@@ -35,8 +35,8 @@ def _legend(most: float, colour: bool) -> str:
     if not most:
         return "all 0"
     if colour:
-        return f"from {-most:.3g}, blue, over 0, white, to {most:.3g}, red; ? is not finite"
-    return f"in ninths of {most:.3g}, its largest; . is less than half a ninth, ? is not finite"
+        return f"{-most:.3g} is blue, 0 white, {most:.3g} red; ? is not finite"
+    return f"in ninths of the largest, {most:.3g}; . is less than half a ninth, ? is not finite"
 
 
 def _cell(x: float, colour: bool) -> str:

@@ -1,6 +1,6 @@
-"""The reference's own text with a call after every assignment, and one around what a function gives
-back: that is how a trace sees inside an operation. Nothing else changes, neither a line number nor
-a bit of a result."""
+"""The reference's own text with a call after every assignment and one around every return: this is
+how a trace sees inside an operation. Nothing else changes, neither a line number nor a bit of a
+result."""
 
 import ast
 from collections.abc import Callable
@@ -13,25 +13,27 @@ from typing import Any
 
 @dataclass
 class Source:
-    """What the text of an implementation says of itself."""
+    """The text of a module, and where in it things are."""
 
     path: str
     lines: list[str]
-    #: (function, name) -> the line that assigns it; the name "return" is what it gives back
+    #: function -> its first and its last line
+    functions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: (function, name) -> the line that assigns it; the name "return" is for the result
     made: dict[tuple[str, str], int] = field(default_factory=dict)
     #: line -> the statement that begins there, on one line
     statement: dict[int, str] = field(default_factory=dict)
-    #: function -> the formula that the heading comment above it gives, and where that is from
+    #: function -> the formula in the heading comment above it, and where that is from
     formula: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
+@dataclass
 class Spy:
-    """What the instrumented text calls. `sequence` is the sequence that a loop is at."""
+    """What the instrumented text calls."""
 
-    def __init__(self) -> None:
-        self.sequence: int | None = None
-        self.seen: Callable[[str, int, dict[str, Any]], None] = lambda *_: None
-        self.returning: Callable[[str, Any], None] = lambda *_: None
+    seen: Callable[[str, int, dict[str, Any]], None]  # function, line, the names it assigned
+    returning: Callable[[str, Any], None]  # function, what it gives back
+    sequence: int | None = None  # the sequence that a loop is at
 
     def __call__(self, function: str, number: int, **values: Any) -> None:
         self.seen(function, number, values)
@@ -46,34 +48,28 @@ class _Instrument(ast.NodeTransformer):
         self.function = function
 
     def visit_Assign(self, node: ast.Assign) -> list[ast.stmt]:
-        if not _computes(node):
-            return [node]
-        values = ", ".join(f"{name}={name}" for name in _names(node.targets[0]))
-        return [node, *self._calls(node, f"_spy({self.function!r}, {node.lineno}, {values})")]
+        return [node, *self._told(node)]
 
     def visit_Expr(self, node: ast.Expr) -> list[ast.stmt]:
-        name = _appended(node)
-        if name is None:
-            return [node]
-        one = f"{_singular(name)}={name}[-1]"
-        return [node, *self._calls(node, f"_spy({self.function!r}, {node.lineno}, {one})")]
+        return [node, *self._told(node)]
+
+    def _told(self, node: ast.stmt) -> list[ast.stmt]:
+        values = ", ".join(f"{name}={value}" for name, value in _assigned(node).items())
+        call = f"_spy({self.function!r}, {node.lineno}, {values})"
+        return self._calls(node, call) if values else []
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
         self.generic_visit(node)
-        names = _names(node.target)
-        if "b" not in names:
+        if "b" not in _names(node.target):
             return [node]
         node.body[:0] = self._calls(node, "_spy.sequence = b")
         return [node, *self._calls(node, "_spy.sequence = None")]
 
     def visit_Return(self, node: ast.Return) -> ast.Return:
-        back = ast.parse(f"_spy.back({self.function!r})", mode="eval").body
-        assert isinstance(back, ast.Call)
-        for inner in ast.walk(back):
-            ast.copy_location(inner, node)
-        if node.value is not None:
-            back.args.append(node.value)
-            node.value = back
+        match self._calls(node, f"_spy.back({self.function!r})"):
+            case [ast.Expr(ast.Call() as call)] if node.value is not None:
+                call.args.append(node.value)
+                node.value = call
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -87,23 +83,20 @@ class _Instrument(ast.NodeTransformer):
         return made
 
 
-def _computes(node: ast.Assign) -> bool:
-    """Neither `xhat, rstd, gain = cache` nor `zs, patterns = [], []`."""
-    parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-    return not all(isinstance(part, ast.Name | ast.List) for part in parts)
-
-
-def _appended(node: ast.AST) -> str | None:
-    """The list that a statement `names.append(...)` adds to."""
+def _assigned(node: ast.AST) -> dict[str, str]:
+    """name -> the expression of its value, for the names that a statement computes. Neither
+    `xhat, rstd, gain = cache` nor `zs, patterns = [], []` computes anything."""
     match node:
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name(name), "append"))):
-            return name
-    return None
-
-
-def _singular(name: str) -> str:
-    """dqs -> dq: one of a list; dprefix_k stays."""
-    return name.removesuffix("s")
+        case ast.Assign([target, *_], value):
+            parts = value.elts if isinstance(value, ast.Tuple) else [value]
+            if all(isinstance(part, ast.Name | ast.List) for part in parts):
+                return {}
+            return {name: name for name in _names(target)}
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name(names), "append"))):
+            return {names.removesuffix("s"): f"{names}[-1]"}  # dqs: dq; dprefix_k stays
+        case ast.Return():
+            return {"return": ""}
+    return {}
 
 
 def _names(target: ast.expr) -> list[str]:
@@ -112,8 +105,8 @@ def _names(target: ast.expr) -> list[str]:
 
 
 def instrumented(text: str, path: str, spy: Spy) -> SimpleNamespace:
-    """The functions of a module of this source text, which tell `spy` of every name that they
-    assign. Raises SyntaxError if it is none."""
+    """The functions of a module of this source text; they tell `spy` of every name that they
+    assign. Raises SyntaxError if the text is not Python."""
     scope: dict[str, Any] = {"_spy": spy, "__name__": "minprefix.ops.reference", "__file__": path}
     exec(_compiled(text, path), scope)
     return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})
@@ -132,7 +125,6 @@ def _compiled(text: str, path: str) -> CodeType:
 
 @cache
 def source_of(module: ModuleType) -> Source:
-    """What the file of a module says: where each name is made, and the formula of each op."""
     path = Path(str(module.__file__))
     return read_source(path.read_text(encoding="utf-8"), str(path))
 
@@ -143,6 +135,7 @@ def read_source(text: str, path: str) -> Source:
     for node in ast.parse(text).body:
         if not isinstance(node, ast.FunctionDef):
             continue
+        source.functions[node.name] = node.lineno, node.end_lineno or node.lineno
         heading = next(
             (n for n in range(node.lineno - 1, -1, -1) if lines[n].startswith("# ---- ")), None
         )
@@ -152,16 +145,9 @@ def read_source(text: str, path: str) -> Source:
                 origin = lines[heading + 1].lstrip("# ")
             source.formula[node.name] = formula, origin.strip()
         for inner in ast.walk(node):
-            if isinstance(inner, ast.Assign) and _computes(inner):
-                names = _names(inner.targets[0])
-            elif isinstance(inner, ast.Return):
-                names = ["return"]
-            elif isinstance(inner, ast.Expr) and (name := _appended(inner)):
-                names = [_singular(name)]
-            else:
-                continue
-            parts = [part.strip() for part in lines[inner.lineno - 1 : inner.end_lineno]]
-            source.statement[inner.lineno] = " ".join(parts)
-            for name in names:
+            for name in _assigned(inner):
+                assert isinstance(inner, ast.stmt)
+                parts = [part.strip() for part in lines[inner.lineno - 1 : inner.end_lineno]]
+                source.statement[inner.lineno] = " ".join(parts)
                 source.made.setdefault((node.name, name), inner.lineno)
     return source

@@ -7,12 +7,12 @@ import numpy as np
 from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
 
-#: in units of a number's last place: what rounding may leave of a sum that should be 0
+#: how far rounding may leave a sum from 0, in units of the last place
 ROUNDING = 1e4
 
 
 class Law(NamedTuple):
-    """`off`: how far the sum is from what it should be, in parts of what is added up."""
+    """`off`: how far the sum is from its right value, relative to the sum of the sizes."""
 
     text: str
     off: float
@@ -20,7 +20,7 @@ class Law(NamedTuple):
 
 
 def laws(trace: Trace, record: Record) -> list[Law]:
-    """Those at the operation of this record. Laws 5 to 8 compare several runs."""
+    """The laws at the operation of this record. Laws 5 to 8 compare several runs."""
     if record.op == "layernorm_backward":
         return _of_rows(trace, record, "law 3: each row of {} sums to 0")
     if record.op == "cross_entropy_backward":
@@ -38,7 +38,7 @@ def laws(trace: Trace, record: Record) -> list[Law]:
 
 
 def _of_rows(trace: Trace, record: Record, text: str) -> list[Law]:
-    """Of what the operation gives back, which is this record or the first such after it."""
+    """For the operation's result, which is this record or the first such record after it."""
     after = (r for r in trace.records[record.number :] if r.op == record.op and not r.inside)
     return [_law(text.format(end.key), end.value, -1) for end in [*after][:1]]
 
@@ -49,7 +49,7 @@ def _of_attention(trace: Trace, op: str, site: str, b: int) -> list[Law]:
     rows = slice(trace.about["offsets"][b], trace.about["offsets"][b + 1])
 
     def joined(name: str) -> Array:
-        """(NH, P+T, hs): of the prefix and of the tokens."""
+        """(NH, P+T, hs): the prefix's gradients, then the tokens'."""
         tokens = value[f"d{name}"][rows].swapaxes(0, 1)
         return np.concatenate([value.get(f"dprefix_{name}#{b}", tokens[:, :0]), tokens], axis=1)
 

@@ -1,21 +1,6 @@
-"""Where the lines are: of the model what it does itself, and of a backward line the forward line
-that it mirrors."""
+"""The forward line of the reference that a line of its backward mirrors."""
 
-from minprefix import gpt2
-from minprefix.trace.instrument import Source, source_of
-from minprefix.trace.record import Record
-
-#: what the model does between two ops, by op, sums by their names -> how its line in gpt2.py begins
-IN_THE_MODEL = {
-    "resid_mid": "x = x + ops.linear(z,",
-    "resid_post": "x = x + ops.linear(g,",
-    "split": "q, k, v = (qkv.reshape",
-    "given": "prefix_k, prefix_v = [kv[0]",
-    "dresid_mid": "dx = dx + ops.layernorm_backward(dm,",
-    "dresid_post": "dx = dx + ops.layernorm_backward(da,",
-    "dresid_pre": "dx = dx + ops.layernorm_backward(da,",
-    "join": "dqkv = np.stack(",
-}
+from minprefix.trace.instrument import Source
 
 #: (op, name) of a backward -> (op, name) of the forward line whose derivative it takes; "return" is
 #: what an op gives back
@@ -47,12 +32,6 @@ MIRROR: dict[tuple[str, str], tuple[str, str]] = {
     ("cross_entropy_backward", "return"): ("cross_entropy", "return"),
 }
 
-#: what the model does between two ops, backward -> in words, its mirror in the forward
-BETWEEN: dict[str, str] = {
-    "add": "x + f(x): the gradient goes both ways, around f and through it, and the two add up",
-    "join": "q, k, v = qkv: their gradients stand side by side again",
-}
-
 
 def mirrored(source: Source, op: str, name: str) -> tuple[int, str] | None:
     """The forward line, and its number, that the line of a backward `op` which makes `name`
@@ -62,14 +41,3 @@ def mirrored(source: Source, op: str, name: str) -> tuple[int, str] | None:
         return None
     line = source.made[target]
     return line, source.statement[line]
-
-
-def model_line(record: Record) -> int:
-    """The line of gpt2.py that makes it between two ops; 0 for what none of them makes, as the
-    batch is given from outside."""
-    if not record.name.startswith("blocks."):
-        return 0
-    last = record.name.rpartition(".")[2]
-    start = IN_THE_MODEL.get(last if record.op == "add" else record.op)
-    lines = enumerate(source_of(gpt2).lines, 1)
-    return next((n for n, text in lines if start and text.strip().startswith(start)), 0)

@@ -1,8 +1,7 @@
-"""What a trace is made of: records of named values, in the order in which they were computed."""
+"""A trace: records of named values, in the order in which they were computed."""
 
 import difflib
 import fnmatch
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,19 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix.errors import InputError, brief, counted, listed, quoted
-from minprefix.storage.reading import inside, read_json
-from minprefix.storage.saving import finish_save, write_together
-from minprefix.storage.tensors import map_tensors, tensor_bytes
-from minprefix.storage.writing import json_bytes
+from minprefix.errors import InputError, counted
 
-FORMAT = 1
-RECORDS, TENSORS = "trace.json", "trace.safetensors"
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class Summary(NamedTuple):
-    """Of a tensor, on one line. Range, mean and deviation are of its finite numbers."""
+    """A tensor on one line. Range, mean and deviation are those of its finite numbers."""
 
     least: float
     most: float
@@ -45,7 +38,7 @@ class Summary(NamedTuple):
 
 
 def summarise(a: np.ndarray) -> Summary:
-    with np.errstate(all="ignore"):  # a trace is for looking at what went wrong, too
+    with np.errstate(all="ignore"):  # a trace may also show what went wrong
         real = np.asarray(a).real.astype(np.float64, copy=False)
         finite = real[np.isfinite(real)]
         nan, zero = real.size - finite.size, int((real == 0).sum())
@@ -64,8 +57,8 @@ class Record:
     """A value that was computed.
 
     `name` is the field's (`blocks.3.attn.pattern`; a gradient is `d` + name: `.dpattern`).
-    `sequence`: of which sequence of the batch it is, None where it is of the whole stream. `inputs`
-    are the keys of what the operation was given, weights under the names of the checkpoint.
+    `sequence`: the sequence of the batch that it belongs to, None for the whole stream. `inputs`:
+    the keys of the operation's inputs; weights have their names in the checkpoint.
     """
 
     name: str
@@ -74,15 +67,15 @@ class Record:
     value: np.ndarray
     inputs: tuple[str, ...] = ()
     sequence: int | None = None
-    inside: bool = False  # an intermediate of an op, not what it gives back
+    inside: bool = False  # an intermediate of an op, not its result
     formula: str = ""
     line: int = 0  # in the source of the implementation; 0: not known
-    text: str = ""  # that line
+    text: str = ""  # the line's text
     number: int = -1  # its place in the trace
 
     @property
     def key(self) -> str:
-        """Unlike the name, one of its kind in a trace: `blocks.3.attn.pattern#1`."""
+        """Unique in a trace, unlike the name: `blocks.3.attn.pattern#1`."""
         return self.name if self.sequence is None else f"{self.name}#{self.sequence}"
 
     @property
@@ -142,8 +135,8 @@ class Trace:
         return name in self._by_key
 
     def find(self, pattern: str) -> list[Record]:
-        """Those whose name or key is, or matches, the pattern: `blocks.*.attn.pattern`. Raises
-        InputError with the nearest names if there are none."""
+        """The records whose name or key is, or matches, the pattern: `blocks.*.attn.pattern`.
+        Raises InputError with the nearest names if there are none."""
         found = [record for record in self.records if matches(record, pattern)]
         if not found:
             raise self._no(pattern)
@@ -172,91 +165,26 @@ class Trace:
 
     def save(self, directory: str | Path) -> None:
         """Write trace.safetensors, the values, and trace.json, all else; both or none."""
-        entries, values = [], {}
+        from minprefix.trace.saved import write
+
         for r in self.records:
-            entry = {k: v for k, v in vars(r).items() if k in _FIELDS}
-            more = {"shape": list(r.shape), "bool": r.value.dtype == bool}
-            entries.append(entry | {"inputs": list(r.inputs)} | more)
             if r.value.dtype.kind == "c":
                 raise InputError(f"{r.key} is complex, which no safetensors file holds: take .real")
-            values[str(r.number)] = r.value.view(np.uint8) if r.value.dtype == bool else r.value
-        tensors = tensor_bytes(values, {})
-        sha = hashlib.sha256(tensors).hexdigest()
-        about = {"format": FORMAT, "sha256": sha, "about": self.about, "records": entries}
-        contents = {RECORDS: json_bytes(about), TENSORS: tensors}
-        write_together(Path(directory), contents, (RECORDS, TENSORS))
+        write(Path(directory), [vars(r) for r in self.records], self.about)
 
     @staticmethod
     def load(directory: str | Path) -> "Trace":
         """Raises InputError for a folder without a trace, a damaged one, and one of another
         version."""
-        folder = Path(directory)
-        if not folder.is_dir():
-            raise InputError(
-                f"trace folder {str(folder)!r} does not exist: give one that was saved"
-            )
-        finish_save(folder, (RECORDS, TENSORS))
-        path = inside(folder, RECORDS, "the trace")
-        if not path.exists():
-            raise InputError(f"{str(folder)!r} holds no trace: expected {RECORDS} and {TENSORS}")
-        about = read_json(path, "the trace")
-        if about.get("format") != FORMAT:
-            raise InputError(
-                f"{path} has format {quoted(about.get('format'))}, this version reads "
-                f"{FORMAT}: use the minprefix that wrote it"
-            )
-        stored = inside(folder, TENSORS, "the trace's values")
-        values, _ = map_tensors(stored, "the trace's values")
-        with stored.open("rb") as file:
-            sha = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha != about.get("sha256"):
-            was = quoted(about.get("sha256"))
-            raise InputError(
-                f"{stored} has sha256 {sha[:12]}..., and {RECORDS} records {was}: it is damaged "
-                "or of another trace, save the trace again"
-            )
-        try:
-            records = [_read(entry, values[str(n)]) for n, entry in enumerate(about["records"])]
-            if len(records) != len(values) or not isinstance(about["about"], dict):
-                raise ValueError(
-                    f"{counted(len(records), 'record')} and {counted(len(values), 'value')}"
-                )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({brief(error)}): save the trace again") from (
-                error
-            )
-        return Trace(records, about["about"])
+        from minprefix.trace.saved import read
 
-
-#: the fields of a record in trace.json, and what they may be
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "name": (str,), "direction": (str,), "op": (str,), "inputs": (list,),
-    "sequence": (int, type(None)), "inside": (bool,), "formula": (str,), "line": (int,),
-    "text": (str,), "shape": (list,), "bool": (bool,),
-}  # fmt: skip
-
-
-def _read(entry: dict[str, Any], value: np.ndarray) -> Record:
-    """Raises ValueError or TypeError for what is no record."""
-    if set(entry) != set(_FIELDS):
-        raise ValueError(f"a record with the keys {listed(entry)}")
-    for key, kinds in _FIELDS.items():
-        if not isinstance(entry[key], kinds):
-            raise ValueError(f"{key} is {quoted(entry[key])}")
-    if entry["direction"] not in ("forward", "backward"):
-        raise ValueError(f"direction is {quoted(entry['direction'])}")
-    if not all(isinstance(name, str) for name in entry["inputs"]):
-        raise ValueError(f"inputs are {quoted(entry['inputs'])}")
-    if entry["shape"] != list(value.shape):
-        raise ValueError(f"{quoted(entry['name'])} has the shape {value.shape}")
-    own = {k: v for k, v in entry.items() if k not in ("shape", "bool")}
-    own["inputs"] = tuple(entry["inputs"])
-    return Record(value=value.astype(bool) if entry["bool"] else value, **own)
+        records, about = read(Path(directory))
+        return Trace([Record(**fields) for fields in records], about)
 
 
 def unknown(name: str, names: Iterable[str]) -> InputError:
-    """A name that matches nothing, as a sentence with the nearest ones: near as a whole, or in its
-    last part alone, where one writes `*.patern`."""
+    """A sentence for a name that matches nothing, with the nearest names: near as a whole, or in
+    the last part alone, for a pattern such as `*.patern`."""
     known = list(dict.fromkeys(names))
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if not near:

@@ -1,7 +1,7 @@
 """The two sides of a comparison: traces of one problem by two implementations.
 
 An implementation of the ops runs under this project's model, and every op is seen. A whole model
-(`run_model`) shows what it gives by name: then both sides do, and in between there may be gaps.
+(`run_model`) gives some tensors by name; then both sides are compared by these names alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +38,7 @@ class Problem:
 
 
 def problems(dtype: str = "float64") -> dict[str, Problem]:
-    """In the order in which one would look at them. Those with numbers at the edge of what float64
-    can hold are for float64 alone."""
+    """The plainest first. Those with extreme numbers are for float64 alone."""
     shape = {"layer_norm_epsilon": 1e-2, "n_inner": 14}  # as no default has it
     own_head = shape | {"tie_word_embeddings": False}
     usual = model_problem(
@@ -66,7 +65,7 @@ def problems(dtype: str = "float64") -> dict[str, Problem]:
 
 
 def _through_a_network(problem: ModelProblem) -> tuple[ModelProblem, dict[str, Array]]:
-    """The first prefix becomes what a network gives."""
+    """The same problem with a network's first prefix, and the network's parameters."""
     kv = problem.prefixes[0]
     L, _, NH, P, hs = kv.shape
     C, hidden, rng = NH * hs, 6, np.random.default_rng(3)
@@ -80,8 +79,8 @@ def _through_a_network(problem: ModelProblem) -> tuple[ModelProblem, dict[str, A
 
 
 def _large(problem: ModelProblem) -> ModelProblem:
-    """Keys so long, in the first layer, that scores differ by thousands: whatever is not hidden by
-    -inf shows through. And logits whose probabilities underflow."""
+    """Keys so long, in the first layer, that scores differ by thousands: a mask that is not -inf
+    shows. And logits whose probabilities underflow."""
     w, C = dict(problem.weights), problem.config.n_embd
     grown = w["h.0.attn.c_attn.weight"].copy()
     grown[:, C : 2 * C] *= 1e4
@@ -94,10 +93,10 @@ def _far(problem: ModelProblem) -> ModelProblem:
     return replace(problem, weights=w | {"wpe.weight": w["wpe.weight"] + 1e4})
 
 
-# ---- who computes it ----------------------------------------------------------------------------
+# ---- the implementations ------------------------------------------------------------------------
 
 
-#: what stands around the ops; a bug of the zoo may sit in any of it
+#: the code around the ops; a bug of the zoo may sit in any of it
 HOUSE = SimpleNamespace(
     GPT2=GPT2, Batch=Batch, Prefix=Prefix, MLPPrefix=MLPPrefix, loss_backward=loss_backward
 )
@@ -109,9 +108,9 @@ def compare_implementations(
     dtype: str = "float64",
     tolerance: float | None = None,
 ) -> Iterator[Comparison]:
-    """A comparison for each problem; whoever has seen enough stops. Where both have all ops, op by
-    op under this project's model; whole models after that, where one has its own. Raises InputError
-    for an implementation that cannot be run."""
+    """A comparison for each problem, as it is asked for. Where both have all ops they are compared
+    op by op under this project's model; after that as whole models, if one has its own. Raises
+    InputError for an implementation that cannot be run."""
     first, second = load(a), load(b)
     by_ops = has_ops(first) and has_ops(second)
     if by_ops:
@@ -130,7 +129,7 @@ def compare_implementations(
         try:
             ours, theirs = (trace_whole(problem, i, wiring) for i in (first, second))
         except NotOffered as error:
-            if by_ops:  # run_model is a stub: the ops were all there is
+            if by_ops:  # run_model is a stub: there are only the ops
                 return
             raise InputError(f"there is no model to run: {error} is a stub, fill it in") from error
         yield replace(compare(ours, theirs, tolerance, wiring), problem=name)
@@ -142,7 +141,7 @@ def has_ops(implementation: Implementation) -> bool:
 
 
 def _ops(implementation: Implementation) -> str | Ops:
-    """The reference shows what is inside its ops; any other is called with care."""
+    """The reference is traced inside its ops; calls of any other are guarded."""
     if implementation.functions is reference:
         return "reference"
     return cast(Ops, Guarded(implementation))
@@ -154,8 +153,8 @@ def trace_ops(
     name: str,
     house: SimpleNamespace = HOUSE,
 ) -> Trace:
-    """Every op of the problem's loss and gradients. What ends it early is said in
-    `about["stopped"]`. `ops`: or the text of the reference, with a change in it."""
+    """Every op of the problem's loss and gradients. `about["stopped"]` says why it ended early.
+    `ops` may also be the text of the reference with a change in it."""
     p = problem.model
     model = house.GPT2(p.config, dict(p.weights), name="the problem's")
     batch = house.Batch.pack(p.sequences, p.loss_from, p.prefix_of)
@@ -166,7 +165,10 @@ def trace_ops(
     if problem.mlp is not None:
         own = {name: a.copy() for name, a in problem.mlp.items()}
         prefixes[0] = house.MLPPrefix(own, p.config.n_head, position_offset=p.position_offsets[0])
-    tracer = tracer_of(ops, model)
+    if isinstance(ops, str) and "\n" in ops:
+        tracer = Tracer.of_text(ops, model, arguments=True)
+    else:
+        tracer = Tracer(model, ops, arguments=True)
     stopped = ""
     try:
         with np.errstate(all="ignore"):
@@ -179,21 +181,15 @@ def trace_ops(
         raise InputError(f"{name} lacks {error}: fill it in, or give one that has it") from error
     except Broken as error:
         stopped = str(error)
-    except Exception as error:  # whatever a wrong implementation raises, the trace until then holds
+    except Exception as error:  # of a wrong implementation: the trace until then holds
         stopped = f"raised {type(error).__name__}: {error}".replace("\n", " ")
     about = {"implementation": name, "names": ["*"], "arguments": True, "stopped": stopped}
     inputs = about_inputs(model, batch, prefixes)
     return Trace(tracer.kept(), inputs | about | {"reduction": p.reduction, "need": p.need})
 
 
-def tracer_of(ops: str | Ops, model: GPT2) -> Tracer:
-    if isinstance(ops, str) and "\n" in ops:
-        return Tracer.of_text(ops, model, arguments=True)
-    return Tracer(model, ops, arguments=True)
-
-
 def trace_whole(problem: Problem, implementation: Implementation, wiring: Trace) -> Trace:
-    """What a whole model shows, under the names of a trace. Raises NotOffered where it is a
+    """The tensors that a whole model gives, under the names of a trace. Raises NotOffered for a
     stub."""
     if not (implementation.has("run_model") or has_ops(implementation)):
         raise InputError(
@@ -217,7 +213,7 @@ def trace_whole(problem: Problem, implementation: Implementation, wiring: Trace)
 
 
 def _named_as_in_a_trace(found: Mapping[str, Any], problem: ModelProblem) -> dict[str, Any]:
-    """The suite's names and the trace's differ where a block begins, and in what is of one
+    """The suite's names differ from the trace's where a block begins, and for values of one
     sequence or prefix."""
     top = problem.config.n_layer - 1
     named: dict[str, Any] = {}

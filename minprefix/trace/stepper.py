@@ -19,8 +19,9 @@ from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import Source, source_of
 from minprefix.trace.laws import laws
-from minprefix.trace.mirror import BETWEEN, mirrored, model_line
+from minprefix.trace.mirror import mirrored
 from minprefix.trace.record import Record, Trace, matches, unknown
+from minprefix.trace.wiring import BETWEEN, model_line
 
 WORDS = """\
 n [COUNT]     the next operation
@@ -45,8 +46,8 @@ END = "--End-- back goes back, q quits"
 
 
 class Stepper(cmd.Cmd):
-    """At a record of `trace`. `given`: further names for p. A command that cannot be done is
-    answered with a sentence behind `***` and counted in `refused`."""
+    """It stands at a record of `trace`. `given`: further names for p. A command that cannot be done
+    is answered with a sentence after `***` and counted in `refused`."""
 
     prompt = "(step) "
 
@@ -115,7 +116,7 @@ class Stepper(cmd.Cmd):
             return False
 
     def default(self, line: str) -> None:
-        """As in pdb, what is no command is an expression."""
+        """As in pdb, a line that is no command is an expression."""
         self.do_p(line.removeprefix("!"))
 
     def do_EOF(self, _: str) -> bool:
@@ -146,7 +147,7 @@ class Stepper(cmd.Cmd):
         self.show()
 
     def _ends(self) -> Iterator[int]:
-        """Where the operations ahead end."""
+        """The records ahead that operations give back."""
         records = self.trace.records[self.at + 1 :]
         return (r.number for r in records if not r.inside)
 
@@ -200,7 +201,7 @@ class Stepper(cmd.Cmd):
         self._go(self._named(arg).number)
 
     def _named(self, name: str) -> Record:
-        """By key, or by name: then of the sequence that we are at."""
+        """By key, or by name: then the record of the current sequence."""
         key = f"{name}#{self.record.sequence}"
         return self.trace[key if key in self.trace else name]
 
@@ -241,13 +242,13 @@ class Stepper(cmd.Cmd):
             return eval(code, given)
         except InputError:
             raise
-        except Exception as error:  # of whatever kind: as pdb does, it is said
+        except Exception as error:  # any kind: it is reported, as in pdb
             near = ", ".join(sorted(self._near())) if isinstance(error, NameError) else ""
             said = f"{type(error).__name__}: {error}" + (f"; here are {near}" if near else "")
             raise InputError(said) from error
 
     def _whole_name(self, name: str) -> Any:
-        """The value of a record that has been computed, or a weight; None for other names."""
+        """A weight, or the value of a record that has been computed; None for other names."""
         if name in self._weights():
             return self._weights()[name]
         key = f"{name}#{self.record.sequence}"
@@ -262,8 +263,8 @@ class Stepper(cmd.Cmd):
         return self.given["model"].weights if "model" in self.given else {}
 
     def _variables(self) -> dict[str, Record]:
-        """The last part of a name -> of those computed so far the one nearest to where we are: of
-        the same part of the model, the same block, the same sequence, the latest."""
+        """The last part of a name -> the nearest record computed so far: in the same part of the
+        model, then the same block, then the same sequence, then the latest."""
         here = self.record
         site, block = here.name.rpartition(".")[0], here.name.split(".")[:2]
 
@@ -275,7 +276,7 @@ class Stepper(cmd.Cmd):
         return {r.name.rpartition(".")[2]: r for r in done}
 
     def _near(self) -> list[str]:
-        """The variables of the part of the model that we are at."""
+        """The variables of the current part of the model."""
         site = self.record.name.rpartition(".")[0]
         return [n for n, r in self._variables().items() if r.name.rpartition(".")[0] == site]
 
@@ -304,26 +305,24 @@ class Stepper(cmd.Cmd):
     # ---- where, why ----
 
     def _line(self, r: Record) -> tuple[str, int, str]:
-        """The file, line and text that made it; 0 and "" where that is not known."""
+        """The file, line and text that made it; 0 and "" where no line is known."""
         if r.line:
             return self.source.path, r.line, r.text
-        model, line = source_of(gpt2), model_line(r)
+        model, line = source_of(gpt2), model_line(r.name, r.op)
         return (model.path, line, model.lines[line - 1].strip()) if line else ("", 0, "")
 
     def _listing(self, whole: bool) -> None:
         path, at, _ = self._line(self.record)
         if not at:
-            raise InputError(f"the line of {self.record.key} is not known: it is the reference's")
-        lines = (self.source if path == self.source.path else source_of(gpt2)).lines
+            raise InputError(
+                f"no line is known for {self.record.key}: l shows lines of the reference and gpt2"
+            )
+        source = self.source if path == self.source.path else source_of(gpt2)
         first, last = at - 5, at + 5
         if whole:
-            first = next((n for n in range(at, 0, -1) if lines[n - 1].startswith("def ")), 1)
-            ends = (n for n in range(at, len(lines)) if lines[n][:1].strip())
-            last = next(ends, len(lines))
-            while not lines[last - 1].strip():
-                last -= 1
-        for n in range(max(first, 1), min(last, len(lines)) + 1):
-            self.say(f"{n:4} {'->' if n == at else '  '} {lines[n - 1]}".rstrip())
+            first, last = next(f for f in source.functions.values() if f[0] <= at <= f[1])
+        for n in range(max(first, 1), min(last, len(source.lines)) + 1):
+            self.say(f"{n:4} {'->' if n == at else '  '} {source.lines[n - 1]}".rstrip())
 
     def do_l(self, _: str) -> None:
         self._listing(whole=False)
@@ -352,8 +351,8 @@ class Stepper(cmd.Cmd):
         path, line, text = self._line(r)
         if line:
             self.say(f"line      {os.path.basename(path)}:{line}  {text}")
-        if r.op in BETWEEN and r.direction == "backward":
-            self.say(f"mirrors   {BETWEEN[r.op]}")
+        if r.op in ("add", "join") and r.direction == "backward":
+            self.say(f"mirrors   {BETWEEN[r.op].mirrors}")
         found = r.line and mirrored(self.source, r.op, r.name.rpartition(".")[2])
         if found:
             self.say(f"mirrors   {os.path.basename(self.source.path)}:{found[0]}  {found[1]}")
@@ -361,7 +360,7 @@ class Stepper(cmd.Cmd):
             self.say(self._one_line(name))
 
     def _incoming(self, r: Record) -> list[str]:
-        """What went into a record: what its line reads, then what its operation was given."""
+        """A record's inputs: the names that its line reads, then its operation's inputs."""
         try:
             read = {n.id for n in ast.walk(ast.parse(r.text)) if isinstance(n, ast.Name)}
         except SyntaxError:
