@@ -127,7 +127,9 @@ def test_a_walk_comes_through_every_line_forward_and_then_backward(visit, file, 
     if file == "plain":
         assert "every weight has its own" in last
     else:
-        assert "Here the gradient stops. Below the attention of block 0 lie only frozen" in last
+        assert (
+            "The gradient stops here. Below the attention of block 0 there are only frozen" in last
+        )
 
 
 def test_the_slider_the_buttons_and_the_keys_walk(visit):
@@ -222,7 +224,7 @@ def test_a_link_opens_its_op_and_a_step_changes_the_link(visit):
 def test_a_link_to_nothing_says_so_and_leads_to_the_nearest(visit):
     page = visit("fox", "#blocks.9.<b>.q")
     said = page.inner_text("#missing")
-    assert said.startswith("Nothing here is called “blocks.9.<b>.q”. Near it: blocks.")
+    assert said.startswith("Nothing here is called “blocks.9.<b>.q”. The nearest are: blocks.")
     assert name(page) == "blocks.0.resid_pre"
     page.click("#next")
     assert page.is_hidden("#missing")
@@ -344,7 +346,7 @@ def test_where_the_weights_are_frozen_it_is_said(visit):
     page = visit("fox", "#blocks.1.mlp.dpost")
     said = page.inner_text("#notes")
     assert "h.1.mlp.c_proj.weight (640 × 160) and h.1.mlp.c_proj.bias (160) are frozen" in said
-    assert page.locator("nav .stop").inner_text().endswith("here the gradient stops")
+    assert page.locator("nav .stop").inner_text().endswith("the gradient stops here")
     assert page.locator("nav .none").count() == 4  # embed, ln_1, c_attn; the last resid_post
     plain = visit("plain", "#blocks.1.mlp.dpost")
     assert "frozen" not in plain.inner_text("main")

@@ -1,4 +1,4 @@
-"""How things show themselves in a notebook: short HTML, everything in it escaped. Heat maps are
+"""How objects show themselves in a notebook: short HTML, all text in it escaped. Heat maps are
 inline SVG in shades of grey, so that they look the same on light and dark pages and on paper."""
 
 from collections.abc import Iterable, Sequence
@@ -110,7 +110,9 @@ def trace(t: "Trace") -> str:
     return _headed(repr(t)) + _table(("number", "name", "op", "shape", "summary"), rows, 0)
 
 
-# ---- of what it is made -----------------------------------------------------------------------
+# ---- building blocks --------------------------------------------------------------------------
+
+LEFT = ' style="text-align:left"'
 
 
 class _Html(str):
@@ -118,7 +120,7 @@ class _Html(str):
 
 
 def _cell(value: object) -> str:
-    return value if isinstance(value, _Html) else escape(str(value))
+    return f"<td{LEFT}>{value if isinstance(value, _Html) else escape(str(value))}</td>"
 
 
 def _headed(title: str) -> str:
@@ -126,20 +128,13 @@ def _headed(title: str) -> str:
 
 
 def _facts(title: str, facts: Iterable[tuple[str, object]]) -> str:
-    rows = [
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{_cell(value)}</td></tr>'
-        for name, value in facts
-    ]
+    rows = (f'<tr><th scope="row"{LEFT}>{escape(n)}</th>{_cell(value)}</tr>' for n, value in facts)
     return f"{_headed(title)}<table>{''.join(rows)}</table>"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left_out: int) -> str:
-    head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in heads)
-    body = ""
-    for row in rows:
-        cells = "".join(f'<td style="text-align:left">{_cell(v)}</td>' for v in row)
-        body += f"<tr>{cells}</tr>"
+    head = "".join(f'<th scope="col"{LEFT}>{escape(h)}</th>' for h in heads)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     more = f"<div>… {left_out} more</div>" if left_out else ""
     return f"<table><tr>{head}</tr>{body}</table>{more}"
 
@@ -156,8 +151,8 @@ def _slice(value: np.ndarray, rows: int = ROWS) -> tuple[np.ndarray, str]:
 
 
 def _heat(a: np.ndarray) -> str:
-    """(rows, columns) as cells from white, the least, to black, the most; what is not finite is
-    crossed out. One path for each shade keeps it short."""
+    """(rows, columns) as cells from white, the least, to black, the most; a number that is not
+    finite is crossed out. One path for each shade keeps the SVG short."""
     a = a.real.astype(np.float64)
     finite = np.isfinite(a)
     least, most = (a[finite].min(), a[finite].max()) if finite.any() else (np.nan, np.nan)

@@ -151,3 +151,10 @@ def read_source(text: str, path: str) -> Source:
                 source.statement[inner.lineno] = " ".join(parts)
                 source.made.setdefault((node.name, name), inner.lineno)
     return source
+
+
+def names_read(line: str) -> set[str]:
+    """The names that a line of a function reads."""
+    tree = ast.parse(f"def f():\n {line or 'pass'}")
+    loaded = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in loaded if isinstance(node.ctx, ast.Load)}

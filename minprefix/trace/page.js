@@ -448,7 +448,7 @@
       const item = make("li", {}, there, make("span", { class: "mono" }, short), op, back);
       if (place.op === "attention" && prefixed) item.append(make("span", { class: "arrival" }));
       if (prefixed && place.name === `blocks.${about.lowest}.attn`) {
-        list.append(make("li", { class: "stop" }, "❄ here the gradient stops"));
+        list.append(make("li", { class: "stop" }, "❄ the gradient stops here"));
       }
       list.append(item);
       rowsOf.set(place.name, { item, there, back, forward, backward });
@@ -456,7 +456,8 @@
   }
 
   function whyNot(place) {
-    return place.op === "add" ? "the gradient passes unchanged" : "the backward does not come here";
+    return place.op === "add" ? "the gradient passes unchanged"
+      : "the backward does not reach this op";
   }
 
   function markColumn(record) {
@@ -509,28 +510,27 @@
     if (record.mirror) {
       if (record.mirror.words) note(record.mirror.words + ".");
     }
-    if (record.ids) note("Only the rows of the tokens that are here; the others are 0.");
+    if (record.ids) note("Only the rows of this text's tokens are shown; the others are 0.");
     if (record.top !== undefined) {
-      note(`Of the vocabulary each row shows its target and the ${record.drawn[2] - 1} tokens `,
-        "with the highest logits.");
+      note("Each row shows, of the whole vocabulary, its target and the ",
+        `${record.drawn[2] - 1} tokens with the highest logits.`);
     }
     if (record.cut) {
-      note(`Shown are the first ${times(record.drawn.filter((n, i) => i || n > 1))}.`);
+      note(`Only the first ${times(record.drawn.filter((n, i) => i || n > 1))} are shown.`);
     }
     if (prefixed && record.op.endsWith("_backward") && place.weights.length) {
       const names = place.weights.map(([name, shape]) => `${name} (${times(shape)})`).join(" and ");
       const one = place.weights.length === 1;
-      notice(`❄ ${names} ${one ? "is" : "are"} frozen: the gradient stops there, and ` +
-        `${one ? "its" : "their"} half of the backward is not computed. Only the gradient of ` +
-        "what came in goes on.");
+      notice(`❄ ${names} ${one ? "is" : "are"} frozen: the backward does not compute ` +
+        `${one ? "its gradient" : "their gradients"}. Only the gradient of the op's input goes on.`);
     }
     if (now === last) {
       notice(prefixed
         ? about.lowest < about.layers
-          ? `❄ Here the gradient stops. Below the attention of block ${about.lowest} lie only ` +
-            "frozen weights and no prefix: nothing that could learn."
-          : "❄ Here the gradient stops: no layer has a prefix."
-        : "The gradient has come to the embedding: every weight has its own.");
+          ? `❄ The gradient stops here. Below the attention of block ${about.lowest} there are ` +
+            "only frozen weights and no prefix, so nothing can learn."
+          : "❄ The gradient stops here: no layer has a prefix."
+        : "The gradient has reached the embedding: every weight has its gradient.");
     }
   }
 
@@ -777,7 +777,7 @@
     $("missing").hidden = n >= 0;
     if (n < 0) {
       const near = nearest(name).flatMap((i) => [" ", link(i, records[i].link)]);
-      $("missing").replaceChildren(`Nothing here is called ${quoted(name)}. Near it:`, ...near);
+      $("missing").replaceChildren(`Nothing here is called ${quoted(name)}. The nearest are:`, ...near);
     }
     now = n < 0 ? now : n;
     drawStep();
@@ -833,8 +833,8 @@
     $("end-forward").style.flexGrow = turn;
     $("end-backward").style.flexGrow = backward;
     $("arriving-words").textContent =
-      `It comes from the top: block ${about.layers - 1} first. Below block ${about.lowest} it ` +
-      "stops, because nothing there can learn.";
+      `It comes from the top, block ${about.layers - 1} first. It stops below block ` +
+      `${about.lowest}, because nothing there can learn.`;
   }
 
   drawHeader();

@@ -1,7 +1,6 @@
 """The stepper: pdb's habits over a trace. Everything is computed once, then walked: forward and
 backward, record by record, and back again."""
 
-import ast
 import cmd
 import os
 import re
@@ -17,7 +16,7 @@ from minprefix.errors import InputError, counted
 from minprefix.gpt2 import Weights
 from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
-from minprefix.trace.instrument import Source, source_of
+from minprefix.trace.instrument import Source, names_read, source_of
 from minprefix.trace.laws import laws
 from minprefix.trace.mirror import mirrored
 from minprefix.trace.record import Record, Trace, matches, unknown
@@ -361,12 +360,8 @@ class Stepper(cmd.Cmd):
 
     def _incoming(self, r: Record) -> list[str]:
         """A record's inputs: the names that its line reads, then its operation's inputs."""
-        try:
-            read = {n.id for n in ast.walk(ast.parse(r.text)) if isinstance(n, ast.Name)}
-        except SyntaxError:
-            read = set()
-        near, own = self._near(), r.name.rpartition(".")[2]
-        keys = [self._variables()[n].key for n in near if n in read and n != own]
+        read = names_read(r.text) - {r.name.rpartition(".")[2]}
+        keys = [self._variables()[name].key for name in self._near() if name in read]
         end = r if not r.inside else next((self.trace.records[n] for n in self._ends()), r)
         return list(dict.fromkeys([*keys, *end.inputs]))
 

@@ -126,7 +126,7 @@ class Tracer(Keeper):
         self.implementation = ops if isinstance(ops, str) else _name(ops)
         w, n_layer = model.weights, model.config.n_layer
         wiring = Wiring(n_layer, "lm_head.weight" if "lm_head.weight" in w else "wte.weight")
-        self._places, self._made = wiring.places, wiring.made
+        self._places, self._made, self._weight_of = wiring.places, wiring.made, wiring.weight_of
         self._top = f"blocks.{n_layer - 1}"
         # a view of the whole, as the head's is, has the address of the whole
         self._of_address = {
@@ -186,15 +186,11 @@ class Tracer(Keeper):
             for name, a in prefix.backward(dkv).items():
                 if name != "kv":
                     self._out(f"dprefix.{name}", a, (f"dprefix.kv#{j}",), "fold_backward", j)
-        heads = [place for place in self._heads if place.name != "head"]
+        more = [place.gradients[0] for place in self._heads[1:]]
         for weight, a in dweights.items():
-            parts = [
-                gradient
-                for place in (*self._places.values(), *heads)
-                for of, gradient in zip(place.weights, place.gradients, strict=False)
-                if of == weight
-            ]
-            self._out(f"d{weight}", a, parts, "sum")
+            parts = [gradient for gradient, of in self._weight_of.items() if of == weight]
+            tied = weight == self._places["head"].weights[0]
+            self._out(f"d{weight}", a, parts + more * tied, "sum")
 
     # ---- around an operation ----
 

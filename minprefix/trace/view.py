@@ -4,7 +4,6 @@ The file holds all it needs and asks the network for nothing. Its text, script a
 `page.html`, `page.js` and `page.css` beside this module; their data is made here.
 """
 
-import ast
 import base64
 import hashlib
 import json
@@ -20,7 +19,7 @@ from minprefix import gpt2
 from minprefix.batch import Batch
 from minprefix.ops import reference
 from minprefix.trace import tracer
-from minprefix.trace.instrument import Source, source_of
+from minprefix.trace.instrument import Source, names_read, source_of
 from minprefix.trace.mirror import mirrored
 from minprefix.trace.packing import Values, first_row
 from minprefix.trace.record import Record, Trace
@@ -201,9 +200,9 @@ def _inputs(trace: Trace, wiring: Wiring, places: Sequence[str]) -> list[list[An
 def _on_the_line(
     record: Record, given: Sequence[str], place: str, known: dict[str, int]
 ) -> list[str]:
-    """By the names on the line of a record; where one of them is an argument, or none is known,
-    what its op was `given`."""
-    names = _names(record.text)
+    """The values and weights that a record's line names; the op's own inputs, `given`, where the
+    line names an argument or no known value."""
+    names = names_read(record.text)
     read = []
     for name in names:
         of_each = f"{place}.{name.removesuffix('s')}#0"  # dq of all that are in dqs
@@ -219,13 +218,6 @@ def _on_the_line(
     for here, key in zip(({"weight", "gain", "wte"}, {"bias", "wpe"}), weights, strict=False):
         read += [key] if names & here else []
     return read
-
-
-def _names(line: str) -> set[str]:
-    """What a line reads."""
-    tree = ast.parse(f"def f():\n {line or 'pass'}")  # `return` stands in a function
-    loaded = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return {node.id for node in loaded if isinstance(node.ctx, ast.Load)}
 
 
 def _mirror(
@@ -264,7 +256,7 @@ def _arriving(trace: Trace) -> list[dict[str, Any]]:
 
 
 def _formula(record: Record, source: Source) -> tuple[str, str]:
-    """And where it is from."""
+    """The formula, and where it is from."""
     formula, origin = source.formula.get(record.op, (record.formula, ""))
     return formula.removeprefix(f"{_forward_op(record.op)}: "), origin
 
