@@ -14,6 +14,9 @@ import numpy as np
 from minprefix.ops.contract import Array, Ops
 from minprefix.trace.wiring import BLOCK, Place
 
+Arrays = Sequence[Array]  # one for each sequence of the batch
+
+GELU, ATTENTION = BLOCK["mlp"], BLOCK["attn"]
 #: values that the suite does not ask for
 _UNNAMED = ("attn.qkv", "attn.dqkv")
 
@@ -33,7 +36,7 @@ class Recorder:
         self._of_cache: dict[tuple[str, int], tuple[list[str], Any]] = {}
         self._block = "blocks.0"
 
-    def __getattr__(self, name: str) -> Any:  # the halves for weights: nothing to record
+    def __getattr__(self, name: str) -> Any:  # cross_entropy, gradients of weights: not recorded
         return getattr(self.ops, name)
 
     def _keep(self, name: str, a: Any) -> None:
@@ -110,46 +113,34 @@ class Recorder:
 
     def gelu(self, x: Array) -> tuple[Array, Any]:
         out, cache = self.ops.gelu(x)
-        self._keep(f"{self._block}.mlp.post", out)
+        self._keep_in_block(GELU.gives, out)
         self._remember("gelu", self._block, cache)
         return out, cache
 
     def gelu_backward(self, dout: Array, cache: Any) -> Array:
         block = self._recall("gelu", cache, self._block)
         dx = self.ops.gelu_backward(dout, cache)
-        self._keep(f"{block}.mlp.dpre", dx)
+        self._keep(f"{block}.{GELU.dx[0]}", dx)
         return dx
 
     def attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        prefix_k: Sequence[Array],
-        prefix_v: Sequence[Array],
-        offsets: Array,
+        self, q: Array, k: Array, v: Array, prefix_k: Arrays, prefix_v: Arrays, offsets: Array
     ) -> tuple[Array, Any]:
-        block = self._block
-        for name, a in (("q", q), ("k", k), ("v", v)):
-            self._keep(f"{block}.attn.{name}", a)
+        for name, a in zip(ATTENTION.takes, (q, k, v), strict=True):
+            self._keep_in_block(name, a)
         z, cache = self.ops.attention(q, k, v, prefix_k, prefix_v, offsets)
-        self._keep(f"{block}.attn.z", z)
+        self._keep_in_block(ATTENTION.gives, z)
         for b, pattern in enumerate(getattr(cache, "pattern", None) or ()):
-            self._keep(f"{block}.attn.pattern[{b}]", pattern)
-        self._remember("attention", block, cache)
+            self._keep_in_block(f"attn.pattern[{b}]", pattern)
+        self._remember("attention", self._block, cache)
         return z, cache
 
     def attention_backward(self, dz: Array, cache: Any) -> Any:
         block = self._recall("attention", cache, self._block)
         grads = self.ops.attention_backward(dz, cache)
-        for name in ("dq", "dk", "dv"):
-            self._keep(f"{block}.attn.{name}", getattr(grads, name))
+        for name, a in zip(ATTENTION.dx, (grads.dq, grads.dk, grads.dv), strict=True):
+            self._keep(f"{block}.{name}", a)
         return grads
-
-    def cross_entropy(
-        self, logits: Array, targets: Array, weights: Array
-    ) -> tuple[np.generic, Any]:
-        return self.ops.cross_entropy(logits, targets, weights)
 
     def cross_entropy_backward(self, cache: Any) -> Array:
         dlogits = self.ops.cross_entropy_backward(cache)

@@ -20,8 +20,8 @@ from minprefix.model import GPT2, loss, loss_backward, needed
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix, Prefixes
 from minprefix.trace.record import Record, Trace, unknown
-from minprefix.trace.tracer import Tracer
-from minprefix.trace.wiring import Wiring, without_part
+from minprefix.trace.tracer import Arrays, Tracer
+from minprefix.trace.wiring import Wiring
 
 Index = tuple[int, ...]
 Kind = TypeVar("Kind", bound=Tracer)
@@ -80,7 +80,7 @@ class Nudged(Tracer):
         return super().layernorm(x, gain, bias, eps)
 
     def attention(
-        self, q: Array, k: Array, v: Array, prefix_k: Any, prefix_v: Any, offsets: Array
+        self, q: Array, k: Array, v: Array, prefix_k: Arrays, prefix_v: Arrays, offsets: Array
     ) -> tuple[Array, Any]:
         own_k, own_v = [a.copy() for a in prefix_k], [a.copy() for a in prefix_v]
         return super().attention(q, k, v, own_k, own_v, offsets)  # sequences may share a prefix
@@ -168,7 +168,7 @@ class Differences:
             start = int(self.batch.offsets[record.sequence])
         if not last.startswith("d"):
             raise _no_gradient(record.key)
-        weight = Wiring(config.n_layer, "lm_head.weight").weight_of.get(without_part(record.name))
+        weight = Wiring(config.n_layer, ["lm_head.weight"]).weight_of.get(record.name)
         if site == "head":
             if len(self.batch.targets) > gpt2.HEAD_ROWS or weight is None:
                 said = "the head has no bias" if weight is None else "it is of some of the rows"

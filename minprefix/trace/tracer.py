@@ -33,6 +33,8 @@ from minprefix.trace.wiring import Place, Wiring
 if TYPE_CHECKING:
     from minprefix.prefix import Prefix
 
+Arrays = Sequence[Array]  # one for each sequence of the batch
+
 
 def trace(
     model: GPT2,
@@ -125,7 +127,7 @@ class Tracer(Keeper):
         super().__init__(_ops.get(ops), names, max_bytes, stop_at, arguments)
         self.implementation = ops if isinstance(ops, str) else _name(ops)
         w, n_layer = model.weights, model.config.n_layer
-        wiring = Wiring(n_layer, "lm_head.weight" if "lm_head.weight" in w else "wte.weight")
+        wiring = Wiring(n_layer, w)
         self._places, self._made, self._weight_of = wiring.places, wiring.made, wiring.weight_of
         self._top = f"blocks.{n_layer - 1}"
         # a view of the whole, as the head's is, has the address of the whole
@@ -290,13 +292,7 @@ class Tracer(Keeper):
         return out, cache
 
     def attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        prefix_k: Sequence[Array],
-        prefix_v: Sequence[Array],
-        offsets: Array,
+        self, q: Array, k: Array, v: Array, prefix_k: Arrays, prefix_v: Arrays, offsets: Array
     ) -> tuple[Array, Any]:
         place = self._places[f"{self._block}.attn"]
         at = place.name

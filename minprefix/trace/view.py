@@ -82,8 +82,7 @@ def _json(value: Any) -> str:
 
 
 def _data(model: "GPT2", batch: Batch, prefix: "Prefix | None", trace: Trace) -> dict[str, Any]:
-    head = "lm_head.weight" if "lm_head.weight" in model.weights else "wte.weight"
-    wiring, source = Wiring(model.config.n_layer, head), source_of(reference)
+    wiring, source = Wiring(model.config.n_layer, model.weights), source_of(reference)
     values = Values(batch, trace)
     places = [wiring.place_of(record.name) for record in trace]
     reads = _inputs(trace, wiring, places)

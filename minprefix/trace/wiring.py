@@ -7,7 +7,7 @@ The residual stream between two blocks has the name that the lower block gives i
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from minprefix import gpt2
@@ -150,10 +150,11 @@ MADE = {
 
 
 class Wiring:
-    """Of a whole model: its places in the order of the forward, and what is made between them.
-    `head`: the name of the head's weight."""
+    """A whole model: its places in the order of the forward, and what is made between them.
+    `weights`: their names in the checkpoint, which tell whether the head is tied."""
 
-    def __init__(self, n_layer: int, head: str) -> None:
+    def __init__(self, n_layer: int, weights: Collection[str]) -> None:
+        head = "lm_head.weight" if "lm_head.weight" in weights else "wte.weight"
         top, norm = f"blocks.{n_layer - 1}", ("ln_f.weight", "ln_f.bias")
         stream, dstream = (f"{top}.resid_post",), (f"{top}.dresid_post",)
         first, tables = ("blocks.0.resid_pre", "blocks.0.dresid_pre"), ("wte.weight", "wpe.weight")
