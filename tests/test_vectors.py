@@ -238,7 +238,7 @@ def test_the_index_follows_the_schema_that_lies_beside_it(written):
 
 
 def test_the_index_says_of_each_tensor_what_the_file_holds(written):
-    letters = {*vector_cases.SYMBOLS, "B+1", "P+T", "1", "2"}
+    letters = {*index(written)["symbols"], "B+1", "P+T", "1", "2"}
     for e in index(written)["cases"]:
         tensors = load_file(written / e["file"])
         said = {f"input.{n}": a for n, a in e["inputs"].items()}

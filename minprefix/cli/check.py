@@ -27,28 +27,15 @@ def add(command: Command) -> None:
         "0 all that is implemented passed, 1 something failed or nothing is implemented, 2 it "
         "cannot be run",
     )
-    p.add_argument(
-        "implementation",
-        nargs="?",
-        metavar="IMPLEMENTATION",
-        help=IMPLEMENTATION,
-    )
-    p.add_argument(
-        "--only",
-        action="append",
-        metavar="WORD",
-        help="an op, or a check's id or a part of it; may be given again",
-    )
+    p.add_argument("implementation", nargs="?", metavar="IMPLEMENTATION", help=IMPLEMENTATION)
+    add_only(p, "check")
     p.add_argument(
         "--level",
         action="append",
         choices=("ops", "model", "training"),
         help="default all; may be given again",
     )
-    p.add_argument("--all", action="store_true", help="explain every failure, not the first three")
-    p.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything, for programs; - prints it"
-    )
+    add_report(p)
     p.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help="for each check (default 20)"
     )
@@ -62,6 +49,19 @@ def add(command: Command) -> None:
         "operations",
     )
     p.add_argument("--torch", action="store_true", help="with --new: in PyTorch")
+
+
+def add_only(p: argparse.ArgumentParser, what: str) -> None:
+    """The option that chooses among checks or cases (`what`)."""
+    said = f"an op, a level, or a {what}'s id or a part of it; may be given again"
+    p.add_argument("--only", action="append", metavar="WORD", help=said)
+
+
+def add_report(p: argparse.ArgumentParser) -> None:
+    """Options of a command that ends with the suite's report."""
+    p.add_argument("--all", action="store_true", help="explain every failure, not the first three")
+    said = "write everything, for programs; - prints it"
+    p.add_argument("--json", type=Path, metavar="FILE", help=said)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,10 +113,7 @@ def listing(checks: "Sequence[Check]") -> str:
     rows = []
     for level in LEVELS:
         of_level = [c for c in checks if c.level == level]
-        if of_level:
-            rows.append(level)
+        rows += [level] if of_level else []
         for c in of_level:
-            rows += textwrap.wrap(
-                c.why, 100, initial_indent=f"  {c.id:<34} ", subsequent_indent=" " * 37
-            )
+            rows += textwrap.wrap(f"  {c.id:<34} {c.why}", 100, subsequent_indent=" " * 37)
     return "\n".join(rows)

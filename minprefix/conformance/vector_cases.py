@@ -22,49 +22,6 @@ from minprefix.gpt2 import block_backward, block_forward
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
-SYMBOLS = {
-    "N": "tokens of all sequences, one after the other: sequence b is offsets[b] to offsets[b+1]-1",
-    "B": "sequences",
-    "T": "length of one sequence",
-    "P": "slots of a prefix",
-    "L": "layers",
-    "NH": "heads",
-    "hs": "head size",
-    "C": "width, NH * hs",
-    "F": "hidden width of the MLP",
-    "V": "vocabulary",
-    "M": "targets",
-    "in": "inputs of a linear layer",
-    "out": "outputs of a linear layer",
-    "n_positions": "positions",
-    "prefixes": "prefixes of the batch",
-    "?": "an axis of a parameter, as in the checkpoint",
-}
-
-#: what a reader of the files needs and their names do not say
-NOTES = {
-    "outputs": "a tensor NAME of a case is expected.NAME in its file and NAME in what a program "
-    "writes; what is left out is not implemented, and no failure",
-    "lists": "one tensor for each sequence (or prefix): NAME[0], NAME[1], ...",
-    "bytes": "safetensors: little-endian, row-major; integers are int64",
-    "cache": "expected.cache.* is what a backward starts from, for whoever has no forward",
-    "layers": "linear weights are (in, out), as in GPT-2's checkpoints; c_attn gives q, k and v, "
-    "each of C; gelu is the tanh form",
-    "loss_from": "of each sequence the index of the first token that is predicted, from the row "
-    "before it",
-    "prefix_of": "of each sequence which prefix it sees",
-    "prefixes": "[:, 0] are the keys, [:, 1] the values",
-    "position_offsets": "of each prefix the position of the first token; in training P",
-    "reduction": "the loss is the mean over all targets of the batch, or their sum",
-    "training": "step.S.part.M.* are the micro-batches of step S; its loss is the mean over the "
-    "targets of all parts; the recorded gradients are then clipped to the global norm `clip` over "
-    "all prefixes (null: not); AdamW (Loshchilov & Hutter, 2019), with the rate "
-    "lr * (s + 1) / warmup at step s of 0, 1, ..., warmup - 1, and then "
-    "lr * (steps - s) / (steps - warmup)",
-    "mlp": "kv = reshape(tanh(embedding weight_1 + bias_1) weight_2 + bias_2), row-major over "
-    "(P, L, 2, NH, hs)",
-}
-
 
 @dataclass(frozen=True)
 class Tensor:

@@ -11,7 +11,6 @@ int64. What a program leaves out is not implemented, and no failure. The caches 
 expected: a program that has only a backward starts from `expected.cache.*`.
 """
 
-import argparse
 import difflib
 import hashlib
 import json
@@ -29,19 +28,12 @@ from safetensors.numpy import load, save
 from tqdm import tqdm
 
 from minprefix import __version__
-from minprefix.conformance import report, suite, zoo
+from minprefix.conformance import suite, zoo
 from minprefix.conformance.check import Check, Expected, Grade, Result, errors_in_single
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.implementation import Implementation
-from minprefix.conformance.vector_cases import (
-    BLOCKS,
-    NOTES,
-    SYMBOLS,
-    VectorCase,
-    all_cases,
-    block_check,
-)
-from minprefix.errors import InputError, counted
+from minprefix.conformance.vector_cases import BLOCKS, VectorCase, all_cases, block_check
+from minprefix.errors import InputError
 from minprefix.ops.contract import Array
 from minprefix.storage.reading import read_json
 from minprefix.storage.writing import write_bytes, write_text
@@ -60,14 +52,12 @@ def caught_by(check: Check) -> list[str]:
     block, of which the suite has no check, is tried with every bug."""
     if (known := zoo.fingerprints().get(check.id)) is not None:
         return [name for name in zoo.all_bugs() if name in known]
-    caught = []
-    for name, bug in zoo.all_bugs().items():
-        if not zoo.affects(bug, check):
-            continue
+
+    def shows(name: str) -> bool:
         findings = check.collect(zoo.planted(name)).findings
-        if any(finding.kind in _IN_NUMBERS for finding in findings):
-            caught.append(name)
-    return caught
+        return any(finding.kind in _IN_NUMBERS for finding in findings)
+
+    return [name for name, bug in zoo.all_bugs().items() if zoo.affects(bug, check) and shows(name)]
 
 
 def write(
@@ -82,28 +72,17 @@ def write(
     cases = all_cases()
     ids = chosen(cases, only)
     _claim(folder)
-    head: dict[str, Any] = {
-        "$schema": SCHEMA,
-        "format": FORMAT,
-        "version": VERSION,
-        "minprefix": __version__,
-        "symbols": SYMBOLS,
-        "notes": NOTES,
-    }
+    head = {"$schema": SCHEMA, "format": FORMAT, "version": VERSION, "minprefix": __version__}
+    head |= json.loads(_beside("vectors.notes.json"))
     # what a kill leaves is known as vectors, and as unfinished ones
     write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
-    write_text(folder / SCHEMA, schema())
+    write_text(folder / SCHEMA, _beside("vectors.schema.json"))
     entries = []
     for id_ in ids:
-        case, path = cases[id_](), f"cases/{file_name(id_)}"
+        case = cases[id_]()
         data = _bytes(case)
-        write_bytes(folder / path, data)
-        where = {
-            "file": path,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "outputs": f"{OUTPUTS}/{file_name(id_)}",
-        }
-        entries.append(_entry(case, catches(case.check), where))
+        entries.append(_entry(case, catches(case.check), data))
+        write_bytes(folder / entries[-1]["file"], data)
     named = {bug for entry in entries for bug in entry["catches"]}
     lessons = {name: bug.lesson for name, bug in zoo.all_bugs().items() if name in named}
     write_text(folder / INDEX, _laid_out(head | {"bugs": lessons, "cases": entries}) + "\n")
@@ -122,14 +101,14 @@ def _bytes(case: VectorCase) -> bytes:
     return save(whole, {"case": case.check.id})
 
 
-def _entry(case: VectorCase, catches: list[str], where: Mapping[str, str]) -> dict[str, Any]:
+def _entry(case: VectorCase, catches: list[str], data: bytes) -> dict[str, Any]:
+    check = case.check
     return {
-        "id": case.check.id,
-        "level": case.check.level,
-        "op": case.check.op,
-        "why": case.check.why,
+        **{key: getattr(check, key) for key in ("id", "level", "op", "why")},
         "catches": catches,
-        **where,
+        "file": f"cases/{file_name(check.id)}",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "outputs": f"{OUTPUTS}/{file_name(check.id)}",
         "tolerance": case.tolerance,
         "settings": dict(case.settings),
         "dimensions": dict(case.dimensions),
@@ -155,13 +134,10 @@ def file_name(case: str) -> str:
     return case.replace("/", ".") + ".safetensors"
 
 
-def schema() -> str:
-    """The JSON Schema (2020-12) of the index."""
-    return (
-        resources.files("minprefix.conformance")
-        .joinpath("vectors.schema.json")
-        .read_text(encoding="utf-8")
-    )
+def _beside(name: str) -> str:
+    """The text of a file of this package: the JSON Schema (2020-12) of the index, or what the index
+    says of symbols and names."""
+    return resources.files("minprefix.conformance").joinpath(name).read_text(encoding="utf-8")
 
 
 def chosen(ids: Collection[str], only: Sequence[str]) -> list[str]:
@@ -422,33 +398,3 @@ def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
             f'print(load_file({vectors!r})["expected.{tensor}"])',
         )
     )
-
-
-# ---- the commands -------------------------------------------------------------------------------
-
-
-def write_command(args: argparse.Namespace) -> int:
-    # every bug of the zoo runs through every case: that takes minutes
-    n = len(chosen(all_cases(), args.only or ()))
-    with tqdm(total=n, unit="case", leave=False, disable=None) as bar:
-
-        def caught(check_: Check) -> list[str]:
-            bar.set_description(check_.id)
-            found = caught_by(check_)
-            bar.update()
-            return found
-
-        ids = write(args.folder, args.only or (), caught)
-    size = sum(path.stat().st_size for path in (args.folder / "cases").iterdir())
-    print(
-        f"{counted(len(ids), 'case')}, {size / 1e6:.1f} MB, written to {args.folder}: {INDEX} says "
-        f"what they are\nWrite what your program gives into {args.folder / OUTPUTS}, then: "
-        f"minprefix vectors check {args.folder}"
-    )
-    return 0
-
-
-def check_command(args: argparse.Namespace) -> int:
-    """-> 0 if everything that was written passed, 1 if not or if nothing could be graded."""
-    results = check(args.folder, args.only or (), progress=True)
-    return report.show(results, str(args.folder), args.all, args.json)
