@@ -4,6 +4,7 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS
+from minprefix.conformance.zoo import IN_DOUBLE, all_bugs
 from minprefix.errors import counted
 from minprefix.storage.writing import write_json
 
@@ -40,25 +42,20 @@ def show(results: Sequence[Result], name: str, everything: bool, json_file: Path
 def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
     would mend it."""
-    counts = {s: sum(r.status == s for r in results) for s in STATUSES}
     found = [(r, f) for r in results for f in r.findings]
-    first = next((each for each in found if each[1].kind not in PRECISION), next(iter(found), None))
+    by_kind = sorted(found, key=lambda each: each[1].kind in PRECISION)  # rounding comes last
+    told = ("function", "tensor", "kind", "sentence", "hints")
+    first = None
+    if by_kind:
+        result, finding = by_kind[0]
+        said = {key: getattr(finding, key) for key in told}
+        first = {"check": result.check, "op": result.op, **said, "zoo": result.zoo}
     return {
         "implementation": name,
         "minprefix": __version__,
         "passed": passed(results),
-        "counts": counts,
-        "first": first
-        and {
-            "check": first[0].check,
-            "op": first[0].op,
-            "function": first[1].function,
-            "tensor": first[1].tensor,
-            "kind": first[1].kind,
-            "sentence": first[1].sentence,
-            "hints": first[1].hints,
-            "zoo": first[0].zoo,
-        },
+        "counts": {s: sum(r.status == s for r in results) for s in STATUSES},
+        "first": first,
         "not_implemented": _not_implemented(results),
         "results": [_finite(r.as_dict()) for r in results],
     }
@@ -84,20 +81,21 @@ def text(
     """A table of ops, then what is wrong: the first failures in full, with `everything` all. The
     others get a line each, or `at_most` so many of them do."""
     lines = [*_table(results), ""]
-    failures = _groups(results)
-    mended_first = not everything and any(g[0].level == "ops" for g in failures)
-    shown = [g for g in failures if not mended_first or g[0].level == "ops"]
+    failures = _failures(results)
+    ops_first = not everything and any(f.result.level == "ops" for f in failures)
+    shown = [f for f in failures if not ops_first or f.result.level == "ops"]
     in_full = len(shown) if everything else IN_FULL
     told: set[str] = set()  # bugs of the zoo that were explained
-    for number, (result, finding, others) in enumerate(shown[:in_full], 1):
-        lines += [*_in_full(number, result, finding, others, told), ""]
-    rest = [f"  {_title(r, f)}: {f.sentence}" for r, f, _ in shown[in_full:]]
+    for number, failure in enumerate(shown[:in_full], 1):
+        lines += [*_in_full(number, failure, told), ""]
+    rest = [f"  {f.title}: {f.finding.sentence}" for f in shown[in_full:]]
     if rest and at_most is None:
         lines += ["Also wrong (--all explains them, too):", *rest, ""]
     elif rest:
         more = len(rest[at_most:])
         lines += ["Also wrong:", *rest[:at_most], *([f"  and {more} more"] if more else []), ""]
-    above = sorted({g[0].level for g in failures} - {g[0].level for g in shown}, key=LEVELS.index)
+    levels, seen = ({f.result.level for f in each} for each in (failures, shown))
+    above = sorted(levels - seen, key=LEVELS.index)
     if above:
         said = f"Levels {' and '.join(above)} fail" if len(above) > 1 else f"Level {above[0]} fails"
         lines.append(f"{said} over these ops, too: mend the ops first.")
@@ -128,8 +126,8 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
 
 
-#: kinds of findings of a tensor that was compared: the zoo looks at the first of them, and at
-#: those of the other precision only where there are no others
+#: kinds of findings of a tensor that was compared: the zoo looks at the first, and at one of
+#: another precision only where there is no other
 COMPARED = (("value", "shape", "not finite"), PRECISION)
 
 #: kinds of findings that follow from others of the same op
@@ -149,12 +147,10 @@ def _by_op(functions: Sequence[str]) -> list[str]:
 
 def _table(results: Sequence[Result]) -> list[str]:
     lines = []
-    for level in LEVELS:
+    for level in dict.fromkeys(r.level for r in results):
         of_level = [r for r in results if r.level == level]
-        if of_level:
-            lines.append(level)
-        for op in dict.fromkeys(r.op for r in of_level):
-            lines.append(_row(op, [r for r in of_level if r.op == op]))
+        ops = dict.fromkeys(r.op for r in of_level)
+        lines += [level, *(_row(op, [r for r in of_level if r.op == op]) for op in ops)]
     return lines
 
 
@@ -170,55 +166,60 @@ def _row(op: str, results: Sequence[Result]) -> str:
     return f"{start}passed, largest error {worst:.0e}"
 
 
-def _groups(results: Sequence[Result]) -> list[tuple[Result, Finding, list[str]]]:
-    """One entry for each function and tensor that is wrong, where it was seen first, and in which
-    other checks it is wrong. What is of another precision has one cause mostly, and comes last, in
-    one entry a level: with the other tensors of which this is true in the place of the checks."""
-    found: dict[tuple[str, str, str], tuple[Result, Finding, list[str]]] = {}
-    rounded: dict[str, tuple[Result, Finding, list[str]]] = {}  # level -> its entry
-    broken = {r.op for r in results for f in r.findings if f.kind not in FOLLOWS}
-    imprecise = {r.op for r in results for f in r.findings if f.kind in PRECISION}
-    wrong_above = {
-        r.op for r in results for f in r.findings if f.kind == "value" and r.level != "ops"
-    }
-    forwards = {f.function for r in results for f in r.findings if f.kind not in FOLLOWS}
-    for result in results:
-        for finding in result.findings:
-            if finding.kind == "not computed" and result.op in broken:
-                continue  # it follows from what is said of the op elsewhere
-            if finding.kind == "derivative" and result.op in forwards:
-                continue  # the derivative of a wrong forward: the backward may be right
-            rounds = finding.kind == "derivative" and finding.sentence.endswith(ROUNDED)
-            if rounds and result.op in imprecise:
-                continue  # differences of what is rounded
-            stem = finding.tensor.split("[")[0]
-            if rounds or finding.kind in PRECISION:
-                if result.op in wrong_above:
-                    continue  # a mistake's own first, small traces
-                entry = rounded.setdefault(result.level, (result, finding, []))
-                said = f"{stem.removeprefix('cache.')} of {finding.function}"
-                if stem != entry[1].tensor.split("[")[0] and said not in entry[2]:
-                    entry[2].append(said)
-                continue
-            key = (result.level, finding.function, stem)
-            if key not in found:
-                found[key] = (result, finding, [])
-            elif result.check != found[key][0].check and result.check not in found[key][2]:
-                found[key][2].append(result.check)
+@dataclass
+class _Failure:
+    """A function and a tensor that are wrong, in the check where this was seen first. `others`: the
+    other checks in which they are; of what is rounded, the other tensors of which this is true."""
+
+    result: Result
+    finding: Finding
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        f = self.finding
+        return f"{f.function}{f', {f.tensor}' if f.tensor else ''} in {self.result.check}"
+
+
+def _failures(results: Sequence[Result]) -> list[_Failure]:
+    """One for each function and tensor that is wrong. Another precision mostly has one cause: it
+    comes last, as one failure a level."""
+    found: dict[tuple[str, str, str], _Failure] = {}
+    rounded: dict[str, _Failure] = {}  # level -> its failure
+    every = [(r, f) for r in results for f in r.findings]
+    broken = {r.op for r, f in every if f.kind not in FOLLOWS}
+    forwards = {f.function for _, f in every if f.kind not in FOLLOWS}
+    imprecise = {r.op for r, f in every if f.kind in PRECISION}
+    wrong_above = {r.op for r, f in every if f.kind == "value" and r.level != "ops"}
+    for result, finding in every:
+        rounds = finding.kind == "derivative" and finding.sentence.endswith(ROUNDED)
+        if (
+            # it follows from what is said of the op elsewhere
+            (finding.kind == "not computed" and result.op in broken)
+            # the derivative of a wrong forward: the backward may be right
+            or (finding.kind == "derivative" and result.op in forwards)
+            # differences of what is rounded
+            or (rounds and result.op in imprecise)
+        ):
+            continue
+        stem = finding.tensor.split("[")[0]
+        if not rounds and finding.kind not in PRECISION:
+            failure = found.setdefault(
+                (result.level, finding.function, stem), _Failure(result, finding)
+            )
+            if result.check not in (failure.result.check, *failure.others):
+                failure.others.append(result.check)
+        elif result.op not in wrong_above:  # there they are a mistake's own first, small traces
+            failure = rounded.setdefault(result.level, _Failure(result, finding))
+            said = f"{stem.removeprefix('cache.')} of {finding.function}"
+            if stem != failure.finding.tensor.split("[")[0] and said not in failure.others:
+                failure.others.append(said)
     return [*found.values(), *rounded.values()]
 
 
-def _title(result: Result, finding: Finding) -> str:
-    what = f"{finding.function}, {finding.tensor}" if finding.tensor else finding.function
-    return f"{what} in {result.check}"
-
-
-def _in_full(
-    number: int, result: Result, finding: Finding, others: list[str], told: set[str]
-) -> list[str]:
-    from minprefix.conformance.zoo import IN_DOUBLE, all_bugs
-
-    lines = [f"{number}. {_title(result, finding)}", *_wrapped(finding.sentence)]
+def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
+    result, finding = failure.result, failure.finding
+    lines = [f"{number}. {failure.title}", *_wrapped(finding.sentence)]
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
     if finding.worst:
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
@@ -231,9 +232,9 @@ def _in_full(
         this = f"this very {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
         lines += _wrapped(f"the zoo's {name} gives {this}{lesson}")
         told.add(name)
-    if others:
+    if failure.others:
         start = "the same holds for" if finding.kind in PRECISION else "wrong, too, in"
-        lines += _wrapped(f"{start} {_some(others, 2 * WIDTH)}")
+        lines += _wrapped(f"{start} {_some(failure.others, 2 * WIDTH)}")
     if finding.reproducer:
         lines.append("   to see it, in Python:")
         lines += [f"       {row}" for row in finding.reproducer.splitlines()]
