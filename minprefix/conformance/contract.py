@@ -1,14 +1,14 @@
 """What the suite asks of an implementation: which functions, and which tensors each of them gives.
 
-Three levels, each graded as far as it is there:
+There are three levels, and each is graded as far as it is implemented:
 
     ops        the functions of `minprefix.ops.contract.Ops`
     model      `run_model(problem)`, `run_decoding(problem)`: a whole GPT-2 with prefixes
     training   `run_training(problem)`: AdamW on the prefixes
 
-Whoever offers the ops need not offer the rest: the project's own model and training then run over
-them (`minprefix.conformance.house`). Whoever has a whole model but no such ops (PEFT is one) offers
-the rest alone.
+The ops are enough: the project's own model and training then run over them
+(`minprefix.conformance.house`). An implementation that has a whole model but no such ops, as PEFT
+has, offers the other functions alone.
 
 Arrays that do not live in NumPy: an implementation may define `asarray(a)`, which takes a NumPy
 array to its own kind before a call, and `asnumpy(a)`, which takes its results back.
@@ -36,17 +36,12 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 }
 
 #: function -> the tensors that it gives, and their axes. `[]` stands for one tensor a sequence;
-#: `cache.` for a field of the cache, graded where the cache has it: an implementation may need
-#: other ones.
+#: `cache.` for a field of the cache, graded where the cache has it: an implementation may use
+#: others.
 TENSORS: dict[str, dict[str, str]] = {
     "embed": {"x": "N C"},
     "embed_backward_params": {"dwte": "V C", "dwpe": "n_positions C"},
-    "layernorm": {
-        "out": "N C",
-        "cache.xhat": "N C",
-        "cache.rstd": "N 1",
-        "cache.gain": "C",
-    },
+    "layernorm": {"out": "N C", "cache.xhat": "N C", "cache.rstd": "N 1", "cache.gain": "C"},
     "layernorm_backward_params": {"dgain": "C", "dbias": "C"},
     "layernorm_backward": {"dx": "N C"},
     "linear": {"out": "N out"},
@@ -54,29 +49,12 @@ TENSORS: dict[str, dict[str, str]] = {
     "linear_backward": {"dx": "N in"},
     "gelu": {"out": "N F", "cache.x": "N F", "cache.tanh": "N F"},
     "gelu_backward": {"dx": "N F"},
-    "attention": {
-        "z": "N NH hs",
-        "cache.q": "N NH hs",
-        "cache.k": "N NH hs",
-        "cache.v": "N NH hs",
-        "cache.prefix_k[]": "NH P hs",
-        "cache.prefix_v[]": "NH P hs",
-        "cache.offsets": "B+1",
-        "cache.pattern[]": "NH T P+T",
-    },
-    "attention_backward": {
-        "dq": "N NH hs",
-        "dk": "N NH hs",
-        "dv": "N NH hs",
-        "dprefix_k[]": "NH P hs",
-        "dprefix_v[]": "NH P hs",
-    },
-    "cross_entropy": {
-        "loss": "",
-        "cache.probs": "M V",
-        "cache.targets": "M",
-        "cache.weights": "M",
-    },
+    "attention": dict.fromkeys(("z", "cache.q", "cache.k", "cache.v"), "N NH hs")
+    | dict.fromkeys(("cache.prefix_k[]", "cache.prefix_v[]"), "NH P hs")
+    | {"cache.offsets": "B+1", "cache.pattern[]": "NH T P+T"},
+    "attention_backward": dict.fromkeys(("dq", "dk", "dv"), "N NH hs")
+    | dict.fromkeys(("dprefix_k[]", "dprefix_v[]"), "NH P hs"),
+    "cross_entropy": {"loss": "", "cache.probs": "M V", "cache.targets": "M", "cache.weights": "M"},
     "cross_entropy_backward": {"dlogits": "M V"},
 }
 
@@ -188,7 +166,7 @@ def model_tensors(config: Config, n_prefixes: int, B: int, need: str) -> dict[st
         names |= {f"{block}.mlp.dpre": "N F", f"{block}.ln_2.dout": "N C"}
         names |= {f"{block}.dresid_mid": "N C", f"{block}.attn.dz": "N NH hs"}
         names |= {f"{block}.attn.d{a}": "N NH hs" for a in "qkv"}
-        if i > 0 or need == "all":  # below block 0 of a frozen model nobody wants it
+        if i > 0 or need == "all":  # nothing below block 0 of a frozen model needs it
             names |= {f"{block}.ln_1.dout": "N C"}
     for j in range(n_prefixes):
         names |= {f"prefix.{j}.dk": "L NH P hs", f"prefix.{j}.dv": "L NH P hs"}

@@ -1,12 +1,14 @@
-"""The checks in a process of their own, with a time limit for each: whatever an implementation
-does, an endless loop, a crash, an exit, it is a graded failure and the next check goes on."""
+"""The checks in a process of their own, with a time limit for each: an endless loop, a crash or an
+exit of the implementation is a graded failure, and the next check goes on."""
 
+import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -49,7 +51,7 @@ class Worker:
         self._scratch = tempfile.TemporaryDirectory()  # hypothesis keeps things in a folder
         self._keeper = Zookeeper()
         self._given_up: dict[str, str] = {}  # op -> the sentence about what it did
-        self._crashes: dict[str, int] = {}  # op -> how often it ended the process
+        self._crashes = Counter[str]()  # op -> how often it ended the process
 
     def __enter__(self) -> "Worker":
         return self
@@ -62,48 +64,34 @@ class Worker:
         """The contract's functions that the implementation has. Raises InputError when it cannot
         be imported."""
         if self._process is None:
-            return self._start()
+            self._offered = self._start()
         return self._offered
 
     def _start(self) -> list[str]:
-        ours, theirs = self._context.Pipe()
+        self._connection, theirs = self._context.Pipe()
         arguments = (theirs, self.spec, self._calling, self._since)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        # safe path: a `types.py` in the folder that one stands in must not pass for Python's own
-        new = {"PYTHONSAFEPATH": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self._scratch.name}
-        # as many threads there as here, whatever library it is that asks
-        new |= dict.fromkeys(threads.VARIABLES, str(threads.count()))
-        old = {name: os.environ.get(name) for name in new}
-        os.environ.update(new)
-        try:
+        with _environment(self._scratch.name):
             self._process.start()
-        finally:
-            for name, value in old.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         theirs.close()
-        self._connection = ours
         try:
             if not self._answers(LOAD_LIMIT):
                 self._end()
                 raise InputError(f"{self.spec} took over {LOAD_LIMIT:.0f} s to import: stopped")
-            kind, said = ours.recv()
+            kind, said = self._connection.recv()
         except EOFError:
             how = self._how_it_ended()
             raise InputError(f"{self.spec} {how} while it was imported") from None
         if kind == "refused":
             self._end()
             raise InputError(said)
-        self._offered: list[str] = said
-        return self._offered
+        offered: list[str] = said
+        return offered
 
     def grade(self, check: Check) -> Result:
         """The check's result; a time-out and a crash are failures, too."""
         if check.op in self._given_up:
-            said = f"not run: {self._given_up[check.op]}"
-            return _failure(check, "", "time", said)
+            return _failure(check, "", "time", f"not run: {self._given_up[check.op]}")
         self.offered()
         self._calling.value = -1
         self._connection.send((check.id, self.zoo and self._keeper.wanted(check)))
@@ -112,15 +100,12 @@ class Worker:
                 result: Result = self._connection.recv()
                 self._keeper.saw(result)
                 return result
-            said = self._how_it_hung(check)
-            self._given_up[check.op] = said
-            kind = "time"
+            kind, said = "time", self._how_it_hung(check)
         except EOFError:
-            function = self._function() or check.id
-            said, kind = f"{function} {self._how_it_ended()}", "crash"
-            self._crashes[check.op] = self._crashes.get(check.op, 0) + 1
-            if self._crashes[check.op] == CRASHES:
-                self._given_up[check.op] = said
+            kind, said = "crash", f"{self._function() or check.id} {self._how_it_ended()}"
+            self._crashes[check.op] += 1
+        if kind == "time" or self._crashes[check.op] == CRASHES:
+            self._given_up[check.op] = said
         self._end()
         return _failure(check, self._function(), kind, said)
 
@@ -145,11 +130,10 @@ class Worker:
     def _how_it_ended(self) -> str:
         assert self._process is not None
         self._process.join(5)
-        code = self._process.exitcode
+        code = self._process.exitcode or 0
         self._process = None
-        if code is not None and code < 0:
-            return f"ended the process with signal {-code}"
-        return f"ended the process with exit status {code}"
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return f"ended the process with {how}"
 
     def _end(self) -> None:
         if self._process is not None:
@@ -157,6 +141,23 @@ class Worker:
             self._process.join()
             self._connection.close()
             self._process = None
+
+
+@contextlib.contextmanager
+def _environment(scratch: str) -> Iterator[None]:
+    """What the other process starts with."""
+    # safe path: a `types.py` in the folder that one stands in must not pass for Python's own
+    new = {"PYTHONSAFEPATH": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
+    # as many threads there as here, whatever library it is that asks
+    new |= dict.fromkeys(threads.VARIABLES, str(threads.count()))
+    old = {name: os.environ[name] for name in new if name in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new.keys() - old:
+            del os.environ[name]
+        os.environ.update(old)
 
 
 def _failure(check: Check, function: str, kind: str, sentence: str) -> Result:
@@ -205,8 +206,8 @@ class _Told(Implementation):
 
 
 def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
-    # what an implementation prints must not fail it; first, since a stream whose file has become a
-    # pipe can no longer be changed
+    # what an implementation prints must not fail it; first of all, because a stream whose file has
+    # become a pipe can no longer be changed
     console.take_every_character()
     sys.stdout.flush()
     os.dup2(2, 1)  # nor must it stand in a report

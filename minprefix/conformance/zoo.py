@@ -165,7 +165,7 @@ def fingerprints() -> dict[str, dict[str, list[Any]]]:
 def wrong_tensors(grade: Grade) -> dict[str, np.ndarray]:
     """Of what was compared, what was wrong."""
     wrong = {f.tensor for f in grade.findings if f.kind not in PRECISION}
-    wrong = wrong or {f.tensor for f in grade.findings}  # or else what seems to be rounding alone
+    wrong = wrong or {f.tensor for f in grade.findings}  # or what seems to be rounding alone
     return {
         name: a
         for name, a in grade.found.items()
