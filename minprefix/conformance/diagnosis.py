@@ -1,7 +1,7 @@
 """From two arrays that should be equal to a sentence about how they differ.
 
 A wrong gradient is rarely noise. It is the right one times something, or at the wrong place, or
-another tensor, or right in a part; whoever reads that knows where to look.
+another tensor, or right in a part; the sentence that says so tells where to look.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 
 from minprefix.ops.contract import Array
 
-#: a ratio that is one of these powers of a dimension gets a name and a suspicion
+#: a ratio that is one of these powers of a dimension: its name and the suspicion
 SUSPICIONS = {
     ("hs", 0.5): "sqrt(hs): is 1/sqrt(hs) missing?",
     ("hs", -0.5): "1/sqrt(hs): is it applied twice, or hs in the place of sqrt(hs)?",
@@ -27,30 +27,29 @@ COARSEST = 1e-5
 IN_SINGLE = " (to float32's rounding)"
 
 
+def _off(got: Array, want: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.abs(got.astype(np.float64) - want)
+
+
 def relative_error(got: Array, want: Array) -> float:
     """max |got - want| / max |want|; where the right tensor is 0, max |got|. NaN counts as
     infinite."""
     if want.size == 0:
         return 0.0
-    with np.errstate(all="ignore"):
-        delta = np.abs(got.astype(np.float64) - want).max()
-    scale = np.abs(want).max()
-    error = float(delta / scale) if scale > 0 else float(delta)
+    error = float(_off(got, want).max() / (np.abs(want).max() or 1.0))
     return error if math.isfinite(error) else math.inf
 
 
 def worst_entries(got: Array, want: Array, n: int = 3) -> list[tuple[list[int], float, float]]:
     """Index, value and right value of the n entries that are furthest off."""
-    if not want.size:
-        return []
-    with np.errstate(all="ignore"):
-        delta = np.abs(got.astype(np.float64) - want).ravel()
+    delta = _off(got, want).ravel()
     delta = np.where(np.isfinite(delta), delta, np.inf)
-    order = [i for i in np.argsort(-delta, kind="stable")[:n] if delta[i] > 0]
     found = []
-    for i in order:
-        index = np.unravel_index(i, want.shape)
-        found.append(([int(j) for j in index], float(got[index]), float(want[index])))
+    for i in np.argsort(-delta, kind="stable")[:n]:
+        if delta[i] > 0:
+            index = np.unravel_index(i, want.shape)
+            found.append(([int(j) for j in index], float(got[index]), float(want[index])))
     return found
 
 
@@ -101,9 +100,9 @@ def diagnose(
 
 
 def _noisy(got: Array, want: Array, coarse: float) -> bool:
-    """Whether most of it is right to `coarse`, and most of that is off by a little: what float32
-    leaves. A mistake in a part leaves the rest exact, one everywhere is small here and there."""
-    delta = np.abs(got.astype(np.float64) - want) / max(np.abs(want).max(), 1e-300)
+    """Whether most of it is right to `coarse`, and most of that is off by a little, as float32
+    leaves it. A mistake in a part leaves the rest exact, one everywhere is small here and there."""
+    delta = _off(got, want) / max(np.abs(want).max(), 1e-300)
     right = delta[delta <= coarse]
     return bool(len(right) > delta.size / 2 and (right > 1e-12).sum() > len(right) / 2)
 
@@ -112,10 +111,16 @@ def _same(a: Array, b: Array, close: float) -> bool:
     return a.shape == b.shape and relative_error(a, b) <= close
 
 
+def _transposed(got: Array, want: Array, close: float) -> str | None:
+    for order in list(itertools.permutations(range(want.ndim)))[1:]:
+        if _same(got, want.transpose(order), close):
+            return f"is transposed: axes {list(order)} of the right one"
+    return None
+
+
 def _about_shape(got: Array, want: Array, close: float) -> list[str]:
-    for order in itertools.permutations(range(want.ndim)):
-        if got.ndim == want.ndim and _same(got, want.transpose(order), close):
-            return [f"is transposed: axes {list(order)} of the right one"]
+    if said := _transposed(got, want, close):
+        return [said]
     if got.size == want.size and _same(got.reshape(want.shape), want, close):
         return ["has the right numbers in another shape: is a reshape missing?"]
     return []
@@ -174,9 +179,8 @@ def _other(got: Array, others: Mapping[str, Array], close: float) -> str | None:
 
 def _moved(got: Array, want: Array, names: Sequence[str], close: float) -> str | None:
     """The right numbers at other places: axes swapped, reversed, shifted or in another order."""
-    for order in itertools.permutations(range(want.ndim)):
-        if order != tuple(range(want.ndim)) and _same(got, want.transpose(order), close):
-            return f"is transposed: axes {list(order)} of the right one"
+    if said := _transposed(got, want, close):
+        return said
     for axis in range(want.ndim):
         n = want.shape[axis]
         if n < 2 or n > 256:
@@ -191,7 +195,8 @@ def _moved(got: Array, want: Array, names: Sequence[str], close: float) -> str |
                 return f"is reversed along {along}"
             for shift in range(1, n):
                 if partner == [(i - shift) % n for i in range(n)]:
-                    return f"is shifted by {_signed(shift, n)} along {along}"
+                    signed = shift if shift <= n // 2 else shift - n
+                    return f"is shifted by {signed} along {along}"
             return f"has the slices along {along} in another order: {partner} of the right one"
         shifts = {j - i for i, j in known}
         if len(known) >= max(2, n // 2) and len(shifts) == 1 and shifts != {0}:
@@ -199,10 +204,6 @@ def _moved(got: Array, want: Array, names: Sequence[str], close: float) -> str |
         if len({j for _, j in known}) == 1 and len(known) == n:
             return f"repeats slice {known[0][1]} along {along}"
     return None
-
-
-def _signed(shift: int, n: int) -> int:
-    return shift if shift <= n // 2 else shift - n
 
 
 def _partners(got: Array, want: Array, axis: int, close: float) -> list[int | None]:
@@ -214,11 +215,8 @@ def _partners(got: Array, want: Array, axis: int, close: float) -> list[int | No
         return list(range(n))  # too little to tell one slice from another
     scale = np.abs(want).max()
     delta = np.abs(a[:, None] - b[None]).max(axis=-1) / scale  # (n, n)
-    found: list[int | None] = []
-    for i in range(n):
-        j = i if delta[i, i] <= close else int(delta[i].argmin())
-        found.append(j if delta[i, j] <= close else None)
-    return found
+    nearest = [i if delta[i, i] <= close else int(delta[i].argmin()) for i in range(n)]
+    return [j if delta[i, j] <= close else None for i, j in enumerate(nearest)]
 
 
 def _multiple_in_slices(got: Array, want: Array, names: Sequence[str], close: float) -> str | None:
@@ -254,12 +252,11 @@ def _place(
     got: Array, want: Array, names: Sequence[str], close: float, offsets: Sequence[int] | None
 ) -> str | None:
     """Where it is wrong, if it is right elsewhere."""
-    wrong = np.abs(got.astype(np.float64) - want) > close * max(np.abs(want).max(), 1e-300)
+    wrong = _off(got, want) > close * max(np.abs(want).max(), 1e-300)
     said = []
     for axis in range(want.ndim):
-        other = tuple(i for i in range(want.ndim) if i != axis)
-        bad = np.flatnonzero(wrong.any(axis=other))
         n = want.shape[axis]
+        bad = np.flatnonzero(np.moveaxis(wrong, axis, 0).reshape(n, -1).any(axis=1))
         if 0 < len(bad) < n:
             said.append(f"{names[axis]} = {_listed(bad)} of 0..{n - 1}")
             if names[axis] == "N" and offsets is not None and len(offsets) > 2:

@@ -1,4 +1,5 @@
-"""An implementation under test: found by its name, called with care."""
+"""An implementation under test: found by its name, and called so that nothing it does ends a
+check."""
 
 import importlib
 import importlib.util
@@ -27,7 +28,7 @@ class NotOffered(Exception):
 
 class Broken(Exception):
     """A graded failure that is no wrong number: an exception, a signature, a thing that is no
-    array. `kind` is one word for programs; `function`: which one it was, where that is known."""
+    array. `kind` is one word for programs; `function`: the one that failed, where it is known."""
 
     def __init__(self, kind: str, sentence: str, function: str = "") -> None:
         super().__init__(sentence)
@@ -53,11 +54,6 @@ class Implementation:
     def has(self, function: str) -> bool:
         return callable(getattr(self.functions, function, None))
 
-    def asarray(self, a: Array) -> Any:
-        """`a` as the implementation's own kind of array."""
-        own = getattr(self.functions, "asarray", None)
-        return own(a) if callable(own) else a
-
     def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """`inputs` with every array as the implementation's own kind."""
         return {name: self.own(a) for name, a in inputs.items()}
@@ -66,7 +62,8 @@ class Implementation:
         """`a`, or each array of the list `a`, as the implementation's own kind."""
         if isinstance(a, list):
             return [self.own(each) for each in a]
-        return self.asarray(a) if isinstance(a, np.ndarray) else a
+        convert = getattr(self.functions, "asarray", None)
+        return convert(a) if isinstance(a, np.ndarray) and callable(convert) else a
 
     def asnumpy(self, a: Any, what: str) -> Array:
         """A result as a NumPy array. Raises Broken when it is none."""
@@ -79,14 +76,12 @@ class Implementation:
             already = isinstance(a, np.ndarray | np.generic | float | int)
             array = np.asarray(own(a) if callable(own) and not already else a)
         except Exception as error:
-            said = f"{what} is no array: {_said(error)}"
-            raise Broken("not an array", said) from error
-        if array.dtype.kind not in "fciub":
-            kind = "None" if a is None else f"a {type(a).__name__}"
-            of = f" of {array.dtype}" if isinstance(a, np.ndarray) else ""
-            said = f"{what} is {kind}{of}, expected an array of numbers"
-            raise Broken("not an array", said)
-        return array
+            raise Broken("not an array", f"{what} is no array: {_said(error)}") from error
+        if array.dtype.kind in "fciub":
+            return array
+        kind = "None" if a is None else f"a {type(a).__name__}"
+        kind += f" of {array.dtype}" if isinstance(a, np.ndarray) else ""
+        raise Broken("not an array", f"{what} is {kind}, expected an array of numbers")
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Raises NotOffered if it is missing or a stub, and Broken if it cannot be called so or
@@ -115,32 +110,25 @@ class Implementation:
         names = tuple(signature.parameters)
         try:
             signature.bind(*range(n))
-            fits = True
+            fits = names == wanted or sorted(names) != sorted(wanted)  # in another order
         except TypeError:
             fits = False
-        reordered = sorted(names) == sorted(wanted) and names != wanted
-        if not fits or reordered:
-            raise Broken(
-                "signature",
-                f"{function} takes {signature}, the contract calls it with "
-                f"({', '.join(wanted)}), in this order",
-                function,
-            )
+        if not fits:
+            said = f"the contract calls it with ({', '.join(wanted)}), in this order"
+            raise Broken("signature", f"{function} takes {signature}, {said}", function)
 
 
 def _said(error: BaseException, file: str | None = None) -> str:
     """The exception, and the last line of `file` that it came through; a notebook's cell is a file
-    that is not there."""
+    that does not exist."""
     kind = type(error).__name__
     try:
         text = f"{kind}: {error}" if str(error) else kind
     except Exception:  # an exception that cannot say what it is
         text = kind
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    where = ""
-    if file and frames:
-        name = f"{Path(file).name}, " if _exists(file) else ""
-        where = f" ({name}line {frames[-1].lineno})"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    name = f"{Path(file).name}, " if file and _exists(file) else ""
+    where = f" ({name}line {lines[-1]})" if lines else ""
     return text.replace("\n", " ")[:300] + where
 
 
