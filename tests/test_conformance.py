@@ -215,8 +215,8 @@ DIMENSIONS = {"hs": 7, "NH": 2, "N": 4, "B": 3}
     ("got", "said"),
     [
         (WANT * 7**0.5, r"is 2.646 times the right one everywhere: .* is 1/sqrt\(hs\) missing\?"),
-        (WANT / 7**0.5, r"1/sqrt\(hs\): is it applied twice"),
-        (WANT * 7, "the scale missing, and its square root multiplied"),
+        (WANT / 7**0.5, r"1/sqrt\(hs\): is the scale applied twice"),
+        (WANT * 7, "is it multiplied by sqrt.hs. instead of divided by it"),
         (-WANT, "has the wrong sign"),
         (WANT * 2, "is 2 times the right one everywhere: counted twice"),
         (WANT / 3, "1/B: is a mean taken where a sum belongs"),
@@ -697,7 +697,7 @@ def test_a_gelu_of_another_form_is_recognised(with_its_own_backward):
     assert result.findings[0].tensor == "out"
     assert result.zoo == ["erf-gelu"]
     said = text(run(implementation(**functions), select(["gelu"]), zoo=True), "mine")
-    assert "the zoo's erf-gelu gives this very out: GPT-2 was trained with the tanh form" in said
+    assert "the zoo's erf-gelu gives exactly this out: GPT-2 was trained with the tanh form" in said
     assert "gelu/derivative" not in said.split("1. ")[1].split("wrong, too")[0]
 
 
@@ -950,7 +950,7 @@ def test_the_zoo_speaks_of_the_tensor_that_it_knows():
 
     said = text(run(implementation(layernorm=layernorm), select(["layernorm"]), zoo=True), "mine")
     assert "1. layernorm, bias in layernorm/usual" in said
-    assert "the zoo's unbiased-variance gives this very out:" in said
+    assert "the zoo's unbiased-variance gives exactly this out:" in said
 
 
 @pytest.mark.parametrize("function", ["linear", "linear_backward"])
@@ -1192,7 +1192,7 @@ def test_a_slow_check_is_not_called_an_endless_loop(check):
         "--only", "linear/drawn", "--time-limit", "1",
     )  # fmt: skip
     assert status == 1
-    assert "linear/drawn took over 1 s in all: --time-limit allows it more" in said
+    assert "linear/drawn took over 1 s in all: --time-limit allows more" in said
 
 
 def test_an_interrupt_that_an_implementation_raises_is_graded(check):
@@ -1268,7 +1268,7 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         (["numpy", "--only", ""], "--only '' names no check"),
         (["--whole"], "--whole says which stubs to write: give --new FILE as well"),
         (["numpy", "--torch"], "--torch says which stubs to write: give --new FILE as well"),
-        (["--new", "my_ops"], "--new my_ops is no name of a Python file"),
+        (["--new", "my_ops"], "--new my_ops is not the name of a Python file"),
         ([], "nothing to check: give a file"),
         (["numpy", "--new", "x.py"], "leave out the implementation"),
     ],

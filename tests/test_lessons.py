@@ -317,7 +317,7 @@ def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
 
     grade(gelu_backward)
     said = capsys.readouterr().out
-    assert "the zoo's gelu-second-term-dropped gives this very dx" in said
+    assert "the zoo's gelu-second-term-dropped gives exactly this dx" in said
     assert "gelu_backward: 5 of 6 checks failed" in said
     assert "in Python" not in said  # there is no file to load
 

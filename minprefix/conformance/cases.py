@@ -39,7 +39,7 @@ class Case:
     layout: str = "contiguous"
 
     def __repr__(self) -> str:
-        """What differs from a plain case: it can be pasted."""
+        """The differences from a plain case, as code that can be pasted."""
         said = [repr(self.op), *([repr(self.sizes)] if self.sizes else [])]
         for name in ("seed", "dtype", "layout"):
             value = getattr(self, name)
@@ -354,7 +354,7 @@ def parts_of(function: str, result: Any) -> Sequence[Any]:
 
 
 def flatten(function: str, result: Any) -> dict[str, Any]:
-    """What a function gave, by the names of TENSORS. A field that the cache lacks is left out.
+    """The results of a function, by the names of TENSORS. A field that the cache lacks is left out.
     Raises Broken if there are too few or too many results."""
     parts = dict(zip(results(function), parts_of(function, result), strict=True))
     flat: dict[str, Any] = {}
@@ -407,7 +407,7 @@ def owner(op: str, tensor: str) -> str:
 
 
 def reference_cache(op: str, inputs: dict[str, Any]) -> Any:
-    """What the reference keeps for the backward of this op."""
+    """The reference's cache for the backward of this op."""
     return getattr(reference, op)(*(inputs[a] for a in ARGUMENTS[op]))[1]
 
 

@@ -1,4 +1,4 @@
-"""What a check is and what it finds."""
+"""Checks and their findings."""
 
 import contextlib
 import math
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass
 class Result:
-    """What a check said of an implementation. `status`: passed, failed or not implemented."""
+    """The outcome of a check. `status`: passed, failed or not implemented."""
 
     check: str
     level: str
@@ -254,8 +254,8 @@ class Check:
 
 
 def noise(forward_error: float, size: float, h: float) -> float:
-    """What float32's rounding of a forward whose numbers are of this size leaves of a central
-    difference over 2h; 0 if the forward is right to more digits than float32 has."""
+    """How far float32's rounding of a forward with numbers of this size moves a central difference
+    over 2h; 0 if the forward is right to more digits than float32 has."""
     single = SLACK * float(np.finfo("f4").eps)
     return single * size / (2 * h) if 1e-12 < forward_error <= single else 0.0
 
@@ -267,7 +267,7 @@ def _single(a: Array) -> Array:
     return a.astype(np.float32) if a.dtype.kind == "f" else a
 
 
-#: the reference on float32, whatever it is handed
+#: the reference in float32, whatever the dtype of its inputs
 SINGLE = Implementation(
     SimpleNamespace(**{name: getattr(reference, name) for name in ARGUMENTS}, asarray=_single),
     "the reference in float32",

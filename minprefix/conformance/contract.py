@@ -65,7 +65,7 @@ def results(function: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-#: what a frozen model never calls: not offered is no failure
+#: functions that a frozen model never calls: it is no failure to leave them out
 OPTIONAL = ("embed_backward_params", "layernorm_backward_params", "linear_backward_params")
 
 #: function -> its arguments, in the order of the contract
@@ -135,7 +135,7 @@ class Whole(Protocol):
 
     def run_decoding(self, problem: ModelProblem) -> Mapping[str, Array]:
         """The sequences fed one token at a time through a cache of keys and values. Asked for:
-        `logits` (N, V), what each token says of the next."""
+        `logits` (N, V): each token's prediction of the next."""
         ...
 
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:

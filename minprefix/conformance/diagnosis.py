@@ -15,8 +15,8 @@ from minprefix.ops.contract import Array
 #: a ratio that is one of these powers of a dimension: its name and the suspicion
 SUSPICIONS = {
     ("hs", 0.5): "sqrt(hs): is 1/sqrt(hs) missing?",
-    ("hs", -0.5): "1/sqrt(hs): is it applied twice, or hs in the place of sqrt(hs)?",
-    ("hs", 1.0): "hs: is the scale missing, and its square root multiplied where it divides?",
+    ("hs", -0.5): "1/sqrt(hs): is the scale applied twice, or is hs used instead of sqrt(hs)?",
+    ("hs", 1.0): "hs: is it multiplied by sqrt(hs) instead of divided by it?",
     ("hs", -1.0): "1/hs",
 }
 MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
@@ -132,7 +132,7 @@ def _about_not_finite(got: Array, names: Sequence[str]) -> list[str]:
     what = "NaN" if np.isnan(got).any() else "infinite"
     return [
         f"holds {int(bad.sum())} {what} of {bad.size}, the first at {first}: does exp overflow, "
-        "is a 0 divided by, or a row masked out whole?"
+        "is something divided by 0, or is a whole row masked out?"
     ]
 
 

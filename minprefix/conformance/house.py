@@ -102,7 +102,8 @@ class House:
 
 def _every_row(batch: Batch) -> Batch:
     """The same loss, with a row for every token: the model works out the top of the stack only
-    where it must, and the suite's tensors have all N rows. What is not predicted weighs 0."""
+    where it must, and the suite's tensors have all N rows. Tokens that are not predicted weigh
+    0."""
     N = len(batch.tokens)
     targets, weights = np.zeros(N, np.int64), np.zeros(N)
     targets[batch.rows], weights[batch.rows] = batch.targets, batch.weights

@@ -18,7 +18,7 @@ from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
-#: what is left out where hypothesis is missing
+#: what a report leaves out where hypothesis is missing
 NO_HYPOTHESIS = "the drawn cases, because hypothesis is not installed"
 
 
@@ -96,7 +96,7 @@ class Implementation:
             return f(*arguments)
         except NotImplementedError as error:
             raise NotOffered(f"{function}: {error}" if str(error) else function) from error
-        except BaseException as error:  # KeyboardInterrupt, too: whoever raises it, it is graded
+        except BaseException as error:  # a KeyboardInterrupt, too, is graded
             code = getattr(f, "__code__", None)
             said = f"{function} raised {_said(error, getattr(code, 'co_filename', None))}"
             raise Broken("exception", said, function) from error
@@ -135,8 +135,8 @@ def _said(error: BaseException, file: str | None = None) -> str:
 def load(spec: str | Implementation | object) -> Implementation:
     """An implementation by the name of a backend ("reference", "numpy"), a file ("my_ops.py"), a
     module ("package.my_ops"), an object in one of these ("package.my_ops:ops", "my_ops.py:ops"), or
-    any object that has the functions. What exists as a file is a file, colons and all, and so is
-    what ends in .py or has a slash or a backslash in it.
+    any object that has the functions. A name that exists as a file is a file, colons and all, and
+    so is one that ends in .py or has a slash or a backslash in it.
 
     Raises InputError, with a sentence, when it cannot be imported.
     """
@@ -174,14 +174,14 @@ def load(spec: str | Implementation | object) -> Implementation:
 
 
 def _parts(spec: str) -> tuple[str, str]:
-    """The file or module, and what stands behind the colon, which is no part of a path."""
+    """The file or module, and the name after the colon, which is no part of a path."""
     head, _, attribute = spec.rpartition(":")
     if _exists(spec) or _is_file(spec) or not head or any(c in attribute for c in SEPARATORS):
         return spec, ""
     return head, attribute
 
 
-SEPARATORS = "/\\"  # of any system: what Windows calls a path is no module here, either
+SEPARATORS = "/\\"  # of any system: a path on Windows is no module here, either
 
 
 def _is_file(name: str) -> bool:
@@ -205,7 +205,7 @@ def _from_file(name: str) -> types.ModuleType:
     if found is None or found.loader is None:
         raise InputError(f"{name} is not a Python file: expected one that ends in .py")
     module = importlib.util.module_from_spec(found)
-    sys.path.append(str(path.parent))  # its neighbours can be imported, but hide nobody else
+    sys.path.append(str(path.parent))  # its neighbours can be imported, but hide no other module
     sys.modules[own_name] = module  # as `import` does: pickle and dataclasses look it up
     loader = found.loader
     _guarded(lambda: loader.exec_module(module), name, str(path))
@@ -234,7 +234,9 @@ def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
     from minprefix.conformance.stubs import text
 
     if path.suffix != ".py":
-        raise InputError(f"--new {path} is no name of a Python file: expected one that ends in .py")
+        raise InputError(
+            f"--new {path} is not the name of a Python file: expected one that ends in .py"
+        )
     if path.exists():
         raise InputError(f"{path} exists: choose another name, it is not overwritten")
     path.write_text(text(path.name, whole, torch), encoding="utf-8", newline="\n")

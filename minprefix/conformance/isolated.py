@@ -50,7 +50,7 @@ class Worker:
         self._since: Synchronized[float] = self._context.Value("d", 0.0)  # and since when
         self._scratch = tempfile.TemporaryDirectory()  # hypothesis keeps things in a folder
         self._keeper = Zookeeper()
-        self._given_up: dict[str, str] = {}  # op -> the sentence about what it did
+        self._given_up: dict[str, str] = {}  # op -> the sentence about its crash or its loop
         self._crashes = Counter[str]()  # op -> how often it ended the process
 
     def __enter__(self) -> "Worker":
@@ -125,7 +125,7 @@ class Worker:
         function, limit = self._function(), self.time_limit
         if function and time.monotonic() - self._since.value > limit / 2:
             return f"{function} did not return within {limit:g} s: an endless loop?"
-        return f"{check.id} took over {limit:g} s in all: --time-limit allows it more"
+        return f"{check.id} took over {limit:g} s in all: --time-limit allows more"
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -145,10 +145,10 @@ class Worker:
 
 @contextlib.contextmanager
 def _environment(scratch: str) -> Iterator[None]:
-    """What the other process starts with."""
+    """The environment that the other process starts with."""
     # safe path: a `types.py` in the folder that one stands in must not pass for Python's own
     new = {"PYTHONSAFEPATH": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
-    # as many threads there as here, whatever library it is that asks
+    # as many threads there as here, for every library
     new |= dict.fromkeys(threads.VARIABLES, str(threads.count()))
     old = {name: os.environ[name] for name in new if name in os.environ}
     os.environ.update(new)
@@ -206,8 +206,8 @@ class _Told(Implementation):
 
 
 def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
-    # what an implementation prints must not fail it; first of all, because a stream whose file has
-    # become a pipe can no longer be changed
+    # printing must not fail an implementation; first of all, because a stream whose file has become
+    # a pipe can no longer be changed
     console.take_every_character()
     sys.stdout.flush()
     os.dup2(2, 1)  # nor must it stand in a report

@@ -1,5 +1,5 @@
 """The checks of the ops level that compare with the reference, each op's forward and backward: case
-by case and two calls at once; and derivatives. `by_hand` and `laws` need no reference."""
+by case, and two calls in a row; and derivatives. `by_hand` and `laws` need no reference."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import CONSUMED, Array
 
-#: what a cache holds of the model's own: kept even where the cache is consumed
+#: arrays of the model's in a cache: kept even where the cache is consumed
 PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
 
 #: arguments that are one array a sequence
@@ -39,7 +39,7 @@ def tensors(
     implementation: Implementation, case: Case, grade: Grade | None = None
 ) -> dict[str, Array]:
     """All that the implementation gives for a case, by name: each function called once, in the
-    model's order. With a `grade`, whatever goes wrong is noted there and the rest goes on."""
+    model's order. With a `grade`, a failure is noted there and the rest goes on."""
     found: dict[str, Array] = {}
     cache, have_cache = None, False
     model_own: dict[str, Any] = {}  # arrays of the model's that the forward was given
@@ -49,7 +49,7 @@ def tensors(
             if takes_cache and not have_cache:  # the forward is missing: lend it the reference's
                 lent = reference_cache(case.op, case.inputs())
                 cache, have_cache = type(lent)(*map(implementation.own, lent)), True
-            # fresh ones: what an earlier function consumed is no input any more
+            # fresh ones: an earlier function may have consumed its own
             own = implementation.arguments(case.inputs()) | {"cache": cache}
             if function == case.op:
                 model_own = {a: own[a] for a in PARAMETERS if a in ARGUMENTS[function]}
@@ -74,7 +74,7 @@ def tensors(
                 raise
             grade.broken(function, error, reproducer(implementation, case, function))
             if takes_cache or function == case.op:
-                break  # what follows needs what this did not give
+                break  # the rest needs the results that are missing
     return found
 
 
@@ -82,8 +82,9 @@ def _kept(
     implementation: Implementation, function: str, own: dict[str, Any], model_own: dict[str, Any]
 ) -> dict[str, Array]:
     """Copies in NumPy of all that a function must leave alone, each array of a list by itself: the
-    arguments that it may not consume, the model's own arrays, whatever a cache may lose, and the
-    cache if that is kept. What asnumpy does not take back, being for results, is left out."""
+    arguments that it may not consume, the model's own arrays even if they stand in a consumed
+    cache, and the cache if that is kept. An array that asnumpy does not take, being for results, is
+    left out."""
     kept = [a for a in ARGUMENTS[function] if a not in CONSUMED.get(function, ())]
     arrays = {a: own[a] for a in kept if a != "cache"} | model_own
     for name in LISTS:
@@ -141,8 +142,8 @@ def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None
 
 
 def _precision(implementation: Implementation, case: Case) -> tuple[str, str]:
-    """The dtype that results should have, the case's or what asarray makes of it if that is wider;
-    and why they should, with what took it away where that is known."""
+    """The dtype that results should have, the case's or the one that asarray makes of it if that is
+    wider; and why, with asarray's part in it."""
     given = case.dtype
     with contextlib.suppress(Broken):
         taken = implementation.asnumpy(implementation.own(np.zeros(1, case.dtype)), "a")
@@ -188,7 +189,7 @@ def _grade_case(case: Case, implementation: Implementation, grade: Grade) -> Non
     grade_case(implementation, case, grade)
 
 
-# ---- two calls at once --------------------------------------------------------------------------
+# ---- two calls in a row -------------------------------------------------------------------------
 
 
 def two_calls_checks() -> Iterator[Check]:
@@ -272,7 +273,7 @@ def _derivative(op: str, implementation: Implementation, grade: Grade) -> None:
         gradients = {n: a for n, a in found.items() if n.split("[")[0] == tensor}
         if not gradients:
             continue
-        size = 0.0  # of what cancels in a difference
+        size = 0.0  # of the numbers that cancel in a difference
 
         def scalar(moved: dict[str, Any]) -> float:
             nonlocal size

@@ -68,7 +68,7 @@ def model_problem(
     dtype: str = "float64",
     seed: int = 0,
 ) -> ModelProblem:
-    """A problem from its sizes; `config`: what differs from `SMALL`."""
+    """A problem from its sizes; `config`: the differences from `SMALL`."""
     cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng([7, seed])
     return ModelProblem(
         config=cfg,
@@ -86,7 +86,7 @@ def model_problem(
     )
 
 
-#: name -> why, and what the problem is
+#: name -> why, and the arguments of `model_problem`
 MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "one-sequence": (
         "one sequence, one prefix, every intermediate",
@@ -220,8 +220,8 @@ def training_problem(
     return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
 
 
-#: name -> why, and what the problem is. The limits of `clip` lie between the norms of a run's
-#: gradients, so that some steps are clipped and some are not
+#: name -> why, and the arguments of `training_problem`. The limits of `clip` lie between the norms
+#: of a run's gradients, so that some steps are clipped and some are not
 TRAINING_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "one-step": ("one step of AdamW on a flat prefix", {"lr": 0.05, "weight_decay": 0.1}),
     "ten-steps": (

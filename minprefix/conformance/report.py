@@ -28,7 +28,7 @@ def passed(results: Sequence[Result]) -> bool:
 
 
 def show(results: Sequence[Result], name: str, everything: bool, json_file: Path | None) -> int:
-    """Print the text, and write the JSON where it is asked for; with `-` print it in the place of
+    """Print the text, and write the JSON to `json_file` if there is one; `-` prints it instead of
     the text. -> the exit status: 0 passed, 1 not."""
     if json_file == Path("-"):
         print(json.dumps(as_json(results, name), indent=2))
@@ -78,8 +78,8 @@ STATUSES = ("passed", "failed", "not implemented")
 def text(
     results: Sequence[Result], name: str, everything: bool = False, at_most: int | None = None
 ) -> str:
-    """A table of ops, then what is wrong: the first failures in full, with `everything` all. The
-    others get a line each, or `at_most` so many of them do."""
+    """A table of ops, then the failures: the first ones in full, or all with `everything`. The
+    others get a line each, `at_most` of them if that is given."""
     lines = [*_table(results), ""]
     failures = _failures(results)
     ops_first = not everything and any(f.result.level == "ops" for f in failures)
@@ -113,7 +113,7 @@ def _summary(results: Sequence[Result], name: str) -> str:
     elif graded:
         said += "the only check passed" if graded == 1 else f"all {graded} checks passed"
     else:
-        said += "nothing to grade, no function is implemented yet"
+        said += "nothing to grade: no function is implemented yet"
     if missing and graded:
         listed = f"not implemented, and not graded: {'; '.join(missing)}"
         said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
@@ -126,8 +126,8 @@ def _not_implemented(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for name in r.not_implemented))
 
 
-#: kinds of findings of a tensor that was compared: the zoo looks at the first, and at one of
-#: another precision only where there is no other
+#: kinds of findings about a compared tensor: the zoo looks at the first of these, and at a mere
+#: difference in precision only where there is nothing else
 COMPARED = (("value", "shape", "not finite"), PRECISION)
 
 #: kinds of findings that follow from others of the same op
@@ -169,7 +169,7 @@ def _row(op: str, results: Sequence[Result]) -> str:
 @dataclass
 class _Failure:
     """A function and a tensor that are wrong, in the check where this was seen first. `others`: the
-    other checks in which they are; of what is rounded, the other tensors of which this is true."""
+    other checks where they are wrong; where they are only rounded, the other rounded tensors."""
 
     result: Result
     finding: Finding
@@ -194,11 +194,11 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
     for result, finding in every:
         rounds = finding.kind == "derivative" and finding.sentence.endswith(ROUNDED)
         if (
-            # it follows from what is said of the op elsewhere
+            # it follows from the op's other findings
             (finding.kind == "not computed" and result.op in broken)
             # the derivative of a wrong forward: the backward may be right
             or (finding.kind == "derivative" and result.op in forwards)
-            # differences of what is rounded
+            # a difference of rounded numbers
             or (rounds and result.op in imprecise)
         ):
             continue
@@ -224,12 +224,12 @@ def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
     if finding.worst:
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
-    # the zoo compares the first wrong tensor; what is said before it may be of another
+    # the zoo compares the first wrong tensor; an earlier finding may be about another one
     compared = next((f for kinds in COMPARED for f in result.findings if f.kind in kinds), None)
     for name in result.zoo[:2] if finding is compared else ():
         lesson = "" if name in told else f": {all_bugs()[name].lesson}"
         exactly = result.zoo_distance <= IN_DOUBLE
-        this = f"this very {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
+        this = f"exactly this {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
         lines += _wrapped(f"the zoo's {name} gives {this}{lesson}")
         told.add(name)
     if failure.others:

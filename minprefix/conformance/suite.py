@@ -19,7 +19,7 @@ from minprefix.errors import InputError
 
 @cache
 def all_checks() -> dict[str, Check]:
-    """id -> check: ops, then the model, then training; within an op, what says most comes first."""
+    """id -> check: ops, then the model, then training; the most telling of an op first."""
     ops = [
         *case_checks(),
         *by_hand_checks(),
@@ -77,7 +77,7 @@ def named(level_of: Mapping[str, str], only: Sequence[str], what: str) -> list[s
 
 
 def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Result:
-    """One check. With `zoo`, a failure is compared with what each bug of the zoo gives."""
+    """One check. With `zoo`, a failure is compared with the numbers of each bug of the zoo."""
     started = time.perf_counter()
     collected = check.collect(implementation)
     result = check.result(collected)
@@ -106,7 +106,7 @@ class Zookeeper:
 def run(
     implementation: Implementation, checks: Sequence[Check] | None = None, zoo: bool = False
 ) -> list[Result]:
-    """The checks in this very process: fast, and an implementation that crashes or hangs takes the
+    """The checks in this process: fast, and an implementation that crashes or hangs takes the
     process with it. `run_isolated` survives that."""
     results, keeper = [], Zookeeper()
     for check in all_checks().values() if checks is None else checks:

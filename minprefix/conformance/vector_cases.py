@@ -38,8 +38,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class VectorCase:
-    """A case of the suite as tensors by name. `settings`: what is no tensor; `dimensions`: the
-    sizes by their letters, for the diagnosis."""
+    """A case of the suite as tensors by name. `settings`: its values that are no tensors;
+    `dimensions`: the sizes by their letters, for the diagnosis."""
 
     check: Check
     tolerance: float

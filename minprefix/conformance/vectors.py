@@ -7,8 +7,8 @@ beside them.
 
 A case's file holds `input.NAME` and `expected.NAME`; the outputs hold `NAME`. A list of one array
 for each sequence is `NAME[0]`, `NAME[1]`, ... Numbers are little-endian and row-major, integers
-int64. What a program leaves out is not implemented, and no failure. The caches are among the
-expected: a program that has only a backward starts from `expected.cache.*`.
+int64. A tensor that a program leaves out is not implemented, which is no failure. The caches are
+among the expected: a program that has only a backward starts from `expected.cache.*`.
 """
 
 import difflib
@@ -74,7 +74,7 @@ def write(
     _claim(folder)
     head = {"$schema": SCHEMA, "format": FORMAT, "version": VERSION, "minprefix": __version__}
     head |= json.loads(_beside("vectors.notes.json"))
-    # what a kill leaves is known as vectors, and as unfinished ones
+    # a kill leaves a folder that is known as vectors, and as unfinished ones
     write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
     write_text(folder / SCHEMA, _beside("vectors.schema.json"))
     entries = []
@@ -174,9 +174,9 @@ def _claim(folder: Path) -> None:
 def check(
     folder: Path, only: Sequence[str] = (), with_zoo: bool = True, progress: bool = False
 ) -> list[Result]:
-    """What a program wrote into `outputs`, graded; `progress`: with a bar on a terminal. Raises
-    InputError if the vectors themselves are damaged or of another version, and if there is no
-    output to grade."""
+    """Grades for the tensors that a program wrote into `outputs`; `progress`: with a bar on a
+    terminal. Raises InputError if the vectors themselves are damaged or of another version, and if
+    there is no output to grade."""
     index = _read_index(folder)
     entries = [index[id_] for id_ in chosen(index, only)]
     everything = [Path(e["outputs"]).name for e in index.values()]
@@ -246,7 +246,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-#: what `check` reads of an entry, the id first -> whether a value will do
+#: the keys of an entry that `check` reads, the id first -> whether a value will do
 _READ: dict[str, Callable[[Any], bool]] = {
     "id": _is_text,
     "level": LEVELS.__contains__,
@@ -350,7 +350,7 @@ def _summed_up(names: Sequence[str], most: int = 6) -> str:
 
 
 def _read_outputs(path: Path, entry: Mapping[str, Any], grade: Grade) -> dict[str, Array]:
-    """The tensors that the case has, by name; what is wrong with the others is noted in `grade`."""
+    """The tensors that the case has, by name; others are noted in `grade`."""
     found: dict[str, Array] = {}
     names = list(entry["expected"])
     with safe_open(path, "np") as f:
@@ -369,13 +369,13 @@ def _read_outputs(path: Path, entry: Mapping[str, Any], grade: Grade) -> dict[st
     return found
 
 
-#: safetensors' names of what can be compared
+#: safetensors' names of the types that can be compared
 _KINDS = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 
 
 def _check_of(entry: Mapping[str, Any]) -> Check:
-    """The check of this very case, by which the zoo runs; one that this minprefix does not know
-    any more fits no bug."""
+    """The check of this case, for the zoo; a case that this minprefix no longer knows fits no
+    bug."""
     id_ = entry["id"]
     if id_ in suite.all_checks():
         return suite.all_checks()[id_]

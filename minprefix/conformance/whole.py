@@ -77,13 +77,13 @@ class Guarded:
         return self._implementation.asnumpy(a, name)
 
 
-#: what others than the implementation read of a cache of attention
+#: the fields of attention's cache that others than the implementation read
 _READ = ("q", "k", "v", "pattern")
 
 
 @dataclass(frozen=True)
 class _Readable:
-    """A cache of attention in the implementation's own form, and what others read of it."""
+    """A cache of attention in the implementation's own form, and the fields that others read."""
 
     own: Any
     q: Array

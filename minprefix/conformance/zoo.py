@@ -20,7 +20,7 @@ from minprefix.conformance.check import PRECISION, Check, Grade
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
 
-#: what a planted bug is made of, each file after all that it imports
+#: the modules in which bugs are planted, each after all that it imports
 MODULES = (
     "minprefix.ops.reference",
     "minprefix.gpt2",
@@ -35,7 +35,7 @@ MODULES = (
     "minprefix.conformance.house",
 )
 
-#: what no forward and no gradient of a model passes through
+#: modules that no forward and no gradient of a model passes through
 ONLY_TRAINING = ("optim", "train", "conformance.house")
 
 
@@ -59,7 +59,7 @@ def plant(bug: Bug) -> Implementation:
 def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
     """Name -> module: the one with the bug, and anew all that imports it. Raises as `plant`."""
     first = MODULES.index(f"minprefix.{bug.module}")
-    # ops are given to whoever calls them: nothing that imports the reference need change
+    # ops are passed as arguments: a module that imports the reference need not change
     names = MODULES[:1] if first == 0 else MODULES[first:]
     # all are imported before: another module that meets a planted one would keep it
     saved = {name: importlib.import_module(name) for name in names}
@@ -163,7 +163,7 @@ def fingerprints() -> dict[str, dict[str, list[Any]]]:
 
 
 def wrong_tensors(grade: Grade) -> dict[str, np.ndarray]:
-    """Of what was compared, what was wrong."""
+    """The compared tensors that are wrong."""
     wrong = {f.tensor for f in grade.findings if f.kind not in PRECISION}
     wrong = wrong or {f.tensor for f in grade.findings}  # or what seems to be rounding alone
     return {
@@ -178,7 +178,7 @@ def alike(
     check: Check, seen: Grade, prints: Mapping[str, Mapping[str, list[Any]]] | None = None
 ) -> list[str]:
     """The bugs that give the numbers of the first wrong tensor of `seen`, in this check; where some
-    of them agree in all tensors, only those. `prints`: in the place of those in `FINGERPRINTS`."""
+    of them agree in all tensors, only those. `prints`: instead of those in `FINGERPRINTS`."""
     return matches(check, seen, prints)[0]
 
 
@@ -200,7 +200,7 @@ def matches(
         numbers = _SEEN[check.id, name]
         if first in numbers:
             distances[name] = _distance(numbers[first], wrong[first])
-    # rounding may be like a bug by chance, and what is as near to the right numbers is none
+    # rounding may resemble a bug by chance, and numbers as near to the right ones are no bug
     most = IN_DOUBLE if all(f.kind in PRECISION for f in seen.findings) else IN_SINGLE
     far = min(most, NEARER * seen.errors[first])
     nearest = min(distances.values(), default=math.inf)
