@@ -15,17 +15,8 @@ PACKED = {
     "tutorials": "minprefix/tutorials",
 }
 #: folders that the tests of an unpacked sdist open
-TESTED = (
-    "minprefix",
-    "weights",
-    "tutorials",
-    "tests",
-    "tools",
-    "docs",
-    "benchmarks",
-    ".ci",
-    ".vscode",
-)
+TESTED = ("minprefix", "weights", "tutorials", "tests", "tools", "benchmarks", "docs", ".ci",
+          ".github", ".vscode")  # fmt: skip
 
 
 def files(folder: str) -> list[str]:
@@ -33,6 +24,11 @@ def files(folder: str) -> list[str]:
     top = ROOT / folder
     found = [path.relative_to(top) for path in top.rglob("*") if path.is_file()]
     return [path.as_posix() for path in found if "__pycache__" not in path.parts]
+
+
+def pages() -> list[str]:
+    """The pages at the top of the checkout."""
+    return [path.name for path in ROOT.glob("*.md")]
 
 
 def wrong_in_wheel(names: Iterable[str]) -> list[str]:
@@ -44,7 +40,7 @@ def wrong_in_wheel(names: Iterable[str]) -> list[str]:
 
 def wrong_in_sdist(names: Iterable[str]) -> list[str]:
     held = {name.partition("/")[2] for name in names}
-    wanted = {f"{folder}/{path}" for folder in TESTED for path in files(folder)}
+    wanted = {f"{folder}/{path}" for folder in TESTED for path in files(folder)} | {*pages()}
     return [f"the sdist lacks {name}" for name in sorted(wanted - held)]
 
 

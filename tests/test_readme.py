@@ -12,6 +12,7 @@ import pytest
 from minprefix import cli
 from minprefix.conformance.zoo import all_bugs
 from minprefix.lessons import planted
+from tests import check_wheel
 from tools.bench import __main__ as bench
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +22,9 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob
 TEACHING = "tutorials/TEACHING.md"
 #: every page that a reader can come to by links
 LINKED = ["README.md", *DOCS, TEACHING, "weights/README.md", "weights/tiny/README.md"]
-LINKED += ["BENCHMARKS.md", "CHANGELOG.md", "RELIABILITY.md", "tests/vectors/README.md"]
-LINKED += ["tests/adapters_library.md", "tests/mutation/RESULT.md", "tests/oracles/TABLE.md"]
+LINKED += ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELIABILITY.md"]
+LINKED += ["tools/README.md", "tests/vectors/README.md", "tests/adapters_library.md"]
+LINKED += ["tests/mutation/RESULT.md", "tests/oracles/TABLE.md"]
 LINKED += ["tests/zoo/COMPARE.md", "tests/zoo/ZOO.md"]
 
 
@@ -165,9 +167,8 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_what_the_tests_stand_on_is_pinned_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [
-        r for name in ("test", "test-cupy", "browser", "release", "mutation") for r in extras[name]
-    ]
+    needed = ("test", "test-cupy", "browser", "release", "mutation")
+    asked = [r for name in needed for r in extras[name]]
     asked.remove("minprefix[lessons]")
     pinned = dict(
         re.fullmatch(r"([\w-]+)==([\d.]+)", requirement).groups() for requirement in asked
@@ -183,5 +184,7 @@ def test_what_the_tests_stand_on_is_pinned_in_one_place():
     assert not [name for name in pinned if re.search(rf"install.*\b{name}\b", ci)]
 
 
-def test_the_readme_is_what_a_package_shows():
+def test_the_readme_that_a_package_shows_and_its_pages_travel_with_the_source():
     assert tomllib.loads(read("pyproject.toml"))["project"]["readme"] == "README.md"
+    tops = {page.partition("/")[0] for page in LINKED}
+    assert tops <= {*check_wheel.TESTED, *check_wheel.pages()}  # .ci/run holds the sdist to them
