@@ -1,1 +1,1 @@
-"""Readers of pairs, how a pair becomes tokens, and the tiny world that the shipped model knows."""
+"""Pairs and requests from files, how a pair becomes tokens, and the shipped model's tiny world."""

@@ -1,4 +1,4 @@
-"""Pairs of source and target: read from JSONL or CSV, joined by a template, encoded to tokens."""
+"""Pairs of source and target: read from JSONL or a table, joined by a template, encoded."""
 
 import contextlib
 import csv
@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from minprefix.errors import InputError, counted, listed, quoted
-from minprefix.model import GPT2
 from minprefix.storage.reading import json_lines, packed, read_text, regular
+
+if TYPE_CHECKING:
+    from minprefix.model import GPT2
 
 
 class Pair(NamedTuple):
@@ -29,11 +31,10 @@ class Encoded(NamedTuple):
     loss_from: int  # index of the first target token
 
 
-#: the columns that are looked for when none are named; mr and ref are the E2E dataset's
+#: the columns of a table where no option names them; mr and ref are the E2E dataset's
 COLUMNS = (("source", "target"), ("mr", "ref"))
 OPTIONS = ("--source-column", "--target-column")
-#: what may stand between the columns of a table: spreadsheets write semicolons where a comma is
-#: the decimal sign
+#: a spreadsheet writes semicolons where the comma is the decimal sign
 SEPARATORS = ",;\t|"
 _SEPARATE = "put a comma, a semicolon, a tab or | between the columns"
 _UNCLOSED = ": is a quote missing?"
@@ -43,13 +44,13 @@ TABLES = (".csv", ".tsv")
 def read_pairs(
     path: str | Path, source_column: str | None = None, target_column: str | None = None
 ) -> list[Pair]:
-    """JSONL (one object a line; the target may be a list of references) or a table with a header
-    (.csv, .tsv), by the file's ending. Other fields and columns are left alone. Several references
-    for one source are several pairs.
+    """Read JSONL (an object a line; the target may be a list of references) or a table with a
+    header (.csv, .tsv). The file's ending decides which. Other fields and columns are ignored; each
+    reference of a source is a pair.
 
-    Raises InputError for an ending that is neither, a file that is missing, empty or not UTF-8, a
-    bad line (with its number), a field or column that is there twice, and a missing one. A pipe
-    is refused, too: the file is read again for its fingerprint.
+    Raises InputError for another ending, for a file that is missing, empty or not UTF-8, for a bad
+    line (with its number), and for a field or column that is missing or there twice. A pipe is
+    refused, too, because the file is read again for its fingerprint.
     """
     path = Path(path)
     ending = path.suffix.lower()
@@ -63,6 +64,15 @@ def read_pairs(
     if not pairs:
         raise InputError(f"data file {path} holds no pairs: expected at least one")
     return pairs
+
+
+def encodable(where: str, text: str) -> None:
+    """Raises InputError for half a character, which JSON can escape and no UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where}: half a character ({half!a})") from error
 
 
 def _read_jsonl(
@@ -79,20 +89,11 @@ def _read_jsonl(
                 )
         source, target = (value[name] for name in names)
         targets = target if isinstance(target, list) else [target]
-        if (
-            not isinstance(source, str)
-            or not targets
-            or not all(isinstance(t, str) for t in targets)
-        ):
+        if not targets or not all(isinstance(text, str) for text in (source, *targets)):
             raise InputError(
                 f"{where}: source and target must be text (a target may be a list of texts)"
             )
-        try:
-            "".join([source, *targets]).encode()
-        except UnicodeEncodeError as error:  # JSON can escape what no text can hold
-            raise InputError(
-                f"{where}: half a character ({error.object[error.start]!a})"
-            ) from error
+        encodable(where, "".join([source, *targets]))
         pairs += [Pair(source, t, where) for t in targets]
     return pairs
 
@@ -113,12 +114,12 @@ Row = tuple[str, list[str]]  # where it begins, and its fields
 def read_table(
     path: Path, text: str, choices: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[Row]]:
-    """The header of a table and its rows, those without any text aside. A first line `sep=;` names
-    the separator; without it, it is the one that gives the header the columns of one of `choices`,
-    or else the most columns.
+    """The header of a table and its rows that hold any text. A first line `sep=;` names the
+    separator. Without it the separator is the one with which the header has the columns of one of
+    `choices`, or else the most columns.
 
-    Raises InputError for what is no CSV and for a row of another length than the header; empty
-    fields at its end do not count.
+    Raises InputError for bad CSV, and for a row that is longer or shorter than the header (empty
+    fields at its end do not count).
     """
     given = re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE)  # Excel writes and obeys it
     before, text = (1, text[given.end() :]) if given else (0, text)
@@ -162,7 +163,7 @@ def _separator(
 
 
 def _rows(path: Path, text: str, separator: str, line: int) -> Iterator[Row]:
-    """Those with some text; the first begins at `line`. A quoted field may hold line breaks."""
+    """The rows with any text; the first begins at `line`. A quoted field may hold line breaks."""
     reader, first = csv.reader(io.StringIO(text, ""), delimiter=separator, strict=True), line
     try:
         for row in reader:
@@ -173,13 +174,13 @@ def _rows(path: Path, text: str, separator: str, line: int) -> Iterator[Row]:
         raise InputError(f"{path}, line {line}: bad CSV ({error})") from error
 
 
-#: the limit is the process's: one reader at a time changes it
+#: the limit holds for the whole process, so one reader at a time changes it
 _limit = threading.Lock()
 
 
 @contextlib.contextmanager
 def _fields_of_any_length(n: int) -> Iterator[None]:
-    """csv refuses a field of more than 131,072 characters, in columns that nobody reads, too."""
+    """Lift csv's limit of 131,072 characters a field, which holds in unused columns, too."""
     with _limit:
         before = csv.field_size_limit()
         csv.field_size_limit(max(before, n))
@@ -192,7 +193,7 @@ def _fields_of_any_length(n: int) -> Iterator[None]:
 def find_columns(
     path: Path, header: Sequence[str], choices: Sequence[Sequence[str]], options: Sequence[str]
 ) -> list[int]:
-    """Where in the header the columns of the first of `choices` stand that are all there. Raises
+    """The positions in the header of the first of `choices` whose columns are all there. Raises
     InputError for a column that is missing or there twice."""
     names = next((names for names in choices if set(names) <= set(header)), choices[0])
     for column, option in zip(names, options, strict=True):
@@ -210,7 +211,7 @@ def find_columns(
 
 
 def _named(wanted: str, there: Iterable[str], option: str, otherwise: str) -> str:
-    """What to do about a missing name: take the one that is like it, if there is one."""
+    """Advice on a missing name: a similar one that is there, or `otherwise`."""
     plain = {name.strip().casefold(): name for name in there}
     close = difflib.get_close_matches(wanted.strip().casefold(), plain, 1, 0.75)
     near = plain[close[0]] if close else ""
@@ -220,7 +221,7 @@ def _named(wanted: str, there: Iterable[str], option: str, otherwise: str) -> st
 
 
 def group_references(pairs: Sequence[Pair]) -> dict[str, list[str]]:
-    """source -> its references, in the order of first sight."""
+    """source -> its references, in the order in which they first appear."""
     groups: dict[str, list[str]] = {}
     for pair in pairs:
         groups.setdefault(pair.source, []).append(pair.target)
@@ -236,9 +237,9 @@ def fingerprint(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """How source and target become one text: "{source}\\n{target}". The loss begins at the first
-    token of the target, which takes over blanks that stand right before it (byte-level BPE joins a
-    blank to the word after it). The model's (first) end token follows."""
+    """How source and target become one text, as in "{source}\\n{target}"; the model's (first) end
+    token follows. The loss begins at the target's first token. Blanks right before the target
+    belong to it, because byte-level BPE joins a blank to the word after it."""
 
     text: str = "{source}\n{target}"
 
@@ -262,14 +263,13 @@ class Template:
             )
 
     def prompt(self, source: str) -> str:
-        """What comes before the target."""
+        """The text before the target."""
         return self._before().rstrip(" ").replace("{source}", source)
 
     def completion(self, target: str) -> str:
-        """The target, and what the template puts around it."""
+        """The target with the blanks before it and the template's end."""
         before = self._before()
-        blanks = before[len(before.rstrip(" ")) :]
-        return blanks + target + self._after()
+        return before[len(before.rstrip(" ")) :] + target + self._after()
 
     def _before(self) -> str:
         return self.text.partition("{target}")[0]
@@ -278,20 +278,20 @@ class Template:
         return self.text.partition("{target}")[2]
 
     def read(self, generated: str) -> str:
-        """The target alone, from what a model wrote after the prompt."""
+        """The target alone, out of a model's text after the prompt."""
         text, after = generated.strip(), self._after().strip()
         return text.removesuffix(after).strip() if after else text
 
 
 def encode_pairs(
-    model: GPT2,
+    model: "GPT2",
     pairs: Sequence[Pair],
     template: Template,
     room: int,
     skip_long: bool = False,
 ) -> list[Encoded]:
-    """Token ids of every pair. Raises InputError naming the line of one that has no prompt, no
-    target, or more than `room` tokens (`GPT2.room`); `skip_long` leaves the latter out."""
+    """Token ids of every pair. Raises InputError, with the line, for a pair that has no prompt, no
+    target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out."""
     texts = [template.prompt(p.source) for p in pairs]
     texts += [template.completion(p.target) for p in pairs]
     ids_of = model.encode_many(texts)
@@ -314,7 +314,7 @@ def encode_pairs(
             continue
         if len(ids) > room:
             shorten = "shorten the line"
-            if len(ids) <= model.room():  # all of the positions are enough
+            if len(ids) <= model.room():  # it fits where the prefix takes no positions
                 shorten += " or the prefix, train with --position-offset 0"
             raise InputError(
                 f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
