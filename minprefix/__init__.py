@@ -1,12 +1,11 @@
-"""Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to be read, stepped through and
-trusted."""
+"""Prefix-tuning (Li & Liang, 2021) of GPT-2 in plain NumPy, to read, step through and check."""
 
 import os
 import sys
 
-# After a product OpenBLAS's threads spin for 2^26 cycles, some 20 ms, before they sleep: in the way
-# of the threads that go on, and for nothing when none do. 2^14 are some microseconds. OpenBLAS
-# reads this once, when NumPy loads it.
+# After a product OpenBLAS's threads spin for 2^26 cycles, some 20 ms, before they sleep, and slow
+# down the threads that compute meanwhile. 2^14 cycles are some microseconds. OpenBLAS reads this
+# once, when NumPy loads it.
 if "numpy" not in sys.modules:
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
 

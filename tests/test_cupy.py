@@ -483,13 +483,13 @@ class NoGPU:
 @pytest.mark.parametrize(
     ("devices", "driver", "sentence"),
     [
-        (0, 12040, "there is no NVIDIA GPU that CuPy can see: see what nvidia-smi says"),
+        (0, 12040, "CuPy finds no NVIDIA GPU: see what nvidia-smi says"),
         ("cudaErrorNoDevice: no CUDA-capable device", 12040, "no NVIDIA GPU.*cudaErrorNoDevice"),
         ("cudaErrorInsufficientDriver: insufficient", 0, "no NVIDIA GPU.*nsufficientDriver"),
         (
             "cudaErrorInsufficientDriver: CUDA driver version is insufficient",
             11080,
-            r"driver is too old.*can CUDA 11.8, CuPy wants 12.9.*update the driver",
+            r"driver is too old.*CUDA up to 11.8, this CuPy needs 12.9; update the driver",
         ),
     ],
 )
@@ -587,10 +587,10 @@ def test_tf32_is_a_choice_that_is_recorded(cupy, cupy_ops, tmp_path, capsys, mon
     with pytest.raises(InputError, match="matmul is 'half': expected one of float32, tf32"):
         cupy_ops.matmul_precision("half")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    with pytest.raises(InputError, match="NVIDIA_TF32_OVERRIDE=0 rules TF32 out: unset it"):
+    with pytest.raises(InputError, match="NVIDIA_TF32_OVERRIDE=0 forbids TF32: unset it"):
         cupy_ops.matmul_precision("tf32")
     monkeypatch.setenv("CUPY_TF32", "1")
-    with pytest.raises(InputError, match="CUPY_TF32 makes float32 products TF32: unset it"):
+    with pytest.raises(InputError, match="CUPY_TF32 turns float32 products into TF32: unset it"):
         cupy_ops.matmul_precision("float32")
 
 
@@ -602,7 +602,7 @@ def test_tf32_reaches_cublas_and_old_gpus_are_refused(cupy, cupy_ops, request, m
     cupy_ops.matmul_precision("float32")
     assert cupy.cuda.cublas.mode == 0
     monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
-    with pytest.raises(InputError, match="compute capability 75, TF32 begins with 80"):
+    with pytest.raises(InputError, match="needs compute capability 80, this GPU has 75"):
         cupy_ops.matmul_precision("tf32")
 
 

@@ -1,7 +1,6 @@
-"""The contract of operations, and who fulfils it. Nothing in here imports the house, but for
-its exception.
+"""The contract of operations, and its implementations. Imports nothing of minprefix but its errors.
 
-Where an array lives is found from the array: on the host they are NumPy's, on a GPU CuPy's.
+The array itself tells where it lives: a NumPy array is on the host, a CuPy array on a GPU.
 """
 
 from functools import cache
@@ -24,12 +23,12 @@ __all__ = [
     "to",
 ]
 
-#: implementation -> whose arrays it takes
+#: implementation -> the library whose arrays it takes
 BACKENDS = {"numpy": "numpy", "reference": "numpy", "cupy": "cupy"}
 
 
 class Unavailable(InputError):
-    """The GPU cannot be used: a sentence that says why, and what to do."""
+    """The GPU cannot be used; the sentence says why, and what to do."""
 
 
 def get(ops: "str | Ops") -> Ops:
@@ -72,9 +71,9 @@ def _check_gpu() -> None:
     except runtime.CUDARuntimeError as error:
         if "nsufficient" in str(error) and runtime.driverGetVersion() > 0:
             raise Unavailable(
-                "the NVIDIA driver is too old for this CuPy "
-                f"(it can CUDA {_version(runtime.driverGetVersion())}, CuPy wants "
-                f"{_version(runtime.runtimeGetVersion())}): update the driver, install an older "
+                "the NVIDIA driver is too old: it supports CUDA up to "
+                f"{_version(runtime.driverGetVersion())}, this CuPy needs "
+                f"{_version(runtime.runtimeGetVersion())}; update the driver, install an older "
                 "CuPy, or stay with --backend numpy"
             ) from error
         found, said = 0, f" ({error})"
@@ -82,13 +81,13 @@ def _check_gpu() -> None:
         said = ""
     if not found:
         raise Unavailable(
-            f"there is no NVIDIA GPU that CuPy can see{said}: see what nvidia-smi says, or stay "
-            "with --backend numpy"
+            f"CuPy finds no NVIDIA GPU{said}: see what nvidia-smi says, or stay with --backend "
+            "numpy"
         )
     try:
         _ = cupy.cuda.cublas  # products, and below the compiler of the kernels
         cupy.cuda.nvrtc.getVersion()
-    except Exception as error:  # of whatever kind the loader of each raises
+    except Exception as error:  # each library's loader raises errors of its own kind
         raise Unavailable(
             f"CuPy finds no CUDA libraries ({str(error).splitlines()[0]}): pip install "
             "'minprefix[cuda12]' brings them, [cuda13] where nvidia-smi names CUDA 13"
@@ -101,20 +100,20 @@ def _version(number: int) -> str:
 
 # ---- where arrays live ------------------------------------------------------------------------
 
-#: home -> what people call it
+#: home -> the device's usual name
 DEVICES = {"numpy": "cpu", "cupy": "gpu"}
 
 
 def home(a: Array) -> str:
-    """Where it lives: "numpy" or "cupy"."""
+    """The array's home, "numpy" or "cupy"."""
     return "cupy" if type(a).__module__.partition(".")[0] == "cupy" else "numpy"
 
 
 def to(a: Array, where: str) -> Array:
-    """The array on the host ("numpy") or on the GPU ("cupy"); itself if it is there already. Raises
-    InputError for another place, Unavailable without a GPU."""
+    """The array on the host ("numpy") or on the GPU ("cupy"), not copied if it is there already.
+    Raises InputError for another place, Unavailable without a GPU."""
     if where not in DEVICES:
-        raise InputError(f"{where!r} is no place for arrays: expected {' or '.join(DEVICES)}")
+        raise InputError(f"arrays cannot go to {where!r}: expected {' or '.join(DEVICES)}")
     if home(a) == where:
         return a
     if where == "numpy":

@@ -1,9 +1,9 @@
-"""The contract on a GPU, with CuPy: matrix products are cuBLAS's, what lies between them are the
-kernels of `cupy_kernels.cu`, and for sums and products of whole arrays CuPy's own.
+"""The contract on a GPU, with CuPy. cuBLAS computes matrix products, CuPy's own kernels compute
+sums and products of whole arrays, and the kernels of `cupy_kernels.cu` everything else.
 
 Read `reference` first; names and formulas are the same. Arrays are CuPy's. Only `offsets` lies on
-the host, where it decides the shape of what is launched. Attention pads inside, where nobody sees
-it, so that a product is one call for all sequences.
+the host, where it decides the shapes of the launches. Attention pads inside, so that one product
+serves all sequences.
 """
 
 import os
@@ -61,7 +61,7 @@ def _rows(name: str, n: int, dtype: np.dtype, *arguments: Any) -> None:
     _launch(name, dtype, n, arguments)
 
 
-#: blocks for one number a thread: what is beyond them, the threads go around for
+#: most blocks of a launch with one number a thread; for more numbers the threads go round again
 MOST_BLOCKS = 1 << 16
 
 
@@ -80,7 +80,7 @@ def _own(*arrays: Any) -> None:
 
 
 def _whole(a: Array) -> Array:
-    """C-contiguous: what a kernel indexes."""
+    """C-contiguous, as kernels index it."""
     return cupy.ascontiguousarray(a)
 
 
@@ -94,25 +94,25 @@ def asnumpy(a: Any) -> np.ndarray:
     return cupy.asnumpy(a)
 
 
-#: how the numbers of a float32 matrix product are multiplied: as they are, or rounded to TF32's 11
-#: bits first, on the tensor cores; added up as float32 either way. With cuBLAS's names for it,
-#: CUBLAS_DEFAULT_MATH and CUBLAS_TF32_TENSOR_OP_MATH.
+#: how a float32 matrix product multiplies: its factors as they are, or rounded to TF32's 11 bits on
+#: the tensor cores. Sums are float32 either way. The values are cuBLAS's CUBLAS_DEFAULT_MATH and
+#: CUBLAS_TF32_TENSOR_OP_MATH.
 PRECISIONS = {"float32": 0, "tf32": 3}
 
 
 def matmul_precision(name: str) -> None:
-    """One of `PRECISIONS`, for the matrix products of this thread from now on. Raises InputError
-    where the GPU, or the environment, has it otherwise."""
+    """Set one of `PRECISIONS` for this thread's matrix products from now on. Raises InputError
+    where the GPU or the environment forbids it."""
     if name not in PRECISIONS:
         raise InputError(f"matmul is {name!r}: expected one of {', '.join(PRECISIONS)}")
     if name == "float32" and os.environ.get("CUPY_TF32", "0") != "0":
-        raise InputError("the environment's CUPY_TF32 makes float32 products TF32: unset it")
+        raise InputError("the variable CUPY_TF32 turns float32 products into TF32: unset it")
     if name == "tf32" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
-        raise InputError("the environment's NVIDIA_TF32_OVERRIDE=0 rules TF32 out: unset it")
+        raise InputError("the variable NVIDIA_TF32_OVERRIDE=0 forbids TF32: unset it")
     capability = cupy.cuda.Device().compute_capability
     if name == "tf32" and int(capability) < 80:
         raise InputError(
-            f"this GPU has compute capability {capability}, TF32 begins with 80: leave it out"
+            f"TF32 needs compute capability 80, this GPU has {capability}: leave out --matmul tf32"
         )
     mode = PRECISIONS[name]
     cupy.cuda.cublas.setMathMode(cupy.cuda.device.get_cublas_handle(), mode)
@@ -199,7 +199,7 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
 
 
 class Stream(NamedTuple):
-    """Where the sequences of a batch lie."""
+    """The places of a batch's sequences in the stream of tokens."""
 
     offsets: Array  # (B+1,)
     sequence: Array  # (N,)  which one a token belongs to
@@ -209,7 +209,7 @@ class Stream(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _stream(offsets: bytes) -> Stream:
-    """Kept, since all layers ask for it."""
+    """Cached, because all layers ask for it."""
     ends = np.frombuffer(offsets, np.int64)
     lengths = np.diff(ends)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
@@ -218,21 +218,20 @@ def _stream(offsets: bytes) -> Stream:
 
 @lru_cache(maxsize=256)
 def _table(table: bytes) -> Array:
-    """`struct Slots` of every sequence, on the GPU; kept, since every step sees the same
+    """`struct Slots` of every sequence, on the GPU; cached, because every step uses the same
     prefixes."""
     return asarray(np.frombuffer(table, np.int64).reshape(-1, 4))
 
 
 class Heads(NamedTuple):
-    """Everything that the two directions share: the keys (or values) of a batch, to be laid out
-    heads first."""
+    """The keys (or values) of a batch, which forward and backward lay out heads first."""
 
     tokens: Array  # (N, NH, hs), of any stride between tokens
     slots: Array  # (B, 4)
     P: np.ndarray  # (B,)  on the host
     width: int  # W: the most keys that a sequence has
     stream: Stream
-    prefixes: list[Array]  # what the slots point to stays as long as this does
+    prefixes: list[Array]  # keeps alive the memory that the slots point to
 
     @classmethod
     def of(cls, tokens: Array, prefix: Sequence[Array], stream: Stream) -> "Heads":
@@ -250,7 +249,7 @@ class Heads(NamedTuple):
 
 
 def _distinct(arrays: Sequence[Array]) -> list[Array]:
-    """Each once: all sequences of a batch may see the same prefix."""
+    """Each array once: all sequences of a batch may see the same prefix."""
     return list({id(a): a for a in arrays}.values())
 
 
@@ -326,7 +325,7 @@ def attention(
 
 
 def _inputs(cache: AttentionCache) -> tuple[Array, Heads, Heads]:
-    """In one dtype, and where they lie."""
+    """Queries, keys and values in one dtype."""
     q, k, v, prefix_k, prefix_v, offsets = cache
     dtype = np.result_type(q.dtype, *(a.dtype for a in _distinct(prefix_k)))
     q, k, v = (a.astype(dtype, copy=False) for a in (q, k, v))
@@ -336,8 +335,8 @@ def _inputs(cache: AttentionCache) -> tuple[Array, Heads, Heads]:
 
 
 class PerSequence(Sequence[Array]):
-    """The gradients of prefixes, (NH, P, hs) for each sequence: views of one array, made when they
-    are asked for."""
+    """The gradients of prefixes, (NH, P, hs) for each sequence. They are views of one array, made
+    at their use."""
 
     def __init__(self, padded: Array, lengths: list[int]) -> None:
         self.padded = padded  # (B, NH, hs, W): the first P of W
@@ -358,8 +357,8 @@ class PerSequence(Sequence[Array]):
 
 
 def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
-    """Every product is written so that neither of its sides has to be copied first: gradients of
-    keys and values come out transposed."""
+    """No product has to copy one of its factors first; so the gradients of keys and values come out
+    transposed."""
     _own(dz)
     q, keys, values = _inputs(cache)
     stream, hs = keys.stream, q.shape[2]
@@ -391,7 +390,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
 def cross_entropy(
     logits: Array, targets: Array, weights: Array
 ) -> tuple[np.generic, CrossEntropyCache]:
-    """The loss stays on the GPU: () until somebody asks for its number."""
+    """The loss is an array () on the GPU; reading its number waits for the GPU."""
     _own(logits, targets, weights)
     M, V = logits.shape
     logits, targets, weights = map(_whole, (logits, targets, weights))
@@ -427,5 +426,5 @@ def adamw(
     arrays = (p_whole, _whole(g), m_whole, v_whole)
     _each("adamw", p.size, p.dtype, *arrays, *map(float, sizes), p.size)
     for a, own in zip(changed, whole, strict=True):
-        if own is not a:  # a copy, since the numbers of a lie in another order
+        if own is not a:  # a is not contiguous: its new numbers stand in a copy
             a[...] = own

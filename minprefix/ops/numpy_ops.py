@@ -1,9 +1,9 @@
 """The contract, fast: the formulas of `reference`, in place and block by block, on every core.
 
-Read `reference` first. Large matrix products are the BLAS's and leave nothing to gain; what lies
-between them waits for memory. So that runs over blocks of rows that stay in a core's own cache
-(`threads`), and what a backward can make again is not kept. The answers are the same to rounding.
-Floating-point arrays only: for complex ones there is `reference`.
+Read `reference` first. The BLAS computes large matrix products, and there is nothing to gain there;
+the work between them waits for memory. So that work runs over blocks of rows that stay in a core's
+own cache (`threads`), and nothing is kept that a backward can compute again. The answers are the
+same to rounding. Arrays must be real floating-point; `reference` takes complex ones, too.
 """
 
 from collections.abc import Sequence
@@ -114,9 +114,9 @@ SMALL_PRODUCT = 8 * 10**5
 
 
 def _few_rows(x: Array, weight: Array, columns: int) -> Array:
-    """x @ weight where x has few rows and the columns of the weight lie in one piece, as those of
-    the head do. The BLAS would pack the weight before it multiplies, which takes longer than to
-    read it: as many products that are too small for that are a weight read once."""
+    """x @ weight for an x of few rows and a weight whose columns are contiguous, as the head's are.
+    The BLAS would pack the weight before it multiplies, which takes longer than reading it. Many
+    products that are too small to be packed read the weight only once."""
     (N, C), V = x.shape, weight.shape[1]
     n, dtype = V // columns, np.result_type(x, weight)
     out = np.empty((N, V), dtype)
@@ -137,8 +137,8 @@ class GeluCache(NamedTuple):
 
 
 def gelu(x: Array) -> tuple[Array, GeluCache]:
-    """The slope is taken at once, while x and its tanh are in a core's cache: the backward is then
-    one product, and one array is kept for it instead of two."""
+    """Computes the slope at once, while x and its tanh are in a core's cache. The backward is then
+    one product, and keeps one array instead of two."""
     _own(x)
     N, F = x.shape
     out = np.empty_like(x)  # (N, F)
@@ -172,22 +172,23 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
 
 
 def _refuse_complex(dtype: np.dtype) -> None:
-    """The largest of complex numbers is no constant that cancels: the answer would be wrong."""
+    """The maximum of complex numbers does not cancel as a constant does, so the gradient would be
+    wrong."""
     if dtype.kind == "c":
         raise TypeError(f"the numpy operations take no {dtype}: use ops='reference'")
 
 
 @lru_cache(maxsize=64)
 def _hidden(T: int, dtype: np.dtype) -> Array:
-    """(T, T): -inf where a token lies in a query's future, else 0."""
+    """(T, T): -inf where the token lies in the query's future, else 0."""
     mask = np.triu(np.full((T, T), -np.inf, dtype), 1)
     mask.flags.writeable = False  # it is shared by every call
     return mask
 
 
 class AttentionCache(NamedTuple):
-    """The pattern is not kept: (NH, T, P+T) for every sequence and layer is what fills a memory.
-    The backward makes it again, as in Dao et al., 2022 (FlashAttention)."""
+    """The patterns, (NH, T, P+T) for every sequence and layer, would fill the memory, so they are
+    not kept. The backward computes them again, as in Dao et al., 2022 (FlashAttention)."""
 
     q: Array  # (N, NH, hs)
     k: Array  # (N, NH, hs)
@@ -197,12 +198,12 @@ class AttentionCache(NamedTuple):
     offsets: Array  # (B+1,)
 
 
-#: queries that are worked on together; those of a block see no key behind its last token
+#: queries in a block; they see no key after the block's last token
 QUERIES = 128
 
 
 class Part(NamedTuple):
-    """Some heads (nh of them) of one sequence: what one thread works on."""
+    """Some heads (nh of them) of one sequence: the work of one thread."""
 
     b: int
     heads: slice
@@ -222,7 +223,7 @@ class Part(NamedTuple):
 
 
 def parts(q: Array, prefix_k: Sequence[Array], offsets: Array) -> list[Part]:
-    """As many heads together as keep a block of scores in a core's cache."""
+    """Parts of as many heads as keep a block of scores in a core's cache."""
     NH, found = q.shape[1], []
     for b, (start, end) in enumerate(pairwise(offsets.tolist())):
         T = end - start
@@ -276,15 +277,15 @@ def attention(
     return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets)
 
 
-#: sequences that go through one softmax
+#: sequences that share one softmax
 TOGETHER = 20
 
 
 def _attention_of_single_tokens(
     q: Array, k: Array, v: Array, prefix_k: Sequence[Array], prefix_v: Sequence[Array], z: Array
 ) -> None:
-    """One token in each sequence, as in decoding; writes z. What came before it is long and is not
-    copied; nothing is hidden, and many sequences go through one softmax."""
+    """Attention where each sequence has one token, as in decoding; writes z. The long keys and
+    values before it are not copied, no mask is needed, and many sequences share one softmax."""
     q = q * q.shape[2] ** -0.5
 
     def part(some: slice) -> None:
@@ -318,7 +319,7 @@ def attention_backward(dz: Array, cache: AttentionCache) -> AttentionGrads:
         for queries in query_blocks(q_b.shape[1]):
             seen = slice(P + queries.stop)
             e, total = _exp_scores(q_b, keys, queries)
-            # z = e @ values / total: to divide dz divides all that comes of it
+            # z = e @ values / total: dividing dz divides every gradient that follows from it
             du = dz_b[:, queries] / total
             dvalues[:, seen] += e.swapaxes(1, 2) @ du
             dscores = du @ values[:, seen].swapaxes(1, 2)  # dpattern / total first

@@ -1,7 +1,6 @@
-"""How many threads compute: those of the BLAS behind NumPy, and as many of our own for what lies
-between two matrix products.
+"""The threads that compute: the BLAS's in matrix products, and as many of our own between them.
 
-The BLAS is where the number is kept, so that its own variables (`OPENBLAS_NUM_THREADS`, ...) and
+The BLAS keeps their number, so that its own variables (`OPENBLAS_NUM_THREADS`, ...) and
 threadpoolctl decide here, too.
 """
 
@@ -41,7 +40,7 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork
 
 
 def count() -> int:
-    """How many threads compute; the machine's choice until `limit` is called."""
+    """The number of threads; the machine's choice until `limit` is called."""
     return max((library.num_threads for library in _blas()), default=1)
 
 
@@ -59,22 +58,22 @@ def limit(n: int) -> None:
 def each(work: Callable[[Item], None], items: Sequence[Item]) -> None:
     """work(item) for every item, on `count()` threads. Items must not write to the same place.
 
-    Their own matrix products are small: one thread each is what they get meanwhile.
+    Meanwhile the BLAS has one thread for each item's own matrix products, which are small.
     """
     before = count()
     n = min(before, len(items))
     if n <= 1:
         return _all(work, items)
-    queue = iter(items)  # whoever is free takes the next one
+    queue = iter(items)  # a thread that is free takes the next one
     others: list[Future[None]] = []
     limit(1)
     try:
         with suppress(RuntimeError):  # the interpreter is ending: this thread does it alone
-            for _ in range(n - 1):  # a context of its own: np.errstate holds in these, too
+            for _ in range(n - 1):  # a copied context, so that np.errstate holds there, too
                 others.append(_pool().submit(copy_context().run, _all, work, queue))
         _all(work, queue)
     finally:
-        _all(lambda _: None, queue)  # after an error nobody begins another item
+        _all(lambda _: None, queue)  # after an error no thread begins another item
         errors = [other.exception() for other in others]  # waits for them
         limit(before)
     for error in filter(None, errors):
@@ -88,12 +87,12 @@ def _all(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
 
 def row_blocks(n_rows: int, row_bytes: int) -> list[slice]:
-    """The rows in blocks that stay in a core's own cache while several passes go over them."""
+    """The rows in blocks that stay in a core's own cache during several passes over them."""
     size = CACHE_BYTES // max(1, row_bytes) or 1
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
-#: what the libraries read when they are loaded, for a process that is to start with so many
+#: the variables that the libraries read when they are loaded, for a new process
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -103,6 +102,6 @@ VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 
-#: a block of one array; some three of them are in use at a time, and 1 MB is a usual second-level
-#: cache
+#: bytes of a block of one array; about three arrays are in use at a time, and a second-level cache
+#: usually has 1 MB
 CACHE_BYTES = 1 << 18
