@@ -923,8 +923,25 @@ def test_a_pair_fits_where_generate_can_write_it_and_one_token_more_does_not(
     for said in (refused(*train(model_dir, longer, tmp_path / "b")), refused(*call, longer)):
         assert "56 tokens, the model has room for 55 after the prefix" in said
         assert "train with --position-offset 0" in said
-    assert "with 54 new tokens it needs more" in refused(*write, "--max-new-tokens", 54)
     ok(*train(model_dir, longer, tmp_path / "b", "--position-offset", 0))
+
+
+def test_generate_and_evaluate_write_no_more_than_there_is_room_for(
+    ok, capsys, fresh, model_dir, tmp_path
+):
+    data, e = tmp_path / "d.jsonl", tmp_path / "e"
+    data.write_text(json.dumps({"source": "x", "target": "y"}))
+    how = ["--model", model_dir, "--template", "{source}{target}", "--forbidden", 0]
+    wanted = ok("generate", *how, "--prompt", "x", "--max-new-tokens", 64)  # all there is room for
+    assert main([str(a) for a in ("generate", *how, "--prompt", "x", "--max-new-tokens", 65)]) == 0
+    out, err = capsys.readouterr()
+    assert out == wanted
+    assert err == (
+        "minprefix: note: 1 prompt leaves room for fewer new tokens than --max-new-tokens 65\n"
+    )
+    said = ok("evaluate", *how, "--data", data, "--out", e, "--max-new-tokens", 65)
+    assert "1 prediction reached --max-new-tokens 65, or the last position, and was cut" in said
+    assert objects_in(e / "predictions.jsonl")[0]["prediction"] == wanted.removesuffix("\n")
 
 
 def test_a_missing_data_file_is_refused(refused, model_dir, tmp_path):
@@ -956,7 +973,10 @@ def test_an_output_folder_that_holds_a_run_is_refused(ok, refused, model_dir, da
     assert "--force" in said
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     call = ["evaluate", "--model", model_dir, "--data", data, "--out", out]
-    assert "already holds a run" in refused(*call)
+    for force in ([], ["--force"]):  # its metrics.json says how the training ended
+        said = refused(*call, *force)
+        assert "whose metrics.json an evaluation would replace: choose another --out" in said
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 STRANGERS = {
@@ -1107,7 +1127,6 @@ def test_bad_options_are_refused(refused, model_dir, data, tmp_path, options, se
         (["--beams", "0"], "beams is 0: at least 1"),
         (["--beams", "2", "--temperature", "1"], "beam search does not sample"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0: at least 1"),
-        (["--max-new-tokens", "65"], "prompt 0 has 1 token and ends at position 0: with 65 new"),
         (["--seed", "-1", "--temperature", "1"], "seed is -1: 0 or more"),
         (["--forbidden", "99999"], "forbidden token 99999 lies outside the vocabulary"),
         (["--prefix", "gone"], "prefix folder 'gone' does not exist"),

@@ -10,7 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.cli import main
-from minprefix.cli.many import named
+from minprefix.cli.generate import named
 from minprefix.data.pairs import Template
 from minprefix.data.requests import read_requests
 from minprefix.generate import Decoding, generate_ids
@@ -443,9 +443,9 @@ def test_a_prompt_that_leaves_too_little_room_is_a_sentence_with_its_line(
     said = ask(requests, "--store", prefixes, status=2)
     assert "line 2: " in said
     assert "from position 3 leave room for 0 new ones of the model's 64 positions" in said
-    said = ask(requests[:1], "--store", prefixes, "--max-new-tokens", 62, status=2)
+    said = ask(requests[:1], "--store", prefixes, "--min-new-tokens", 62, status=2)
     assert "line 1: 2 tokens from position 3 leave room for 60 new ones" in said
-    assert "and 62 are to be written: shorten the prompt or give fewer --max-new-tokens" in said
+    assert "and 62 are to be written: shorten the prompt" in said
 
 
 def test_a_full_disk_behind_the_answers_is_a_sentence(
@@ -483,7 +483,7 @@ def test_a_prefix_of_another_base_is_refused_before_anything_is_answered(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--prefix", "a=gone"], "prefix 'a': 'gone' holds none"),
+        (["--prefix", "a=gone"], "prefix folder 'gone' does not exist: expected one that was"),
         (["--prefix", "="], "--prefix '=': expected DIR or NAME=DIR"),
         (["--prefix", "a="], "--prefix 'a=': expected DIR or NAME=DIR"),
         (["--prefix", "a=x", "--prefix", "a=y"], "--prefix gives the name 'a' twice: give each"),

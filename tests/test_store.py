@@ -277,7 +277,7 @@ def test_a_first_save_that_a_kill_cut_short_is_no_prefix_or_the_whole_one(
 ):
     new, folder = drawn(CONFIG, 8, 2), store.folder / "new"
     save_cut_short(folder, False, monkeypatch, lambda: new.save(folder, model))
-    with pytest.raises(InputError, match="'new'"):
+    with pytest.raises(InputError, match="new' holds no prefix"):
         store.generate_ids([[1]], ["new"], Decoding())
     with pytest.raises(InputError, match="there is no prefix 'new'"):
         store["new"]
@@ -406,7 +406,7 @@ def test_names_are_the_folders_that_hold_a_prefix_in_order(store):
 def test_a_dict_of_names_and_folders_is_a_store_too_but_does_not_grow(store, model, tmp_path):
     by_name = PrefixStore({"Ein Name/mit Strich": store.folder / "b", "gone": "nowhere"}, model)
     np.testing.assert_array_equal(by_name["Ein Name/mit Strich"].kv, drawn(CONFIG, 2, 2).kv)
-    with pytest.raises(InputError, match="'gone': 'nowhere' holds none"):
+    with pytest.raises(InputError, match="prefix folder 'nowhere' does not exist"):
         by_name["gone"]
     with pytest.raises(InputError, match="list of folders: save the prefix, and name its folder"):
         by_name.add("new", drawn(CONFIG, 1))
@@ -434,6 +434,7 @@ def test_a_prefix_of_another_base_is_refused_with_both_fingerprints(store, model
 
 def test_the_models_fingerprint_is_computed_once(store, monkeypatch):
     store = PrefixStore(store.folder, store.model)
+    store["a"]
     monkeypatch.setattr(store.model, "fingerprint", lambda: pytest.fail("computed again"))
     for name in store:
         store[name]
@@ -550,9 +551,10 @@ def test_a_batch_takes_no_more_prefixes_than_the_budget_and_no_more_prompts_than
     seen = []
     answer = PrefixStore._answer
 
-    def watched(self, prompts, names, *rest):
-        seen.append((len(prompts), sum(store.size(n) for n in set(names) - {None})))
-        return answer(self, prompts, names, *rest)
+    def watched(self, prompts, *rest):
+        names = {p.prefix for p in prompts} - {None}
+        seen.append((len(prompts), sum(store.size(n) for n in names)))
+        return answer(self, prompts, *rest)
 
     monkeypatch.setattr(PrefixStore, "_answer", watched)
     names = [*"abcde", None] * 4

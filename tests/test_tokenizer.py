@@ -660,4 +660,4 @@ def test_the_command_line_says_what_is_lost(tmp_path, capsys):
     assert main([*command, "--prompt", "ë"]) == 2
     assert "error: prompt 0: 'ë' leaves no token" in capsys.readouterr().err
     assert main([*command, "--data", str(tmp_path / "requests.jsonl")]) == 2
-    assert "requests.jsonl, line 1: the prompt 'ë' leaves no token" in capsys.readouterr().err
+    assert "requests.jsonl, line 1: 'ë' leaves no token" in capsys.readouterr().err

@@ -1,9 +1,16 @@
-"""`minprefix generate`: what a model writes on a prompt, or on many."""
+"""`minprefix generate`: what a model writes after a prompt, or after many."""
 
 import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from minprefix import console
 from minprefix.cli.options import (
+    ENDS,
     add_backend,
     add_decoding,
     add_matmul,
@@ -11,11 +18,21 @@ from minprefix.cli.options import (
     add_threads,
     at_least_one,
     decoding_of,
-    load,
+    load_model,
     unescape,
 )
 from minprefix.cli.parser import Command
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted, note
+from minprefix.storage.writing import line_by_line, write_text
+
+if TYPE_CHECKING:
+    from minprefix.data.pairs import Template
+    from minprefix.data.requests import Request
+    from minprefix.generate import Decoding
+    from minprefix.prefixes.store import PrefixStore, Prompt
+
+#: the name of a prefix that --prefix gives none
+BARE = "prefix"
 
 
 def add(command: Command) -> None:
@@ -25,6 +42,7 @@ def add(command: Command) -> None:
         "continue a prompt, or many, with a prefix or without",
         'minprefix generate --prefix runs/demo \\\n    --prompt "name[The Red Fox], '
         'type[restaurant], food[Thai]"',
+        ENDS,
     )
     add_model(p)
     p.add_argument(
@@ -37,86 +55,220 @@ def add(command: Command) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="may be given several times; with a prefix it is the source of the prefix's template",
+        help="the text to continue; with a prefix it is the source in the prefix's template; may "
+        "be given several times",
+    )
+    p.add_argument(
+        "--template", type=unescape, help="how the prompt is set (default: the prefix's own)"
+    )
+    p.add_argument(
+        "--raw", action="store_true", help="take the prompt as it is, without a template"
     )
     g = p.add_argument_group("many requests, each with a prefix of its own")
     g.add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help='.jsonl of {"prompt": ..., "prefix": NAME}; null is the model without a prefix. Or '
-        "pairs (.jsonl, .csv, .tsv), whose sources are the prompts",
+        help='a .jsonl of {"prompt": ..., "prefix": NAME}, where null is the model without a '
+        "prefix; or pairs (.jsonl, .csv, .tsv), whose sources are the prompts",
     )
     g.add_argument(
-        "--source-column", metavar="NAME", help="the prompt (default prompt, source, or mr)"
+        "--source-column",
+        metavar="NAME",
+        help="the prompt's column or field (default prompt, source, or mr)",
     )
     g.add_argument("--store", type=Path, metavar="DIR", help="a folder of prefixes, by their names")
     g.add_argument(
         "--store-bytes",
         type=at_least_one,
         metavar="N",
-        help="how many bytes of prefixes are held at a time (default 268435456)",
+        help="hold at most N bytes of prefixes (default 268435456)",
     )
-    g.add_argument("--batch-size", type=at_least_one, metavar="N", help="default 32")
+    g.add_argument(
+        "--batch-size", type=at_least_one, metavar="N", help="prompts at a time (default 32)"
+    )
     g.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="write the answers there (.jsonl); until all are there, each as it comes into "
-        "FILE.partial (default: print them at the end)",
+        help="write the answers there (.jsonl), as they come into FILE.partial (default: print "
+        "them at the end)",
     )
-    p.add_argument("--template", type=unescape, help="default: the prefix's own")
-    p.add_argument("--raw", action="store_true", help="the prompt as it is, without a template")
-    add_decoding(p)
+    add_decoding(p.add_argument_group("decoding"))
     add_backend(p)
     add_matmul(p)
     add_threads(p)
 
 
 def run(args: argparse.Namespace) -> int:
-    from minprefix.cli.many import named
-    from minprefix.generate import generate_ids, no_room, room
+    from minprefix.data.requests import Request, read_requests
+    from minprefix.prefixes.store import PrefixStore
 
-    if args.data is not None:
-        return _generate_many(args)
-    for name in ("store", "store_bytes", "batch_size", "source_column", "out"):
-        if getattr(args, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} belongs to --data, a file of requests")
-    if not args.prompt:
-        raise InputError("generate needs --prompt TEXT, or --data FILE with many")
-    places = list(named(args.prefix or []).values())
-    if len(places) > 1:
-        raise InputError(
-            f"{len(places)} prefixes were given: give one, or --data FILE whose lines name theirs"
-        )
-    model, prefix, template = load(args, places[0] if places else None)
-    if args.raw and args.template is not None:
-        raise InputError("--raw takes the prompt as it is: leave out --template")
-    raw = args.raw or (prefix is None and args.template is None)
-    ids = model.encode_prompts([p if raw else template.prompt(p) for p in args.prompt])
-    decoding, limits = decoding_of(args), None
-    if args.max_new_tokens is None:  # then each has what its own prompt leaves room for
-        start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
-        limits = [room(model.config, start, len(prompt)) for prompt in ids]
-        for i, prompt in enumerate(ids):
-            if limits[i] < needed:
-                said = no_room(model.config, start, len(prompt), needed)
-                raise InputError(f"prompt {i}: {said}: shorten it")
-    written = generate_ids(model, ids, prefix, decoding=decoding, ops=args.backend, limits=limits)
-    for text, new in zip(args.prompt, map(model.decode, written), strict=True):
-        if len(args.prompt) > 1:
-            print(f"--- {text}")
-        print(new if raw else template.read(new))
+    places = named(args.prefix or [])
+    _check(args, places)
+    model, decoding = load_model(args), decoding_of(args)
+    inside = {name or BARE: place for name, place in places.items()}
+    if args.data is None:
+        store = PrefixStore(inside, model, sys.maxsize)
+        name = next(iter(inside), None)
+        requests = [Request(text, name, f"prompt {i}", {}) for i, text in enumerate(args.prompt)]
+    else:
+        budget = {} if args.store_bytes is None else {"budget": args.store_bytes}
+        store = PrefixStore(args.store or inside, model, **budget)
+        requests = read_requests(args.data, BARE if None in places else None, args.source_column)
+    templates = _templates(args, store, requests)
+    prompts = _prompts(store, requests, templates, decoding, args.max_new_tokens is not None)
+
+    def answers() -> Iterator[tuple[int, str]]:
+        written = store.answers(prompts, args.batch_size or 32, args.backend)
+        bar = None if args.data is None else "answers"
+        for i, ids in console.bar(written, bar, "answer", len(prompts)):
+            template, text = templates[prompts[i].prefix], model.decode(ids)
+            yield i, template.read(text) if template else text
+
+    if args.data is None:
+        _print_texts(args.prompt, dict(answers()))
+    elif args.out is None:
+        _print_answers(requests, answers())
+    else:
+        _write_answers(args.out, requests, answers())
     return 0
 
 
-def _generate_many(args: argparse.Namespace) -> int:
-    from minprefix.cli.many import generate_many
+def named(texts: Sequence[str]) -> dict[str | None, Path]:
+    """`NAME=DIR` and `DIR` -> folders by name; None is the name of a bare DIR. Raises InputError
+    for a name that is given twice."""
+    places: dict[str | None, Path] = {}
+    for text in texts:
+        before, sign, after = text.partition("=")
+        # a folder may have = in its name
+        bare = not sign or "/" in before or Path(text).is_dir()
+        name, place = (None, text) if bare else (before, after)
+        if name == "" or not place:
+            raise InputError(f"--prefix {text!r}: expected DIR or NAME=DIR")
+        if name in places:
+            twice = "a folder without a name" if name is None else f"the name {name!r}"
+            raise InputError(f"--prefix gives {twice} twice: give each prefix a name of its own")
+        places[name] = Path(place)
+    return places
 
-    if args.prompt:
-        raise InputError("--prompt is one request and --data are many: give one of them")
+
+def _check(args: argparse.Namespace, places: Mapping[str | None, Path]) -> None:
+    """Raises InputError for options that contradict each other."""
     if args.raw and args.template is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
-    args.store_bytes, args.batch_size = args.store_bytes or 256 * 2**20, args.batch_size or 32
-    model, _, _ = load(args, None)
-    return generate_many(args, model, decoding_of(args))
+    if args.data is None:
+        for name in ("store", "store_bytes", "batch_size", "source_column", "out"):
+            if getattr(args, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} belongs to --data, a file of requests"
+                )
+        if not args.prompt:
+            raise InputError("generate needs --prompt TEXT, or --data FILE with many")
+        if len(places) > 1:
+            raise InputError(
+                f"{len(places)} prefixes were given: give one, or --data FILE whose lines name "
+                "theirs"
+            )
+        return
+    if args.prompt:
+        raise InputError("--prompt is one request and --data are many: give one of them")
+    if args.store is not None and places:
+        raise InputError("--store is a folder of prefixes, --prefix names some: give one of them")
+    if args.store is not None and not args.store.is_dir():
+        raise InputError(f"--store {str(args.store)!r} does not exist: give a folder of prefixes")
+    if args.out is not None and args.out.exists():
+        raise InputError(f"{args.out} is there already: remove it, or choose another --out")
+    if None in places and BARE in places:
+        raise InputError(f"--prefix: a prefix beside a bare folder cannot be called {BARE!r}")
+
+
+def _templates(
+    args: argparse.Namespace, store: "PrefixStore", requests: "Sequence[Request]"
+) -> "dict[str | None, Template | None]":
+    """The template for each prefix that the requests name; None: the prompt as it is."""
+    from minprefix.data.pairs import Template
+    from minprefix.storage.provenance import recorded_template
+
+    for request in requests:
+        if request.prefix is not None and request.prefix not in store:
+            raise InputError(f"{request.where}: {store.missing(request.prefix)}")
+    templates: dict[str | None, Template | None] = {}
+    for name in dict.fromkeys(request.prefix for request in requests):
+        text = args.template
+        if text is None and name is not None:
+            text = recorded_template(store.place(name)) or Template().text
+        templates[name] = None if args.raw or text is None else Template(text)
+    return templates
+
+
+def _prompts(
+    store: "PrefixStore",
+    requests: "Sequence[Request]",
+    templates: "Mapping[str | None, Template | None]",
+    decoding: "Decoding",
+    asked: bool,
+) -> "list[Prompt]":
+    """The token ids of each request, and its decoding: at most as many new tokens as it leaves room
+    for, which is noted where more were `asked` for. Raises InputError for a prompt without room."""
+    from minprefix.generate import no_room, room
+    from minprefix.prefixes.store import Prompt
+
+    model = store.model
+    starts = {name: 0 if name is None else store[name].position_offset for name in templates}
+    texts = [t.prompt(r.prompt) if (t := templates[r.prefix]) else r.prompt for r in requests]
+    prompts, cut = [], 0
+    for request, text, ids in zip(requests, texts, model.encode_many(texts), strict=True):
+        start, needed = starts[request.prefix], max(1, decoding.min_new_tokens)
+        left = room(model.config, start, len(ids))
+        if not ids:
+            empty = model.nothing_left(text) if text else "the prompt is empty: give some text"
+            raise InputError(f"{request.where}: {empty}")
+        if left < needed:
+            full = no_room(model.config, start, len(ids), needed)
+            raise InputError(f"{request.where}: {full}: shorten the prompt")
+        cut += left < decoding.max_new_tokens
+        most = min(decoding.max_new_tokens, left)
+        prompts.append(Prompt(ids, request.prefix, replace(decoding, max_new_tokens=most)))
+    if cut and asked:
+        note(
+            f"{counted(cut, 'prompt')} {'leaves' if cut == 1 else 'leave'} room for fewer new "
+            f"tokens than --max-new-tokens {decoding.max_new_tokens}"
+        )
+    return prompts
+
+
+def _print_texts(prompts: Sequence[str], texts: Mapping[int, str]) -> None:
+    for i, prompt in enumerate(prompts):
+        if len(prompts) > 1:
+            print(f"--- {prompt}")
+        print(texts[i])
+
+
+def _print_answers(requests: "Sequence[Request]", answers: Iterator[tuple[int, str]]) -> None:
+    """Print all answers in the requests' order; after Ctrl-C or an error, those that are there."""
+    done: dict[int, str] = {}
+    try:
+        for i, text in answers:
+            done[i] = _line(requests[i], text, ensure_ascii=not console.takes_unicode())
+    finally:
+        sys.stdout.writelines(done[i] for i in sorted(done))
+        if 0 < len(done) < len(requests):
+            print(f"minprefix: {len(done)} of {len(requests)} answers printed", file=sys.stderr)
+
+
+def _write_answers(
+    out: Path, requests: "Sequence[Request]", answers: Iterator[tuple[int, str]]
+) -> None:
+
+    done: dict[int, str] = {}
+    with line_by_line(out, "answers", len(requests)) as keep:
+        for i, text in answers:
+            done[i] = _line(requests[i], text)
+            keep(done[i])
+        write_text(out, "".join(done[i] for i in range(len(requests))))
+    print(f"{counted(len(requests), 'answer')} written to {out}")
+
+
+def _line(request: "Request", text: str, ensure_ascii: bool = False) -> str:
+    return json.dumps(request.fields | {"text": text}, ensure_ascii=ensure_ascii) + "\n"

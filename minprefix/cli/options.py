@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from minprefix.cli.fields import add_fields, given
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
-    from minprefix.data.pairs import Template
     from minprefix.generate import Decoding
     from minprefix.model import GPT2
-    from minprefix.prefix import Prefix
 
+
+#: what `generate` and `evaluate` write at most without --max-new-tokens
+MAX_NEW_TOKENS = 80
+ENDS = (
+    "A text ends at the model's end token, after --max-new-tokens, or at the model's last position."
+)
 
 #: how a command line names an implementation: `minprefix.conformance.load` reads it
 IMPLEMENTATION = (
@@ -86,24 +91,12 @@ def add_matmul(p: argparse.ArgumentParser, default: str | None = "float32") -> N
     )
 
 
-def add_decoding(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="default 80, or what a text has room for"
-    )
-    p.add_argument("--temperature", type=float, metavar="X", help="sample; greedy without it")
-    p.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
-    p.add_argument(
-        "--top-p", type=float, metavar="X", help="sample from the likeliest X of the mass"
-    )
-    p.add_argument("--seed", type=int, help="of the draws (default 0)")
-    p.add_argument("--beams", type=int, metavar="N", help="beam search with N beams (default 1)")
-    p.add_argument("--length-norm", type=float, metavar="X", help="of beam search (default 1.0)")
-    p.add_argument(
-        "--min-new-tokens", type=int, metavar="N", help="the end token waits (default 0)"
-    )
-    p.add_argument(
-        "--forbidden", type=int, nargs="+", metavar="ID", help="token ids that are never chosen"
-    )
+def add_decoding(to: argparse._ActionsContainer) -> None:
+    """The fields of `Decoding`."""
+    from minprefix.generate import Decoding
+
+    most = f"{MAX_NEW_TOKENS}, or what a text leaves room for"
+    add_fields(to, Decoding, Decoding.__dataclass_fields__, defaults={"max_new_tokens": most})
 
 
 def add_run(p: argparse.ArgumentParser) -> None:
@@ -137,46 +130,28 @@ def resolved(backend: str) -> str:
     return "cupy"
 
 
-def set_matmul(backend: str, matmul: str) -> None:
-    if backend == "cupy":
-        from minprefix import ops
-
-        cast(Any, ops.get("cupy")).matmul_precision(matmul)
-    elif matmul != "float32":
-        raise InputError(f"--matmul {matmul} is for a GPU: give --backend cupy as well")
-
-
-def load(args: argparse.Namespace, place: Path | None) -> "tuple[GPT2, Prefix | None, Template]":
-    """The model, its prefix, and the template: --template, else the prefix's own, else the
-    default."""
-    from minprefix.data.pairs import Template
+def load_model(args: argparse.Namespace) -> "GPT2":
+    """The model of --model, in the place where --backend computes; `args.backend` becomes a name
+    that computes."""
+    from minprefix import ops
     from minprefix.model import GPT2
-    from minprefix.ops import BACKENDS
-    from minprefix.prefix import Prefix
-    from minprefix.storage.provenance import recorded_template
 
     args.backend = resolved(args.backend)
-    set_matmul(args.backend, args.matmul)
+    if args.backend == "cupy":
+        cast(Any, ops.get("cupy")).matmul_precision(args.matmul)
+    elif args.matmul != "float32":
+        raise InputError(f"--matmul {args.matmul} is for a GPU: give --backend cupy as well")
     model = GPT2.load(args.model, revision=args.revision)
-    prefix, recorded = None, None
-    if place is not None:
-        prefix = Prefix.load(place, model)
-        recorded = recorded_template(place)
-    home = BACKENDS[args.backend]
-    model, prefix = model.to(home), prefix and prefix.to(home)
-    for template in (args.template, recorded):
-        if template is not None:
-            return model, prefix, Template(template)
-    return model, prefix, Template()
+    return model.to(ops.BACKENDS[args.backend])
 
 
 def decoding_of(args: argparse.Namespace) -> "Decoding":
-    """As the options say; without --max-new-tokens 80."""
     from minprefix.generate import Decoding
 
-    given = given_options(args, tuple(Decoding.__dataclass_fields__))
-    if "seed" in given and "temperature" not in given:
+    chosen = given(args, Decoding)
+    if "seed" in chosen and "temperature" not in chosen:
         raise InputError("--seed decides what is sampled: give --temperature as well")
-    if "length_norm" in given and given.get("beams", 1) == 1:
+    if "length_norm" in chosen and chosen.get("beams", 1) == 1:
         raise InputError("--length-norm compares the texts of a beam search: give --beams as well")
-    return Decoding(**{"max_new_tokens": max(80, given.get("min_new_tokens", 0)), **given})
+    most = max(MAX_NEW_TOKENS, chosen.get("min_new_tokens", 0))
+    return Decoding(**{"max_new_tokens": most, **chosen})

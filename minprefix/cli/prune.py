@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 
 from minprefix.cli.made import of_one_base, save_made
-from minprefix.cli.options import add_columns, add_model, add_out, add_threads
+from minprefix.cli.options import add_columns, add_model, add_out, add_threads, at_least_one
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError, counted
 
 
 def add(command: Command) -> None:
-
     p = command(
         "prune",
         run,
@@ -22,7 +21,13 @@ def add(command: Command) -> None:
     p.add_argument(
         "--data", type=Path, metavar="FILE", required=True, help="pairs to measure attention on"
     )
-    p.add_argument("--limit", type=int, metavar="N", default=100, help="so many (default 100)")
+    p.add_argument(
+        "--limit",
+        type=at_least_one,
+        metavar="N",
+        default=100,
+        help="measure on the first N pairs (default 100)",
+    )
     add_columns(p)
     add_model(p, "the one that the prefix records")
     add_threads(p)
@@ -36,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.prefixes.combine import prune, slot_attention
     from minprefix.storage.run import refuse_taken
 
-    if args.limit < 1:
-        raise InputError(f"--limit is {args.limit}: expected at least 1")
     refuse_taken(args.out, args.force)
     (prefix,), record, model = of_one_base([args.path], args)
     template = Template(record[0].template or Template().text)

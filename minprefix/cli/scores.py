@@ -1,4 +1,4 @@
-"""The command `minprefix evaluate`: predictions first, then their scores."""
+"""The work of `minprefix evaluate`: predictions first, then their scores."""
 
 import argparse
 import json
@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from minprefix import console
 from minprefix import evaluate as scoring
+from minprefix.cli.options import decoding_of, load_model
 from minprefix.data.pairs import (
+    Encoded,
     Pair,
     Template,
     encode_pairs,
@@ -20,81 +22,102 @@ from minprefix.data.pairs import (
 )
 from minprefix.errors import InputError, counted, listed, note
 from minprefix.generate import Decoding, no_room, room
+from minprefix.model import GPT2
+from minprefix.prefix import Prefix
+from minprefix.storage.provenance import recorded_template
+from minprefix.storage.run import RUN_FILES, is_ours, refuse_taken
 from minprefix.storage.saving import new_folder, no_empty_folder, only_writer
 from minprefix.storage.writing import line_by_line, partial, write_json, write_text
-
-if TYPE_CHECKING:
-    from minprefix.model import GPT2
-    from minprefix.prefix import Prefix
 
 #: what it writes
 SCORES, PREDICTIONS = "metrics.json", "predictions.jsonl"
 MARKS = (SCORES, PREDICTIONS, partial(Path(PREDICTIONS)).name)
 
 
-def evaluate(
-    args: argparse.Namespace,
-    model: "GPT2",
-    prefix: "Prefix | None",
-    template: Template,
-    decoding: Decoding,
-) -> int:
+class Job(NamedTuple):
+    """What is evaluated, and on what."""
+
+    model: GPT2
+    prefix: Prefix | None
+    template: Template
+    decoding: Decoding
+    prompts: dict[str, list[int]]  # source -> the token ids of its prompt
+    references: dict[str, list[str]]  # source -> its targets
+    encoded: list[Encoded]  # the pairs that the loss is computed on
+    left_out: int  # sources without room
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    check_folder(args.out, args.force)
     if args.ter:
-        scoring.sacrebleu()  # not after minutes of work: is it there?
-    start = prefix.position_offset if prefix else 0
+        scoring.sacrebleu()  # raises InputError now, not after minutes of work
+    job, started = _read(args), time.time()
+    about = _about(args, job)
+    _print_sizes(about)
+    _note_special_tokens(job.model, job.references)
+
+    def write(scores: Mapping[str, Any]) -> None:
+        about["seconds"] = round(time.time() - started, 1)
+        write_json(args.out / SCORES, {**scores, "about": about})
+
+    with no_empty_folder(args.out):
+        new_folder(args.out, MARKS, args.force, resume=False)
+        with only_writer(args.out):
+            predictions, cut = _predict(args, job)
+            about["cut_at_max_new_tokens"] = cut
+            scores = _scores(args, job, predictions)
+            write(scores)
+            _print(scores)
+            if args.ter:
+                write(scores | _ter(args.out, predictions, job.references))
+    if cut:
+        print(
+            f"{counted(cut, 'prediction')} reached --max-new-tokens {job.decoding.max_new_tokens}, "
+            f"or the last position, and {'was' if cut == 1 else 'were'} cut"
+        )
+    print(f"written to {args.out}: {SCORES}, {PREDICTIONS}")
+    return 0
+
+
+def check_folder(out: Path, force: bool) -> None:
+    """Raises InputError for a folder that holds a training or a prefix, with `force`, too: its
+    metrics.json is another; and as `refuse_taken`."""
+    held = [name for name in RUN_FILES if name not in MARKS and (out / name).exists()]
+    if held and is_ours(out):
+        raise InputError(
+            f"{out} already holds a run ({', '.join(held)}), whose {SCORES} an evaluation would "
+            "replace: choose another --out"
+        )
+    refuse_taken(out, force, marks=MARKS)
+
+
+def _read(args: argparse.Namespace) -> Job:
+    """The model, its prefix, and the pairs as it reads them. Raises InputError for a source or a
+    pair without room, unless --skip-long leaves it out, and where all are left out."""
+    model, decoding = load_model(args), decoding_of(args)
+    prefix, text = None, args.template
+    if args.prefix is not None:
+        prefix = Prefix.load(args.prefix, model).to(model.backend)
+        text = recorded_template(args.prefix) if text is None else text
+    template = Template() if text is None else Template(text)
     pairs = read_pairs(args.data, args.source_column, args.target_column)
     asked = list(group_references(pairs))[: args.limit]
+    start = prefix.position_offset if prefix else 0
     prompts = _prompts(model, start, template, decoding, pairs, asked, args.skip_long)
     if not prompts:
         raise InputError(f"data file {args.data}: no source leaves room for what is to be written")
-    pairs = [p for p in pairs if p.source in prompts]
-    references = group_references(pairs)
-    longest = model.room(prefix)
+    pairs, longest = [p for p in pairs if p.source in prompts], model.room(prefix)
     encoded = encode_pairs(model, pairs, template, longest, args.skip_long)
     if not encoded:
         raise InputError(
             f"data file {args.data}: every pair is longer than the {longest} tokens of room"
         )
-    about: dict[str, Any] = {
-        "model": model.name,
-        "prefix": args.prefix and str(args.prefix),
-        "data": str(args.data),
-        "data_sha256": fingerprint(args.data),
-        "template": template.text,
-        "decoding": vars(decoding),
-        "backend": args.backend,
-        "matmul": args.matmul,
-        "sources": len(prompts),
-        "sources_left_out": len(asked) - len(prompts),
-        "pairs": len(pairs),
-        "pairs_left_out_of_loss": len(pairs) - len(encoded),
-    }
-    _say_how_many(about)
-    _note_special_tokens(model, references)
-    started = time.time()
-    with no_empty_folder(args.out):
-        new_folder(args.out, MARKS, args.force, resume=False)
-        with only_writer(args.out):
-            predictions, cut = _predict(
-                args, model, prefix, template, decoding, prompts, references
-            )
-            loss = scoring.mean_loss(model, prefix, encoded, args.backend, args.batch_size, "loss")
-            scores = _scores(loss, predictions, references)
-            about |= {"cut_at_max_new_tokens": cut, "seconds": round(time.time() - started, 1)}
-            write_json(args.out / SCORES, {**scores, "about": about})
-            _show(scores)
-            if args.ter:
-                scores |= _ter(args.out, predictions, references)
-                about["seconds"] = round(time.time() - started, 1)
-                write_json(args.out / SCORES, {**scores, "about": about})
-    if cut:
-        _say_cut(cut, decoding.max_new_tokens)
-    print(f"written to {args.out}: {SCORES}, {PREDICTIONS}")
-    return 0
+    references, left_out = group_references(pairs), len(asked) - len(prompts)
+    return Job(model, prefix, template, decoding, prompts, references, encoded, left_out)
 
 
 def _prompts(
-    model: "GPT2",
+    model: GPT2,
     start: int,
     template: Template,
     decoding: Decoding,
@@ -118,7 +141,26 @@ def _prompts(
     return prompts
 
 
-def _say_how_many(about: Mapping[str, Any]) -> None:
+def _about(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """What is recorded beside the scores."""
+    pairs = sum(map(len, job.references.values()))
+    return {
+        "model": job.model.name,
+        "prefix": args.prefix and str(args.prefix),
+        "data": str(args.data),
+        "data_sha256": fingerprint(args.data),
+        "template": job.template.text,
+        "decoding": vars(job.decoding),
+        "backend": args.backend,
+        "matmul": args.matmul,
+        "sources": len(job.prompts),
+        "sources_left_out": job.left_out,
+        "pairs": pairs,
+        "pairs_left_out_of_loss": pairs - len(job.encoded),
+    }
+
+
+def _print_sizes(about: Mapping[str, Any]) -> None:
     sources, pairs = about["sources"], about["pairs"]
     print(f"{counted(sources, 'source')}, {counted(pairs, 'reference')}", flush=True)
     if n := about["sources_left_out"]:
@@ -127,7 +169,7 @@ def _say_how_many(about: Mapping[str, Any]) -> None:
         print(f"{counted(n, 'pair')} too long, left out of the loss", flush=True)
 
 
-def _note_special_tokens(model: "GPT2", references: Mapping[str, list[str]]) -> None:
+def _note_special_tokens(model: GPT2, references: Mapping[str, list[str]]) -> None:
     """`decode` leaves special tokens out, so no prediction equals a reference that has one."""
     with model.tokenizing() as tokenizer:
         if tokenizer.encode_special_tokens:  # they are read as any other text
@@ -143,57 +185,40 @@ def _note_special_tokens(model: "GPT2", references: Mapping[str, list[str]]) -> 
         )
 
 
-def _say_cut(n: int, most: int) -> None:
-    print(
-        f"{counted(n, 'prediction')} reached --max-new-tokens {most}, or the last position, and "
-        f"{'was' if n == 1 else 'were'} cut"
-    )
-
-
-def _predict(
-    args: argparse.Namespace,
-    model: "GPT2",
-    prefix: "Prefix | None",
-    template: Template,
-    decoding: Decoding,
-    prompts: Mapping[str, list[int]],
-    references: Mapping[str, list[str]],
-) -> tuple[list[str], int]:
-    """What is written for each source, in a file as it comes; and how many texts were cut, each
-    where it has no more room."""
-    start, n = prefix.position_offset if prefix else 0, len(prompts)
+def _predict(args: argparse.Namespace, job: Job) -> tuple[list[str], int]:
+    """The text written for each source, kept in a file as it comes; and how many texts were cut,
+    each where it has no more room."""
+    start, prompts = job.prefix.position_offset if job.prefix else 0, list(job.prompts.values())
     written = scoring.predict_ids(
-        model, prefix, list(prompts.values()), decoding, args.backend, args.batch_size
+        job.model, job.prefix, prompts, job.decoding, args.backend, args.batch_size
     )
     predictions, lines, cut = [], [], 0
-    with line_by_line(args.out / PREDICTIONS, "predictions", n) as keep:
-        shown = console.bar(written, "predictions", "text", n)
-        for (source, prompt), ids in zip(prompts.items(), shown, strict=True):
-            predictions.append(template.read(model.decode(ids)))
-            most = min(decoding.max_new_tokens, room(model.config, start, len(prompt)))
-            cut += len(ids) == most
-            line = {
-                "source": source,
-                "prediction": predictions[-1],
-                "references": references[source],
-            }
+    with line_by_line(args.out / PREDICTIONS, "predictions", len(prompts)) as keep:
+        shown = console.bar(written, "predictions", "text", len(prompts))
+        for (source, prompt), ids in zip(job.prompts.items(), shown, strict=True):
+            text = job.template.read(job.model.decode(ids))
+            left = room(job.model.config, start, len(prompt))
+            cut += len(ids) == min(job.decoding.max_new_tokens, left)
+            line = {"source": source, "prediction": text, "references": job.references[source]}
+            predictions.append(text)
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             keep(lines[-1])
         write_text(args.out / PREDICTIONS, "".join(lines))
     return predictions, cut
 
 
-def _scores(
-    loss: float, predictions: Sequence[str], references: Mapping[str, list[str]]
-) -> dict[str, Any]:
-    """All but TER; BLEU and chrF where sacrebleu is installed."""
-    targets = list(references.values())
+def _scores(args: argparse.Namespace, job: Job, predictions: Sequence[str]) -> dict[str, Any]:
+    """All scores but TER; BLEU and chrF if sacrebleu is installed."""
+    targets = list(job.references.values())
+    loss = scoring.mean_loss(
+        job.model, job.prefix, job.encoded, args.backend, args.batch_size, "loss"
+    )
     scores: dict[str, Any] = {
         "loss": loss,
         "perplexity": scoring.perplexity(loss),
         "exact_match": scoring.exact_match(predictions, targets),
     }
-    errors = scoring.slot_error_rate(list(references), predictions)
+    errors = scoring.slot_error_rate(list(job.references), predictions)
     if errors is not None:
         scores["slot_error_rate"] = errors
     try:
@@ -206,17 +231,17 @@ def _scores(
 def _ter(
     out: Path, predictions: Sequence[str], references: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    """Shown as well. Whoever stops it is told what is there without it."""
+    """TER, which is printed, too; after Ctrl-C, what there is without it."""
     try:
         found = scoring.translation_edit_rate(predictions, list(references.values()), "TER")
     except KeyboardInterrupt:
         print(f"minprefix: {out} has {PREDICTIONS}, and {SCORES} without TER", file=sys.stderr)
         raise
-    _show(found)
+    _print(found)
     return found
 
 
-def _show(scores: Mapping[str, Any]) -> None:
+def _print(scores: Mapping[str, Any]) -> None:
     for name, value in scores.items():
         text = f"{name:<18}{value:.4f}" if isinstance(value, float) else f"{name:<18}{value}"
         print(text, flush=True)
