@@ -197,6 +197,7 @@ def _templates(
     for name in dict.fromkeys(request.prefix for request in requests):
         text = args.template
         if text is None and name is not None:
+            store[name]  # raises InputError if it cannot be read
             text = recorded_template(store.place(name)) or Template().text
         templates[name] = None if args.raw or text is None else Template(text)
     return templates
