@@ -23,7 +23,7 @@ from minprefix.prefixes.combine import (
     prune,
     slot_attention,
 )
-from minprefix.prefixes.compare import differences, distances
+from minprefix.prefixes.distance import differences, distances
 from minprefix.prefixes.verify import verify
 from minprefix.storage.artifact import FILES, export_peft
 from tests.conftest import hf_logits, random_model, relative_error, to_hf

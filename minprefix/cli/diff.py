@@ -22,7 +22,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.prefix import Prefix
-    from minprefix.prefixes.compare import differences, distances
+    from minprefix.prefixes.distance import differences, distances
     from minprefix.storage.artifact import read_prefix
 
     (saved_a, about_a), (saved_b, about_b) = (read_prefix(path) for path in (args.a, args.b))

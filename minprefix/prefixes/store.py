@@ -96,10 +96,15 @@ class PrefixStore:
         return NAME.fullmatch(name) is not None and _holds_prefix(self.folder / name)
 
     def place(self, name: str) -> Path:
-        """The folder of a prefix. Raises InputError for an unknown name."""
+        """The folder of a prefix. Raises InputError for an unknown name or a missing folder."""
         if name not in self:
             raise InputError(self.missing(name))
-        return self._places[name] if self.folder is None else self.folder / name
+        place = self._places[name] if self.folder is None else self.folder / name
+        if not place.is_dir():
+            raise InputError(
+                f"prefix folder {str(place)!r} does not exist: expected one that was saved"
+            )
+        return place
 
     def missing(self, name: str) -> str:
         """The sentence about an unknown name, with the names that are like it."""
