@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: what `generate` and `evaluate` write at most without --max-new-tokens
-MAX_NEW_TOKENS = 80
+NEW_TOKENS = 80
 ENDS = (
     "A text ends at the model's end token, after --max-new-tokens, or at the model's last position."
 )
@@ -95,7 +95,7 @@ def add_decoding(to: argparse._ActionsContainer) -> None:
     """The fields of `Decoding`."""
     from minprefix.generate import Decoding
 
-    most = f"{MAX_NEW_TOKENS}, or what a text leaves room for"
+    most = f"{NEW_TOKENS}, or what a text leaves room for"
     add_fields(to, Decoding, Decoding.__dataclass_fields__, defaults={"max_new_tokens": most})
 
 
@@ -153,5 +153,5 @@ def decoding_of(args: argparse.Namespace) -> "Decoding":
         raise InputError("--seed decides what is sampled: give --temperature as well")
     if "length_norm" in chosen and chosen.get("beams", 1) == 1:
         raise InputError("--length-norm compares the texts of a beam search: give --beams as well")
-    most = max(MAX_NEW_TOKENS, chosen.get("min_new_tokens", 0))
+    most = max(NEW_TOKENS, chosen.get("min_new_tokens", 0))
     return Decoding(**{"max_new_tokens": most, **chosen})
