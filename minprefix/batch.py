@@ -47,49 +47,30 @@ class Batch:
         if len(sequences) == 0:
             raise InputError("a batch needs at least one sequence, got none")
         seqs = [_token_ids(b, ids) for b, ids in enumerate(sequences)]
-        lengths = [len(s) for s in seqs]
-        B = len(seqs)
-        starts = whole("loss_from", [loss_from] * B if np.ndim(loss_from) == 0 else loss_from)
-        which = whole("prefix", [0] * B if prefix is None else prefix)
-        for name, values in (("loss_from", starts), ("prefix", which)):
-            if len(values) != B:
-                raise InputError(
-                    f"{name} has {counted(len(values), 'entry', 'entries')} for "
-                    f"{counted(B, 'sequence')}: give one each"
-                )
+        lengths, B = [len(s) for s in seqs], len(seqs)
+        starts = one_each(
+            "loss_from", [loss_from] * B if np.ndim(loss_from) == 0 else loss_from, B, "sequence"
+        )
+        which = one_each("prefix", [0] * B if prefix is None else prefix, B, "sequence")
         for b, (start, T) in enumerate(zip(starts, lengths, strict=True)):
             if not 1 <= start <= T:
                 raise InputError(
                     f"loss_from of sequence {b} is {start}: expected 1 to {T}, the index of the "
                     "first token to predict (token 0 has nothing before it)"
                 )
-        if any(i < 0 for i in which):
+        if min(which) < 0:
             raise InputError(f"prefix indices must be 0 or more, got {min(which)}")
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # (B+1,)
         rows = [
             np.arange(offsets[b] + starts[b] - 1, offsets[b + 1] - 1) for b in range(B)
         ]  # row i predicts token i + 1
-        if weights is None:
-            per_target = [np.ones(len(r)) for r in rows]
-        else:
-            per_target = [np.asarray(w, dtype=np.float64) for w in weights]
-            if not all((w >= 0).all() and np.isfinite(w).all() for w in per_target):
-                raise InputError(
-                    "weights hold a negative number, NaN or infinity: expected 0 or more"
-                )
-            if [len(w) for w in per_target] != [len(r) for r in rows]:
-                raise InputError(
-                    f"weights have lengths {[len(w) for w in per_target]}: expected one for each "
-                    f"predicted token, {[len(r) for r in rows]}"
-                )
-        tokens = np.concatenate(seqs)
-        all_rows = np.concatenate(rows)
+        tokens, all_rows = np.concatenate(seqs), np.concatenate(rows)
         return cls(
             tokens=tokens,
             offsets=offsets,
             rows=all_rows,
             targets=tokens[all_rows + 1],
-            weights=np.concatenate(per_target),
+            weights=_target_weights(weights, [len(r) for r in rows]),
             prefix=np.asarray(which, dtype=np.int64),
         )
 
@@ -115,11 +96,35 @@ class Batch:
         return notebook.batch(self)
 
 
-def whole(name: str, values: Any) -> list[int]:
+def one_each(name: str, values: Any, n: int, noun: str) -> list[int]:
+    """Whole numbers, one for each of n things. Raises InputError."""
     try:
-        return [operator.index(value) for value in values]
+        found = [operator.index(value) for value in values]
     except TypeError as error:
         raise InputError(f"{name} is {values!r}: expected whole numbers") from error
+    if len(found) != n:
+        raise InputError(
+            f"{name} has {counted(len(found), 'entry', 'entries')} for {counted(n, noun)}: "
+            "give one each"
+        )
+    return found
+
+
+def _target_weights(
+    weights: Sequence[Sequence[float] | np.ndarray] | None, counts: list[int]
+) -> np.ndarray:
+    """(M,): the weight of every target, of which each sequence has so many."""
+    if weights is None:
+        return np.ones(sum(counts))
+    given = [np.asarray(w, dtype=np.float64) for w in weights]
+    if not all((w >= 0).all() and np.isfinite(w).all() for w in given):
+        raise InputError("weights hold a negative number, NaN or infinity: expected 0 or more")
+    if [len(w) for w in given] != counts:
+        raise InputError(
+            f"weights have lengths {[len(w) for w in given]}: expected one for each predicted "
+            f"token, {counts}"
+        )
+    return np.concatenate(given)
 
 
 def _token_ids(b: int, ids: Sequence[int] | np.ndarray) -> np.ndarray:

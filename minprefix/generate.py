@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minprefix import ops as _ops
-from minprefix.batch import Batch, whole
+from minprefix.batch import Batch, one_each
 from minprefix.errors import InputError, counted
 from minprefix.gpt2 import BlockCache, Config, KeysValues, Stream, embedding, forward, head
 from minprefix.model import GPT2, operations, prepare
@@ -125,13 +125,9 @@ def generate_ids(
     `max_new_tokens`.
     """
     decoding = decoding or Decoding()
-    most = _limits(limits, len(prompts), decoding)
-    drawn = whole("numbers", range(len(prompts)) if numbers is None else numbers)
-    if len(drawn) != len(prompts):
-        raise InputError(
-            f"numbers has {counted(len(drawn), 'entry', 'entries')} for "
-            f"{counted(len(prompts), 'prompt')}: give one each"
-        )
+    n = len(prompts)
+    most = _limits(limits, n, decoding)
+    drawn = one_each("numbers", range(n) if numbers is None else numbers, n, "prompt")
     if min(drawn, default=0) < 0:
         raise InputError(f"numbers holds {min(drawn)}: expected whole numbers from 0")
     if not len(prompts):
@@ -156,11 +152,8 @@ def generate_ids(
         raise InputError(f"{given} prefixes were given: say by `which` which one each prompt sees")
     if which is not None and prefix is None:
         raise InputError("which names prefixes, and no prefix was given")
-    if which is not None and len(which) != len(prompts):
-        raise InputError(
-            f"which has {counted(len(which), 'entry', 'entries')} for "
-            f"{counted(len(prompts), 'prompt')}: give one each"
-        )
+    if which is not None:
+        which = one_each("which", which, n, "prompt")
     batch = Batch.pack(prompts, prefix=which)
     own = operations(model, ops)
     texts, logits = Texts.start(model, batch, prefix, most, own)
@@ -188,12 +181,7 @@ def _limits(limits: Sequence[int] | None, n: int, decoding: Decoding) -> list[in
     """How many new tokens each of n texts may get, none more than `max_new_tokens`."""
     if limits is None:
         return [decoding.max_new_tokens] * n
-    given = whole("limits", limits)
-    if len(given) != n:
-        raise InputError(
-            f"limits has {counted(len(given), 'entry', 'entries')} for {counted(n, 'prompt')}: "
-            "give one each"
-        )
+    given = one_each("limits", limits, n, "prompt")
     least = max(1, decoding.min_new_tokens)
     if min(given, default=least) < least:
         raise InputError(

@@ -312,5 +312,5 @@ def test_the_samples_that_are_recorded_have_room_of_their_own():
     prefix = Prefix.zero(model.config, 2, dtype="float64")
     pairs = [Pair(s, "hey", "") for s in ("a", "b" * 60, "c" * 62, "d")]
     recorded = evaluation(model, prefix, pairs, [Encoded([5, 6], 1)], Template(), "data")
-    said = {s["source"][0]: len(s["prediction"]) for s in recorded["samples"]}
+    said = {s["source"][0]: len(s["prediction"]) for s in recorded.samples}
     assert said == {"a": 40, "b": 2, "d": 40}
