@@ -36,7 +36,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "model": {"show.notebook"},
     # to be opened
     "budget": {"model"},
-    "data.pairs": {"model"},
     "train": {"show.training"},
 }
 
