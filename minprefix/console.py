@@ -1,8 +1,12 @@
-"""Standard streams that take every character, and a bar for what takes longer than a second."""
+"""The terminal: standard streams that take every character, a bar for what takes longer than a
+second, and Ctrl-C."""
 
 import io
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -49,3 +53,52 @@ def bar(items: Iterable[T], what: str | None, unit: str, total: int) -> Iterator
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
     )
+
+
+# ---- Ctrl-C -------------------------------------------------------------------------------------
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C."""
+
+
+class Stop:
+    """Whether Ctrl-C was pressed, and whether it may end what is under way."""
+
+    asked, computing = 0, False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """The block changes nothing that is kept, so Ctrl-C may end it anywhere."""
+        try:
+            self.computing = True
+            if self.asked:
+                raise Stopped
+            yield
+        finally:
+            self.computing = False
+
+
+@contextmanager
+def ctrl_c() -> Iterator[Stop]:
+    """Ctrl-C stops a computation at once and lets a write finish: half a step of AdamW is no state
+    to save. A second one changes nothing; a third stops even a save."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked += 1
+        if stop.computing:
+            stop.computing = False
+            raise Stopped
+        if stop.asked > 2:  # not Stopped, after which the state in memory would be saved
+            raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: Ctrl-C does not come here
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -98,13 +98,17 @@ class Settings:
             )
 
 
+def _help_of(kind: Any, name: str) -> dict[str, Any]:
+    return {"help": kind.__dataclass_fields__[name].metadata["help"]}
+
+
 def _setting(name: str) -> Any:
     """The field of `Settings` with this name, its default and its help."""
     f = Settings.__dataclass_fields__[name]
     return field(default=f.default, metadata=f.metadata)
 
 
-EPOCHS, LENGTH, MLP_LR = 5, 10, 5e-4
+EPOCHS, LENGTH, MLP_LR, INIT_STD, INIT_BOUND = 5, 10, 5e-4, 0.02, 0.05
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,10 @@ class Job:
         },
     )
     init_std: float | None = field(
-        default=None, metadata={"help": "with --init normal", "default": 0.02}
+        default=None, metadata={"help": "with --init normal", "default": INIT_STD}
     )
     init_bound: float | None = field(
-        default=None, metadata={"help": "with --init uniform", "default": 0.05}
+        default=None, metadata={"help": "with --init uniform", "default": INIT_BOUND}
     )
     init_text: str | None = field(default=None, metadata={"help": "with --init text"})
     init_prefix: str | None = field(
@@ -162,7 +166,7 @@ class Job:
         default=None,
         metadata={"help": "position of the first token", "default": "the number of slots"},
     )
-    steps: int | None = field(default=None, metadata=_setting("steps").metadata)
+    steps: int | None = field(default=None, metadata=_help_of(Settings, "steps"))
     epochs: int | None = field(
         default=None, metadata={"help": "how often each pair is seen", "default": EPOCHS}
     )
@@ -170,7 +174,7 @@ class Job:
     micro_batch_size: int | None = _setting("micro_batch_size")
     lr: float | None = field(
         default=None,
-        metadata=Settings.__dataclass_fields__["lr"].metadata
+        metadata=_help_of(Settings, "lr")
         | {"default": f"{Settings.lr:g}; {MLP_LR:g} with --mlp-hidden"},
     )
     warmup: int = _setting("warmup")
@@ -191,6 +195,11 @@ class Job:
     backend: str = _setting("backend")
     matmul: str = _setting("matmul")
 
+    @classmethod
+    def recorded(cls, options: dict[str, Any]) -> "Job":
+        """The job that a run recorded. An earlier version took no sample of --valid."""
+        return cls(**({"valid_samples": None} | options))
+
     def unsaid(self) -> dict[str, Any]:
         """What the options come to that were not given."""
         flat = self.mlp_hidden is None
@@ -198,8 +207,58 @@ class Job:
             "lr": Settings.lr if flat else MLP_LR,
             "init": "normal" if flat else "network",
         }
+        init = self.init or unsaid["init"]
+        if init == "normal":
+            unsaid["init_std"] = INIT_STD
+        if init == "uniform":
+            unsaid["init_bound"] = INIT_BOUND
         if self.steps is None:
             unsaid["epochs"] = EPOCHS
-        if self.init not in ("text", "prefix"):
+        if init not in ("text", "prefix"):
             unsaid["prefix_length"] = LENGTH
         return unsaid
+
+    def settings(self, examples: int) -> Settings:
+        """For so many examples. Raises InputError as `Settings` does, and for no epoch."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(Settings)}
+        unsaid = self.unsaid()
+        if self.steps is None:
+            epochs = unsaid["epochs"] if self.epochs is None else self.epochs
+            if epochs < 1:
+                raise InputError(f"--epochs is {epochs}: expected at least 1")
+            chosen["steps"] = epochs * -(-examples // max(1, self.batch_size))
+        if self.lr is None:
+            chosen["lr"] = unsaid["lr"]
+        if self.clip == 0:
+            chosen["clip"] = None
+        return Settings(**chosen)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is asked of `minprefix demo`."""
+
+    prefix_length: int = field(default=LENGTH, metadata=_help_of(Job, "prefix_length"))
+    steps: int = field(default=250, metadata={"help": "how many steps"})
+    batch_size: int = field(default=16, metadata=_help_of(Settings, "batch_size"))
+    lr: float = field(default=1e-2, metadata=_help_of(Settings, "lr"))
+    seed: int = _setting("seed")
+    backend: str = _setting("backend")
+
+    @classmethod
+    def recorded(cls, options: dict[str, Any]) -> "Demo":
+        return cls(**options)
+
+    def unsaid(self) -> dict[str, Any]:
+        return {}
+
+    def settings(self) -> Settings:
+        return Settings(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup=min(20, max(0, self.steps - 1)),
+            eval_every=25,
+            seed=self.seed,
+            backend=self.backend,
+        )

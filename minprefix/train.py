@@ -7,22 +7,20 @@ draws what the run that never stopped drew, and ends in the same bytes.
 
 import hashlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from minprefix.batch import Batch
 from minprefix.budget import out_of_memory
+from minprefix.console import Stopped, ctrl_c
 from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss
@@ -31,20 +29,10 @@ from minprefix.ops import Ops, get, memory, to
 from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import Prefix, dropout_mask
 from minprefix.settings import Settings
-from minprefix.show.training import loss_picture
-from minprefix.storage.run import (
-    LOG,
-    PICTURE,
-    STATE,
-    Log,
-    State,
-    load_state,
-    save_state,
-    saved_step,
-)
+from minprefix.storage.run import LOG, STATE, Log, State, load_state, save_state, saved_step
 from minprefix.storage.saving import new_folder, only_writer
 
-_SHUFFLE, _DROPOUT = 0, 1  # what a random draw is for
+_SHUFFLE, _DROPOUT = 0, 1  # the purpose of a random draw
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Result:
     seconds: float
     best_loss: float | None
     best_step: int | None
-    base_unchanged: bool | None  # None: interrupted, nobody has looked
+    base_unchanged: bool | None  # None: interrupted, so it was not checked
 
 
 def train(
@@ -72,15 +60,15 @@ def train(
 ) -> Result:
     """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
 
-    Writes into `out` as it goes: state.safetensors (for `resume`), log.jsonl (a line a step; some
-    say more of each layer, see `_sees_layers`), loss.png. `about` is recorded, too; everything
-    recorded must be the same when resuming. The process keeps the memory that it frees from here on
+    Writes into `out` as it goes: state.safetensors (for `resume`) and log.jsonl (a line for each
+    step; some say more of each layer, see `_sees_layers`). `about` is recorded, too; everything
+    recorded must be the same when resuming. From here on the process keeps the memory that it frees
     (`ops.memory`).
 
     Ctrl-C stops it at once: the step under way is dropped, all before it is saved, and resuming
-    does it again. Raises InputError for a prefix without numbers, when resuming what is not there
-    or was another run, when another process writes into `out`, when the disk refuses, and when the
-    loss turns NaN (the last good state stays).
+    repeats it. Raises InputError for a prefix without numbers, when resuming a run that does not
+    exist or was another one, when another process writes into `out`, when the disk refuses, and
+    when the loss turns NaN (the last good state stays).
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
@@ -101,7 +89,26 @@ def train(
                 f"{out} already holds a run: resume it, remove it, or choose another folder"
             )
         record = _record(model, prefix, examples, settings, valid, about)
-        return _train(model, prefix, examples, settings, out, valid, record, resume, progress)
+        started, before = time.time(), digest(model.weights)
+        adam = AdamW(weight_decay=settings.weight_decay)
+        state = State(prefix.parameters, adam, start={"kv": prefix.kv.copy()})
+        if resume:
+            load_state(out, state, record)
+        else:
+            save_state(out, state, record)  # from here on there is always a last good state
+        _Run(model, prefix, examples, valid or (), settings, out, state, record, progress).go_on()
+        finished = state.step == settings.steps
+        if finished:
+            for name, best in state.best.items():
+                prefix.parameters[name][...] = best
+        return Result(
+            step=state.step,
+            interrupted=not finished,
+            seconds=time.time() - started,
+            best_loss=state.best_loss,
+            best_step=state.best_step,
+            base_unchanged=digest(model.weights) == before if finished else None,
+        )
 
 
 def check_trainable(prefix: Prefix) -> None:
@@ -112,66 +119,6 @@ def check_trainable(prefix: Prefix) -> None:
             f"{counted(len(prefix.layers), 'layer')}: there is "
             "nothing to train, expected at least one slot in one layer (--prefix-length 10)"
         )
-
-
-def _train(
-    model: GPT2,
-    prefix: Prefix,
-    examples: Sequence[Encoded],
-    settings: Settings,
-    out: Path,
-    valid: Sequence[Encoded] | None,
-    record: dict[str, Any],
-    resume: bool,
-    progress: bool,
-) -> Result:
-    start, before = time.time(), digest(model.weights)
-    state = load_state(out, prefix, record) if resume else State(0, _adam(settings))
-    if not resume:
-        state.start = {"kv": prefix.kv.copy()}
-        save_state(out, prefix, state, record)  # from here on there is always a last good state
-    first_step, batches, log = state.step, _Batches(examples, settings), Log(out / LOG, state.step)
-
-    def save() -> None:
-        log.flush()  # a state is never ahead of its log
-        save_state(out, prefix, state, record)
-
-    def validate() -> float:
-        return _validate(model, prefix, valid or (), settings, state, out, progress)
-
-    bar = _bar(settings, state, progress)
-    with log, bar, _ctrl_c() as stop:
-        times: list[float] = []
-        with suppress(_Stopped):
-            while state.step < settings.steps:
-                step, chosen = state.step + 1, batches.at(state.step)
-                saves = state.step > first_step and state.step % settings.save_every == 0
-                scored = valid and (step % settings.eval_every == 0 or step == settings.steps)
-                then = (save if saves else None, validate if scored else None)
-                entry = _step(model, prefix, chosen, settings, state, out, stop, *then)
-                log.write(entry)
-                _show(bar, entry, state)
-                times.append(entry["seconds"])
-                if len(times) == 4:
-                    _say_how_long(bar, times, settings.steps - state.step)
-        for name, p in prefix.parameters.items():  # nobody has seen the loss that these give
-            if not np.isfinite(p).all():
-                raise _not_finite(f"parameter {name}", float("nan"), state.step, out)
-        save()  # at the end, or where Ctrl-C stopped it
-    finished = state.step == settings.steps
-    if finished:
-        for name, best in state.best.items():
-            prefix.parameters[name][...] = best
-        # after Ctrl-C nobody waits for a picture: `minprefix plot loss` draws it
-        loss_picture(out / PICTURE, *log.read(), _title(model, prefix))
-    return Result(
-        step=state.step,
-        interrupted=not finished,
-        seconds=time.time() - start,
-        best_loss=state.best_loss,
-        best_step=state.best_step,
-        base_unchanged=digest(model.weights) == before if finished else None,
-    )
 
 
 def _record(
@@ -204,99 +151,138 @@ def _fingerprint(examples: Sequence[Encoded]) -> str:
     return sha.hexdigest()
 
 
-def _adam(settings: Settings) -> AdamW:
-    return AdamW(weight_decay=settings.weight_decay)
+# ---- the loop ---------------------------------------------------------------------------------
 
 
-def _title(model: GPT2, prefix: Prefix) -> str:
-    name = Path(model.name).name
-    return f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
+@dataclass
+class _Run:
+    """A training under way: what it trains, with what, and how far it has come."""
 
+    model: GPT2
+    prefix: Prefix
+    examples: Sequence[Encoded]
+    valid: Sequence[Encoded]
+    settings: Settings
+    out: Path
+    state: State
+    record: dict[str, Any]
+    progress: bool
 
-# ---- one step ---------------------------------------------------------------------------------
+    def go_on(self) -> None:
+        """To the last step, or to a Ctrl-C; either is saved."""
+        state, settings, first = self.state, self.settings, self.state.step
+        batches, times = _Batches(self.examples, settings), list[float]()
+        self.log, bar = Log(self.out / LOG, first), _bar(settings, state, self.progress)
+        with self.log, bar, ctrl_c() as self.stop:
+            with suppress(Stopped):
+                while state.step < settings.steps:
+                    due = state.step > first and state.step % settings.save_every == 0
+                    entry = self.step(batches.at(state.step), due)
+                    self.log.write(entry)
+                    _show(bar, entry, state)
+                    times.append(entry["seconds"])
+                    if len(times) == 4:
+                        _say_how_long(bar, times, settings.steps - state.step)
+            for name, p in self.prefix.parameters.items():  # their loss has not been computed
+                if not np.isfinite(p).all():
+                    raise self.not_finite(f"parameter {name}", float("nan"), state.step)
+            self.save()
 
+    def save(self) -> None:
+        self.log.flush()  # a state is never ahead of its log
+        save_state(self.out, self.state, self.record)
 
-def _step(
-    model: GPT2,
-    prefix: Prefix,
-    chosen: Sequence[Encoded],
-    settings: Settings,
-    state: State,
-    out: Path,
-    stop: "_Stop",
-    save: Callable[[], None] | None,
-    validate: Callable[[], float] | None,
-) -> dict[str, Any]:
-    """-> the line of the log. `save`: what stands, before it changes; `validate`: what came of it.
-    Raises _Stopped for a Ctrl-C, and leaves prefix and state as they were before this step."""
-    started = time.perf_counter()
-    with stop.at_once():
-        loss, grads, norm, dkv_norms = _gradient(model, prefix, chosen, settings, state, out)
-    if save:
-        save()  # only now are these parameters known good
-    before = (deepcopy(prefix.parameters), deepcopy(state.adam)) if validate else None
-    lr = _update(prefix, grads, norm, settings, state)
-    entry = _log_entry(state.step, loss, lr, norm, chosen, time.perf_counter() - started)
-    if dkv_norms is not None:
-        entry |= _layer_entry(prefix, dkv_norms, state)
-    if validate and before:
-        try:
-            with stop.at_once():
-                valid_loss = validate()
-        except _Stopped:  # a line of the log without its validation would be another run's
-            for name, p in before[0].items():
-                prefix.parameters[name][...] = p
-            state.adam, state.step = before[1], state.step - 1
-            raise
-        entry["valid_loss"] = valid_loss
+    def step(self, chosen: Sequence[Encoded], save: bool) -> dict[str, Any]:
+        """-> the line of the log. `save`: the state before the step. Raises Stopped for a Ctrl-C,
+        and leaves prefix and state as they were before the step."""
+        state, settings, started = self.state, self.settings, time.perf_counter()
+        with self.stop.at_once():
+            loss, grads, norm, dkv_norms = self.gradient(chosen)
+        if save:
+            self.save()  # only now are these parameters known to be good
+        step = state.step + 1
+        validates = self.valid and (step % settings.eval_every == 0 or step == settings.steps)
+        before = (deepcopy(self.prefix.parameters), deepcopy(state.adam)) if validates else None
+        lr = _update(self.prefix, grads, norm, settings, state)
+        seconds = time.perf_counter() - started
+        tokens = sum(len(e.ids) for e in chosen)
+        entry = {
+            "step": state.step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds),
+        }
+        if dkv_norms is not None:
+            entry |= _layer_entry(self.prefix, dkv_norms, state)
+        if before:
+            try:
+                with self.stop.at_once():
+                    entry["valid_loss"] = self.validate()
+            except Stopped:  # without its validation, this line would be another run's
+                for name, p in before[0].items():
+                    self.prefix.parameters[name][...] = p
+                state.adam, state.step = before[1], state.step - 1
+                raise
+            self.keep_if_best(entry["valid_loss"])
+        return entry
+
+    def gradient(
+        self, chosen: Sequence[Encoded]
+    ) -> tuple[float, dict[str, np.ndarray], float, np.ndarray | None]:
+        """-> the loss, the gradient of each parameter, and their global norm, all of them finite;
+        and at some steps the norms of dkv by layer."""
+        settings, step = self.settings, self.state.step
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
+            with self.room(chosen, settings.micro_batch_size or len(chosen)):
+                loss, dkv = batch_gradient(self.model, self.prefix, chosen, settings, step)
+            grads = self.prefix.backward(dkv)
+            norm = global_norm(grads)
+        dkv_norms = norms(dkv) if _sees_layers(step + 1, settings) else None  # before clipping
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise self.not_finite(name, value, step + 1)
+        return loss, grads, norm, dkv_norms
+
+    def validate(self) -> float:
+        size, bar = min(32, self.settings.micro_batch_size or 32), "validation"
+        with np.errstate(over="ignore", invalid="ignore"), self.room(self.valid, size):
+            loss = mean_loss(
+                self.model, self.prefix.fold(), self.valid, self.settings.backend, size,
+                bar if self.progress else None,
+            )  # fmt: skip
+        if not math.isfinite(loss):
+            raise self.not_finite("validation loss", loss, self.state.step)
+        return loss
+
+    def keep_if_best(self, valid_loss: float) -> None:
+        state = self.state
         if state.best_loss is None or valid_loss < state.best_loss:
             state.best_loss, state.best_step = valid_loss, state.step
-            state.best = {name: p.copy() for name, p in prefix.parameters.items()}
-    return entry
+            state.best = {name: p.copy() for name, p in self.prefix.parameters.items()}
+
+    @contextmanager
+    def room(self, examples: Sequence[Encoded], size: int) -> Iterator[None]:
+        """A GPU without room for `size` of these examples is a sentence with a batch that fits."""
+        try:
+            yield
+        except MemoryError as error:
+            if self.model.backend != "cupy":
+                raise
+            lengths = sorted((len(e.ids) for e in examples), reverse=True)[:size]
+            said = out_of_memory(self.model, lengths, self.prefix.length)
+            raise InputError(f"{said}; {self.out / STATE} keeps the last state") from error
+
+    def not_finite(self, name: str, value: float, step: int) -> InputError:
+        return InputError(
+            f"the {name} became {value} at step {step}: stopped, {self.out / STATE} keeps the last "
+            "good state; start again with a lower --lr or with --clip"
+        )
 
 
-def _gradient(
-    model: GPT2,
-    prefix: Prefix,
-    chosen: Sequence[Encoded],
-    settings: Settings,
-    state: State,
-    out: Path,
-) -> tuple[float, dict[str, np.ndarray], float, np.ndarray | None]:
-    """-> the loss, the gradient of each parameter, and their global norm, all of them finite; and
-    at some steps the norms of dkv by layer."""
-    with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
-        with _room(model, prefix, chosen, settings.micro_batch_size or len(chosen), out):
-            loss, dkv = batch_gradient(model, prefix, chosen, settings, state.step)
-        grads = prefix.backward(dkv)
-        norm = global_norm(grads)
-    dkv_norms = norms(dkv) if _sees_layers(state.step + 1, settings) else None  # before clipping
-    for name, value in (("loss", loss), ("gradient norm", norm)):
-        if not math.isfinite(value):
-            raise _not_finite(name, value, state.step + 1, out)
-    return loss, grads, norm, dkv_norms
-
-
-@contextmanager
-def _room(
-    model: GPT2, prefix: Prefix, examples: Sequence[Encoded], size: int, out: Path
-) -> Iterator[None]:
-    """A GPU that has no room for `size` of these examples is a sentence with a batch that fits."""
-    try:
-        yield
-    except MemoryError as error:
-        if model.backend != "cupy":
-            raise
-        lengths = sorted((len(e.ids) for e in examples), reverse=True)[:size]
-        said = out_of_memory(model, lengths, prefix.length)
-        raise InputError(f"{said}; {out / STATE} keeps the last state") from error
-
-
-def _not_finite(name: str, value: float, step: int, out: Path) -> InputError:
-    return InputError(
-        f"the {name} became {value} at step {step}: stopped, {out / STATE} keeps the last good "
-        "state; start again with a lower --lr or with --clip"
-    )
+# ---- one step -----------------------------------------------------------------------------------
 
 
 def _update(
@@ -317,21 +303,6 @@ def _update(
     return lr
 
 
-def _log_entry(
-    step: int, loss: float, lr: float, norm: float, chosen: Sequence[Encoded], seconds: float
-) -> dict[str, Any]:
-    tokens = sum(len(e.ids) for e in chosen)
-    return {
-        "step": step,
-        "loss": loss,
-        "lr": lr,
-        "grad_norm": norm,
-        "tokens": tokens,
-        "seconds": round(seconds, 4),
-        "tokens_per_second": round(tokens / seconds),
-    }
-
-
 def _sees_layers(step: int, settings: Settings) -> bool:
     """At the first step, at the last, and a hundred times between them but not more often than at
     every tenth: the log stays readable, and what leaves a GPU stays little."""
@@ -345,8 +316,9 @@ def norms(kv: np.ndarray) -> np.ndarray:
 
 
 def _layer_entry(prefix: Prefix, dkv_norms: np.ndarray, state: State) -> dict[str, Any]:
-    """What a line of the log says of each layer: the gradient at the prefix, before the step, and
-    how far the step has taken it from its start. A state of an earlier version has no start."""
+    """What a line of the log says of each layer: the norm of the gradient at the prefix before the
+    step, and the distance of the prefix from its start after it. A state of an earlier version has
+    no start."""
     parts = {"grad_norm": dkv_norms}
     for start in state.start.values():
         parts["distance"] = norms(prefix.kv.astype(np.float64) - start)
@@ -403,58 +375,8 @@ def mean_gradient(
     return total / count, dkvs
 
 
-def _validate(
-    model: GPT2,
-    prefix: Prefix,
-    valid: Sequence[Encoded],
-    settings: Settings,
-    state: State,
-    out: Path,
-    progress: bool,
-) -> float:
-    size, bar = min(32, settings.micro_batch_size or 32), "validation" if progress else None
-    with np.errstate(over="ignore", invalid="ignore"), _room(model, prefix, valid, size, out):
-        loss = mean_loss(model, prefix.fold(), valid, settings.backend, size, bar)
-    if not math.isfinite(loss):
-        raise _not_finite("validation loss", loss, state.step, out)
-    return loss
-
-
-def _bar(settings: Settings, state: State, progress: bool) -> "tqdm[Any]":
-    return tqdm(
-        total=settings.steps,
-        initial=state.step,
-        unit="step",
-        disable=not progress,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
-    )
-
-
-def _show(bar: "tqdm[Any]", entry: dict[str, Any], state: State) -> None:
-    shown = {"loss": f"{entry['loss']:.3f}", "tok/s": entry["tokens_per_second"]}
-    if state.best_loss is not None:
-        shown["best valid"] = f"{state.best_loss:.3f}"
-    bar.set_postfix(shown, refresh=False)
-    bar.update()
-
-
-def _say_how_long(bar: "tqdm[Any]", times: Sequence[float], left: int) -> None:
-    """After the first steps, of which the very first warms up: what is to be expected of a long
-    run."""
-    a_step = sorted(times[1:])[(len(times) - 1) // 2]  # s
-    minutes = round(a_step * left / 60)
-    if minutes >= 10 and not bar.disable:
-        hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-        bar.write(
-            f"{left} steps of {a_step:.1f} s take about {hours}, validations not counted; Ctrl-C "
-            "saves, --resume goes on, and --epochs 1 or --steps N makes a shorter run",
-            file=sys.stderr,
-        )
-
-
 class _Batches:
-    """The batch of any step, from the seed alone: each epoch is a permutation of its own."""
+    """The batch of any step, from the seed alone: each epoch has its own permutation."""
 
     def __init__(self, examples: Sequence[Encoded], settings: Settings) -> None:
         self.examples, self.settings = examples, settings
@@ -470,47 +392,40 @@ class _Batches:
         return [self.examples[j] for j in self._order[i * size : (i + 1) * size]]
 
 
-class _Stopped(KeyboardInterrupt):
-    """By Ctrl-C."""
+# ---- the bar ----------------------------------------------------------------------------------
 
 
-class _Stop:
-    """Whether Ctrl-C was pressed, and whether that may end what goes on."""
+def _bar(settings: Settings, state: State, progress: bool) -> Any:
+    from tqdm import (
+        tqdm,  # not at the top: the reference suite, which needs NumPy alone, imports us
+    )
 
-    asked, computing = 0, False
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """What is done within changes nothing that is kept, so Ctrl-C ends it anywhere."""
-        try:
-            self.computing = True
-            if self.asked:
-                raise _Stopped
-            yield
-        finally:
-            self.computing = False
+    return tqdm(
+        total=settings.steps,
+        initial=state.step,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
+    )
 
 
-@contextmanager
-def _ctrl_c() -> Iterator[_Stop]:
-    """Ctrl-C stops what computes, at once, and lets what writes finish: half a step of AdamW is no
-    state to save. The second is impatience and changes nothing; the third stops even a save."""
-    stop = _Stop()
+def _show(bar: Any, entry: dict[str, Any], state: State) -> None:
+    shown = {"loss": f"{entry['loss']:.3f}", "tok/s": entry["tokens_per_second"]}
+    if state.best_loss is not None:
+        shown["best valid"] = f"{state.best_loss:.3f}"
+    bar.set_postfix(shown, refresh=False)
+    bar.update()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked += 1
-        if stop.computing:
-            stop.computing = False
-            raise _Stopped
-        if stop.asked > 2:  # not _Stopped, after which what stands in memory is saved
-            raise KeyboardInterrupt
 
-    try:
-        old = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread: Ctrl-C does not come here
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, old)
+def _say_how_long(bar: Any, times: Sequence[float], left: int) -> None:
+    """How long a long run will take, after its first steps; the very first one warms up."""
+    a_step = sorted(times[1:])[(len(times) - 1) // 2]  # s
+    minutes = round(a_step * left / 60)
+    if minutes >= 10 and not bar.disable:
+        hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        bar.write(
+            f"{left} steps of {a_step:.1f} s take about {hours}, validations not counted; Ctrl-C "
+            "saves, --resume goes on, and --epochs 1 or --steps N makes a shorter run",
+            file=sys.stderr,
+        )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
 import minprefix.train
-from minprefix import GPT2, Config, InputError, Prefix, cli, errors, outlook
-from minprefix.cli import main
+from minprefix import GPT2, Config, InputError, Prefix, cli, errors, runs
+from minprefix.cli import main, outlook
+from minprefix.cli.resume import asked_for, worse
 from minprefix.data.pairs import Pair, Template, encode_pairs, read_pairs
 from minprefix.data.world import table_to_text
 from minprefix.evaluate import mean_loss
@@ -87,8 +89,10 @@ def refused(capsys):
     return run
 
 
-def demo_metrics(before, after):
-    return {"before": {"loss": before}, "after": {"loss": after}}
+def few_records(monkeypatch):
+    """For a demo of a second."""
+    for name, n in (("TRAIN", 20), ("VALID", 4), ("TEST", 4)):
+        monkeypatch.setattr(f"minprefix.data.demo.{name}", n)
 
 
 def train(model_dir, data, out, *more):
@@ -165,7 +169,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 def test_every_command_that_computes_takes_threads(
     ok, model_dir, data, tmp_path, two_threads, monkeypatch
 ):
-    monkeypatch.setattr("minprefix.demo.run", lambda *_, **__: demo_metrics(0.1, 0.01))
+    few_records(monkeypatch)
     out, e = tmp_path / "run", tmp_path / "e"
     for argv in (
         train(model_dir, data, out),
@@ -292,11 +296,11 @@ def test_importing_the_package_and_building_the_parser_wait_for_nothing_heavy():
         "matplotlib", "tokenizers", "huggingface_hub", "safetensors", "tqdm", "hypothesis",
         "sacrebleu", "threadpoolctl", "multiprocessing", "torch", "minprefix.conformance",
         "minprefix.train", "minprefix.storage.checkpoint", "minprefix.storage.artifact",
-        "minprefix.evaluate", "minprefix.demo", "minprefix.data",
+        "minprefix.evaluate", "minprefix.runs", "minprefix.data",
     }  # fmt: skip
     for code in ("import minprefix", "from minprefix import cli; cli._parser()"):
         assert not slow & loaded_by(code)
-    assert "tqdm" in loaded_by("import minprefix.train")  # this can see what is loaded
+    assert "minprefix.data.pairs" in loaded_by("import minprefix.runs")  # this can see it
 
 
 def test_a_model_without_a_tokenizer_does_not_wait_for_the_library(model_dir, tmp_path):
@@ -427,10 +431,10 @@ def test_validation_takes_a_sample_that_is_the_same_in_every_run(
         assert options["valid_samples"] == (7 if n == 7 else 0)
         prefix = Prefix.load(out, model)
         losses[name] = json.loads((out / "metrics.json").read_text())["valid_loss"]
-        some = [e for e in encoded if n == 80 or e in outlook.drawn(encoded, 7)]
+        some = [e for e in encoded if n == 80 or e in runs.drawn(encoded, 7)]
         assert losses[name] == pytest.approx(mean_loss(model, prefix, some), rel=1e-5)
     assert losses["all"] == losses["0"]
-    assert outlook.drawn(encoded, 7) == outlook.drawn(encoded, 7) != encoded[:7]
+    assert runs.drawn(encoded, 7) == runs.drawn(encoded, 7) != encoded[:7]
     assert "--valid-samples says on how many pairs --valid is scored" in refused(
         *train(model_dir, data, tmp_path / "no", "--valid-samples", "5")
     )
@@ -452,7 +456,10 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
     data.write_text(data.read_text() + "\n" + json.dumps({"source": "x", "target": "y " * 26}))
     argv = train(model_dir, data, tmp_path / "cut", "--valid", valid, "--skip-long")
     with monkeypatch.context() as patch:
-        patch.setitem(cli.train.TRAIN_DEFAULTS, "valid_samples", None)
+        patch.setattr(
+            "minprefix.cli.train.asked_for",
+            lambda *args: replace(asked_for(*args), valid_samples=None),
+        )
         patch.setattr(minprefix.train, "_update", lambda *args: signal.raise_signal(signal.SIGINT))
         assert main([str(a) for a in argv]) == 130
     said = ok("train", "--out", tmp_path / "cut", "--resume")
@@ -522,21 +529,36 @@ def test_a_prefix_that_makes_the_model_worse_is_said_and_is_status_1(
     capsys, model_dir, data, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    monkeypatch.setattr(outlook, "mean_loss", lambda model, prefix, *_: 9.0 if prefix else 4.0)
+    monkeypatch.setattr(runs, "mean_loss", lambda model, prefix, *_: 9.0 if prefix else 4.0)
     assert main([str(a) for a in train(model_dir, data, out, "--lr", 0.5)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "minprefix: the loss is 9.00 with this prefix and 4.00 without one: it has made the model "
         "worse. Train again with a lower --lr (it was 0.5), or look at the data"
     )
     Prefix.load(out, GPT2.load(model_dir))  # it is written all the same
-    nan = float("nan")
-    for before, after, status in (
-        (0.1, 0.5, 0), (0.1, 0.7, 1), (4, 4.9, 0), (4, 5.1, 1), (4, nan, 1)
-    ):  # fmt: skip
-        monkeypatch.setattr(
-            "minprefix.demo.run", lambda *_, b=before, a=after, **__: demo_metrics(b, a)
-        )
-        assert main(["demo", "--out", str(tmp_path / "demo")]) == status
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"), [(0.1, 0.5, 0), (0.1, 0.7, 1), (4, 4.9, 0), (4, 5.1, 1)]
+)
+def test_worse_is_by_half_a_nat_and_by_a_quarter(before, after, status):
+    assert worse(before, after, 0.1) == status
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_a_loss_that_is_no_number_saves_no_prefix(refused, tmp_path, monkeypatch, command):
+    """The last step may be too long without a validation that sees it."""
+    few_records(monkeypatch)
+    world, out = lines_of(tmp_path / "world.jsonl", table_to_text(4, "train", 0)), tmp_path / "out"
+    argv = {"train": train("tiny", world, out), "demo": ["demo", "--out", out]}[command]
+    if command == "demo":  # it validates its last step
+        monkeypatch.setattr("minprefix.train.mean_loss", lambda *_: 1.0)
+    said = refused(*argv, "--steps", 1, "--lr", 1e38)
+    assert said == (
+        "the loss with the trained prefix is not a finite number, so no prefix was saved in "
+        f"{out}: train again with --force and a lower --lr (it was 1e+38) or --clip"
+    )
+    assert not {"metrics.json", "minprefix.json"} & {path.name for path in out.iterdir()}
 
 
 @pytest.mark.long
@@ -580,11 +602,11 @@ def whole(model_dir, tmp_path_factory):
         ("minprefix.model.GPT2.load", BEFORE),
         ("minprefix.model.GPT2.encode_many", BEFORE),
         ("minprefix.model.GPT2.fingerprint", BEFORE),
-        ("minprefix.outlook.mean_loss", BEFORE),
+        ("minprefix.runs.mean_loss", BEFORE),
         ("minprefix.train.batch_gradient", AFTER),
         ("minprefix.train.mean_loss", AFTER),
-        ("minprefix.train.loss_picture", AFTER),
-        ("minprefix.outlook.loss", AFTER),
+        ("minprefix.show.training.loss_picture", AFTER),
+        ("minprefix.runs.loss", AFTER),
         ("minprefix.prefixes.verify.mean_loss", AFTER),
         ("minprefix.prefixes.verify.predict", AFTER),
         ("minprefix.storage.artifact.write_together", AFTER),
@@ -596,12 +618,12 @@ def test_ctrl_c_says_how_to_go_on_wherever_it_comes(
     argv, whole = [*whole[0], "--out", str(tmp_path / "cut")], whole[1]
 
     def pressed(*args, **kwargs):
-        if where != "minprefix.outlook.loss" or args[1] is not None:
+        if where != "minprefix.runs.loss" or args[1] is not None:
             signal.raise_signal(signal.SIGINT)
             pytest.fail("Ctrl-C is not answered at once")
         return real(*args, **kwargs)
 
-    real = outlook.loss
+    real = runs.loss
     with monkeypatch.context() as patch:
         patch.setattr(where, pressed)
         assert main(argv) == 130
@@ -626,7 +648,7 @@ def test_ctrl_c_before_a_resumed_run_begins_says_how_to_go_on_and_not_what_force
     go_on = f"minprefix: stopped, all of step 6 is saved; go on with: minprefix train --out {out}"
     for more, said in ((["--resume"], f"{go_on} --resume"), (["--force"], BEFORE)):
         with monkeypatch.context() as patch:
-            patch.setattr(outlook, "mean_loss", lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr(runs, "mean_loss", lambda *_: signal.raise_signal(signal.SIGINT))
             assert main([*argv, *more]) == 130
         assert capsys.readouterr().err.splitlines()[-1] == said
     for path in whole[1].iterdir():
@@ -634,12 +656,10 @@ def test_ctrl_c_before_a_resumed_run_begins_says_how_to_go_on_and_not_what_force
 
 
 def test_ctrl_c_while_the_demo_scores_says_how_to_go_on(capsys, monkeypatch, tmp_path):
-    from minprefix import demo
+    from minprefix.cli import demo
 
     out, real, calls = tmp_path / "demo", demo.score, []
-    monkeypatch.setattr(demo, "TRAIN", 20)
-    monkeypatch.setattr(demo, "VALID", 4)
-    monkeypatch.setattr(demo, "TEST", 4)
+    few_records(monkeypatch)
 
     def pressed(*args):
         calls.append(1)
@@ -670,11 +690,9 @@ def started_from(kind, model_dir, data, folder, ok):
 def test_training_starts_from_the_very_numbers_of_a_trained_prefix(
     ok, model_dir, data, tmp_path, monkeypatch, kind
 ):
-    import minprefix.train
-
     start = started_from(kind, model_dir, data, tmp_path / "first", ok)
     seen = {}
-    real = minprefix.train.train
+    real = runs.train
 
     def look(model, prefix, *rest):
         seen["prefix"] = type(prefix)
@@ -682,7 +700,7 @@ def test_training_starts_from_the_very_numbers_of_a_trained_prefix(
         seen["where"] = (prefix.layers, prefix.subset, prefix.position_offset)
         return real(model, prefix, *rest)
 
-    monkeypatch.setattr(minprefix.train, "train", look)
+    monkeypatch.setattr(runs, "train", look)
     before = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir()}
     ok(*train(model_dir, data, tmp_path / "second", *start))
     load = MLPPrefix.load if kind == "mlp" else Prefix.load

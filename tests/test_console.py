@@ -160,11 +160,11 @@ def test_a_sentence_about_bad_input_can_be_said_everywhere(on, encoding):
 
 
 def test_demo_and_its_bar_end_on_a_console_that_cannot_show_them(on, tmp_path, monkeypatch):
-    from minprefix import demo
+    from minprefix.data import demo
 
     for name, n in (("TRAIN", 20), ("VALID", 4), ("TEST", 2)):
         monkeypatch.setattr(demo, name, n)
-    monkeypatch.setattr(demo, "DECODING", demo.Decoding(max_new_tokens=2))
+    monkeypatch.setattr("minprefix.cli.demo.NEW_TOKENS", 2)
     monkeypatch.setattr("minprefix.prefixes.verify.SAMPLES", 1)
     out = tmp_path / "→ new"
     call = ["demo", "--steps", "2", "--batch-size", "4", "--out", out]

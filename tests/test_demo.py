@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from minprefix import GPT2, Batch, Prefix, demo
-from minprefix.cli import main
+from minprefix import GPT2, Batch, Prefix
+from minprefix.cli import demo, main
+from minprefix.data import demo as data
 from minprefix.data import world
 from tests.check_demo import failures
 
@@ -21,9 +22,9 @@ FILES = {
 @pytest.fixture(scope="module", autouse=True)
 def few_records():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "TEST", 12)
-        patch.setattr(demo, "TRAIN", 100)
-        patch.setattr(demo, "VALID", 8)
+        patch.setattr(data, "TEST", 12)
+        patch.setattr(data, "TRAIN", 100)
+        patch.setattr(data, "VALID", 8)
         yield
 
 
@@ -78,7 +79,7 @@ def test_a_demo_that_breaks_its_promises_is_told():
 
 
 def test_the_demos_scores_are_those_of_what_the_model_said():
-    model, test = GPT2.load("tiny"), demo.pairs("test", 12, seed=0)
+    model, test = GPT2.load("tiny"), data.pairs("test", 12, seed=0)
     scores, said = demo.score(model, None, test)
     records = [world.read_record(pair.source) for pair in test]
     wrong = sum(len(world.slot_errors(r, s)) for r, s in zip(records, said, strict=True))
@@ -89,7 +90,7 @@ def test_the_demos_scores_are_those_of_what_the_model_said():
 
 
 def test_the_reasons_that_the_demo_gives_are_counted_token_by_token():
-    model, test = GPT2.load("tiny"), demo.pairs("test", 12, seed=0)
+    model, test = GPT2.load("tiny"), data.pairs("test", 12, seed=0)
     prefix = Prefix.normal(model.config, 3, seed=0)
     examples = demo.encoded(model, test)
 

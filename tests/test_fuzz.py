@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from minprefix import GPT2, InputError, errors
 from minprefix.data.pairs import fingerprint, read_pairs
 from minprefix.storage import reading
-from minprefix.storage.run import LOG, STATE, Log
+from minprefix.storage.run import LOG, STATE, log_lines
 from minprefix.storage.tensors import map_tensors
 from minprefix.storage.tokenizer import read_tokenizer
 from tests.reliability import damage, readers
@@ -395,8 +395,8 @@ def change_state(folder, **numbers):
         ({"step": -1, "t": -1}, "its step is -1"),
         ({"step": True, "t": True}, "its step is True"),
         ({"t": None}, "its t is None"),
-        ({"step": 4}, "its numbers are of several"),
-        ({"best_step": None}, "its numbers are of several"),
+        ({"step": 4}, "its numbers contradict each other"),
+        ({"best_step": None}, "its numbers contradict each other"),
         ({"best_loss": float("nan")}, "its best_loss is nan"),
         ({"best_loss": "1"}, "its best_loss is '1'"),
         ({"step": 9, "t": 9}, "is at step 9 of 5"),
@@ -428,7 +428,7 @@ def test_a_state_that_holds_what_no_training_leaves_is_refused_and_changes_nothi
     prefix, record = readers.run_of("flat")
     before = prefix.kv.copy()
     with pytest.raises(InputError, match=rf"tensor '{name}' holds NaN, infinity, or less than 0"):
-        readers.run.load_state(tmp_path / "flat", prefix, record)
+        readers.run.load_state(tmp_path / "flat", readers.state_of(prefix), record)
     assert np.array_equal(prefix.kv, before)
 
 
@@ -444,4 +444,4 @@ def test_a_state_that_holds_what_no_training_leaves_is_refused_and_changes_nothi
 def test_a_log_ends_at_its_first_line_that_is_none(tmp_path, line):
     good = b'{"step": 1, "loss": 2, "valid_loss": 3}\n'
     (tmp_path / LOG).write_bytes(good + line + b"\n" + good.replace(b"1", b"3", 1))
-    assert Log(tmp_path / LOG, 9).read() == ([1], [2.0], [(1, 3.0)])
+    assert log_lines(tmp_path / LOG) == [{"step": 1, "loss": 2.0, "valid_loss": 3.0}]

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("generate", "evaluate", "train"),
     ("",),  # what `import minprefix` gives
-    ("methods", "prefixes", "runs", "demo", "outlook"),
+    ("methods", "prefixes", "runs"),
     ("show", "conformance", "trace", "lessons"),
     ("cli", "__main__"),
 )
@@ -36,13 +36,10 @@ EXCEPTIONS: dict[str, set[str]] = {
     "model": {"show.notebook"},
     # to be opened
     "budget": {"model"},
-    "train": {"show.training"},
 }
 
 #: modules that import each other: to be opened
-CIRCLES: list[list[str]] = [
-    ["demo", "prefixes.verify"],
-]
+CIRCLES: list[list[str]] = []
 
 
 def _modules() -> dict[str, Path]:

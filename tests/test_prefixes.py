@@ -23,9 +23,10 @@ from minprefix.prefixes.combine import (
     prune,
     slot_attention,
 )
-from minprefix.prefixes.distance import differences, distances
+from minprefix.prefixes.distance import distances
 from minprefix.prefixes.verify import verify
 from minprefix.storage.artifact import FILES, export_peft
+from minprefix.storage.run import differences
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
 PAIRS = [("name[A], food[Thai]", "A serves Thai food."), ("name[B]", "B is a pub."), ("x", "y z")]
@@ -814,13 +815,13 @@ def test_what_has_no_record_or_no_such_file_is_a_sentence(said, made, runs):
 
 @pytest.mark.long
 def test_a_demo_is_verified_without_a_file(said, tmp_path, monkeypatch):
-    from minprefix import demo
+    from minprefix.data import demo
 
     monkeypatch.setattr(demo, "TRAIN", 20)
     monkeypatch.setattr(demo, "VALID", 4)
     monkeypatch.setattr(demo, "TEST", 2)
     monkeypatch.setattr("minprefix.prefixes.verify.SAMPLES", 1)
-    monkeypatch.setattr(demo, "DECODING", demo.Decoding(max_new_tokens=2))
+    monkeypatch.setattr("minprefix.cli.demo.NEW_TOKENS", 2)
     out = tmp_path / "demo"
     assert said("demo", "--out", out, "--steps", 2, "--batch-size", 4, "--seed", 5)[0] == 0
     status, text = said("verify", out)

@@ -14,10 +14,10 @@ import minprefix.train as loop
 from minprefix import Batch, InputError, Prefix, loss, loss_and_grad
 from minprefix.data.pairs import Encoded
 from minprefix.evaluate import mean_loss
-from minprefix.optim import learning_rate
+from minprefix.optim import AdamW, learning_rate
 from minprefix.prefix import dropout_mask
 from minprefix.storage import writing
-from minprefix.storage.run import load_state
+from minprefix.storage.run import State, load_state
 from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.train import Settings, batch_gradient, train
 from tests.conftest import random_model, relative_error
@@ -36,14 +36,6 @@ def start(kind, config, dtype="float32", seed=1, **where):
     if kind == "mlp":
         return Prefix.mlp(config, 4, hidden=8, seed=seed, dtype=dtype, **where)
     return Prefix.normal(config, 4, std=0.5, seed=seed, dtype=dtype, **where)
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than most runs here. -> the real function."""
-    real = loop.loss_picture
-    monkeypatch.setattr(loop, "loss_picture", lambda *args: None)
-    return real
 
 
 @pytest.fixture
@@ -400,21 +392,9 @@ def test_a_start_of_another_shape_is_a_sentence(halfway, tmp_path):
         halfway()
 
 
-def test_the_loss_picture_is_a_png(config, small, tmp_path, monkeypatch, no_picture):
-    monkeypatch.setattr(loop, "loss_picture", no_picture)
-    settings = Settings(steps=40, eval_every=10)
-    train(small, start("flat", config), encoded(5), settings, tmp_path, encoded(2), progress=False)
-    data = (tmp_path / "loss.png").read_bytes()
-    assert data[:16] == b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-    assert int.from_bytes(data[16:20]) > 400
-    assert data.endswith(b"IEND\xaeB`\x82")
-
-
-def test_a_run_leaves_these_files_and_no_others(config, small, tmp_path, monkeypatch, no_picture):
-    monkeypatch.setattr(loop, "loss_picture", no_picture)
+def test_a_run_leaves_these_files_and_no_others(config, small, tmp_path):
     train(small, start("flat", config), encoded(5), Settings(steps=2), tmp_path, progress=False)
-    found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == ["log.jsonl", "loss.png", "state.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors"]
 
 
 def test_no_examples_is_a_sentence(config, small, tmp_path):
@@ -444,7 +424,8 @@ def test_the_prefix_ends_as_the_best_so_far_and_the_state_as_the_last(
     assert not np.array_equal(seen[1], seen[3])
     last = start("mlp", config)
     record = state_of(tmp_path)[1]["run"]
-    state = load_state(tmp_path, last, record)
+    state = State(last.parameters, AdamW(), start={"kv": last.kv.copy()})
+    load_state(tmp_path, state, record)
     assert np.array_equal(last.kv, seen[3])
     assert (state.step, state.best_loss, state.best_step) == (8, 1.0, 4)
 
@@ -546,7 +527,6 @@ def test_ctrl_c_ends_a_step_at_once_and_the_ones_before_it_are_saved(
     config, small, tmp_path, monkeypatch
 ):
     on_call(monkeypatch, "loss_and_grad", interrupted_at({4}, "ctrl-c"))
-    on_call(monkeypatch, "loss_picture", lambda *_: pytest.fail("nobody waits for a picture"))
     handler = signal.getsignal(signal.SIGINT)
     prefix, settings = start("flat", config), Settings(steps=50, save_every=50)
     result = train(small, prefix, encoded(8), settings, tmp_path, progress=False)
@@ -623,7 +603,6 @@ def test_the_second_ctrl_c_lets_the_save_finish_and_the_third_leaves_the_last_on
             train(*parts, progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "loss_picture", lambda *args: None)
     assert state_of(tmp_path / "parts")[1]["state"]["step"] == saved
     prefix = start("flat", config, seed=2)
     train(small, prefix, encoded(8), settings, tmp_path / "parts", resume=True, progress=False)
@@ -635,7 +614,7 @@ def test_a_third_ctrl_c_in_an_update_does_not_save_half_of_it(config, small, tmp
     train(small, whole, encoded(8), settings, tmp_path / "whole", progress=False)
     parts = (small, start("flat", config), encoded(8), settings, tmp_path / "parts")
     with monkeypatch.context() as patch:
-        real = loop.AdamW.step
+        real = AdamW.step
 
         def half(adam, parameters, *args):
             if adam.t == 4:
@@ -643,7 +622,7 @@ def test_a_third_ctrl_c_in_an_update_does_not_save_half_of_it(config, small, tmp
                 ctrl_c(3)
             real(adam, parameters, *args)
 
-        patch.setattr(loop.AdamW, "step", half)
+        patch.setattr(AdamW, "step", half)
         with pytest.raises(KeyboardInterrupt):
             train(*parts, progress=False)
     assert state_of(tmp_path / "parts")[1]["state"]["step"] == 4

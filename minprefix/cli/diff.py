@@ -22,8 +22,9 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.prefix import Prefix
-    from minprefix.prefixes.distance import differences, distances
+    from minprefix.prefixes.distance import distances
     from minprefix.storage.artifact import read_prefix
+    from minprefix.storage.run import differences
 
     (saved_a, about_a), (saved_b, about_b) = (read_prefix(path) for path in (args.a, args.b))
     a, b = Prefix.of(saved_a), Prefix.of(saved_b)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from minprefix.generate import Decoding
     from minprefix.model import GPT2
 
-
 #: what `generate` and `evaluate` write at most without --max-new-tokens
 NEW_TOKENS = 80
 ENDS = (

@@ -1,19 +1,29 @@
-"""`demo` and `train`: going on with a run, after Ctrl-C and with the options that it began with."""
+"""What `demo` and `train` share: a Ctrl-C that says how to go on, the options of the run that is
+resumed, the picture of the loss, and the exit status."""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
+from minprefix.cli.fields import given
 from minprefix.cli.options import resolved
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
+from minprefix.settings import Demo, Job
+
+if TYPE_CHECKING:
+    from minprefix.runs import Work
+
+Asked = TypeVar("Asked", Job, Demo)
+#: options that say where something lies
+PLACES = ("model", "data", "valid", "init_prefix")
 
 
 def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) -> int:
-    """`run`, and after a Ctrl-C anywhere in it how to go on, if --out holds a run to go on with.
-    The one that --force was to replace is none."""
+    """`run`; after a Ctrl-C anywhere in it, say how to go on if --out holds a run to go on with.
+    One that --force was about to replace does not count."""
     from minprefix.storage.run import STATE, load_options, saved_step
 
     out, state = args.out, args.out / STATE
@@ -34,9 +44,64 @@ def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) ->
     return 130
 
 
+def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Asked:
+    """What the command line asks for, or with --resume what the run in --out was started with.
+    Raises InputError for an option that contradicts that run; the contents of a place that is given
+    are compared later."""
+    from minprefix.storage.run import load_options
+
+    now = given(args, kind)
+    if "backend" in now:
+        now["backend"] = resolved(now["backend"])
+    if not args.resume:
+        return kind(**now)
+    options = load_options(args.out, command)
+    unknown = sorted(set(options) - set(kind.__dataclass_fields__))
+    if unknown:
+        raise InputError(
+            f"the run in {args.out} has an option {unknown[0]!r}, which this version does not "
+            "know: resume it with the minprefix that started it"
+        )
+    was = kind.recorded(options)
+    for name, value in now.items():
+        before = getattr(was, name)
+        if name in PLACES and before is not None:
+            options[name] = value
+            continue
+        before = was.unsaid().get(name) if before is None else before
+        if value == before:
+            continue
+        said = "was not given" if before is None else f"was {before!r}"
+        raise InputError(
+            f"cannot resume {args.out}: --{name.replace('_', '-')} {said} and is now {value!r}: "
+            "leave it out to go on with the run as it began, or choose another --out"
+            f"{_longer(command, name, args.out)}"
+        )
+    return kind.recorded(options)
+
+
+def _longer(command: str, name: str, out: Path) -> str:
+    """How to make a run longer: its learning rate falls to 0 at its last step."""
+    if command != "train" or name not in ("steps", "epochs"):
+        return ""
+    start = f"--init prefix --init-prefix {shlex.quote(str(out))}"
+    return f"; to train longer, start another run from this one when it has ended: {start}"
+
+
+def draw_loss(work: "Work", out: Path) -> None:
+    from minprefix.show.training import loss_picture
+    from minprefix.storage.run import LOG, PICTURE, log_lines
+
+    prefix, name = work.prefix, Path(work.model.name).name
+    title = (
+        f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
+    )
+    loss_picture(out / PICTURE, log_lines(out / LOG), title)
+
+
 def worse(frozen: float, loss: float, lr: float) -> int:
     """-> the exit status: 1, and a sentence, if a prefix leaves the model far worse than it was."""
-    if loss <= frozen + max(0.5, 0.25 * frozen):  # nan is worse, too
+    if loss <= frozen + max(0.5, 0.25 * frozen):
         return 0
     print(
         f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it has "
@@ -44,55 +109,3 @@ def worse(frozen: float, loss: float, lr: float) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def options_of(
-    command: str, out: Path, defaults: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
-    """What the run in `out` was started with. Raises InputError for a `given` option that says
-    something else; what lies at a place that is given is compared later."""
-    from minprefix.storage.run import load_options
-
-    options = load_options(out, command)
-    was = defaults | options
-    for name, now in given.items():
-        if name == "backend":
-            now = resolved(now)
-        if name in PLACES and was[name] is not None:
-            options[name] = now
-            continue
-        unsaid = was[name] is None
-        before = unsaid_options(was).get(name) if unsaid else was[name]
-        if now == before:
-            continue
-        option = f"--{name.replace('_', '-')}"
-        said = "was not given" if before is None else f"was {before!r}"
-        raise InputError(
-            f"cannot resume {out}: {option} {said} and is now {now!r}: leave it out to go on with "
-            f"the run as it began, or choose another --out{_longer(command, name, out)}"
-        )
-    return options
-
-
-#: options that say where something lies
-PLACES = ("model", "data", "valid", "init_prefix")
-
-
-def unsaid_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What an option comes to that nobody gave."""
-    flat = options.get("mlp_hidden") is None
-    unsaid = {"lr": 5e-3 if flat else 5e-4, "init": "normal" if flat else "network"}
-    if options.get("steps") is None:
-        unsaid["epochs"] = 5
-    if options.get("init") not in ("text", "prefix"):
-        unsaid["prefix_length"] = 10
-    return unsaid
-
-
-def _longer(command: str, name: str, out: Path) -> str:
-    """What to do where a run was to be made longer: its learning rate was laid out for its length,
-    so it has none for more steps."""
-    if command != "train" or name not in ("steps", "epochs"):
-        return ""
-    start = f"--init prefix --init-prefix {shlex.quote(str(out))}"
-    return f"; to train longer, start another run from this one when it has ended: {start}"

@@ -1,21 +1,11 @@
 """What differs between two saved prefixes: in how they came to be, and layer by layer."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minprefix.errors import InputError
 from minprefix.prefix import Prefix
-
-
-def differences(a: Any, b: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(name, value of a, value of b) for each leaf in which two records differ; None stands for
-    one that is not there."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        parts = [differences(a.get(k), b.get(k), f"{name}.{k}".strip(".")) for k in keys]
-        return [found for part in parts for found in part]
-    return [] if a == b else [(name, a, b)]
 
 
 class Distance(NamedTuple):

@@ -21,16 +21,13 @@ from minprefix.show.drawing import (
     set_title,
 )
 from minprefix.storage.reading import inside
+from minprefix.storage.run import LOG, log_lines
 
 
-def loss_picture(
-    path: Path,
-    steps: Sequence[int],
-    losses: Sequence[float],
-    valid: Sequence[tuple[int, float]],
-    title: str,
-) -> None:
-    """The loss of each step, its running mean, and the validation loss."""
+def loss_picture(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
+    """The loss of each step, its running mean, and the validation loss, from a log's lines."""
+    steps, losses = [e["step"] for e in lines], [e["loss"] for e in lines]
+    valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="each step")
@@ -74,8 +71,6 @@ class Run(NamedTuple):
 
 def read_run(folder: Path) -> Run:
     """Raises InputError for a folder that holds no log, and for a log that no training writes."""
-    from minprefix.storage.run import LOG, log_lines
-
     if not folder.is_dir():
         raise InputError(f"run folder {str(folder)!r} does not exist: give one that train wrote")
     path = inside(folder, LOG, "the log of the run")

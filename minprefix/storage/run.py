@@ -8,23 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minprefix.errors import InputError, brief, counted, listed, quoted
-from minprefix.ops import to
+from minprefix.ops import home, to
 from minprefix.optim import AdamW
 from minprefix.storage.reading import inside, json_lines, loads, read_bytes, read_json, read_text
 from minprefix.storage.saving import SAVING, only_writer
 from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.storage.writing import temporary, write_text
 
-if TYPE_CHECKING:
-    from minprefix.prefix import Prefix
-
 STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
-#: what says that a folder holds a run
+#: the files of a run, an artifact and an evaluation: they mark a folder as taken
 RUN_FILES = (
     SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
     "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
@@ -36,10 +33,11 @@ RUN_FILES = (
 class State:
     """All that a run needs to go on: it is one file, replaced whole."""
 
-    step: int  # how many steps are done
+    parameters: dict[str, np.ndarray]  # what is trained, in place
     adam: AdamW
+    step: int = 0  # how many steps are done
     best_loss: float | None = None  # the lowest validation loss so far,
-    best_step: int | None = None  # the step that it was seen at,
+    best_step: int | None = None  # the step at which it was seen,
     best: dict[str, np.ndarray] = field(default_factory=dict)  # and the parameters that had it
     start: dict[str, np.ndarray] = field(default_factory=dict)  # kv before step 1
 
@@ -102,17 +100,11 @@ class Log:
                 "room, then --resume"
             ) from error
 
-    def read(self) -> tuple[list[int], list[float], list[tuple[int, float]]]:
-        """Steps, losses, and (step, validation loss) where there is one."""
-        lines = log_lines(self.path)
-        valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
-        return [e["step"] for e in lines], [e["loss"] for e in lines], valid
-
 
 # ---- the folder -------------------------------------------------------------------------------
 
-#: what lies in a folder that its owner would call empty
-_OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep", ".gitignore"}
+#: files in a folder that its owner would call empty
+_IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep", ".gitignore"}
 
 
 def refuse_taken(
@@ -121,10 +113,12 @@ def refuse_taken(
     resume: bool | None = None,
     marks: Sequence[str] = RUN_FILES,
 ) -> None:
-    """Before any work: raises InputError if `out` holds `marks` of a run, unless `force` is to
-    replace them or `resume` to go on with it (None: it cannot be advised); if it holds anything and
-    nothing that minprefix wrote, a home folder or a website, with `force`, too; and if another
-    process writes there."""
+    """Raises InputError, before any work, if `out` is taken.
+
+    It is taken if it holds `marks` of a run, unless `force` replaces them or `resume` goes on with
+    it (None: the command cannot resume); if it holds files and none that minprefix wrote, a home
+    folder or a website, even with `force`; and if another process writes there.
+    """
     if not out.is_dir():  # to be made, or no folder, which the system will say
         return
     with only_writer(out):
@@ -135,7 +129,7 @@ def refuse_taken(
 def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) -> None:
     held = {path.name for path in out.iterdir()}
     left = {temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
-    if held <= left | _OF_NOBODY:
+    if held <= left | _IGNORED:
         return
     if not is_ours(out):
         replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
@@ -153,8 +147,8 @@ def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) ->
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds a run, a prefix or an evaluation, by what a stranger's files of the
-    same names do not say."""
+    """Whether a folder holds a run, a prefix or an evaluation, by contents that files of the same
+    names from elsewhere do not have."""
     if (folder / "minprefix.json").is_file() or (folder / SAVING).is_dir():
         return True
     with suppress(InputError):
@@ -180,19 +174,16 @@ def is_ours(folder: Path) -> bool:
 # ---- the state --------------------------------------------------------------------------------
 
 
-def save_state(out: Path, prefix: "Prefix", state: State, record: dict[str, Any]) -> None:
+def save_state(out: Path, state: State, record: dict[str, Any]) -> None:
+    groups = {
+        "parameter": state.parameters, "m": state.adam.m, "v": state.adam.v, "best": state.best,
+        "start": state.start,
+    }  # fmt: skip
     tensors = {
-        f"{group}.{name}": a
-        for group, arrays in (
-            ("parameter", prefix.parameters),
-            ("m", state.adam.m),
-            ("v", state.adam.v),
-            ("best", state.best),
-            ("start", state.start),
-        )
+        f"{group}.{name}": to(a, "numpy")
+        for group, arrays in groups.items()
         for name, a in arrays.items()
     }
-    tensors = {name: to(a, "numpy") for name, a in tensors.items()}
     numbers = {
         "step": state.step,
         "t": state.adam.t,
@@ -205,25 +196,26 @@ def save_state(out: Path, prefix: "Prefix", state: State, record: dict[str, Any]
 
 
 def saved_step(out: Path) -> int:
-    """The step that the state in `out` is of."""
+    """The step of the state in `out`. Raises InputError where there is none."""
     return _read_state(out)[2]["step"]
 
 
 def load_options(out: Path, command: str) -> dict[str, Any]:
-    """The options that `minprefix <command>` started the run in `out` with. Raises InputError if
+    """The options with which `minprefix <command>` started the run in `out`. Raises InputError if
     there is no run or another command started it."""
     about = _read_state(out)[1].get("about")
     if not isinstance(about, dict) or about.get("command") != command:
         raise InputError(
-            f"the run in {out} was not started by `minprefix {command}`: it is resumed by what "
+            f"the run in {out} was not started by `minprefix {command}`: resume it with what "
             "started it"
         )
     if not isinstance(about.get("options"), dict):
-        raise InputError(f"{out / STATE} holds no options of the run that it is of: it is damaged")
+        raise InputError(f"{out / STATE} does not hold the options of its run: it is damaged")
     return about["options"]
 
 
 def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+    """-> the tensors, the record of the run, and the numbers of the state."""
     path = inside(out, STATE, "the state of the run")
     if not path.exists():
         raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
@@ -235,58 +227,59 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
         raise InputError(f"{path} is not the state of a run: {brief(error)}") from error
     for key in ("step", "t", "best_step", "best_loss"):
         value = state.get(key)
-        optional = key.startswith("best") and key in state
-        number = type(value) is int and 0 <= value < 2**63
+        right = type(value) is int and 0 <= value < 2**63
         if key == "best_loss":
-            number = number or (type(value) is float and math.isfinite(value))
-        if not number and not (optional and value is None):
+            right = right or (type(value) is float and math.isfinite(value))
+        if key.startswith("best") and key in state:
+            right = right or value is None
+        if not right:
             raise InputError(
                 f"{path} is not the state of a run: its {key} is {quoted(value)}; it is damaged"
             )
     if state["t"] != state["step"] or (state["best_step"] is None) != (state["best_loss"] is None):
-        raise InputError(f"{path} is not the state of a run: its numbers are of several; damaged")
+        raise InputError(
+            f"{path} is not the state of a run: its numbers contradict each other; it is damaged"
+        )
     return tensors, run, state
 
 
-def load_state(out: Path, prefix: "Prefix", record: dict[str, Any]) -> State:
-    """Put the parameters of a saved run into `prefix`. Raises InputError if it was another run than
-    `record`."""
+def load_state(out: Path, state: State, record: dict[str, Any]) -> None:
+    """Put what is saved in `out` into `state`, which is as at the start of the run. Raises
+    InputError, and leaves `state` alone, if it was another run than `record`."""
     tensors, saved, numbers = _read_state(out)
     # the settings last: more data makes more steps, and the data is what changed
     in_order = {k: record[k] for k in sorted(record, key=lambda k: k == "settings")}
-    differs = _first_difference(
+    found = differences(
         {k: saved.get(k) for k in in_order} | saved, json.loads(json.dumps(in_order))
     )
-    if differs:
-        raise InputError(
-            f"cannot resume {out}: {differs}; resume with what it was started with, or use another "
-            "--out"
-        )
+    for name, was, now in found:
+        if name not in _PLACES:
+            raise InputError(
+                f"cannot resume {out}: {_said(name, was, now)}; resume with what it was started "
+                "with, or use another --out"
+            )
     if numbers["step"] > record["settings"]["steps"]:
         raise InputError(
             f"{out / STATE} is at step {numbers['step']} of {record['settings']['steps']}: damaged"
         )
-    groups = _groups(out / STATE, tensors, prefix, numbers)
-    for name, p in prefix.parameters.items():
+    groups = _groups(out / STATE, tensors, state, numbers)
+    for name, p in state.parameters.items():
         p[...] = groups["parameter"][name]
-    adam = AdamW(
-        weight_decay=saved["settings"]["weight_decay"],
-        t=numbers["t"],
-        m=groups["m"],
-        v=groups["v"],
-    )
-    best = (numbers["best_loss"], numbers["best_step"], groups["best"])
-    return State(numbers["step"], adam, *best, groups["start"])
+    state.adam.t, state.adam.m, state.adam.v = numbers["t"], groups["m"], groups["v"]
+    state.step, state.best, state.start = numbers["step"], groups["best"], groups["start"]
+    state.best_loss, state.best_step = numbers["best_loss"], numbers["best_step"]
 
 
 def _groups(
-    path: Path, tensors: dict[str, np.ndarray], prefix: "Prefix", numbers: dict[str, Any]
+    path: Path, tensors: dict[str, np.ndarray], state: State, numbers: dict[str, Any]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The tensors of a state, off the file, which will be replaced. Raises InputError unless they
-    fit the prefix and `numbers`, and are finite."""
-    wanted = {name: (p.shape, p.dtype) for name, p in prefix.parameters.items()}
-    kv = prefix.kv
-    at_start = {"kv": (kv.shape, kv.dtype)}
+    """The tensors of a state, copied out of the file, which will be replaced. Raises InputError
+    unless they fit the parameters and `numbers`, and are finite."""
+    wanted, at_start = (
+        {name: (a.shape, a.dtype) for name, a in arrays.items()}
+        for arrays in (state.parameters, state.start)
+    )
+    place = home(next(iter(state.parameters.values())))
     stepped, found = numbers["t"] > 0, numbers["best_loss"] is not None
     there = {"parameter": True, "m": stepped, "v": stepped, "best": found}
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in (*there, "start")}
@@ -304,16 +297,17 @@ def _groups(
                 f"{path}: tensor {full!r} holds NaN, infinity, or less than 0 for a mean of "
                 "squares, which no training leaves there: the file is damaged"
             )
-        groups[group][name] = to(np.array(a), prefix.backend)
+        groups[group][name] = to(np.array(a), place)
     for group, is_there in there.items():  # an earlier version kept no start
-        arrays = groups[group]
-        if arrays.keys() != (wanted.keys() if is_there else set()):
+        if groups[group].keys() != (wanted.keys() if is_there else set()):
             raise InputError(
-                f"{path}: {counted(len(arrays), 'tensor')} {group!r} at step {numbers['step']}, "
-                f"for a prefix of {len(wanted)}: the file is damaged"
+                f"{path}: {counted(len(groups[group]), 'tensor')} {group!r} at step "
+                f"{numbers['step']}, for a prefix of {len(wanted)}: the file is damaged"
             )
     return groups
 
+
+# ---- which run it was -------------------------------------------------------------------------
 
 #: options that say where something lies; what lies there is compared by its fingerprint
 _PLACES = {
@@ -323,9 +317,7 @@ _PLACES = {
     "about.options.init_prefix",
     "about.init.init_prefix",
 }
-
-
-#: fingerprints, and what the user would say
+#: what a fingerprint that differs means to the user
 _FINGERPRINTS = {
     "about.data_sha256": "--data is another file, or has changed: ",
     "about.valid_sha256": "--valid is another file, or has changed: ",
@@ -334,16 +326,17 @@ _FINGERPRINTS = {
 }
 
 
-def _first_difference(saved: Any, now: Any, name: str = "") -> str | None:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for key in [*saved, *(k for k in now if k not in saved)]:
-            found = _first_difference(saved.get(key), now.get(key), f"{name}.{key}".strip("."))
-            if found:
-                return found
-        return None
-    if saved == now or name in _PLACES:
-        return None
+def differences(a: Any, b: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, value of a, value of b) for each leaf in which two records differ; None stands for
+    one that is not there."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        parts = [differences(a.get(k), b.get(k), f"{name}.{k}".strip(".")) for k in keys]
+        return [found for part in parts for found in part]
+    return [] if a == b else [(name, a, b)]
+
+
+def _said(name: str, was: Any, now: Any) -> str:
     what = name.removeprefix("about.").removeprefix("settings.").removeprefix("options.")
     what = brief(what.replace(".", " "))
-    said = _FINGERPRINTS.get(name, "")
-    return f"{said}{what} was {quoted(saved)} and is now {quoted(now)}"
+    return f"{_FINGERPRINTS.get(name, '')}{what} was {quoted(was)} and is now {quoted(now)}"

@@ -488,25 +488,32 @@ def run_of(name: str) -> tuple[Prefix, dict[str, Any]]:
     return prefix, train._record(BASE, prefix, EXAMPLES, SETTINGS, None, about)
 
 
+def state_of(prefix: Prefix) -> State:
+    """At the start of a run."""
+    return State(prefix.parameters, AdamW(), start={"kv": prefix.kv.copy()})
+
+
 def make_states(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("flat", "mlp"):
         prefix, record = run_of(name)
         (folder / name).mkdir(parents=True)
-        adam = AdamW()
-        state = State(3, adam, 1.5, 2, {n: p.copy() for n, p in prefix.parameters.items()})
+        best = {n: p.copy() for n, p in prefix.parameters.items()}
+        state = State(prefix.parameters, AdamW(), 3, 1.5, 2, best)
         for _ in range(3):
             grads = {
                 n: rng.normal(size=p.shape).astype(p.dtype) for n, p in prefix.parameters.items()
             }
-            adam.step(prefix.parameters, grads, 0.01)
-        run.save_state(folder / name, prefix, state, record)
+            state.adam.step(prefix.parameters, grads, 0.01)
+        run.save_state(folder / name, state, record)
 
 
 def read_state(folder: Path) -> tuple[Prefix, State]:
     prefix, record = run_of(folder.name)
     run.load_options(folder, "train")
-    return prefix, run.load_state(folder, prefix, record)
+    state = state_of(prefix)
+    run.load_state(folder, state, record)
+    return prefix, state
 
 
 def right_state(folder: Path, loaded: tuple[Prefix, State]) -> None:
@@ -541,14 +548,14 @@ def make_logs(folder: Path) -> None:
 
 
 def read_log(folder: Path) -> Any:
-    return run.Log(folder / run.LOG, 30).read()
+    run.Log(folder / run.LOG, 30)
+    return run.log_lines(folder / run.LOG)
 
 
 def right_log(folder: Path, loaded: Any) -> None:
-    steps, losses, valid = loaded
-    assert len(steps) == len(losses)
-    assert all(type(s) is int and s <= 30 for s in [*steps, *(s for s, _ in valid)])
-    assert all(type(x) is float for x in [*losses, *(x for _, x in valid)])
+    assert all(type(line["step"]) is int and line["step"] <= 30 for line in loaded)
+    numbers = [line[name] for line in loaded for name in ("loss", "valid_loss") if name in line]
+    assert all(type(x) is float for x in numbers)
 
 
 # ---- all of them ----------------------------------------------------------------------------

@@ -1,78 +1,31 @@
-"""What `train` says before it begins and when it has ended: what the pairs look like to the model,
-what the frozen model makes of them, and what seems odd."""
+"""The sentences of `train` before it begins and when it has ended: the pairs as the model reads
+them, the frozen model's loss, and what seems odd."""
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from minprefix.data.pairs import COLUMNS, Encoded, Pair, Template, encode_pairs, read_pairs
-from minprefix.errors import InputError, counted, note
-from minprefix.evaluate import mean_loss
+from minprefix import runs
+from minprefix.data.pairs import COLUMNS, Encoded, Pair
+from minprefix.errors import counted, note
 from minprefix.model import GPT2
-from minprefix.prefix import Prefix
+from minprefix.runs import Data, Work
+from minprefix.settings import Settings
 from minprefix.storage.places import TINY
-from minprefix.train import Settings
 
-PROBE = 32  # pairs, on which the frozen model and the trained prefix are compared
 LINE = 300  # characters of a text that is shown
-
-
-@dataclass(frozen=True)
-class Data:
-    """The pairs of a file, and the tokens of those that fit."""
-
-    path: str
-    pairs: list[Pair]
-    encoded: list[Encoded]
-    sample: list[Encoded]  # of a file to validate on: the ones that are scored
-    room: int
-
-    @classmethod
-    def read(
-        cls,
-        path: str,
-        columns: tuple[str | None, str | None],
-        model: GPT2,
-        template: Template,
-        room: int,
-        skip_long: bool,
-        size: int | None,
-    ) -> "Data":
-        """`size`: how many make the sample, None or 0 for all. Raises InputError for all that
-        `read_pairs` and `encode_pairs` refuse, and where no pair fits."""
-        pairs = read_pairs(path, *columns)
-        encoded = encode_pairs(model, pairs, template, room, skip_long)
-        if skip_long:
-            left_out = len(pairs) - len(encoded)
-            print(f"{path}: {left_out} of {counted(len(pairs), 'pair')} left out, too long")
-        if not encoded:
-            raise InputError(
-                f"data file {path}: every pair is longer than the {room} tokens of room: shorten "
-                "the pairs or the prefix"
-            )
-        return cls(path, pairs, encoded, drawn(encoded, size or len(encoded)), room)
-
-    @property
-    def probe(self) -> list[Encoded]:
-        return drawn(self.encoded, PROBE)
-
-
-def drawn(examples: Sequence[Encoded], size: int) -> list[Encoded]:
-    """So many of them, in their order: the same ones in every run, so that runs can be compared."""
-    if size >= len(examples):
-        return list(examples)
-    places = np.random.default_rng(0).choice(len(examples), size, replace=False)
-    return [examples[i] for i in sorted(places)]
 
 
 # ---- before -----------------------------------------------------------------------------------
 
 
-def show(model: GPT2, data: Data, valid: Data | None, settings: Settings) -> None:
+def show(work: Work, skip_long: bool) -> None:
     """The sizes, and the first pair as the model reads it."""
+    model, data, valid, settings = work.model, work.data, work.valid, work.settings
+    for read in (data, valid):
+        if skip_long and read is not None:
+            left_out, n = len(read.pairs) - len(read.encoded), counted(len(read.pairs), "pair")
+            print(f"{read.path}: {left_out} of {n} left out, too long")
     lengths = [len(e.ids) for e in data.encoded]
     batch = min(settings.batch_size, len(lengths))
     print(
@@ -101,9 +54,9 @@ def one_line(text: str) -> str:
 def frozen_loss(
     model: GPT2, probe: Sequence[Encoded], settings: Settings, option: str = "--data"
 ) -> float:
-    """The loss without a prefix on pairs of `option`, which is said, and what it means if it is
-    near chance."""
-    value, V = loss(model, None, probe, settings), model.config.vocab_size
+    """The loss without a prefix on pairs of `option`: it is printed, and a note says what it means
+    if it is near chance."""
+    value, V = runs.loss(model, None, probe, settings), model.config.vocab_size
     chance = math.log(V)
     words = sum(len(model.decode(e.ids[e.loss_from :]).split()) for e in probe)
     a_word = sum(len(e.ids) - e.loss_from for e in probe) / max(1, words)
@@ -120,12 +73,6 @@ def frozen_loss(
             f"teaches it no language; give a model that has read such text{example}"
         )
     return value
-
-
-def loss(model: GPT2, prefix: Prefix | None, probe: Sequence[Encoded], settings: Settings) -> float:
-    size = min(8, settings.micro_batch_size or 8)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return mean_loss(model, prefix and prefix.fold(), probe, settings.backend, size, "loss")
 
 
 # ---- what seems odd ---------------------------------------------------------------------------
