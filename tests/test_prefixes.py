@@ -159,16 +159,16 @@ def test_diff_shows_what_differs_in_training_and_how_far_apart_the_layers_are(sa
 
 def test_diff_of_the_same_of_other_shapes_and_without_a_record(said, made, runs):
     status, text = said("diff", made / "flat", runs / "flat")
-    assert (status, text.count("how they came to be: the same")) == (0, 1)
-    assert "how far apart: the same numbers" in text
+    assert (status, text.count("records: the same")) == (0, 1)
+    assert "numbers: the same" in text
     status, text = said("diff", made / "flat", made / "odd")
     assert status == 0
-    assert "how far apart: not comparable, prefixes of shapes (2, 2, 2, 4, 8) and (1," in text
+    assert "numbers: not comparable, prefixes of shapes (2, 2, 2, 4, 8) and (1," in text
     assert "prefix.position_offset" in text
     (runs / "plain" / "minprefix.json").unlink()
     status, text = said("diff", made / "flat", runs / "plain")
     assert status == 0
-    assert "how they came to be: B has no minprefix.json, PEFT wrote it" in text
+    assert "records: B has no minprefix.json, PEFT wrote it" in text
     assert "cosine" in text
     status, text = said("diff", made / "flat", made / "gone")
     assert status == 2
@@ -628,7 +628,7 @@ def test_the_recorded_revision_of_a_model_is_loaded_and_recorded_again(
         assert said("verify", tmp_path / name)[0] == 0
     assert asked == [("some/model", "v1")] * 6
     status, text = said(*calls["a"], "--revision", "v2", "--out", tmp_path / "d")
-    assert (status, "--revision is of a model's name: give --model as" in text) == (2, True)
+    assert (status, "--revision belongs to a model's name: give --model as" in text) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["verify", "combine", "prune"])
@@ -655,7 +655,7 @@ def test_what_cannot_be_combined_is_a_sentence_and_nothing_is_written(said, made
         (["flat", "gone"], ["--how", "average"], "gone' does not exist"),
         (["flat", "odd"], ["--how", "average"], "they are not of one shape"),
         (["flat", "flat"], ["--how", "average", "--weights", 1], "1 weight for 2 prefixes"),
-        (["flat"], ["--how", "concatenate", "--weights", 1], "--weights belong to --how average"),
+        (["flat"], ["--how", "concatenate", "--weights", 1], "--weights belong to a mean"),
         (["long", "long"], ["--how", "concatenate"], "position_offset is 80, model"),
     ):
         status, text = said("combine", *(runs / p for p in paths), *more, *out)
@@ -802,7 +802,7 @@ def test_what_has_no_record_or_no_such_file_is_a_sentence(said, made, runs):
         (["verify", runs / "flat"], "has no minprefix.json: PEFT wrote it"),
         (["verify", runs / "gone"], "does not exist"),
         (["verify", made / "model"], "holds no prefix"),
-        (["verify", made / "flat", "--revision", "x"], "--revision is of a model's name"),
+        (["verify", made / "flat", "--revision", "x"], "--revision belongs to a model's name"),
         (
             ["verify", made / "plain", "--valid", made / "valid.jsonl"],
             "the prefix records no fingerprint of its valid: leave it out",

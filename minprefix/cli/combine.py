@@ -21,14 +21,14 @@ def add(command: Command) -> None:
         "--how",
         choices=("concatenate", "average"),
         required=True,
-        help="all slots one after the other, or the mean, slot by slot",
+        help="put all slots one after the other, or take the mean slot by slot",
     )
     p.add_argument(
         "--weights",
         type=float,
         nargs="+",
         metavar="X",
-        help="of the mean, one for each prefix (default: all the same); two interpolate",
+        help="weights of the mean, one for each prefix (default: equal); two interpolate",
     )
     add_model(p, "the one that the first prefix records")
     add_out(p)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.storage.run import refuse_taken
 
     if args.weights is not None and args.how != "average":
-        raise InputError("--weights belong to --how average")
+        raise InputError("--weights belong to a mean: give --how average as well")
     refuse_taken(args.out, args.force)
     prefixes, record, model = of_one_base(args.paths, args)
     made = concatenate(prefixes) if args.how == "concatenate" else average(prefixes, args.weights)

@@ -16,8 +16,8 @@ def add(command: Command) -> None:
         "show how two prefixes differ: their records, and their numbers",
         "minprefix diff runs/a runs/b",
     )
-    p.add_argument("a", type=Path, metavar="A")
-    p.add_argument("b", type=Path, metavar="B")
+    p.add_argument("a", type=Path, metavar="A", help="a prefix")
+    p.add_argument("b", type=Path, metavar="B", help="another")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,27 +29,24 @@ def run(args: argparse.Namespace) -> int:
     (saved_a, about_a), (saved_b, about_b) = (read_prefix(path) for path in (args.a, args.b))
     a, b = Prefix.of(saved_a), Prefix.of(saved_b)
     print(f"A  {args.a}: {a}\nB  {args.b}: {b}\n")
-    records = [about_a, about_b]
-    if None in records:
-        without = " and ".join(
-            name for name, record in zip("AB", records, strict=True) if record is None
-        )
-        print(f"how they came to be: {without} has no minprefix.json, PEFT wrote it")
+    if about_a is None or about_b is None:
+        without = " and ".join(n for n, about in (("A", about_a), ("B", about_b)) if about is None)
+        print(f"records: {without} has no minprefix.json, PEFT wrote it")
     else:
-        one, two = ({**r.as_json(), "files": None} for r in records if r is not None)
+        one, two = ({**about.as_json(), "files": None} for about in (about_a, about_b))
         found = differences(one, two)
-        print("how they came to be" if found else "how they came to be: the same")
+        print("records" if found else "records: the same")
         for name, was, now in found:
             print(f"  {console.plain(name):<34} {_short(was)}  |  {_short(now)}")
     try:
         rows = distances(a, b)
     except InputError as error:
-        print(f"\nhow far apart: not comparable, {error}")
+        print(f"\nnumbers: not comparable, {error}")
         return 0
     if (a.kv == b.kv).all():
-        print("\nhow far apart: the same numbers")
+        print("\nnumbers: the same")
         return 0
-    print("\nhow far apart, slot by slot: |A - B| / mean of |A| and |B|, and the cosine")
+    print("\nnumbers, slot by slot: |A - B| / mean of |A| and |B|, and the cosine")
     print(f"  {'layer':<6}{'keys':>10}{'cosine':>9}{'values':>12}{'cosine':>9}")
     for k, v in zip(rows[::2], rows[1::2], strict=True):
         print(

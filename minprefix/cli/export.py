@@ -19,7 +19,7 @@ def add(command: Command) -> None:
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     p.add_argument("--to", choices=("peft", "adapters"), required=True, help="the library")
     p.add_argument(
-        "--base", metavar="NAME", help="what the model is called there (default: as here)"
+        "--base", metavar="NAME", help="PEFT's name for the model (default: the recorded one)"
     )
     add_out(p)
 
@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     saved, about = read_prefix(args.path)
     name, n_layer = (None, None) if about is None else (about.base.name, about.base.n_layer)
     if args.base is not None and args.to != "peft":
-        raise InputError("--base is for PEFT: the adapters library does not ask for a name")
+        raise InputError("--base is for PEFT: the adapters library takes no name of a model")
     if args.out.exists() and args.out.samefile(args.path):
         raise InputError(
-            "--out is the prefix itself: the other library's files alone would take the place of "
-            "its record; choose another --out"
+            "--out is the prefix itself, whose record the other library's files would replace: "
+            "choose another --out"
         )
     if args.to == "peft":
         export_peft(saved, args.out, args.base or name)

@@ -18,7 +18,7 @@ def add(command: Command) -> None:
         "minprefix import from-peft --model gpt2 --out runs/taken",
         "The base is recorded with it.",
     )
-    p.add_argument("path", type=Path, metavar="DIR", help="what that library saved")
+    p.add_argument("path", type=Path, metavar="DIR", help="the folder that PEFT or adapters saved")
     add_model(p)
     add_out(p)
 
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
         training["options"] = {"revision": args.revision}
     prefix.save(args.out, model, training)
     remove_rest(args)
-    print(f"{prefix}\nwritten to {args.out}, as one of {model.name!r}, which nobody has checked")
+    print(f"{prefix}\nwritten to {args.out}, for {model.name!r} (unverified)")
     return 0

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if any((path / name).exists() for name in (*FILES, SAVING)):
         _inspect_prefix(path)
     elif (path / "state.safetensors").exists():
-        raise InputError(f"{path} holds an unfinished run: go on with it by --resume, then inspect")
+        raise InputError(f"{path} holds an unfinished run: finish it with --resume first")
     else:
         _inspect_model(args.path)
     return 0
@@ -50,11 +50,8 @@ def _inspect_model(name: str) -> None:
     if model.tokenizer is None:
         _say("tokenizer", "none")
     else:
-        size = model.tokenizer.get_vocab_size()
-        _say(
-            "tokenizer",
-            f"{counted(size, 'entry', 'entries')}, sha256 {model.tokenizer_fingerprint()}",
-        )
+        entries = counted(model.tokenizer.get_vocab_size(), "entry", "entries")
+        _say("tokenizer", f"{entries}, sha256 {model.tokenizer_fingerprint()}")
     if (folder / "training.json").exists():
         _say("training", read_json(folder / "training.json", "how the model was trained"))
 
@@ -120,7 +117,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _say(name: str, value: Any, indent: int = 0) -> None:
-    """A line of `inspect`; what is nested stands below its name, what is long goes on below."""
+    """Print a line of the report. Nested values stand below their name; long text is wrapped."""
     if isinstance(value, dict):
         print(" " * indent + name)
         for key, part in value.items():

@@ -1,12 +1,11 @@
-"""`combine`, `prune` and `import`: the base of saved prefixes, and saving a new one of them."""
+"""What `combine` and `prune` share: they read prefixes of one base, and save a new one."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, note
 
 if TYPE_CHECKING:
     from minprefix.model import GPT2
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 def of_one_base(
     paths: Sequence[Path], args: argparse.Namespace
 ) -> "tuple[list[Prefix], list[Provenance], GPT2]":
-    """Prefixes of one base, their records, and that base: --model, or the one that the first
-    records, at the revision that it records. Raises InputError for a prefix of another."""
+    """The prefixes, their records, and their base: --model, or what the first one records. Raises
+    InputError for a prefix without a record, or of another base."""
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
     from minprefix.prefixes.verify import recorded_model
@@ -29,19 +28,19 @@ def of_one_base(
         _, record = read_prefix(path)
         if record is None:
             raise InputError(
-                f"{str(path)!r} has no minprefix.json: nobody knows which model it is for; take "
-                "it in with `minprefix import` first"
+                f"{str(path)!r} has no minprefix.json, which names its model: take it in with "
+                "`minprefix import` first"
             )
         records.append(record)
     if args.model is not None:
         model = GPT2.load(args.model, revision=args.revision)
     elif args.revision is not None:
-        raise InputError("--revision is of a model's name: give --model as well")
+        raise InputError("--revision belongs to a model's name: give --model as well")
     elif records[0].base.name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
     else:
         model = recorded_model(records[0])
-        args.revision = records[0].revision  # for the record of what is made
+        args.revision = records[0].revision  # for the record of the new prefix
     base = model.identity()
     prefixes = [Prefix.load(path, model, base=base) for path in paths]
     return prefixes, records, model
@@ -54,23 +53,17 @@ def save_made(
     how: dict[str, Any],
     model: "GPT2",
 ) -> None:
-    paths = getattr(args, "paths", None) or [args.path]
-    templates = {r.template for r in records}
-    training = {
-        **how,
-        "of": [
-            {"folder": str(path), "files": r.files, "training": r.training}
-            for path, r in zip(paths, records, strict=True)
-        ],
-    }
-    if len(templates) == 1 and None not in templates:
+    """Save the prefix that was made of those of `records`; `how` is recorded."""
+    paths, templates = getattr(args, "paths", None) or [args.path], {r.template for r in records}
+    of = [
+        {"folder": str(path), "files": r.files, "training": r.training}
+        for path, r in zip(paths, records, strict=True)
+    ]
+    training = {**how, "of": of}
+    if len(templates) > 1:
+        note("their templates differ, none is recorded: give --template where you use the prefix")
+    elif None not in templates:
         training["template"] = templates.pop()
-    elif len(templates) > 1:
-        print(
-            "minprefix: note: their templates differ, none is recorded: choose one with --template "
-            "when it is used",
-            file=sys.stderr,
-        )
     if args.revision is not None:
         training["options"] = how.get("options", {}) | {"revision": args.revision}
     made.check(model.config, model.name)
@@ -80,8 +73,7 @@ def save_made(
 
 
 def remove_rest(args: argparse.Namespace) -> None:
-    """The new prefix has taken the place of the old one; what else the run there left, its log and
-    its scores, is of the old one."""
+    """With --force: remove the log and the scores of the prefix that was replaced."""
     from minprefix.storage.artifact import FILES
     from minprefix.storage.run import RUN_FILES
     from minprefix.storage.saving import new_folder

@@ -28,7 +28,7 @@ IMPLEMENTATION = (
 
 
 def unescape(text: str) -> str:
-    """A template is typed in a shell: \\n and \\t stand for what they stand for everywhere."""
+    """A template as it is typed in a shell, with \\n for a line break and \\t for a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
@@ -47,27 +47,31 @@ def add_threads(p: argparse.ArgumentParser) -> None:
         "--threads",
         type=at_least_one,
         metavar="N",
-        help="compute with N threads (default: the machine's choice); another number may change "
-        "the last bits of a result",
+        help="compute with N threads (default: the machine decides); another number may change the "
+        "last bits of a result",
     )
 
 
 def add_model(
     p: argparse.ArgumentParser, said: str = "the model that ships, whatever folders are here"
 ) -> None:
-    """`said`: in words, the model without --model."""
+    """`said`: the model without --model, in words."""
     p.add_argument(
         "--model",
         metavar="DIR|NAME",
         help='a folder in Hugging Face layout, "tiny" (ships with minprefix), or a name on the hub '
         f'such as "gpt2" (default {said})',
     )
-    p.add_argument("--revision", help="the commit of a hub name; GPT-2's own names are pinned")
+    p.add_argument("--revision", help="commit of a name on the hub (GPT-2's own are pinned)")
 
 
 def add_columns(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--source-column", metavar="NAME", help="default source, or mr (E2E)")
-    p.add_argument("--target-column", metavar="NAME", help="default target, or ref (E2E)")
+    for name, e2e in (("source", "mr"), ("target", "ref")):
+        p.add_argument(
+            f"--{name}-column",
+            metavar="NAME",
+            help=f"column or field of the {name} (default {name}, or {e2e} as in E2E)",
+        )
 
 
 def add_backend(p: argparse.ArgumentParser, default: str | None = "numpy") -> None:
@@ -75,8 +79,8 @@ def add_backend(p: argparse.ArgumentParser, default: str | None = "numpy") -> No
         "--backend",
         choices=("numpy", "cupy", "auto", "reference"),
         default=default,
-        help="who computes: numpy, the CPU (the default); cupy, an NVIDIA GPU; auto, the GPU if "
-        "there is one; reference, the readable implementation",
+        help="compute with numpy, on the CPU (default); cupy, on an NVIDIA GPU; auto, on the GPU "
+        "if there is one; reference, the readable implementation",
     )
 
 
@@ -85,8 +89,8 @@ def add_matmul(p: argparse.ArgumentParser, default: str | None = "float32") -> N
         "--matmul",
         choices=("float32", "tf32"),
         default=default,
-        help="of matrix products on a GPU: float32 (the default), or tf32, faster, with factors of "
-        "11 bits",
+        help="precision of matrix products on a GPU: float32 (default), or tf32: faster, with 11 "
+        "bits of each factor",
     )
 
 
@@ -105,8 +109,11 @@ def add_run(p: argparse.ArgumentParser) -> None:
 
 
 def add_out(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--out", type=Path, metavar="DIR", required=True, help="where it is written")
-    p.add_argument("--force", action="store_true", help="replace the prefix that is there")
+    """--out and --force of the commands that write a prefix."""
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="the folder for the new prefix"
+    )
+    p.add_argument("--force", action="store_true", help="replace the prefix in --out")
 
 
 def given_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def given_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, A
 
 
 def resolved(backend: str) -> str:
-    """`auto` as what it comes to on this machine, which is said."""
+    """The backend that `auto` stands for on this machine, which is printed."""
     from minprefix import ops
 
     if backend != "auto":

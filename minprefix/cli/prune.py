@@ -17,7 +17,7 @@ def add(command: Command) -> None:
         "minprefix prune runs/demo --keep 5 --data valid.jsonl --out runs/pruned",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
-    p.add_argument("--keep", type=int, metavar="N", required=True, help="how many slots")
+    p.add_argument("--keep", type=int, metavar="N", required=True, help="keep N slots")
     p.add_argument(
         "--data", type=Path, metavar="FILE", required=True, help="pairs to measure attention on"
     )
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     room = model.config.n_positions - prefix.position_offset
     encoded = encode_pairs(model, pairs, template, room, skip_long=True)
     if not encoded:
-        raise InputError(f"data file {args.data}: every pair is longer than the {room} tokens of "
-                         "room")  # fmt: skip
+        raise InputError(
+            f"data file {args.data}: every pair is longer than the {room} tokens of room"
+        )
     batch = Batch.pack([e.ids for e in encoded], [e.loss_from for e in encoded])
     shares = slot_attention(model, prefix, batch)
     made = prune(prefix, shares, args.keep)
-    each = shares.mean(axis=(0, 1))
     print(f"share of the attention that each slot draws, on {counted(len(encoded), 'pair')}:")
-    for slot, share in enumerate(each):
+    for slot, share in enumerate(shares.mean(axis=(0, 1))):
         print(f"  slot {slot:<4} {share:.4f}")
     before, after = (mean_loss(model, p, encoded) for p in (prefix, made))
     slots, none = counted(prefix.length, "slot"), mean_loss(model, None, encoded)

@@ -21,8 +21,10 @@ def add(command: Command) -> None:
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     add_model(p, "the one that the prefix records")
-    p.add_argument("--data", type=Path, metavar="FILE", help="default: where it was")
-    p.add_argument("--valid", type=Path, metavar="FILE", help="default: where it was")
+    for name in ("data", "valid"):
+        p.add_argument(
+            f"--{name}", type=Path, metavar="FILE", help="the file (default: at its recorded place)"
+        )
     add_threads(p)
 
 
@@ -30,19 +32,17 @@ def run(args: argparse.Namespace) -> int:
     from minprefix.model import GPT2
     from minprefix.prefixes.verify import verify
 
+    if args.model is None and args.revision is not None:
+        raise InputError("--revision belongs to a model's name: give --model as well")
     model = None if args.model is None else GPT2.load(args.model, revision=args.revision)
-    if model is None and args.revision is not None:
-        raise InputError("--revision is of a model's name: give --model as well")
     found = verify(args.path, model, args.data, args.valid)
     for what, right, text in found:
         mark = {True: "ok", False: "WRONG", None: "not checked"}[right]
         print(f"{mark:<12} {what:<11} {console.plain(text)}")
-    wrong = sum(f.right is False for f in found)
-    unchecked = sum(f.right is None for f in found)
-    if wrong:
+    if wrong := sum(f.right is False for f in found):
         print(f"\n{wrong} of {len(found)} are not as recorded")
         return 1
-    if unchecked:
+    if unchecked := sum(f.right is None for f in found):
         print(f"\nnothing is wrong; {unchecked} of {len(found)} could not be checked")
         return 2
     print("\nall as recorded")
