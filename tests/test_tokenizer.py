@@ -485,7 +485,7 @@ def test_a_prefix_that_an_earlier_version_saved_loads_with_a_note(tmp_path, whol
     assert np.array_equal(again.kv, prefix.kv)
     findings = {f.what: f for f in verify(tmp_path / "prefix", after)}
     assert findings["tokenizer"].right
-    assert "before the files beside its tokenizer counted" in findings["tokenizer"].text
+    assert "by a version that read its tokenizer alone" in findings["tokenizer"].text
 
     prefix.save(tmp_path / "new", after)
     with warnings.catch_warnings():

@@ -22,8 +22,8 @@ ENDS = (
 #: how a command line names an implementation: `minprefix.conformance.load` reads it
 IMPLEMENTATION = (
     "'reference', 'numpy' or 'cupy'; a file (my_ops.py); a module (package.ops); an object in one "
-    "of these (my_ops.py:mine, package.ops:mine). What exists as a file is a file, colons and all, "
-    "and so is what ends in .py or has a slash or a backslash in it"
+    "of these (my_ops.py:mine, package.ops:mine). A name that ends in .py, holds a slash or a "
+    "backslash, or names an existing file is a file's"
 )
 
 
@@ -52,15 +52,13 @@ def add_threads(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(
-    p: argparse.ArgumentParser, said: str = "the model that ships, whatever folders are here"
-) -> None:
+def add_model(p: argparse.ArgumentParser, said: str = "the model that ships") -> None:
     """`said`: the model without --model, in words."""
     p.add_argument(
         "--model",
         metavar="DIR|NAME",
         help='a folder in Hugging Face layout, "tiny" (ships with minprefix), or a name on the hub '
-        f'such as "gpt2" (default {said})',
+        f'such as "gpt2" (default: {said})',
     )
     p.add_argument("--revision", help="commit of a name on the hub (GPT-2's own are pinned)")
 

@@ -1,7 +1,7 @@
-"""One prefix made of others: side by side, averaged, between two, or with fewer slots.
+"""One prefix made of others: one after the other, averaged, between two, or with fewer slots.
 
-None of it is in the paper. A prefix was trained as a whole, and what a mixture does has to be
-measured: each of these warns once that it is an experiment.
+None of this is in the paper. A prefix was trained as a whole, and the effect of a mixture has to be
+measured, so each function warns once that it is an experiment.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from minprefix.prefix import Prefix
 
 
 class Experiment(Note):
-    """What a combined prefix does is not known before it is measured."""
+    """The warning that nothing is known of a combined prefix before it is measured."""
 
 
 def _warn(what: str) -> None:
@@ -26,10 +26,10 @@ def _warn(what: str) -> None:
 
 
 def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
-    """All slots of all of them, in this order: (layers, 2, NH, P1 + P2 + ..., hs).
+    """All slots of all prefixes, in this order: (layers, 2, NH, P1 + P2 + ..., hs).
 
-    Under the usual rule, tokens start after all the slots; prefixes of the rule
-    `position_offset=0` stay with it. Raises InputError for prefixes of different models, layers or
+    Under the usual rule, tokens start after all the slots; prefixes with `position_offset=0` keep
+    that. Raises InputError for prefixes of different models, layers or
     position rules.
     """
     _check_fit(prefixes, "concatenate", lengths=False)
@@ -38,7 +38,7 @@ def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
     if not usual and len(offsets) > 1:
         raise InputError(
             f"cannot concatenate prefixes whose tokens start at positions {sorted(offsets)}: "
-            "expected one position for all, or that each starts its tokens after its own slots"
+            "expected one position for all, or each with its tokens after its own slots"
         )
     _warn("concatenating prefixes")
     kv = np.concatenate([p.to("numpy").kv for p in prefixes], axis=3)
@@ -59,7 +59,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
     total = sum(given)
     if not np.isfinite([*given, total]).all() or abs(total) < 1e-12:
         raise InputError(
-            f"weights are {given}: expected finite numbers whose sum is not 0, nor infinite"
+            f"weights are {given}: expected finite numbers with a finite sum that is not 0"
         )
     _warn("averaging prefixes")
     dtype = prefixes[0].kv.dtype
@@ -72,7 +72,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
 
 
 def interpolate(a: Prefix, b: Prefix, t: float) -> Prefix:
-    """(1 - t) a + t b: a at 0, b at 1; beyond them it goes on in a straight line."""
+    """(1 - t) a + t b: a at t = 0, b at t = 1, and the straight line beyond."""
     return average([a, b], [1 - t, t])
 
 
@@ -86,7 +86,7 @@ def _check_fit(prefixes: Sequence[Prefix], verb: str, lengths: bool) -> None:
         if lengths:
             same &= first.kv.shape == p.kv.shape and first.position_offset == p.position_offset
         if not same:
-            raise InputError(f"cannot {verb} {first} and {p}: they are not of one shape")
+            raise InputError(f"cannot {verb} {first} and {p}: their shapes differ")
 
 
 # ---- pruning ----------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def prune(prefix: Prefix, shares: np.ndarray, keep: int) -> Prefix:
     if not 0 <= keep <= prefix.length:
         raise InputError(f"keep is {keep}: expected 0 to {prefix.length}, the number of slots")
     if shares.shape != (len(prefix.layers), prefix.kv.shape[2], prefix.length):
-        raise InputError(f"shares have shape {shares.shape}: they are of another prefix")
+        raise InputError(f"shares have shape {shares.shape}: they belong to another prefix")
     _warn("leaving out slots")
     total = shares.sum(axis=(0, 1))  # (P,)
     slots = np.sort(np.argsort(-total, kind="stable")[:keep])

@@ -1,5 +1,4 @@
-"""Is a saved prefix still what it says it is? Its fingerprints, and its recorded evaluation, once
-more."""
+"""A saved prefix against its record: the fingerprints, then the recorded evaluation again."""
 
 import hashlib
 import math
@@ -22,8 +21,8 @@ from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, re
 from minprefix.storage.reading import read_bytes
 from minprefix.storage.saving import finish_save
 
-#: how far a loss may be from the recorded one, relative to it, by the precision of its products:
-#: another number of threads or another processor changes the last bits
+#: the largest relative error of a loss, by the precision of its products: another number of threads
+#: or another processor changes the last bits
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2}
 SAMPLES, EXAMPLES, BATCH = 3, 64, 32
 
@@ -43,15 +42,15 @@ def evaluation(
     of: str,
     backend: str | None = None,
 ) -> Evaluation:
-    """What is recorded with a prefix, to be computed again: its loss on the first pairs of the file
-    `of` ("valid", or "data" where there is none), and what it makes of the first sources."""
+    """What is recorded with a prefix, for `verify` to compute again: its loss on the first pairs of
+    the file `of` ("valid", or "data" without one), and the texts for the first sources."""
     encoded = encoded[:EXAMPLES]
     room = model.config.n_positions - prefix.position_offset
     fitting = (
         source
         for source in dict.fromkeys(pair.source for pair in pairs)
         if len(model.encode(template.prompt(source))) <= room
-    )  # a pair that was left out for its length may have a source without room
+    )  # a pair that was left out as too long may have a source without room
     sources = list(islice(fitting, SAMPLES))
     decoding = Decoding(max_new_tokens=40)
     written = predict(model, prefix, sources, template, decoding, backend)
@@ -74,13 +73,13 @@ def verify(
     valid: str | Path | None = None,
     backend: str | None = None,
 ) -> list[Finding]:
-    """Hold a saved prefix against its record.
+    """Check a saved prefix against its record: its files, the fingerprints of the model, the
+    tokenizer and the data, then its loss and its samples, computed again.
 
-    Its files, the model's and tokenizer's fingerprints, those of its data, then its loss and its
-    samples once more. `model`: by default the one of the recorded name; `data` and `valid`: by
-    default the files at the recorded places. What is not to be had is not checked, which is said.
-    Nothing more is checked of files that are not those that were saved. Raises InputError for a
-    folder that holds no prefix with a record, and for a record that cannot be read.
+    `model`: by default the one of the recorded name; `data` and `valid`: by default the files at
+    the recorded places. What is missing is reported as not checked. If the prefix's own files
+    changed, nothing else is checked. Raises InputError for a folder that holds no prefix with a
+    record, and for a record that cannot be read.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -92,8 +91,7 @@ def verify(
     prefix = Prefix.load(folder)
     if about is None:
         raise InputError(
-            f"{str(folder)!r} has no {ABOUT}: PEFT wrote it, and there is nothing to "
-            "hold it against"
+            f"{str(folder)!r} has no {ABOUT}: PEFT wrote it, and there is no record to check it by"
         )
     if about.prefix.kind == "mlp":
         artifact.read_mlp(folder)
@@ -112,7 +110,7 @@ def verify(
     if about.evaluation is None:
         found.append(Finding("evaluation", True, "none was recorded"))
     elif model is None or not all(f.right for f in found if f.what in ("base", "tokenizer")):
-        found.append(Finding("evaluation", None, "it needs the model that it was trained on"))
+        found.append(Finding("evaluation", None, "needs the model that it was trained on"))
     else:
         found += _replay(about.evaluation, about, model, prefix, pairs, backend)
     return found
@@ -121,7 +119,7 @@ def verify(
 def _files(folder: Path, recorded: dict[str, str]) -> Finding:
     for name, was in recorded.items():
         if name not in artifact.FILES or not (folder / name).is_file():
-            return Finding("files", False, f"{name} was saved, and is not here")
+            return Finding("files", False, f"{name} was saved and is missing")
         data = read_bytes(folder / name, "a file of the prefix")
         now = hashlib.sha256(data).hexdigest()
         if now != was:
@@ -129,13 +127,13 @@ def _files(folder: Path, recorded: dict[str, str]) -> Finding:
             return Finding("files", False, text)
     for name in set(artifact.FILES) - {ABOUT} - set(recorded):
         if (folder / name).exists():
-            return Finding("files", False, f"{name} is here, and was not saved with the others")
-    return Finding("files", True, f"{', '.join(sorted(recorded))}: as they were saved")
+            return Finding("files", False, f"{name} was not saved with the others")
+    return Finding("files", True, f"{', '.join(sorted(recorded))}: as saved")
 
 
 def recorded_model(about: Provenance) -> GPT2:
-    """The base that a record names. A folder called "tiny" may stand here now where the record
-    means the model that ships: the fingerprint says so."""
+    """The base that a record names. Where that is "tiny", the fingerprint tells the model that
+    ships from a folder of that name."""
     name = about.base.name
     if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == about.base.sha256:
         return shipped
@@ -143,7 +141,7 @@ def recorded_model(about: Provenance) -> GPT2:
 
 
 def _base(about: Provenance) -> tuple[GPT2 | None, str]:
-    """The recorded model, or why it is not to be had."""
+    """The recorded model, or the reason why there is none."""
     if about.base.name is None:
         return None, "no model was recorded: give --model"
     try:
@@ -159,12 +157,12 @@ def _fingerprints(recorded: Base, model: GPT2) -> list[Finding]:
         ("tokenizer", recorded.tokenizer_sha256, model.tokenizer_fingerprint()),
     ):
         if was is None or now is None:
-            side = "recorded" if was is None else f"with {model.name!r}"
-            found.append(Finding(what, None, f"there is none {side}"))
+            missing = "was recorded" if was is None else f"belongs to {model.name!r}"
+            found.append(Finding(what, None, f"no fingerprint {missing}"))
         elif was == now:
             found.append(Finding(what, True, f"{model.name}, sha256 {now[:12]}..."))
         elif what == "tokenizer" and was == earlier_tokenizer_fingerprint(model.folder):
-            text = f"{model.name}, recorded before the files beside its tokenizer counted"
+            text = f"{model.name}, recorded by a version that read its tokenizer alone"
             found.append(Finding(what, True, text))
         else:
             text = f"sha256 {was[:12]}... was recorded, {model.name!r} has {now[:12]}..."
@@ -185,7 +183,7 @@ def _data(
     else:
         path = options.get(of) if place is None else place
         if path is None or not Path(path).is_file():
-            return Finding(of, None, f"{path} is not here: give --{of}")
+            return Finding(of, None, f"{path} is missing: give --{of}")
         actual = fingerprint(path)
         if actual == recorded:
             read = read_pairs(path, options.get("source_column"), options.get("target_column"))
@@ -209,7 +207,7 @@ def _replay(
     of, found = recorded.of, []
     if of in pairs:
         skip = bool(about.options.get("skip_long"))
-        # before that option, a pair was left out whose last token, a target, had no position
+        # a version without that option left out pairs whose last token, a target, had no position
         room = model.room(prefix) - (skip and "valid_samples" not in about.options)
         encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded.examples]
         loss = mean_loss(model, prefix, encoded, backend, BATCH)
@@ -221,9 +219,8 @@ def _replay(
         text = f"{loss:.6f} on {pairs_of}, {recorded.loss:.6f} was recorded"
         found.append(Finding("loss", right, text))
     else:
-        found.append(Finding("loss", None, f"it needs the recorded {of}"))
-    samples = recorded.samples
-    decoding = Decoding(max_new_tokens=recorded.max_new_tokens)
+        found.append(Finding("loss", None, f"needs the recorded {of}"))
+    samples, decoding = recorded.samples, Decoding(max_new_tokens=recorded.max_new_tokens)
     sources = [sample["source"] for sample in samples]
     written = predict(model, prefix, sources, template, decoding, backend)
     for sample, text in zip(samples, written, strict=True):
