@@ -621,12 +621,10 @@ def test_a_kill_during_a_download_or_before_the_check_costs_nothing_and_risks_no
         running.kill()
         running.wait()
         # a server that lies, and a kill before anybody looked
-        before = (
-            KILL
-            + "digest = hub.hash_of\n"
-            + f"hub.hash_of = download.hash_of = lambda p, h: kill() if h == '{want}' "
-        )
-        load(hub.url, tmp_path, ("org/name", None), before=before + "else digest(p, h)", status=-9)
+        before = KILL + "digest = hub.hash_of\n"
+        before += "hub.hash_of = download.hash_of = lambda p, h: "
+        before += f"kill() if h == '{want}' else digest(p, h)"
+        load(hub.url, tmp_path, ("org/name", None), before=before, status=-9)
         assert hub.ranges[f"org/name/{LARGE}"] == [0, few]
         assert partial.stat().st_size == len(files[LARGE])
         (said,), _ = load(hub.url, tmp_path, ("org/name", None), HF_HUB_OFFLINE="1")
