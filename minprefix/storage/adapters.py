@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from minprefix.errors import InputError, counted, quoted
 from minprefix.ops.reference import linear
-from minprefix.storage.reading import inside, read_json
+from minprefix.storage.reading import inside, read_json, unexpected
 from minprefix.storage.saved import Saved, flatten, unflatten
 from minprefix.storage.saving import finish_save, write_together
 from minprefix.storage.tensors import map_tensors
@@ -202,12 +202,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     sizes = config | {"hidden_size": about.get("hidden_size")}
     for key in ("prefix_length", "bottleneck_size", "hidden_size"):
         if type(sizes[key]) is not int or sizes[key] < 1:
-            raise InputError(
-                f"{path}: {key} is {quoted(sizes[key])}: expected a whole number from 1"
-            )
+            raise unexpected(path, key, sizes[key], "a whole number from 1")
     left_out = config["leave_out"]
     if not isinstance(left_out, list) or any(type(i) is not int for i in left_out):
-        raise InputError(f"{path}: leave_out is {quoted(left_out)}: expected a list of layers")
+        raise unexpected(path, "leave_out", left_out, "a list of layers")
     return about
 
 

@@ -3,6 +3,7 @@
 A value that would change the arithmetic and is not implemented is refused by name.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from minprefix.errors import InputError, listed, note, quoted
 from minprefix.gpt2 import Config
-from minprefix.storage.reading import inside, read_json
+from minprefix.storage.reading import inside, read_json, unexpected
 from minprefix.storage.tensors import ADAPTER_FILES
 from minprefix.storage.tokenizer import end_token
 from minprefix.storage.writing import write_json
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 TANH_FORM = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 
 
-#: keys of config.json that shape the arithmetic and have one implemented value (or a few)
+#: keys that shape the arithmetic, with the values that are implemented
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": TANH_FORM,
@@ -45,7 +46,7 @@ SYNONYMS = {
 }
 
 
-#: keys that change the model unless they are empty: why, and what to do
+#: keys that change the model unless they are empty: how, and what to do
 EMPTY = {
     "pruned_heads": "heads were cut out of the model: give one that has all of them",
     "per_layer_config": "its layers differ from each other: give a GPT-2 whose layers are alike",
@@ -56,7 +57,7 @@ EMPTY = {
 }
 
 
-#: keys that are no part of the arithmetic, almost all of them transformers' own
+#: keys without effect on the arithmetic, almost all of them transformers' own
 WITHOUT_EFFECT = {
     # names
     "_name_or_path", "name_or_path", "architectures", "tokenizer_class", "transformers_version",
@@ -106,12 +107,8 @@ WITHOUT_EFFECT = {
     "eval_data_file", "text_column_name", "learning_rate", "weight_decay", "warmup_steps",
     "num_train_epochs", "max_steps", "label_smoothing_factor",
 }  # fmt: skip
-
-
 GENERATION = "generation_config.json"
-
-
-#: of any size or number in config.json, so that products of them have digits that can be printed
+#: a size in config.json: products of sizes up to this have few enough digits to print
 LARGEST = 2**63 - 1
 
 
@@ -130,7 +127,7 @@ def read_config(folder: Path) -> Config:
             f"layout{hint}"
         )
     raw = read_json(path, "the model's config")
-    _check_type(path, raw)
+    _check_age(path, raw)
     wrong = [
         f"{key} is {quoted(raw[key])}, minprefix implements {' or '.join(map(repr, allowed))}"
         for key, allowed in REQUIRED_VALUES.items()
@@ -151,22 +148,15 @@ def read_config(folder: Path) -> Config:
     return Config(**values)
 
 
-def _check_type(path: Path, raw: dict[str, Any]) -> None:
-    """Raises InputError for another kind of model. Those of 2019 do not say which kind they are:
-    the names of their sizes and tensors do."""
-    kind, classes = raw.get("model_type"), raw.get("architectures")
-    if "model_type" in raw and kind not in REQUIRED_VALUES["model_type"]:
+def _check_age(path: Path, raw: dict[str, Any]) -> None:
+    """A config of 2019 has no model_type. Raises InputError unless the names of its sizes and
+    classes are GPT-2's."""
+    classes = raw.get("architectures")
+    sizes = {"n_layer", "n_head", "n_embd"} <= raw.keys()
+    if "model_type" not in raw and (not sizes or (classes and "GPT2" not in quoted(classes))):
         raise InputError(
-            f"{path}: model_type is {quoted(kind)}, minprefix implements 'gpt2': this model "
-            "computes something else"
-        )
-    if "model_type" not in raw and (
-        not {"n_layer", "n_head", "n_embd"} <= raw.keys()
-        or (classes and "GPT2" not in quoted(classes))
-    ):
-        raise InputError(
-            f"{path} has no model_type, and its architectures are {quoted(classes)}: expected "
-            "the config of a GPT-2, with model_type 'gpt2'"
+            f"{path} has no model_type, and its architectures are {quoted(classes)}: expected the "
+            "config of a GPT-2, with model_type 'gpt2'"
         )
 
 
@@ -184,8 +174,8 @@ def _take_synonyms(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> N
 
 
 def _check_rest(path: Path, raw: dict[str, Any]) -> None:
-    """Raises InputError for what changes the model, and for every key of which that is unknown; one
-    that is null or empty says nothing."""
+    """Raises InputError for a key that changes the model, and for an unknown key, unless its value
+    is null or empty."""
     given = {key: value for key, value in raw.items() if value not in (None, {}, [])}
     for key, why in EMPTY.items():
         value = given.pop(key, None)
@@ -205,8 +195,8 @@ def _check_rest(path: Path, raw: dict[str, Any]) -> None:
     if unknown:
         one = len(unknown) == 1
         raise InputError(
-            f"{path}: unknown {'key' if one else 'keys'} {listed(unknown)}: nobody can say "
-            f"here whether {'it changes' if one else 'they change'} the model; remove "
+            f"{path}: unknown {'key' if one else 'keys'} {listed(unknown)}: minprefix does not "
+            f"know whether {'it changes' if one else 'they change'} the model; remove "
             f"{'it' if one else 'them'} if you know that {'it does' if one else 'they do'} not"
         )
 
@@ -215,10 +205,9 @@ def _check_context(path: Path, context: Any, positions: int) -> None:
     """`n_ctx` was the size of GPT-2's mask, when it had one of its own."""
     if context is None:
         return
-    if not _whole(context, 1):
-        raise InputError(
-            f"{path}: n_ctx is {quoted(context)}: expected a whole number from 1, such as "
-            "n_positions, or nothing"
+    if not _is_size(context):
+        raise unexpected(
+            path, "n_ctx", context, "a whole number from 1, such as n_positions, or nothing"
         )
     if context < positions:
         note(
@@ -229,52 +218,47 @@ def _check_context(path: Path, context: Any, positions: int) -> None:
 
 def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
-        if not _whole(values.get(key), 1):
-            raise InputError(
-                f"{path}: {key} is {quoted(values.get(key))}: expected a whole number from 1"
-            )
+        if not _is_size(values.get(key)):
+            raise unexpected(path, key, values.get(key), "a whole number from 1")
     inner = values.get("n_inner")
-    if inner is not None and not _whole(inner, 1):
-        raise InputError(
-            f"{path}: n_inner is {quoted(inner)}: expected a whole number from 1, or null"
-        )
+    if inner is not None and not _is_size(inner):
+        raise unexpected(path, "n_inner", inner, "a whole number from 1, or null")
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
-        raise InputError(
-            f"{path}: layer_norm_epsilon is {quoted(eps)}: expected a small positive number"
-        )
+        raise unexpected(path, "layer_norm_epsilon", eps, "a small positive number")
     tied = values.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
-        raise InputError(f"{path}: tie_word_embeddings is {quoted(tied)}: expected true or false")
-    if values["n_embd"] % values["n_head"]:
-        raise InputError(
-            f"{path}: n_embd is {values['n_embd']}, which {values['n_head']} heads cannot share "
-            "equally"
-        )
+        raise unexpected(path, "tie_word_embeddings", tied, "true or false")
+    C, NH = values["n_embd"], values["n_head"]
+    if C % NH:
+        raise InputError(f"{path}: n_embd is {C}, which {NH} heads cannot share equally")
 
 
-def _whole(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value <= LARGEST
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST
 
 
 def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple[int, ...] | None:
-    """What config.json or generation_config.json gives for a special token, without the ids that no
-    token has: other software counts on such an id to mean none."""
+    """The value of config.json or generation_config.json for a special token, without the ids that
+    no token has: other software uses such an id to say "none"."""
     several = isinstance(value, list) and key == "eos_token_id"
     ids = list(value) if several else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
         also = "a list of them, " if key == "eos_token_id" else ""
-        raise InputError(
-            f"{path}: {key} is {quoted(value)}: expected a whole number, {also}or null"
-        )
+        raise unexpected(path, key, value, f"a whole number, {also}or null")
     for i in ids:
         if not 0 <= i < vocab_size:
             note(
                 f"{path}: {key} {quoted(i)} lies outside the vocabulary, 0 to "
                 f"{vocab_size - 1}: it has no effect"
             )
-    known = tuple(dict.fromkeys(i for i in ids if 0 <= i < vocab_size))
-    return known if len(known) > 1 else known[0] if known else None
+    return _as_field(i for i in ids if 0 <= i < vocab_size)
+
+
+def _as_field(ids: Iterable[int]) -> int | tuple[int, ...] | None:
+    """Several token ids, one, or none."""
+    each = tuple(dict.fromkeys(ids))
+    return each if len(each) > 1 else each[0] if each else None
 
 
 def read_end_tokens(
@@ -298,8 +282,7 @@ def read_end_tokens(
         told = "eos_token_id" in read_json(folder / "config.json", "the model's config")
         return None if told or "eos_token_id" in raw else named
     preferred = [i for i in (*config.end_tokens[:1], named) if i in ends]
-    ends = tuple(dict.fromkeys([*preferred, *ends]))
-    return ends if len(ends) > 1 else ends[0] if ends else None
+    return _as_field([*preferred, *ends])
 
 
 def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:

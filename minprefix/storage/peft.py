@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minprefix.errors import InputError, listed, quoted
-from minprefix.storage.reading import inside, read_json
+from minprefix.storage.reading import inside, read_json, unexpected
 from minprefix.storage.saved import Saved, converted, flatten, unflatten
 from minprefix.storage.tensors import map_tensors, tensor_bytes
 from minprefix.storage.writing import json_bytes
@@ -83,9 +83,7 @@ def read_peft(folder: Path, dtype: str) -> Saved:
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
         if type(config.get(key)) is not int or not 1 <= config[key] < 2**31:
-            raise InputError(
-                f"{path}: {key} is {quoted(config.get(key))}: expected a whole number from 1"
-            )
+            raise unexpected(path, key, config.get(key), "a whole number from 1")
     P, L, NH, C = (config[key] for key in numbers)
     if C % NH:
         raise InputError(f"{path}: token_dim is {C}, which {NH} heads cannot share equally")

@@ -72,6 +72,11 @@ def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     return InputError(f"cannot read {what} {path}{link}: {getattr(error, 'strerror', 0) or error}")
 
 
+def unexpected(path: Path, key: str, value: Any, expected: str) -> InputError:
+    """The sentence about a value that a file gives."""
+    return InputError(f"{path}: {key} is {quoted(value)}: expected {expected}")
+
+
 def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
     """Raises InputError if `path` is missing, no regular file, unreadable, above `largest` bytes or
     a Git LFS pointer; `what` it should be is in the sentence."""

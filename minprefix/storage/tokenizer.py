@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minprefix.errors import InputError, brief, note, quoted
-from minprefix.storage.reading import LARGEST_JSON, inside, read_json, read_text
+from minprefix.storage.reading import LARGEST_JSON, inside, read_json, read_text, unexpected
 from minprefix.storage.writing import write_json, write_text
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Beside(NamedTuple):
     def flag(self, key: str) -> bool | None:
         value = self.settings.get(key)
         if value is not None and not isinstance(value, bool):
-            raise InputError(f"{self.path}: {key} is {quoted(value)}: expected true, false or null")
+            raise unexpected(self.path, key, value, "true, false or null")
         return value
 
     def special(self, ours: bool) -> "list[AddedToken]":
@@ -234,16 +234,14 @@ def _special_tokens(
         elif isinstance(listed, list):
             extra += [_token(path, key, value, True) for value in listed]
         else:
-            raise InputError(f"{path}: {key} is {quoted(listed)}: expected a list of tokens")
+            raise unexpected(path, key, listed, "a list of tokens")
     return named, extra
 
 
 def _numbered(path: Path, settings: dict[str, Any]) -> "dict[int, AddedToken]":
     listed = settings["added_tokens_decoder"]
     if not isinstance(listed, dict):
-        raise InputError(
-            f"{path}: added_tokens_decoder is {quoted(listed)}: expected tokens by their ids"
-        )
+        raise unexpected(path, "added_tokens_decoder", listed, "tokens by their ids")
     numbered: dict[int, AddedToken] = {}
     for i, value in listed.items():
         known = i.isascii() and i.isdecimal() and len(i) < 11
@@ -262,10 +260,8 @@ def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedTo
     others = {k: v for k, v in fields.items() if k != "content"}
     wrong = set(others) - set(flags) or any(type(v) is not bool for v in others.values())
     if not isinstance(text, str) or not text or wrong:
-        raise InputError(
-            f"{path}: {what} is {quoted(value)}: expected its text, or an object with content "
-            f"and some of {', '.join(flags)}"
-        )
+        expected = f"its text, or an object with content and some of {', '.join(flags)}"
+        raise unexpected(path, what, value, expected)
     return AddedToken(**fields | ({"special": True} if special else {}))
 
 
