@@ -421,7 +421,7 @@ REFUSED = {
     ),
     "stretched": (
         {"rope_theta": 1e4, "alibi": True, "n_kv_heads": 1},
-        "unknown keys 'alibi', 'n_kv_heads', 'rope_theta': nobody .* they change the model; remove",
+        "unknown keys 'alibi', 'n_kv_heads', 'rope_theta': minprefix .* they change the model; rem",
     ),
     "two sizes": ({"n_vocab": 41}, "n_vocab is 41 and vocab_size is 40, which are two names"),
     "two widths": ({"hidden_size": 32}, "hidden_size is 32 and n_embd is 16, which are two names"),

@@ -6,14 +6,14 @@ A server that sends nothing, or less than `SLOWEST`, for huggingface_hub's HF_HU
 minute of the last useful byte.
 """
 
-import contextlib
 import hashlib
 import os
-import queue
 import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +39,8 @@ def hash_of(path: Path, announced: str) -> str:
     with open(path, "rb") as f:
         if len(announced) == 64:
             return hashlib.file_digest(f, "sha256").hexdigest()
-        start = b"blob %d\0" % os.fstat(f.fileno()).st_size
-        digest = hashlib.sha1(start, usedforsecurity=False)  # git's name for it, not our choice
-        while block := f.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
+        git = hashlib.sha1(b"blob %d\0" % os.fstat(f.fileno()).st_size, usedforsecurity=False)
+        return hashlib.file_digest(f, lambda: git).hexdigest()
 
 
 def wrong_file(what: str, want: str, got: str) -> InputError:
@@ -56,7 +53,7 @@ def wrong_file(what: str, want: str, got: str) -> InputError:
 
 
 def fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None:
-    """Download into `partial`, going on after what is there, and check it."""
+    """Download into `partial`, after the bytes that it has already, and check it."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(repo, name, revision=commit)
@@ -86,7 +83,7 @@ def fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None:
 
 
 def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[int], None]) -> None:
-    """Append to `partial` what it lacks."""
+    """Append the missing bytes to `partial`."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -105,7 +102,7 @@ def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[i
             partial.unlink()
             raise _Break("the hub answered 416")
         hf_raise_for_status(response)
-        if response.status_code != 206:  # all of it comes again
+        if response.status_code != 206:  # the hub sends all of it again
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise _Break("the hub sent another range than the one asked for")
@@ -126,15 +123,15 @@ def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[i
                         "what came was removed; try again, or do not trust the server"
                     )
                 f.write(block)
-                f.flush()  # a kill, too, leaves all that came
+                f.flush()  # so that a kill leaves them
                 bar.update(len(block))
-            os.fsync(f.fileno())  # before its name says that it is whole
+            os.fsync(f.fileno())  # before it gets its final name
     if have < size:
         raise _Break("the hub sent fewer bytes than it announced")
 
 
 class _Break(Exception):
-    """A download that may go better the next time."""
+    """A failure that another attempt may mend."""
 
 
 def reason_of(error: Exception) -> str:
@@ -149,7 +146,7 @@ def _status(error: Exception) -> int | None:
 
 
 def is_network(error: Exception) -> bool:
-    """Whether this is the network or the server, and not the answer to what was asked."""
+    """Whether the network or the server failed; else the error is the answer to the request."""
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
@@ -158,30 +155,30 @@ def is_network(error: Exception) -> bool:
 
 
 def may_come(error: Exception) -> bool:
-    """Whether a listing may come the next time: not where nothing can be reached at all."""
+    """Whether another attempt may bring a listing: not if nothing can be reached at all."""
     unreachable = ("ConnectError", "ProxyError", "OfflineModeIsEnabled")
     return is_network(error) and type(error).__name__ not in unreachable
 
 
 def again(work: Callable[[], Any], attempts: int, worthwhile: Callable[[Exception], bool]) -> Any:
-    """`work()`, up to so many times while its errors are worth it."""
-    for left in range(attempts - 1, -1, -1):
+    """`work()`, up to `attempts` times as long as its errors are worth another one."""
+    for n in range(attempts):
         try:
             return work()
         except Exception as error:
-            if not left or not worthwhile(error):
+            if n == attempts - 1 or not worthwhile(error):
                 raise
-        time.sleep(PAUSE * 2 ** (attempts - 1 - left))
+        time.sleep(PAUSE * 2**n)
     raise AssertionError
 
 
 def in_time(work: Callable[[Callable[[int], None]], Any]) -> Any:
-    """`work(arrived)`, which calls `arrived(n)` for every n bytes, in a thread that is given up
-    when too few come: the client's own time begins anew with every byte."""
+    """`work(arrived)`, which calls `arrived(n)` for every n bytes, in a thread that is given up if
+    too few come. (The client's own timeout starts again with every byte.)"""
     from huggingface_hub import constants
 
     wait, came, given_up = constants.HF_HUB_DOWNLOAD_TIMEOUT, [0], threading.Event()
-    done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    done: Future[Any] = Future()
 
     def arrived(n: int) -> None:
         if given_up.is_set():
@@ -190,21 +187,17 @@ def in_time(work: Callable[[Callable[[int], None]], Any]) -> Any:
 
     def run() -> None:
         try:
-            done.put((work(arrived), None))
+            done.set_result(work(arrived))
         except BaseException as error:
-            done.put((None, error))
+            done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        while True:
+        while not done.done():
             before = came[0]
-            with contextlib.suppress(queue.Empty):
-                result, error = done.get(timeout=1.1 * wait)  # the client's own comes first
-                break
-            if came[0] - before < SLOWEST * wait:
+            futures.wait([done], 1.1 * wait)  # the client's own timeout comes first
+            if not done.done() and came[0] - before < SLOWEST * wait:
                 raise _Break(f"less than {SLOWEST * wait:,} bytes came in {wait} s")
+        return done.result()
     finally:
         given_up.set()
-    if error is not None:
-        raise error
-    return result

@@ -56,7 +56,7 @@ WANTED = (
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
-#: in short what git allows, for it becomes a path
+#: a part of what git allows: the revision becomes a path
 REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s\\:~^?*\[]+")
 
 
@@ -65,6 +65,10 @@ class Cache(NamedTuple):
     them under their names."""
 
     folder: Path
+
+    @staticmethod
+    def of(repo: str, root: str) -> "Cache":
+        return Cache(Path(root) / f"models--{repo.replace('/', '--')}")
 
     def commit(self, revision: str | None) -> str | None:
         """What `revision` was when it was last fetched."""
@@ -84,28 +88,32 @@ class Cache(NamedTuple):
             (self.folder / "blobs" / Path(os.readlink(path)).name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
-    def record(self, commit: str) -> Path:
-        # .2: a record without the number is of a version that wanted fewer files
-        return self.folder / "minprefix" / f"{commit}.2.json"
+    def record(self, commit: str, version: str = ".2") -> Path:
+        """Version 0.1.0 wanted fewer files, and its records have no version."""
+        return self.folder / "minprefix" / f"{commit}{version}.json"
 
-    def earlier_record(self, commit: str) -> Path:
-        return self.folder / "minprefix" / f"{commit}.json"
-
-    def checked(self, commit: str, record: Path | None = None) -> "Checked":
+    def checked(self, commit: str, version: str = ".2") -> "Checked":
         """The record of a commit; {} if there is none, or a damaged one."""
-        with contextlib.suppress(InputError):
-            found = read_json(record or self.record(commit), "the record of a download")
-            known: Checked = {}
-            for name, entry in found.items():
-                match entry:
-                    case [str(digest), int(), int()] if HASH.fullmatch(digest) and _wanted(name):
-                        known[name] = entry
-            return known if known.keys() == found.keys() else {}
-        return {}
+        try:
+            found = read_json(self.record(commit, version), "the record of a download")
+        except InputError:
+            return {}
+        return found if all(_is_entry(name, entry) for name, entry in found.items()) else {}
+
+    def keep(self, commit: str, checked: "Checked") -> None:
+        with contextlib.suppress(InputError):  # a read-only cache
+            write_json(self.record(commit), checked)
 
 
-#: {name: [hash, size, time]} of all files in a listing; time 0 is that of a file not yet checked
+#: {name: [hash, size, time]} of all files in a listing; the time is 0 until a file is checked
 Checked = dict[str, list[Any]]
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    match entry:
+        case [str(digest), int(), int()]:
+            return HASH.fullmatch(digest) is not None and _wanted(name)
+    return False
 
 
 def snapshot(repo: str, revision: str | None) -> Path:
@@ -162,7 +170,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     validate_repo_id(repo)
     if revision is not None and not REVISION.fullmatch(revision):
         raise InputError(f"revision {revision!r} is no branch, tag or commit: give one of these")
-    cache = Cache(Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}")
+    cache = Cache.of(repo, constants.HF_HUB_CACHE)
     commit = cache.commit(revision)
     checked = cache.checked(commit) if commit else {}
     if commit is not None and commit == revision and _stand(cache, commit, checked):
@@ -179,8 +187,9 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         if not is_network(error):
             raise
         return _offline(repo, revision, error)
-    hashes = {name: file.hash for name, file in listing.items()}
-    if commit != found or hashes != _hashes(checked) or not _stand(cache, found, checked):
+    hashes = {name: entry[0] for name, entry in checked.items()}
+    same = commit == found and hashes == {name: file.hash for name, file in listing.items()}
+    if not same or not _stand(cache, found, checked):
         with _lock(cache.folder):
             _fill(repo, found, listing, cache)
             if found != revision:
@@ -190,21 +199,19 @@ def _snapshot(repo: str, revision: str | None) -> Path:
 
 
 def _fill(repo: str, commit: str, listing: dict[str, File], cache: Cache) -> None:
-    """Bring all files of a listing to their places, and keep record of it."""
+    """Bring all files of a listing to their places, and keep the record of it."""
     checked = cache.checked(commit)  # perhaps by the process that was waited for
     for name, file in listing.items():
         if name not in checked or checked[name][0] != file.hash:
             checked[name] = [file.hash, file.size, 0]
     checked = {name: checked[name] for name in listing}
-    with contextlib.suppress(InputError):  # a cache that nobody may write
-        write_json(cache.record(commit), checked)
+    cache.keep(commit, checked)
     for name, file in listing.items():
         place = cache.place(commit, name)
         if not _stands(place, checked[name]):
             _bring(repo, commit, name, file, cache)
             checked[name] = [file.hash, *_stamp(place)]
-    with contextlib.suppress(InputError):
-        write_json(cache.record(commit), checked)
+    cache.keep(commit, checked)
 
 
 def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
@@ -224,8 +231,9 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
     for found in info.siblings or ():
         name = found.rfilename
         if _wanted(name):
-            announced = (found.lfs.size, found.lfs.sha256) if found.lfs else ()
-            size, digest = announced or (found.size, found.blob_id)
+            size, digest = found.size, found.blob_id
+            if found.lfs:
+                size, digest = found.lfs.size, found.lfs.sha256
             if type(size) is not int or not HASH.fullmatch(str(digest)):
                 raise InputError(
                     f"the hub announces no hash for {name} of {repo!r} at {commit}, so it cannot "
@@ -242,8 +250,8 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
 
 
 def no_weights(where: str, names: Iterable[str], folder: Path | None = None) -> InputError:
-    """The sentence about a repository, or a `folder`, of files `names` without model.safetensors:
-    what there is instead."""
+    """The sentence about a repository, or a `folder`, of files `names` without model.safetensors,
+    with what there is instead."""
     names = list(names)
     others = sorted(name for name in names if name.endswith(".safetensors"))
     if "config.json" not in names and (adapter := ADAPTER_FILES & set(names)):
@@ -261,12 +269,12 @@ def no_weights(where: str, names: Iterable[str], folder: Path | None = None) -> 
 
 
 def _wanted(name: str) -> bool:
-    """No name of these leaves the folder."""
+    """Whether this is a file of a model; its name does not lead out of the folder."""
     return not {"/", "\\"} & set(name) and any(fnmatchcase(name, wanted) for wanted in WANTED)
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of a file: other ones, and it is no longer the one that was checked."""
+    """Size and time of a file. If they differ, it is no longer the one that was checked."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -282,21 +290,17 @@ def _stand(cache: Cache, commit: str, checked: Checked) -> bool:
     return bool(checked) and all(_stands(cache.place(commit, n), e) for n, e in checked.items())
 
 
-def _hashes(checked: Checked) -> dict[str, str]:
-    return {name: entry[0] for name, entry in checked.items()}
-
-
-#: where repositories of the hub's first years went, whose names had no "/" then
+#: the new owners of repositories from the hub's first years, when names had no "/"
 MOVED = {"openai-community": ("gpt2",), "distilbert": ("distilgpt2",)}
 
 
 class _Unsure(InputError):
-    """Files that are there, and that nothing there says what they must be."""
+    """The files are there, and nothing there says what they must be."""
 
 
 def _caches(repo: str) -> Iterator[Cache]:
-    """Where the files of a repository may be: under its name and the one that it had or has now, in
-    huggingface_hub's cache and in the one that older versions of transformers were told of."""
+    """Where the files of a repository may be: under its name and its earlier or later one, in
+    huggingface_hub's cache and in the cache of older versions of transformers."""
     from huggingface_hub import constants
 
     owner, _, name = repo.rpartition("/")
@@ -306,13 +310,12 @@ def _caches(repo: str) -> Iterator[Cache]:
             names.append(name if owner else f"{now}/{name}")
     told = (os.environ.get(v) for v in ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"))
     for root in dict.fromkeys((str(constants.HF_HUB_CACHE), *filter(None, told))):
-        for one in names:
-            yield Cache(Path(root) / f"models--{one.replace('/', '--')}")
+        yield from (Cache.of(one, root) for one in names)
 
 
 def _offline(repo: str, revision: str | None, error: Exception) -> Path:
-    """The folder of a model that is in a cache, checked. Raises `error` if there is none, and
-    InputError for one that is not whole, or that cannot be checked, with the folder to give."""
+    """The folder of a model in a cache, checked. Raises `error` if there is none, and InputError
+    for one that is not whole or cannot be checked: the sentence names the folder to give."""
     failed: list[InputError] = []
     for cache in _caches(repo):
         commit = cache.commit(revision)
@@ -333,18 +336,17 @@ def _offline(repo: str, revision: str | None, error: Exception) -> Path:
                         "right one, give this folder instead of the name"
                     )
                 )
-    if failed:  # what a person can decide goes before what is broken
+    if failed:  # first a sentence that leaves the choice to the user
         raise min(failed, key=lambda reason: not isinstance(reason, _Unsure)) from error
     raise error
 
 
 def _check_offline(repo: str, commit: str, cache: Cache) -> None:
-    """Raise InputError unless the files of a commit are those that were announced when they came.
-
-    What only other software fetched is recognised by its name in the cache, which is the hash."""
-    checked = cache.checked(commit) or cache.checked(commit, cache.earlier_record(commit))
+    """Raises InputError unless the files of a commit are as they were announced when they came. A
+    file that other software fetched is checked against its name in the cache, which is the hash."""
+    checked = cache.checked(commit) or cache.checked(commit, version="")
     place = cache.place(commit, "")
-    announced = _hashes(checked)
+    announced = {name: entry[0] for name, entry in checked.items()}
     if not checked:
         found = [path for path in place.iterdir() if _wanted(path.name)]
         if not any(path.suffix == ".safetensors" for path in found):
@@ -352,8 +354,8 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
         if not all(path.is_symlink() for path in found):
             raise _Unsure(
                 f"model {repo!r} is in the cache, in {place}, but its files are no links to their "
-                "hashes, so that nothing says here what they must be: load the model once with a "
-                "network or, if you trust these files, give that folder instead of the name"
+                "hashes, so they cannot be checked: load the model once with a network or, if you "
+                "trust these files, give that folder instead of the name"
             )
         announced = {path.name: Path(os.readlink(path)).name for path in found}
     for name, want in announced.items():
@@ -394,7 +396,8 @@ def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time fetches a model, the others wait; none can into a read-only cache."""
+    """One process at a time fetches a model, and the others wait. Does nothing in a read-only
+    cache."""
     from huggingface_hub.utils import WeakFileLock
 
     path = folder.parent / ".locks" / folder.name / "minprefix.lock"
