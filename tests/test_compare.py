@@ -491,7 +491,7 @@ def test_the_command_reads_saved_traces(tmp_path, model, batch, prefixes, capsys
         (["reference", "numpy", "--tolerance", "-1"], "--tolerance is -1.0: expected 0 or more"),
         (["reference", "numpy", "--picture", "x.jpg"], "ends in .png or .svg"),
         (["{saved}", "numpy"], "is a saved trace and numpy is not"),
-        (["{saved}", "{saved}", "--dtype", "float32"], "saved traces have run: leave it out"),
+        (["{saved}", "{saved}", "--dtype", "float32"], "these are traces: leave it out"),
         (["{damaged}", "{saved}"], "is damaged"),
     ],
 )

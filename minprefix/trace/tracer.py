@@ -49,22 +49,22 @@ def trace(
 ) -> Trace:
     """Run the loss of `batch` forward and backward, and keep every value under its name.
 
-    `names`: keep only those that match one of these patterns (`blocks.2.*`). `need`="all" takes the
-    gradients of the weights, too. `stop_at`: open the debugger at the line that has just computed
-    what has this name or matches this pattern, in the reference's own text, its variables alive;
-    for what the model itself adds up between two operations, at the line that hands it on.
-    `arguments`: keep what each operation was given, too; two traces can then be told apart to the
-    very step (`trace.compare`).
+    `names`: keep only the values that match one of these patterns (`blocks.2.*`). `need`="all"
+    takes the gradients of the weights, too. `stop_at`: open the debugger in the reference's own
+    text, its variables alive, at the line that has just computed a value of this name or pattern;
+    for a sum of the model's own between two operations, at the line that hands it on. `arguments`:
+    keep each operation's arguments, too; a comparison of two traces (`trace.compare`) then finds
+    the very step at which they part.
 
     The result is that of an untraced run, bit for bit. Raises InputError if nothing matches one of
-    the patterns, and if what is kept would exceed `max_bytes`, with how to narrow it.
+    the patterns, and, with advice how to narrow it, if the values would exceed `max_bytes`.
     """
     if need not in ("prefix", "all"):
         raise InputError(f"need is {need!r}: expected 'prefix' or 'all'")
     if not names:
         raise InputError("names is empty: give at least one name or pattern, or '*' for all")
     tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
-    if stop_at is not None:  # a name is given after the return: one run ahead tells of which call
+    if stop_at is not None:  # a result gets its name after the return: a run ahead finds the call
         ahead = Tracer(model, ops, stop_at, max_bytes, arguments=arguments)
         loss_backward(model, prefix, batch, "mean", ahead, needed(model, need))
         if not ahead.kept():
@@ -94,7 +94,7 @@ def trace(
 
 
 def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]") -> dict[str, Any]:
-    """Of what a trace is: two of them can be compared where all of this is the same."""
+    """The inputs of a trace: two traces can be compared if all of this is the same."""
     parameters = {
         f"{j} from {p.position_offset}, layers {p.layers}: {name}": a
         for j, p in enumerate(prefixes)
@@ -140,7 +140,7 @@ class Tracer(Keeper):
         self._of_cache: dict[tuple[str, int], tuple[list[Place], Any]] = {}
         # address -> the linear layers that took what lies there; outputs may share a buffer
         self._inputs: dict[int, tuple[list[Place], Array]] = {}
-        self._normed: set[str] = set()  # the norms that the forward has been at
+        self._normed: set[str] = set()  # the norms that the forward has computed
         self._block = "blocks.0"
         self._head, self._loss = self._places["head"], self._places["loss"]
         self._heads: list[Place] = []  # the logits come some rows at a time
@@ -149,7 +149,7 @@ class Tracer(Keeper):
 
     @classmethod
     def of_text(cls, text: str, model: GPT2, **more: Any) -> Self:
-        """Of an implementation that is given as source text, such as the reference with a bug."""
+        """A tracer of an implementation given as source text, such as the reference with a bug."""
         tracer = cls(model, reference, **more)
         tracer._instrument(read_source(text, "<text>"), text)
         return tracer
@@ -208,15 +208,15 @@ class Tracer(Keeper):
     def _enter(
         self, name: str, value: Any, inputs: Sequence[str], outside: Sequence[str] = ()
     ) -> tuple[str, ...]:
-        """What an op is given, made of `inputs`, and of what comes from `outside` -> what the
-        op's own inputs are called."""
+        """An op's argument, made of `inputs` and of what comes from `outside` -> the keys of the
+        op's inputs."""
         if not self.arguments:
             return tuple(inputs)
         self._out(name, value, (*inputs, *outside), "enter")
         return (name,)
 
     def _between(self, name: str, value: Any) -> None:
-        """What an op is given gets a record, once, where the model has just computed it."""
+        """Record an op's argument, once, if the model itself has just computed it."""
         made = self._made.get(name)
         if made is not None and name not in self.names_seen:
             self._out(name, value, made.inputs, made.op)
@@ -234,8 +234,8 @@ class Tracer(Keeper):
         self._of_cache.setdefault((op, id(cache)), ([], cache))[0].append(place)
 
     def _recall(self, op: str, cache: Any, last: bool = True) -> Place:
-        """The place of the forward that left this cache; a backward goes up the stack. `last`: it
-        is the last use of the cache."""
+        """The place of the forward that left this cache; a backward goes up the stack. `last`: this
+        is the cache's last use."""
         places, _ = self._of_cache[op, id(cache)]
         return places.pop() if last and len(places) > 1 else places[-1]
 
@@ -348,7 +348,7 @@ class Tracer(Keeper):
     def _backward(
         self, op: str, place: Place, call: str, dout: Array, given: Any, more: tuple[str, ...]
     ) -> Array:
-        """Of an op with one gradient: it is computed from dout, and from `given`, named `more`."""
+        """An op with one gradient, computed from dout and from `given`, whose keys are `more`."""
         with self._at(place, f"{op}_backward"):
             self._between(place.dout, dout)
             entered = self._enter(f"{call}.backward(dout)", dout, (place.dout,))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: what attention calls
 _CALLED = {"attention": ["_heads_first", "softmax", "visible"]}
-#: the names that ops give to what they are given
+#: the names of arguments in the ops' text
 _ARGUMENTS = {"x", "dx", "dout", "dz", "logits", "probs"}
 
 
@@ -63,7 +63,7 @@ def page(
         "script": script,
         "data": _json(_data(model, batch, prefix, t)),
     }
-    # in one go: what the data says is no marker
+    # in one go, so that no marker is found in the data
     return re.sub(r"@(\w+)@", lambda m: parts[m[1]], _read(here / "page.html"))
 
 
@@ -77,7 +77,7 @@ def _sha256(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """For a <script>: no text of the data can end it."""
+    """JSON for a <script>: no text of the data can end the script."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -130,7 +130,7 @@ def _data(model: "GPT2", batch: Batch, prefix: "Prefix | None", trace: Trace) ->
 
 
 def shown(model: "GPT2", token: int) -> str:
-    """A token as it can stand in a line: a blank as ␣, what is invisible by its number."""
+    """A token on one line: a blank as ␣, an invisible character by its number."""
     if model.tokenizer is None:
         return str(token)
     signs = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -175,8 +175,8 @@ def _forward_op(op: str) -> str:
 
 
 def _inputs(trace: Trace, wiring: Wiring, places: Sequence[str]) -> list[list[Any]]:
-    """What the line of each record reads: numbers of records, and names of weights."""
-    ends: list[Record | None] = [None] * len(trace)  # what the op gives back in the end
+    """The inputs of each record's line: numbers of records, and names of weights."""
+    ends: list[Record | None] = [None] * len(trace)  # the op's result
     for n in reversed(range(len(trace))):
         record, after = trace.records[n], n + 1
         if not record.inside:
