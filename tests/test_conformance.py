@@ -112,7 +112,7 @@ def test_every_tensor_of_an_op_has_a_name_of_its_own():
 )
 def test_a_case_compares_every_tensor_exactly_once(op, name):
     case, collected = case_of(op, name), Grade()
-    grade_case(load("reference"), case, collected)
+    grade_case(case, load("reference"), collected)
     B = len(case.sizes.get("lengths", (5, 3)))
     wanted = []
     for function in suite_contract.FUNCTIONS[op]:

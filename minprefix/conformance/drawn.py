@@ -18,72 +18,64 @@ from minprefix.conformance.problems import drawn_question
 Drawn = dict[str, Any]
 
 
-def _record(**fields: "st.SearchStrategy[Any]") -> st.SearchStrategy[Drawn]:
-    return st.fixed_dictionaries(fields)
+def _record(**fields: Any) -> st.SearchStrategy[Drawn]:
+    """A pair is the least and the largest of some whole numbers, a list all that can be drawn."""
+
+    def strategy(given: Any) -> "st.SearchStrategy[Any]":
+        if isinstance(given, tuple):
+            return st.integers(*given)
+        return st.sampled_from(given) if isinstance(given, list) else given
+
+    return st.fixed_dictionaries({name: strategy(given) for name, given in fields.items()})
 
 
-def _lengths_and(first: int, last: int, most: int, longest: int) -> Any:
-    """One to `most` pairs: a sequence's length, and a number from `first` to `last`."""
-    pair = st.tuples(st.integers(1, longest), st.integers(first, last))
-    return st.lists(pair, min_size=1, max_size=most)
+def _sequences(length: tuple[int, int], number: tuple[int, int], most: int) -> Any:
+    """Up to `most` sequences: a length, and a number that goes with it."""
+    return st.lists(
+        st.tuples(st.integers(*length), st.integers(*number)), min_size=1, max_size=most
+    )
 
 
 #: no draw grades mere rounding: what nearly cancels (a layernorm over two columns) or underflows (a
 #: softmax far out, which may be all of a small tensor) differs between implementations that are
 #: right
 DRAWN_SIZES: dict[str, st.SearchStrategy[Drawn]] = {
-    "embed": _record(
-        N=st.integers(1, 12),
-        C=st.integers(1, 6),
-        V=st.integers(1, 9),
-        n_positions=st.integers(1, 9),
-    ),
+    "embed": _record(N=(1, 12), C=(1, 6), V=(1, 9), n_positions=(1, 9)),
     "layernorm": _record(
-        N=st.integers(1, 6),
-        C=st.integers(3, 16),
-        centre=st.sampled_from([0.0, 1.0, -20.0]),
-        spread=st.sampled_from([1e-3, 1.0, 1e3]),
-        eps=st.sampled_from([1e-5, 1e-2]),
+        N=(1, 6), C=(3, 16), centre=[0.0, 1.0, -20.0], spread=[1e-3, 1.0, 1e3], eps=[1e-5, 1e-2]
     ),
-    "linear": _record(
-        N=st.integers(1, 6), n_in=st.integers(1, 8), n_out=st.integers(1, 8), bias=st.booleans()
-    ),
-    "gelu": _record(
-        N=st.integers(1, 6), F=st.integers(1, 12), spread=st.sampled_from([0.01, 1.0, 10.0])
-    ),
-    "attention": _lengths_and(0, 6, most=4, longest=8).flatmap(
+    "linear": _record(N=(1, 6), n_in=(1, 8), n_out=(1, 8), bias=st.booleans()),
+    "gelu": _record(N=(1, 6), F=(1, 12), spread=[0.01, 1.0, 10.0]),
+    "attention": _sequences((1, 8), (0, 6), most=4).flatmap(
         lambda pairs: _record(
             lengths=st.just(tuple(T for T, _ in pairs)),
             slots=st.just(tuple(P for _, P in pairs)),
-            heads=st.integers(1, 4),
-            head_size=st.integers(1, 9),
-            spread=st.sampled_from([0.1, 1.0, 2.0]),
+            heads=(1, 4),
+            head_size=(1, 9),
+            spread=[0.1, 1.0, 2.0],
         )
     ),
     "cross_entropy": _record(
-        M=st.integers(1, 8),
-        V=st.integers(2, 16),
-        spread=st.sampled_from([0.1, 1.0, 2.0]),
-        weights=st.sampled_from(["random", "mean"]),
+        M=(1, 8), V=(2, 16), spread=[0.1, 1.0, 2.0], weights=["random", "mean"]
     ),
 }
 
 #: arguments of `model_problem`
-DRAWN_PROBLEMS: st.SearchStrategy[Drawn] = _lengths_and(0, 1, most=3, longest=6).flatmap(
+DRAWN_PROBLEMS: st.SearchStrategy[Drawn] = _sequences((1, 6), (0, 1), most=3).flatmap(
     lambda pairs: _record(
         lengths=st.just((*(T for T, _ in pairs), 4)),  # the last always has targets
         loss_from=st.just((*(max(1, T // 2) for T, _ in pairs), 1)),
         prefix_of=st.just((*(j for _, j in pairs), 0)),
         slots=st.tuples(st.integers(0, 4), st.integers(1, 4)),
-        reduction=st.sampled_from(["mean", "sum"]),
+        reduction=["mean", "sum"],
         config=_record(
-            n_layer=st.integers(1, 3),
-            n_head=st.sampled_from([1, 2, 5]),
-            n_inner=st.sampled_from([None, 7]),
+            n_layer=(1, 3),
+            n_head=[1, 2, 5],
+            n_inner=[None, 7],
             tie_word_embeddings=st.booleans(),
-            layer_norm_epsilon=st.sampled_from([1e-5, 1e-2]),
+            layer_norm_epsilon=[1e-5, 1e-2],
         ),
-        seed=st.integers(0, 99),
+        seed=(0, 99),
     )
 )
 
@@ -93,7 +85,7 @@ def grade_op(op: str, implementation: Implementation, grade: Grade) -> None:
     strategies = {"sizes": DRAWN_SIZES[op], "seed": st.integers(0, 2**16), "layout": layouts}
 
     def once(mine: Implementation, drawn: Drawn, into: Grade) -> None:
-        grade_case(mine, Case(op, **drawn), into)
+        grade_case(Case(op, **drawn), mine, into)
 
     _until_one_fails(implementation, grade, strategies, cases.DRAWS, once)
 

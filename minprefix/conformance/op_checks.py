@@ -112,7 +112,7 @@ def _expected(case: Case) -> Expected:
     return Expected(case.expected(), case.tolerance(), case.dimensions(), boundaries, "ops")
 
 
-def grade_case(implementation: Implementation, case: Case, grade: Grade) -> None:
+def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
     expected, found = _expected(case), tensors(implementation, case, grade)
     dtype, because = _precision(implementation, case)
@@ -181,12 +181,7 @@ def reproducer(implementation: Implementation, case: Case, function: str, tensor
 def case_checks() -> Iterator[Check]:
     for op, named in CASES.items():
         for name, (why, _) in named.items():
-            run = partial(_grade_case, case_of(op, name))
-            yield Check(f"{op}/{name}", "ops", op, why, run)
-
-
-def _grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
-    grade_case(implementation, case, grade)
+            yield Check(f"{op}/{name}", "ops", op, why, partial(grade_case, case_of(op, name)))
 
 
 # ---- two calls in a row -------------------------------------------------------------------------

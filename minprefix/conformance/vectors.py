@@ -262,8 +262,9 @@ _READ: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_about(about: Any) -> bool:
-    known = isinstance(about, dict) and (about.get(key) for key in ("axes", "function"))
-    return known is not False and all(isinstance(each, str) for each in known)
+    return isinstance(about, dict) and all(
+        isinstance(about.get(key), str) for key in ("axes", "function")
+    )
 
 
 def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minprefix.conformance.cases import parts_of
 from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, TENSORS, results
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops.contract import Array, AttentionGrads
@@ -34,28 +35,27 @@ class Guarded:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in TENSORS:
             raise AttributeError(name)
-        foreign = self._implementation.has("asarray")
-        tops, listed = results(name), {t for t in TENSORS[name] if t.endswith("[]")}
+        mine, names = self._implementation, results(name)
+        foreign = mine.has("asarray")
 
         def call(*arguments: Any) -> Any:
             arguments = tuple(a.own if isinstance(a, _Readable) else a for a in arguments)
-            own = [self._implementation.own(a) for a in arguments] if foreign else arguments
-            result = self._implementation.call(name, *own)
-            parts = [result] if len(tops) == 1 else result
-            if not isinstance(parts, tuple | list) or len(parts) != len(tops):
-                raise Broken("missing", f"{name} gave other results than {', '.join(tops)}")
-            back = [
-                self._back(f"{t}[]" if f"{t}[]" in listed else t, a)
-                for t, a in zip(tops, parts, strict=True)
-            ]
-            if name == "attention":
-                back[1] = self._readable(back[1])
+            result = mine.call(name, *(map(mine.own, arguments) if foreign else arguments))
+            parts = zip(names, parts_of(name, result), strict=True)
+            back = [self._back(name, top, a) for top, a in parts]
             if name == "attention_backward":
                 return AttentionGrads(*back)
             return back[0] if len(back) == 1 else tuple(back)
 
         setattr(self, name, call)  # found at once the next time
         return call
+
+    def _back(self, function: str, name: str, a: Any) -> Any:
+        if name == "cache":
+            return self._readable(a) if function == "attention" else a
+        if f"{name}[]" in TENSORS[function] and isinstance(a, Sequence):
+            return [self._implementation.asnumpy(each, name) for each in a]
+        return self._implementation.asnumpy(a, name)
 
     def _readable(self, cache: Any) -> Any:
         """The model reads q, k and v of attention's cache."""
@@ -68,13 +68,6 @@ class Guarded:
         of_each = pattern if isinstance(pattern, tuple | list) else ()
         patterns = [self._implementation.asnumpy(a, "cache.pattern") for a in of_each]
         return _Readable(cache, q, k, v, patterns)
-
-    def _back(self, name: str, a: Any) -> Any:
-        if name == "cache":
-            return a
-        if name.endswith("[]") and isinstance(a, Sequence):
-            return [self._implementation.asnumpy(each, name.removesuffix("[]")) for each in a]
-        return self._implementation.asnumpy(a, name)
 
 
 #: the fields of attention's cache that others than the implementation read
