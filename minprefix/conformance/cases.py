@@ -112,38 +112,28 @@ INPUTS: dict[str, dict[str, str]] = {
 # ---- the makers: sizes -> arguments by name -----------------------------------------------------
 
 
-def _embed(
-    rng: np.random.Generator, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13
-) -> dict[str, Any]:
-    return {
-        "tokens": rng.integers(0, V, N),
-        "positions": rng.integers(0, n_positions, N),
-        "wte": rng.normal(0, 1, (V, C)),
-        "wpe": rng.normal(0, 1, (n_positions, C)),
-        "dx": rng.normal(0, 1, (N, C)),
-    }
+Rng = np.random.Generator
+Inputs = dict[str, Any]
+
+
+def _normals(rng: Rng, **shapes: Any) -> Inputs:
+    return {name: rng.normal(0, 1, shape) for name, shape in shapes.items()}
+
+
+def _embed(rng: Rng, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13) -> Inputs:
+    ids = {"tokens": rng.integers(0, V, N), "positions": rng.integers(0, n_positions, N)}
+    return ids | _normals(rng, wte=(V, C), wpe=(n_positions, C), dx=(N, C))
 
 
 def _layernorm(
-    rng: np.random.Generator,
-    N: int = 7,
-    C: int = 11,
-    centre: float = 0.5,
-    spread: float = 1.0,
-    eps: float = 1e-5,
-) -> dict[str, Any]:
-    return {
-        "x": centre + spread * rng.normal(0, 1, (N, C)),
-        "gain": rng.normal(1, 0.5, C),
-        "bias": rng.normal(0, 1, C),
-        "eps": eps,
-        "dout": rng.normal(0, 1, (N, C)),
-    }
+    rng: Rng, N: int = 7, C: int = 11, centre: float = 0.5, spread: float = 1.0, eps: float = 1e-5
+) -> Inputs:
+    made = _normals(rng, x=(N, C), gain=C, bias=C, dout=(N, C))
+    x, gain = centre + spread * made["x"], 1 + 0.5 * made["gain"]
+    return made | {"x": x, "gain": gain, "eps": eps}
 
 
-def _linear(
-    rng: np.random.Generator, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True
-) -> dict[str, Any]:
+def _linear(rng: Rng, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True) -> Inputs:
     return {
         "x": rng.normal(0, 1, (N, n_in)),
         "weight": rng.normal(0, 1, (n_in, n_out)),
@@ -152,14 +142,14 @@ def _linear(
     }
 
 
-def _gelu(rng: np.random.Generator, N: int = 7, F: int = 12, spread: float = 2.0) -> dict[str, Any]:
+def _gelu(rng: Rng, N: int = 7, F: int = 12, spread: float = 2.0) -> Inputs:
     x = spread * rng.normal(0, 1, (N, F))
     x[:, 0] = np.abs(x[:, 0])  # all below 0, every result might be nearly 0, and rounding graded
     return {"x": x, "dout": rng.normal(0, 1, (N, F))}
 
 
 def _attention(
-    rng: np.random.Generator,
+    rng: Rng,
     lengths: tuple[int, ...] = (5, 3),
     slots: tuple[int, ...] = (3, 3),
     heads: int = 2,
@@ -168,7 +158,7 @@ def _attention(
     spread: float = 1.0,
     last: float = 1.0,
     uneven: bool = False,
-) -> dict[str, Any]:
+) -> Inputs:
     """`common`: about how much is added to every score, or with `uneven` to those of every second
     query; `spread`: of the queries; `last`: times the key of each sequence's last token."""
     N, shape = sum(lengths), (heads, head_size)
@@ -183,34 +173,25 @@ def _attention(
         k[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
         for a in prefix_k:
             a[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
-    return {
-        "q": q,
-        "k": k,
-        "v": v,
-        "prefix_k": prefix_k,
-        "prefix_v": prefix_v,
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "dz": dz,
-    }
+    offsets = np.cumsum([0, *lengths]).astype(np.int64)
+    of_slots = {"prefix_k": prefix_k, "prefix_v": prefix_v}
+    return {"q": q, "k": k, "v": v, **of_slots, "offsets": offsets, "dz": dz}
 
 
 def _cross_entropy(
-    rng: np.random.Generator,
+    rng: Rng,
     M: int = 5,
     V: int = 11,
     common: float = 0.0,
     spread: float = 1.0,
     weights: str = "random",
-) -> dict[str, Any]:
+) -> Inputs:
     given = {"random": rng.uniform(0.2, 2, M), "mean": np.full(M, 1 / M)}[weights]
-    return {
-        "logits": common + spread * rng.normal(0, 1, (M, V)),
-        "targets": rng.integers(0, V, M),
-        "weights": given,
-    }
+    logits = common + spread * rng.normal(0, 1, (M, V))
+    return {"logits": logits, "targets": rng.integers(0, V, M), "weights": given}
 
 
-MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
+MAKERS: dict[str, Callable[..., Inputs]] = {
     "embed": _embed,
     "layernorm": _layernorm,
     "linear": _linear,

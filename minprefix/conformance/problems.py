@@ -201,15 +201,11 @@ def training_problem(
             shape = (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)
             parameters.append({"kv": rng.normal(0, 0.7, shape)})
             continue
-        parameters.append(
-            {
-                "embedding": rng.normal(0, 1, (P, cfg.n_embd)),
-                "weight_1": rng.normal(0, 0.4, (cfg.n_embd, hidden)),
-                "bias_1": rng.normal(0, 0.4, hidden),
-                "weight_2": rng.normal(0, 0.4, (hidden, out)),
-                "bias_2": rng.normal(0, 0.4, out),
-            }
-        )
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (P, cfg.n_embd)}
+        shapes |= {"weight_1": (cfg.n_embd, hidden), "bias_1": (hidden,)}
+        shapes |= {"weight_2": (hidden, out), "bias_2": (out,)}
+        sizes = dict.fromkeys(shapes, 0.4) | {"embedding": 1.0}
+        parameters.append({n: rng.normal(0, sizes[n], shape) for n, shape in shapes.items()})
 
     def part(m: int) -> MicroBatch:
         lengths, loss_from = ([4, 6], [1, 4]) if m == 0 else ([3], [2])
