@@ -26,9 +26,9 @@ from minprefix.conformance.suite import all_checks
 from minprefix.conformance.zoo import (
     FINGERPRINTS,
     affects,
-    alike,
     all_bugs,
     fingerprint,
+    matches,
     plant,
     wrong_tensors,
 )
@@ -87,7 +87,7 @@ def compute(
     prints = fingerprints(rows)
     for row in rows:
         if row.check is not None and row.grade is not None:
-            row.alike = alike(row.check, row.grade, prints)
+            row.alike, _ = matches(row.check, row.grade, prints)
     return rows
 
 

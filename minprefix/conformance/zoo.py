@@ -174,19 +174,13 @@ def wrong_tensors(grade: Grade) -> dict[str, np.ndarray]:
     }
 
 
-def alike(
-    check: Check, seen: Grade, prints: Mapping[str, Mapping[str, list[Any]]] | None = None
-) -> list[str]:
-    """The bugs that give the numbers of the first wrong tensor of `seen`, in this check; where some
-    of them agree in all tensors, only those. `prints`: instead of those in `FINGERPRINTS`."""
-    return matches(check, seen, prints)[0]
-
-
 def matches(
     check: Check, seen: Grade, prints: Mapping[str, Mapping[str, list[Any]]] | None = None
 ) -> tuple[list[str], float]:
-    """`alike`, and how far off the numbers of the nearest are. Numbers in float32 are taken for a
-    bug's where rounding parts them and they are much farther from the right ones."""
+    """The bugs that give the numbers of the first wrong tensor of `seen`, in this check, and only
+    those that agree in all tensors if there are any; and how far off the nearest's numbers are.
+    Numbers in float32 are taken for a bug's if rounding parts them and they are much farther from
+    the right ones. `prints`: instead of those in `FINGERPRINTS`."""
     wrong = wrong_tensors(seen)
     if not wrong:
         return [], 0.0
@@ -212,15 +206,15 @@ def matches(
     return whole or found, nearest
 
 
-#: how far apart, relative to the largest, equal numbers are
+#: how far apart equal numbers may be, relative to the largest
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-5
 
-#: a bug's numbers are so much nearer than the right ones
+#: a bug's numbers are at most this part of the way to the right ones
 NEARER = 0.1
 
 
 def _agrees(numbers: Mapping[str, np.ndarray], seen: Grade, close: float) -> bool:
-    """Whether all that both have is equal."""
+    """Whether the tensors that both have are equal."""
     common = [n for n in numbers if n in seen.found and not n.startswith("cache.")]
     return all(_distance(numbers[n], seen.found[n]) <= close for n in common)
 
