@@ -1,7 +1,7 @@
 """A formula in TeX as MathML, which a browser sets by itself.
 
-latex2mathml is lenient: what it does not know it lets through, and it does not escape. So its
-answer is parsed, and all that is no MathML is refused.
+latex2mathml is lenient: it lets through what it does not know, and does not escape. So its answer
+is parsed, and any markup that is not MathML is refused.
 """
 
 import re
@@ -16,16 +16,16 @@ _TAGS = {
     "mphantom", "menclose",
 }
 # fmt: on
-#: what browsers set and latex2mathml does not read -> what it does
+#: TeX that latex2mathml does not read -> the same in TeX that it reads
 _REWRITTEN = [
     (re.compile(r"\{aligned\}"), "{split}"),
     (re.compile(r"\\operatorname\*?\{arg *\\, *(max|min)\}"), r"\\arg\1"),
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\arg(?![a-z])"), r"\\operatorname{arg}"),
 ]
-#: no command of a formula on a page, though latex2mathml has an answer to it
+#: commands that latex2mathml answers and a formula on a page may not use
 _REFUSED = re.compile(r"\\(tag|label|ref|href|color|hline|newcommand|def)(?![a-zA-Z])")
-#: browsers know `mathvariant` only as "normal": the other alphabets are letters of their own
+#: browsers know `mathvariant` only as "normal"; other alphabets have letters of their own
 _ALPHABETS = {
     "bold": "BOLD",
     "bold-italic": "BOLD ITALIC",
@@ -33,33 +33,51 @@ _ALPHABETS = {
     "monospace": "MONOSPACE",
     "sans-serif": "SANS-SERIF",
 }
-
-
-#: with limits below and above in a display
+#: operators with their limits below and above in a display
 _LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2009max", "arg\u2009min"}
 _FUNCTIONS = {"ln", "log", "exp", "sin", "cos", "tanh", "max", "min", "det"}
 _UNDER = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
-#: what is a name, though it comes as an operator, with an operator's spaces
+#: names that latex2mathml gives as operators, with an operator's spaces
 _NAMES = {"∞", "∂", "∅"}
-#: how many parts they have
+#: tag -> how many parts it has
 _PARTS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 2)
 _PARTS |= {"msubsup": 3, "munderover": 3}
 _RELATIONS = set("=≈≠≤≥<>≪≫∈→≡∝")
-#: letters side by side in the source, no command and no argument of one that sets text: a name
+#: a name: letters side by side in the source, outside commands and arguments that set text
 _NAME = re.compile(
     r"\\(?:text\w*|math\w+|operatorname)\*? *\{[^}]*\}|\\[A-Za-z]+|([A-Za-z](?:(?:\\_)?[A-Za-z])+)"
 )
-#: of signs: what is longer gets a scroll bar of its own on a phone
+#: signs; a longer formula gets a scroll bar of its own on a phone
 _LONG = 24
 
 
 class FormulaError(ValueError):
-    """What in a formula cannot be set."""
+    """The part of a formula that cannot be set."""
 
 
 def mathml(tex: str, block: bool = False) -> str:
-    """More than one <math>, so that a narrow page can break the line: a block between its \\quad,
-    any other before =, < and the like. Raises FormulaError."""
+    """The formula in several <math>, so that a narrow page can break the line: a block breaks at
+    its \\quad, any other formula before =, < and the like. Raises FormulaError."""
+    root = _parsed(tex, "block" if block else "inline")
+    for element in root.iter():
+        _mend(element, block)
+    found = {name.replace("\\", "") for name in _NAME.findall(_rewritten(tex))} - {""}
+    names = sorted(found, key=len, reverse=True)
+    for element in root.iter():
+        _join_names(element, names)
+        _set_apart(element)
+    between = "" if block else "<wbr>"
+    return between.join(_written(formula, block) for formula in _broken(root, block))
+
+
+def _rewritten(tex: str) -> str:
+    for pattern, instead in _REWRITTEN:
+        tex = pattern.sub(instead, tex)
+    return tex
+
+
+def _parsed(tex: str, display: str) -> ElementTree.Element:
+    """latex2mathml's answer, its tags without their namespace."""
     from latex2mathml.converter import convert
 
     refused = _REFUSED.search(tex)
@@ -68,10 +86,8 @@ def mathml(tex: str, block: bool = False) -> str:
     braces = re.sub(r"\\[\\{}]", "", tex)
     if braces.count("{") != braces.count("}"):
         raise FormulaError("its braces do not pair")
-    for pattern, instead in _REWRITTEN:
-        tex = pattern.sub(instead, tex)
     try:
-        written = convert(tex, display="block" if block else "inline")
+        written = convert(_rewritten(tex), display=display)
     except Exception as error:  # each kind of mistake has its own class, most without a text
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
         raise FormulaError(str(error) or name.lower()) from error
@@ -80,15 +96,8 @@ def mathml(tex: str, block: bool = False) -> str:
     except ElementTree.ParseError:
         raise FormulaError("it has a bare & or <") from None
     for element in root.iter():
-        _mend(element, block)
-    found = {name.replace("\\", "") for name in _NAME.findall(tex)} - {""}
-    names = sorted(found, key=len, reverse=True)
-    for element in root.iter():
-        _join_names(element, names)
-        _set_apart(element)
-    ElementTree.register_namespace("", _MATHML)
-    between = "" if block else "<wbr>"
-    return between.join(_written(formula, block) for formula in _broken(root, block))
+        element.tag = element.tag.removeprefix(f"{{{_MATHML}}}")
+    return root
 
 
 def _written(formula: ElementTree.Element, block: bool) -> str:
@@ -98,25 +107,26 @@ def _written(formula: ElementTree.Element, block: bool) -> str:
 
 
 def _broken(root: ElementTree.Element, block: bool) -> list[ElementTree.Element]:
+    """One <math> for each part of the formula that a line may hold."""
     rows: list[list[ElementTree.Element]] = [[]]
     for element in root[0] if len(root) else ():
-        if block and element.tag.endswith("}mspace") and element.get("width") in ("1em", "2em"):
+        if block and element.tag == "mspace" and element.get("width") in ("1em", "2em"):
             rows.append([])
             continue
-        if not block and rows[-1] and element.tag.endswith("}mo") and element.text in _RELATIONS:
+        if not block and rows[-1] and element.tag == "mo" and element.text in _RELATIONS:
             element.set("form", "infix")  # keeps its spaces, though it comes first
             rows.append([])
         rows[-1].append(element)
     formulas = []
     for row in filter(None, rows):
-        formula = ElementTree.Element(root.tag, root.attrib)
-        ElementTree.SubElement(formula, f"{{{_MATHML}}}mrow").extend(row)
+        formula = ElementTree.Element("math", {"xmlns": _MATHML} | root.attrib)
+        ElementTree.SubElement(formula, "mrow").extend(row)
         formulas.append(formula)
     return formulas
 
 
 def _mend(element: ElementTree.Element, block: bool) -> None:
-    tag = element.tag.removeprefix(f"{{{_MATHML}}}")
+    tag = element.tag
     if tag not in _TAGS:
         raise FormulaError(f"it holds the markup <{tag}>")
     if len(element) != _PARTS.get(tag, len(element)):
@@ -125,11 +135,11 @@ def _mend(element: ElementTree.Element, block: bool) -> None:
     if unknown:
         raise FormulaError(f"{unknown[0]} is not known")
     if tag == "mo" and element.text in _NAMES:
-        element.tag = f"{{{_MATHML}}}mi"
+        element.tag = "mi"
     elif tag in ("msup", "msubsup"):
         _prime(element)
     if tag in _UNDER and block and element[0].text in _LARGE:
-        element.tag = f"{{{_MATHML}}}{_UNDER[tag]}"
+        element.tag = _UNDER[tag]
     variant = element.get("mathvariant")
     if variant in _ALPHABETS and element.text:
         element.text = "".join(_letter(char, _ALPHABETS[variant]) for char in element.text)
@@ -143,28 +153,27 @@ def _prime(scripts: ElementTree.Element) -> None:
     primes = above[0] if len(above) else above
     if set(primes.text or "-") - set("′″‴"):
         return
-    base = ElementTree.Element(f"{{{_MATHML}}}mrow")
+    base = ElementTree.Element("mrow")
     base.append(scripts[0])
-    mark = ElementTree.SubElement(base, f"{{{_MATHML}}}mo", {"lspace": "0", "rspace": "0"})
+    mark = ElementTree.SubElement(base, "mo", {"lspace": "0", "rspace": "0"})
     mark.text = primes.text
     scripts[0] = base
     if len(above) > 1:
         above.remove(primes)
     else:
         scripts.remove(above)
-        kind = "mrow" if len(scripts) == 1 else "msub"
-        scripts.tag = f"{{{_MATHML}}}{kind}"
+        scripts.tag = "mrow" if len(scripts) == 1 else "msub"
 
 
 def _letter(char: str, alphabet: str) -> str:
+    """The letter or digit in another alphabet; the character itself where Unicode has none."""
+    name = re.fullmatch(
+        r"(?:LATIN |GREEK )?(CAPITAL|SMALL|DIGIT)(?: LETTER)? (\w+)", unicodedata.name(char, "")
+    )
     try:
-        name = unicodedata.name(char)
-        found = re.fullmatch(r"(?:LATIN|GREEK)? ?((?:CAPITAL|SMALL) LETTER|DIGIT) (\w+)", name)
-        assert found
-        kind = found[1].removesuffix(" LETTER")
-        return unicodedata.lookup(f"MATHEMATICAL {alphabet} {kind} {found[2]}")
-    except (KeyError, ValueError, AssertionError):
-        # of the double-struck letters the well-known ones have another name; the rest stays
+        found = f"MATHEMATICAL {alphabet} {name[1]} {name[2]}" if name else ""
+        return unicodedata.lookup(found)
+    except KeyError:  # such as the well-known double-struck letters, which have other names
         return char
 
 
@@ -172,7 +181,7 @@ def _join_upright(row: ElementTree.Element) -> None:
     r"""`\mathrm{softmax}` comes as seven letters: a word is one identifier, and so upright."""
     before = None
     for element in list(row):
-        upright = element.tag.endswith("}mi") and element.get("mathvariant") == "normal"
+        upright = element.tag == "mi" and element.get("mathvariant") == "normal"
         if upright and before is not None:
             before.text = (before.text or "") + (element.text or "")
             row.remove(element)
@@ -185,12 +194,8 @@ def _set_apart(row: ElementTree.Element) -> None:
     r"""`\log x` as "log x": a function's name is no factor."""
     for i in reversed(range(len(row) - 1)):
         name, after = row[i], row[i + 1]
-        if (
-            name.tag.endswith("}mi")
-            and name.text in _FUNCTIONS
-            and not after.tag.endswith(("}mo", "}mspace"))
-        ):
-            row.insert(i + 1, ElementTree.Element(f"{{{_MATHML}}}mspace", {"width": "0.167em"}))
+        if name.tag == "mi" and name.text in _FUNCTIONS and after.tag not in ("mo", "mspace"):
+            row.insert(i + 1, ElementTree.Element("mspace", {"width": "0.167em"}))
 
 
 def _join_names(row: ElementTree.Element, names: list[str]) -> None:
@@ -216,9 +221,8 @@ def _join_names(row: ElementTree.Element, names: list[str]) -> None:
 
 
 def _letter_of(part: ElementTree.Element) -> str:
-    """The one italic letter (or the _ of a name) that it is, or that its scripts hang on; else
-    nothing."""
-    base = part[0] if part.tag.endswith(("}msub", "}msup", "}msubsup")) and len(part) else part
+    """The one italic letter (or the _ of a name) of this part, without its scripts; else ""."""
+    base = part[0] if part.tag in ("msub", "msup", "msubsup") and len(part) else part
     text = base.text or ""
-    plain = base.tag.endswith("}mi") and "mathvariant" not in base.attrib
+    plain = base.tag == "mi" and "mathvariant" not in base.attrib
     return text if plain and re.fullmatch("[A-Za-z_]", text) else ""

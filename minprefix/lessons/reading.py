@@ -1,13 +1,12 @@
-"""A lesson is a script in percent format: its head, and its cells of text and code.
+"""A lesson as it is written: a script in percent format, with a head and cells of text and code.
 
-jupytext splits it, so that a page shows the cells that a notebook shows.
+jupytext splits it, so that a page shows the same cells as a notebook.
 """
 
 import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -30,8 +29,14 @@ _NEEDED = (
 _ITEMS = ("You will be able to", "You need", "Time", "Difficulty")
 _HEAD = re.compile(r"# (?P<title>.+)\n+(?P<items>(?:- .*\n(?:  .*\n)*)*)")
 _ITEM = re.compile(r"- \*\*(?P<name>.+?)\*\*[ \n](?P<text>.*(?:\n  .*)*)", re.MULTILINE)
-_TIME = re.compile(r"(\d+) minutes; it runs in (\d+) seconds?\.")
-_DIFFICULTY = re.compile(r"([123]) of 3\.")
+#: item -> its form, and an example
+_FORMS = {
+    "Time": (
+        re.compile(r"(\d+) minutes; it runs in (\d+) seconds?\."),
+        "30 minutes; it runs in 1 second.",
+    ),
+    "Difficulty": (re.compile(r"([123]) of 3\."), "2 of 3."),
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,9 @@ class Cell:
 class Lesson:
     path: Path
     cells: list[Cell]  # the first without the head
-
     title: str
-    #: the four items of the head that were found, as Markdown
-    items: dict[str, str]
-    #: what is wrong with the head
-    faults: list[str]
+    items: dict[str, str]  # of the head, as Markdown
+    faults: list[str]  # of the head
 
     @property
     def name(self) -> str:
@@ -60,21 +62,22 @@ class Lesson:
     def number(self) -> int:
         return int(self.name.split("_")[0])
 
-    @cached_property
+    @property
     def minutes(self) -> int | None:
-        found = _TIME.fullmatch(self.items.get("Time", ""))
-        return int(found[1]) if found else None
+        return self._number("Time", 1)
 
-    @cached_property
+    @property
     def seconds(self) -> int | None:
-        """That it runs, on a machine that does nothing else."""
-        found = _TIME.fullmatch(self.items.get("Time", ""))
-        return int(found[2]) if found else None
+        """The time that it runs on a machine that does nothing else."""
+        return self._number("Time", 2)
 
-    @cached_property
+    @property
     def difficulty(self) -> int | None:
-        found = _DIFFICULTY.fullmatch(self.items.get("Difficulty", ""))
-        return int(found[1]) if found else None
+        return self._number("Difficulty", 1)
+
+    def _number(self, item: str, group: int) -> int | None:
+        found = _FORMS[item][0].fullmatch(self.items.get(item, ""))
+        return int(found[group]) if found else None
 
 
 def require_extra() -> None:
@@ -95,7 +98,7 @@ def lesson_paths(folder: Path | None = None) -> list[Path]:
 
 
 def named(names: Iterable[str], paths: list[Path]) -> list[Path]:
-    """The lessons that are meant by `4`, `04`, `04_attention` or a path; all, without a name."""
+    """The lessons that `4`, `04`, `04_attention` or a path names; all of them without a name."""
     chosen = {path for name in names for path in [_meant(name, paths)]}
     return [path for path in paths if path in chosen] or paths
 
@@ -113,7 +116,7 @@ def _meant(name: str, paths: list[Path]) -> Path:
 
 
 def read(path: Path) -> Lesson:
-    """Raises InputError if it is no text; what is wrong with its head is in `faults`."""
+    """Raises InputError for a file that is not text; mistakes of the head are in `faults`."""
     import jupytext
 
     text = read_text(path, "lesson")
@@ -146,10 +149,7 @@ def _faults(items: dict[str, str]) -> list[str]:
         faults.append(f"the head has an item that is none of the four: {listed(more)}")
     elif not faults and list(items) != list(_ITEMS):
         faults.append(f"the items of the head are not in the order {', '.join(_ITEMS)}")
-    for name, form, example in (
-        ("Time", _TIME, "30 minutes; it runs in 1 second."),
-        ("Difficulty", _DIFFICULTY, "2 of 3."),
-    ):
+    for name, (form, example) in _FORMS.items():
         if items.get(name) and not form.fullmatch(items[name]):
             faults.append(f"{name} {quoted(items[name])} is not of the form `{example}`")
     return faults
