@@ -1,4 +1,4 @@
-"""`minprefix lessons`: what there is to learn, and the site of it."""
+"""`minprefix lessons`: the list of the lessons, and their site."""
 
 import argparse
 import sys
@@ -61,22 +61,20 @@ def _build(args: argparse.Namespace, paths: list[Path]) -> int:
             waiting=bar.refresh,
             begins=lambda lessons: _announce(lessons, args.jobs),
         )
-    for failure in failures:
-        print(f"minprefix: error: {failure}", file=sys.stderr)
-    for warning in warnings:
-        print(f"minprefix: warning: {warning}", file=sys.stderr)
+    for kind, sentences in (("error", failures), ("warning", warnings)):
+        for sentence in sentences:
+            print(f"minprefix: {kind}: {sentence}", file=sys.stderr)
     if failures:
-        n = len(failures)
-        print(f"{counted(n, 'lesson')} did not run: {args.out} is as it was", file=sys.stderr)
+        not_run = counted(len(failures), "lesson")
+        print(f"{not_run} did not run: {args.out} is as it was", file=sys.stderr)
         return 1
-    n = len(warnings)
-    print(f"{counted(n, 'warning') if n else 'no warnings'}; open {args.out / 'index.html'}")
+    said = counted(len(warnings), "warning") if warnings else "no warnings"
+    print(f"{said}; open {args.out / 'index.html'}")
     return 1 if warnings else 0
 
 
 def _announce(lessons: "Sequence[Lesson]", jobs: int) -> None:
-    """How long it takes is not known: a machine that does something else takes a multiple of what
-    the lessons say."""
+    """Says how long the lessons say that they run; a busy machine takes a multiple of it."""
     seconds, n = sum(lesson.seconds or 0 for lesson in lessons), len(lessons)
     what = f"{n} lessons, {min(jobs, n)} at a time" if n > 1 else "1 lesson"
     print(

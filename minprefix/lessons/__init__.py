@@ -1,5 +1,5 @@
-"""What the lessons of `tutorials/` call beside the package itself: a bug of the zoo planted in it,
-the guard that lets a lesson go on after it, and the reference suite's grade for an exercise.
+"""Functions that only the lessons in `tutorials/` call: they plant a bug of the zoo, let a lesson
+go on after the assert that notices it, and grade an exercise by the reference suite.
 
 `site` builds the pages; `minprefix lessons` is the command.
 """
@@ -18,8 +18,7 @@ _FROM = {"caught": "breaking", "planted": "breaking", "grade": "grading", "real_
 
 
 def __getattr__(name: str) -> object:
-    """Imported when asked for: the command line lists the lessons' command and does not wait for
-    the suite."""
+    """Imports on demand, so that the command line does not wait for the suite."""
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)

@@ -6,7 +6,7 @@ from minprefix.model import GPT2
 
 
 def real_gpt2() -> GPT2 | None:
-    """GPT-2 (124M), or None where it is not: in the folder, or under the name, that the environment
-    variable MINPREFIX_GPT2 gives. Nothing is fetched unless that name asks for it."""
+    """GPT-2 (124M) from the folder or under the name that the environment variable MINPREFIX_GPT2
+    gives; None without it. Nothing is fetched unless that name asks for it."""
     name = os.environ.get("MINPREFIX_GPT2")
     return GPT2.load(name) if name else None

@@ -1,5 +1,5 @@
-"""Breaking the package on purpose: a bug of the zoo in it, and the guard around the check that
-should notice."""
+"""Breaking the package on purpose: a bug of the zoo planted in it, and a guard around the check
+that should notice."""
 
 import difflib
 import importlib
@@ -14,13 +14,13 @@ from minprefix.errors import InputError
 
 
 class Planted:
-    """The package with one bug of the zoo in it; what is imported elsewhere stays sound.
+    """The package with one bug of the zoo in it; the imported package stays sound.
 
-    `planted("row-sum-dropped").reference` are the operations with the bug in them. A bug that
-    lies higher up changes `GPT2`, `Prefix`, `Batch`, `loss_and_grad`, `generate` and the modules
-    (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. What would be sound
-    all the same is not given. `see` says what one would notice of it, `lesson` why it is wrong.
-    Printed, it shows the lines that it changes.
+    `planted("row-sum-dropped").reference` holds the operations with the bug in them. A bug above
+    the operations changes `GPT2`, `Prefix`, `Batch`, `loss_and_grad`, `generate` and the modules
+    (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. A name that the bug
+    leaves sound raises AttributeError. `see` says what one would notice, `lesson` why it is wrong;
+    printing it shows the changed lines.
     """
 
     def __init__(self, name: str) -> None:
@@ -66,13 +66,13 @@ class Planted:
 
 
 def planted(name: str) -> Planted:
-    """The package with this bug of the zoo in it. Raises InputError for a name that is not there,
-    with the nearest ones."""
+    """The package with this bug of the zoo in it. Raises InputError for an unknown name, with the
+    nearest known ones."""
     return Planted(name)
 
 
 class Caught:
-    """What a guard held: printed, the assert that fired and what it said."""
+    """What a guard caught; printing it shows the assert that fired, and its message."""
 
     def __init__(self) -> None:
         self.error: AssertionError | None = None
@@ -89,8 +89,8 @@ class Caught:
 
 @contextmanager
 def caught() -> Iterator[Caught]:
-    """The guard of a "break it yourself" cell: an assert that fails inside of it ends the block and
-    not the lesson. Take it away, and the lesson stops there. Raises AssertionError if nothing
+    """The guard of a "break it yourself" cell: an assert that fails inside it ends the block and
+    not the lesson. Without the guard the lesson stops there. Raises AssertionError if nothing
     failed: then the check is blind to the bug."""
     seen = Caught()
     try:

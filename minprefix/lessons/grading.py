@@ -14,13 +14,13 @@ from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
 
-ALSO = 5  # so many of what follows from the first mistakes get a line
+ALSO = 5  # so many consequences of the first mistakes get a line
 LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
 
 
 class Interruptible(Implementation):
-    """A Ctrl-C, or a notebook's stop button, ends the grading of a function that hangs: the suite
-    would take it for the function's answer, and call it again."""
+    """Ctrl-C, or a notebook's stop button, ends the grading of a function that hangs. The suite
+    alone would take it for the function's answer and go on."""
 
     def call(self, function: str, *arguments: Any) -> Any:
         try:
@@ -32,16 +32,16 @@ class Interruptible(Implementation):
 
 
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
-    """Print what the suite says of these functions; each is known by its name, which is the
-    contract's (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`. `only`: the
-    checks whose id contains it. Raises InputError for a function that the contract does not have,
-    two of one name, and an `only` that leaves nothing to grade.
+    """Print the suite's report on these functions. Each has a name of the contract
+    (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`. `only`: run the checks
+    whose id contains it. Raises InputError for a name that the contract does not have, for two
+    functions of one name, and for an `only` that leaves nothing to grade.
     """
     print(said(results(*functions, only=only), functions))
 
 
 def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
-    """The suite's results for these functions, and for nothing that they leave out."""
+    """The suite's results for these functions; functions that are not given do not count."""
     names = [getattr(f, "__name__", repr(f)) for f in functions]
     for name in names:
         if name not in ARGUMENTS and name not in WHOLE:
@@ -68,13 +68,13 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         missing = [said.split(":")[0] for said in result.not_implemented]
         result.not_implemented = [name for name in missing if name in names]
         for finding in result.findings:
-            finding.reproducer = ""  # it loads a file, and a function of a notebook is in none
+            finding.reproducer = ""  # it would load a file; a notebook's function is in none
     return found
 
 
 def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
-    """As `minprefix check` says it, without what the exercise did not ask for, and with a line for
-    each function of which that says nothing."""
+    """The report of `minprefix check` for these functions alone, with a line for each function that
+    it does not mention."""
     names = [f.__name__ for f in functions]
     written = [name for name in names if any(_speaks_of(name, r) for r in found)]
     missing = {name for r in found for name in r.not_implemented}
@@ -96,7 +96,7 @@ def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
 
 
 def _speaks_of(function: str, result: Result) -> bool:
-    """Whether anything that the function gave was graded."""
+    """Whether anything that the function returned was graded."""
     if any(finding.function == function for finding in result.findings):
         return True
     if function in LEVEL_OF:

@@ -1,12 +1,12 @@
-"""What the kernel of a built lesson knows more than another: an IPython extension.
+"""An IPython extension for the kernels that build the lessons' pages.
 
-A picture comes in two formats, for the page to choose from, and its text is what its titles and
-axes say, so that who cannot see it is told what it shows.
+A picture comes in two formats, from which the page chooses. Its text is taken from its titles and
+axes, so that a reader who cannot see it knows what it shows.
 """
 
 from typing import Any
 
-_AXES = 6  # that are described; of many small ones, the first
+_AXES = 6  # are described; of many small ones the first
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -21,7 +21,7 @@ def _text(figure: Any, include: Any = None, exclude: Any = None) -> dict[str, st
 
 
 def describe(figure: Any) -> str:
-    """Empty if the picture has no word."""
+    """The picture's words; "" if it has none."""
     said = [figure.get_suptitle()]
     for axes in figure.axes[:_AXES]:
         labels = [

@@ -1,4 +1,4 @@
-"""What a cell gave, as HTML: text, pictures, and this package's own tables. Text is escaped."""
+"""A cell's outputs as HTML: text, pictures, and this package's own tables. Text is escaped."""
 
 import base64
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from minprefix.errors import quoted
 
 _MOST_TEXT = 100_000  # characters of one output on a page
-_MOST_SVG = 400_000  # bytes of a drawing; above it, its dots are smaller
+_MOST_SVG = 400_000  # bytes of a drawing; above that a PNG is smaller
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 def shown(
     outputs: Sequence[Any], save: Callable[[str, bytes], str], warn: Callable[[str], None]
 ) -> str:
-    """`save` takes a picture's ending and bytes and gives its address."""
+    """`save` takes a picture's ending and bytes, and returns its address."""
     parts = []
     for output in outputs:
         if output["output_type"] == "stream":

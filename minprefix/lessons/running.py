@@ -1,4 +1,4 @@
-"""A lesson's cells are run in a kernel of their own, as a notebook runs them."""
+"""Running a lesson's cells in a kernel of its own, as a notebook runs them."""
 
 import atexit
 import contextlib
@@ -24,8 +24,7 @@ _PACKAGE = Path(__file__).parents[1]
 class Run:
     lesson: Lesson
     outputs: dict[int, list[Any]]  # by the cell's number
-    #: the sentence that says which cell did not run, and why
-    failure: str | None
+    failure: str | None  # a sentence: which cell did not run, and why
     seconds: float
 
 
@@ -36,11 +35,11 @@ def run_all(
     say: Callable[[Run], None],
     waiting: Callable[[], object] = lambda: None,
 ) -> list[Run]:
-    """`jobs` kernels at a time; a lesson that does not run does not stop the others. `waiting` is
-    called about once a second as long as one runs."""
+    """Run `jobs` lessons at a time; one that fails does not stop the others. `say` is called after
+    each, `waiting` about once a second until all have run."""
     kernels: list[Any] = []
     stopped = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process, its kernel
+    with ThreadPoolExecutor(jobs) as pool:  # each thread waits for its kernel, a process
         left: set[Future[Run]] = set()
         try:
             futures = [
@@ -55,7 +54,7 @@ def run_all(
         except BaseException:  # Ctrl-C does not reach the kernels: they have sessions of their own
             for future in left:
                 future.cancel()
-            stopped.set()  # for one that only starts
+            stopped.set()  # for a kernel that is just starting
             for kernel in kernels:
                 _kill(kernel)
             raise
@@ -77,7 +76,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
     if not code:
         return Run(lesson, {}, None, 0.0)
     notebook = v4.new_notebook(cells=[v4.new_code_cell(cell.source) for cell in code])
-    at = 0  # the cell that runs
+    at = 0  # index of the running cell
 
     def begins(cell: Any, cell_index: int) -> None:
         nonlocal at
@@ -86,7 +85,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
             _kill(kernel)
 
     failure, begun = None, time.monotonic()
-    # what a lesson writes is gone afterwards
+    # files that a lesson writes are gone afterwards
     with tempfile.TemporaryDirectory(prefix="minprefix-", ignore_cleanup_errors=True) as folder:
         kernel = _kernel(folder)
         kernels.append(kernel)
@@ -112,7 +111,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
         except CellExecutionError as error:
             said = " ".join(str(error.evalue).split())
             failure = f"raises {error.ename}" + (f": {quoted(said)[1:-1]}" if said else "")
-        finally:  # of a kernel that is gone nbclient would complain at the very end
+        finally:  # nbclient would complain about a dead kernel when Python ends
             atexit.unregister(client._cleanup_kernel)
     if failure is not None:
         number = code[at].number
@@ -124,7 +123,7 @@ def _run(lesson: Lesson, time_limit: int, kernels: list[Any], stopped: threading
 
 
 def _kernel(folder: str) -> Any:
-    """Of this Python, whatever kernels of that name the user has installed."""
+    """A kernel of this Python, whatever kernels the user has installed."""
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
@@ -138,17 +137,17 @@ def _kernel(folder: str) -> Any:
             return KernelSpec(argv=launch + options, display_name="lesson", language="python")
 
     kernel = AsyncKernelManager(kernel_spec_manager=ThisPython())
-    if sys.platform != "win32":  # which has no sockets that are files; these are nobody else's
+    if sys.platform != "win32":  # sockets as files, which no other user can reach
         kernel.transport, kernel.ip = "ipc", f"{folder}/socket"
     return kernel
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """The lessons import this package, and draw into the notebook."""
+    """The kernel imports this package and draws into the notebook."""
     paths = [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "IPYTHONDIR": folder,  # no profile of the user's: no start-up files
+        "IPYTHONDIR": folder,  # not the user's, whose start-up files would run
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }

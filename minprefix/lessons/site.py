@@ -1,8 +1,8 @@
 """The lessons as a static site: `minprefix lessons --out DIR`.
 
-A page a lesson, its text beside its code, with what the code gave; an index; a search; and a page
-for each file of the house that a lesson links to. No page asks the network for anything. The parts
-that are not made here are `page.html`, `site.css` and `site.js` beside this module.
+Each lesson has a page with its text beside its code and the code's output. There are an index, a
+search, and a page for each source file that a lesson links to. No page asks the network for
+anything. `page.html`, `site.css` and `site.js` beside this module are copied in.
 """
 
 import contextlib
@@ -14,38 +14,38 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from minprefix.errors import InputError, listed, quoted
 from minprefix.lessons import outputs, reading
-from minprefix.lessons.reading import Lesson
+from minprefix.lessons.reading import Cell, Lesson
 from minprefix.lessons.running import Run, run_all
 from minprefix.lessons.text import Page, highlighted
 from minprefix.storage.reading import read_text
 
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parent
-#: which files of a folder are the site's: a file of ours that names them
+#: the file that lists the files of a site
 MARK = ".minprefix-lessons"
 _LARGEST_FILE = 2**20  # bytes of a file that is shown as a page
 
 
 @dataclass
 class Site:
-    """What all pages have in common."""
+    """The record that all pages share."""
 
-    folder: Path  # that the lessons come from
-    known: dict[str, Path]  # all lessons by their names
+    folder: Path  # where the lessons come from
+    known: list[str]  # the names of all lessons
     lessons: list[Lesson]  # those that have a page
     to: Path
     warnings: list[str] = field(default_factory=list)
-    #: file of the house -> the lessons that link to it
+    #: source file -> the lessons that link to it
     sources: dict[str, list[Lesson]] = field(default_factory=dict)
-    #: what each page has to point at, and who says so: (page, fragment, lesson and cell)
+    #: links to headings: (page, fragment, the lesson and cell that link)
     pointed: list[tuple[str, str, str]] = field(default_factory=list)
-    #: the headings of each lesson's page
-    slugs: dict[str, set[str]] = field(default_factory=dict)
+    slugs: dict[str, set[str]] = field(default_factory=dict)  # lesson -> its headings
     written: list[str] = field(default_factory=list)
 
     def write(self, name: str, data: str | bytes) -> None:
@@ -65,10 +65,11 @@ def build(
     waiting: Callable[[], object] = lambda: None,
     begins: Callable[[Sequence[Lesson]], object] = lambda lessons: None,
 ) -> tuple[list[str], list[str]]:
-    """The warnings, and what did not run. If anything did not, `out` is as it was. `begins` is
-    called when they are about to run, `ran` for each that has, `waiting` as in `run_all`."""
+    """-> warnings, and a sentence for each lesson that did not run; if there is one, `out` stays as
+    it was. `begins` is called before the lessons run, `ran` after each, `waiting` as in
+    `run_all`."""
     reading.require_extra()
-    known = {path.stem: path for path in reading.lesson_paths(folder)}
+    known = [path.stem for path in reading.lesson_paths(folder)]
     lessons = [reading.read(path) for path in paths]
     _check_replaceable(out)
     begins(lessons)
@@ -95,7 +96,7 @@ def build(
 
 
 def _check_replaceable(out: Path) -> None:
-    """Only a site that is wholly ours is ever replaced."""
+    """Only a folder that holds a site and nothing else is replaced."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out} is no folder: give --out a folder, or a name that is not taken")
     place = next(parent for parent in Path(os.path.abspath(out)).parents if parent.exists())
@@ -117,14 +118,14 @@ def _check_replaceable(out: Path) -> None:
 
 @contextlib.contextmanager
 def _in_place_of(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out` when it is finished, and not before."""
+    """A new folder, which replaces `out` when the block ends without an error."""
     out = Path(os.path.abspath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lessons-", dir=out.parent) as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
         new.mkdir()
         yield new
-        _check_replaceable(out)  # much may have happened in a minute
+        _check_replaceable(out)  # again: the lessons ran for minutes
         if out.exists():
             out.rename(old)
         try:
@@ -139,7 +140,7 @@ def _in_place_of(out: Path) -> Iterator[Path]:
 
 
 def _target(site: Site, lesson: Lesson, href: str, where: str) -> str | None:
-    """A link of a lesson as a link of its page; None, with a warning, if it is dead."""
+    """A lesson's link as its page has it; None, with a warning, if it is dead."""
     try:
         return _live(site, lesson, href, where)
     except InputError as error:
@@ -159,7 +160,7 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
     if place == f"tutorials/{name}.py":
         if name not in site.known:
             raise InputError("there is no such lesson")
-        if any(name == other.name for other in site.lessons):
+        if name in [other.name for other in site.lessons]:
             if fragment:
                 site.pointed.append((name, fragment, where))
             at = f"#{parts.fragment}" if fragment else ""
@@ -174,7 +175,7 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
 
 
 def _house(site: Site, place: str) -> Path:
-    """Where a file is, in a clone and in an installation."""
+    """The path of a file, in a clone and in an installation."""
     if place.startswith("minprefix/"):
         path, top = _PACKAGE.parent / place, _PACKAGE
     else:
@@ -186,17 +187,16 @@ def _house(site: Site, place: str) -> Path:
 
 
 def _line(source: str, fragment: str) -> str | None:
-    """`L20` is a line; any other fragment is a name, and means the line that defines it."""
+    """The anchor that a fragment means: `L20` that line, a name the line that defines it; None if
+    there is no such line."""
     lines = source.splitlines()
     if not fragment:
         return ""
     if re.fullmatch(r"L\d+", fragment):
         return f"#{fragment}" if 1 <= int(fragment[1:]) <= len(lines) else None
     name = re.compile(rf"\s*(?:(?:def|class) {re.escape(fragment)}\b|{re.escape(fragment)} *[:=])")
-    for number, line in enumerate(lines, start=1):
-        if name.match(line):
-            return f"#L{number}"
-    return None
+    found = (f"#L{number}" for number, line in enumerate(lines, start=1) if name.match(line))
+    return next(found, None)
 
 
 def _source_page(place: str) -> str:
@@ -206,7 +206,7 @@ def _source_page(place: str) -> str:
 # ---- pages ------------------------------------------------------------------------------------
 
 
-def _framed(site: Site, name: str, title: str, kind: str, main: str, rel: str = "") -> str:
+def _write_page(site: Site, name: str, title: str, kind: str, main: str, rel: str = "") -> None:
     root = "../" * name.count("/")
     every = ""
     for other in site.lessons:
@@ -214,21 +214,15 @@ def _framed(site: Site, name: str, title: str, kind: str, main: str, rel: str = 
         here = ' aria-current="page"' if name == page else ""
         every += f'<li value="{other.number}"><a href="{root}{page}"{here}>'
         every += f"{_plain(other.title)}</a></li>"
-    parts = {
-        "title": escape(title),
-        "root": root,
-        "kind": kind,
-        "main": main,
-        "all": every,
-        "rel": rel,
-    }
+    title = escape(f"{title}minprefix lessons")
+    parts = {"title": title, "root": root, "kind": kind, "main": main, "all": every, "rel": rel}
     frame = (_HERE / "page.html").read_text(encoding="utf-8")
-    # in one go: what a lesson says is no marker
-    return re.sub(r"@(\w+)@", lambda m: parts[m[1]], frame)
+    # in one go: a marker in a lesson's text stays as it is
+    site.write(name, re.sub(r"@(\w+)@", lambda m: parts[m[1]], frame))
 
 
 def _plain(markdown: str) -> str:
-    """A title where no markup is of use."""
+    """A title without markup."""
     return escape(markdown.replace("`", ""))
 
 
@@ -257,8 +251,8 @@ def _lesson_page(site: Site, run: Run) -> Page:
             rows += [(piece, []) for piece in page.html(cell.source)]
             predicts = page.predicts(cell.source)
         elif cell.source.strip():
-            page.code(cell.source)
-            rows[-1][1].append(_code_cell(site, run, at, predicts, warn))
+            page.sections[-1].code.append(cell.source)
+            rows[-1][1].append(_code_cell(site, run, cell, predicts, warn))
             predicts = False
     if predicts:
         warn("no code answers this prediction")
@@ -273,11 +267,9 @@ def _lesson_page(site: Site, run: Run) -> Page:
         if other
     )
     main = _opening(lesson, page) + body + _neighbours(before, after)
-    title = f"{lesson.number}. {lesson.title.replace('`', '')} · minprefix lessons"
-    script = f"{lesson.name}.py"
-    site.write(script, lesson.path.read_bytes())
-    name = f"{lesson.name}.html"
-    site.write(name, _framed(site, name, title, "lesson", main, rel))
+    title = f"{lesson.number}. {lesson.title.replace('`', '')} · "
+    site.write(f"{lesson.name}.py", lesson.path.read_bytes())
+    _write_page(site, f"{lesson.name}.html", title, "lesson", main, rel)
     return page
 
 
@@ -289,19 +281,16 @@ def _row(text: str, beside: list[str]) -> str:
     return f'<section class="row">{left}{right}</section>\n'
 
 
-def _code_cell(site: Site, run: Run, number: int, folded: bool, warn: Callable[[str], None]) -> str:
-    lesson = run.lesson
-    pictures = 0
+def _code_cell(site: Site, run: Run, cell: Cell, folded: bool, warn: Callable[[str], None]) -> str:
+    """`folded`: the cell answers a prediction, so its output waits for a click."""
+    number, pictures = cell.number, count(1)
 
     def save(ending: str, data: bytes) -> str:
-        nonlocal pictures
-        pictures += 1
-        name = f"pictures/{lesson.name}-{number}-{pictures}{ending}"
+        name = f"pictures/{run.lesson.name}-{number}-{next(pictures)}{ending}"
         site.write(name, data)
         return name
 
-    source = next(cell.source for cell in lesson.cells if cell.number == number).strip("\n")
-    lines = "".join(highlighted(source, "python", f"c{number}-"))
+    lines = "".join(highlighted(cell.source.strip("\n"), "python", f"c{number}-"))
     gave = outputs.shown(run.outputs.get(number, []), save, warn)
     if folded and not gave:
         warn("answers a prediction, and shows nothing")
@@ -336,13 +325,11 @@ def _opening(lesson: Lesson, page: Page) -> str:
 
 
 def _neighbours(before: Lesson | None, after: Lesson | None) -> str:
+    sides = ((before, "before", "prev", "Previous"), (after, "after", "next", "Next"))
     links = "".join(
         f'<a class="{which}" rel="{rel}" href="{other.name}.html"><span>{said}</span> '
         f"{other.number}. {_plain(other.title)}</a>"
-        for other, which, rel, said in (
-            (before, "before", "prev", "Previous"),
-            (after, "after", "next", "Next"),
-        )
+        for other, which, rel, said in sides
         if other
     )
     return f'<nav class="neighbours" aria-label="Neighbouring lessons">{links}</nav>'
@@ -375,7 +362,7 @@ def _index_page(site: Site, pages: Sequence[Page]) -> None:
         "and no network.</p></header>"
         f'<ol class="lessons">{"".join(entries)}</ol>'
     )
-    site.write("index.html", _framed(site, "index.html", "minprefix lessons", "index", main))
+    _write_page(site, "index.html", "", "index", main)
 
 
 def _source_pages(site: Site) -> None:
@@ -398,11 +385,11 @@ def _source_pages(site: Site) -> None:
             f'<h1><code>{escape(place)}</code></h1><p class="quiet">Linked from {back}.</p>'
             f'<div class="code"><pre>{"".join(highlighted(source, language, "L"))}</pre></div>'
         )
-        site.write(name, _framed(site, name, f"{place} · minprefix lessons", "file", main))
+        _write_page(site, name, f"{place} · ", "file", main)
 
 
 def _search_data(site: Site, pages: Sequence[Page]) -> None:
-    """A script, not JSON: a page that is opened as a file may not fetch."""
+    """A script and not JSON: a page that is opened as a file may not fetch."""
     found = [
         {
             "page": f"{lesson.name}.html",

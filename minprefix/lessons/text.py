@@ -1,9 +1,10 @@
-"""The Markdown of a lesson as HTML, and the code of it, highlighted. All is escaped."""
+"""A lesson's Markdown as HTML, and its code with colours. Everything is escaped."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from minprefix.errors import quoted
@@ -12,9 +13,9 @@ from minprefix.lessons.formula import FormulaError, mathml
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-#: what of HTML a lesson may use
+#: the HTML that a lesson may use
 _TAG = re.compile(r"</?(?:details|summary|br|sub|sup|kbd)\s*/?>", re.IGNORECASE)
-#: a formula is not parted from the mark before or behind it
+#: a formula with the punctuation around it, which no line break may part from it
 _PUNCTUATED = re.compile(
     r"(\(<math (?:(?!</math>).)*</math>[.,:;!?)]*|<math (?:(?!</math>).)*</math>[.,:;!?)]+)",
     re.DOTALL,
@@ -24,7 +25,7 @@ _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 @dataclass
 class Section:
-    """What is found by a search: a heading, and what stands under it."""
+    """A heading and the text and code below it, for the search."""
 
     slug: str
     title: str
@@ -35,18 +36,17 @@ class Section:
 
 @dataclass
 class Page:
-    """What the cells of one page have in common: its headings, and who hears of what is wrong.
+    """The state that the cells of one page share.
 
-    `link` gives what a link's target is on the site, or None if it is dead; `warn` is told what is
-    wrong in the cell that is being set.
+    `link` turns a link's target into the site's, None for a dead one; `warn` is told what is wrong
+    in the present cell.
     """
 
     link: Callable[[str], str | None]
     warn: Callable[[str], None]
     sections: list[Section] = field(default_factory=lambda: [Section("", "", 1)])
-    #: of its lesson's head, as HTML
-    title: str = ""
-    items: dict[str, str] = field(default_factory=dict)
+    title: str = ""  # of the lesson's head, as HTML
+    items: dict[str, str] = field(default_factory=dict)  # too
 
     def __post_init__(self) -> None:
         from markdown_it import MarkdownIt
@@ -68,7 +68,7 @@ class Page:
         rules["table_close"] = lambda t, i, o, e: "</table></div>\n"
 
     def html(self, source: str) -> list[str]:
-        """A cell, in pieces: each heading begins one."""
+        """A cell in pieces; each heading begins one."""
         tokens = self._markdown.parse(source)
         self._walk(tokens)
         pieces, begun, inside = [], 0, 0
@@ -106,15 +106,12 @@ class Page:
         return False
 
     def inline(self, source: str) -> str:
-        """Markdown that is no paragraph of its own."""
+        """Markdown inside a line, without a paragraph around it."""
         tokens = self._markdown.parseInline(source)
         self._walk(tokens)
         return self._markdown.renderer.render(tokens, self._markdown.options, {})
 
-    def code(self, source: str) -> None:
-        self.sections[-1].code.append(source)
-
-    # ---- what the tokens say ----------------------------------------------------------------
+    # ---- reading the tokens -----------------------------------------------------------------
 
     def _walk(self, tokens: "Sequence[Token]") -> None:
         for i, token in enumerate(tokens):
@@ -131,11 +128,10 @@ class Page:
 
     def _heading(self, token: "Token", inline: "Token") -> None:
         title = _words(inline)
-        slug = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") or "section"
+        alone = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") or "section"
         taken = {section.slug for section in self.sections}
-        alone, n = slug, 1
-        while slug in taken:
-            slug, n = f"{alone}-{n}", n + 1
+        numbered = (f"{alone}-{n}" for n in count(1))
+        slug = next(slug for slug in chain([alone], numbered) if slug not in taken)
         token.attrSet("id", slug)
         level = int(token.tag[1])
         if level == 1:
@@ -162,7 +158,7 @@ class Page:
             )
         self.sections[-1].text.append(_words(token))
 
-    # ---- how they are set -------------------------------------------------------------------
+    # ---- writing HTML -----------------------------------------------------------------------
 
     def _math(self, tex: str, block: bool) -> str:
         try:
@@ -180,7 +176,7 @@ class Page:
         return f'<div class="code fence"><pre>{"".join(highlighted(source, language))}</pre></div>'
 
     def _html(self, source: str) -> str:
-        """The few tags of a lesson; between them, Markdown; any other markup shows as it is."""
+        """The tags that a lesson may use, Markdown between them; other markup shows as text."""
         source = _COMMENT.sub("", source)
         parts, end = [], 0
         for tag in [*_TAG.finditer(source), None]:
@@ -214,7 +210,7 @@ def _words(token: "Token") -> str:
 
 
 def _spoken(tex: str) -> str:
-    """What is searched for in a formula: its letters and the names of its commands."""
+    """A formula as the search knows it: its letters and the names of its commands."""
     tex = re.sub(
         r"\\(?:mathrm|mathbf|mathbb|boldsymbol|text|operatorname|left|right|quad|qquad)", "", tex
     )
@@ -237,8 +233,8 @@ def known(language: str) -> bool:
 
 
 def highlighted(source: str, language: str, lines: str | None = None) -> list[str]:
-    """HTML line by line, each with its line break; with `lines`, an anchor of that name and the
-    line's number on each."""
+    """HTML line by line, each with its line break. With `lines`, each line has an anchor of that
+    name and its number."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
