@@ -213,17 +213,17 @@ def report(kinds: dict[str, Counter[str]], saves: Counter[str]) -> str:
             f"- After {total['whole states']} kills the state was whole and no older than before; "
             f"the other {total['no state yet']} came before there was one.",
             f"- After {total['whole prefixes']} kills a prefix was there, whole; after "
-            f"{total['no prefix yet']} none yet; half a prefix after none.",
+            f"{total['no prefix yet']} there was none yet, and never half of one.",
             f"- {total['ends']} of {total['runs']} runs ended with every file byte-equal to the "
             "run that was never killed (times apart: those in log.jsonl and the time in "
             "minprefix.json).",
-            f"- Half of the runs were read all the time by another process: {total['reads']} "
-            f"reads of the folder, {total['states']} states and {total['prefixes']} prefixes "
-            f"found, all whole; {total['readers killed']} of the readers were killed, too.",
+            f"- Another process read half of the runs all the time: {total['reads']} reads of the "
+            f"folder, {total['states']} states and {total['prefixes']} prefixes found, all whole; "
+            f"{total['readers killed']} of the readers were killed, too.",
             "- Saves of several files, killed before, halfway and after every one of their calls: "
             f"{saves['old']} kills left the old files, {saves['new']} the new ones, none a "
-            "mixture. What completes such a save was killed at every one of its calls, too, "
-            f"{saves['completions killed']} times, and the next completed it.",
+            "mixture. The process that completes such a save was killed at every one of its "
+            f"calls, too, {saves['completions killed']} times; the next one completed it.",
         ]
     )
 

@@ -214,7 +214,7 @@ def fill_saves(disk: Disk, kind: str, folder: Path, world: Path) -> Counter[str]
 
 
 def report(disk: Disk, runs: dict[str, Counter[str]], saves: dict[str, Counter[str]]) -> str:
-    lines = [f"The disk: {disk.name}, with room for so many {' or '.join(disk.kinds)}.", ""]
+    lines = [f"The disk: {disk.name}, limited in its {' or '.join(disk.kinds)}.", ""]
     for kind, c in runs.items():
         stopped = c["stopped with a state"] + c["stopped before one"]
         hits = sorted(((n, k[4:]) for k, n in c.items() if k.startswith("hit ")), reverse=True)
@@ -231,7 +231,7 @@ def report(disk: Disk, runs: dict[str, Counter[str]], saves: dict[str, Counter[s
         lines.append(
             f"- A prefix saved over an old one, limited in {kind}: {c['levels']} sizes; at "
             f"{c['old']} the disk was full and the old one stayed whole, at {c['new']} the new one "
-            "was saved; a mixture or less than one at none."
+            "was saved; nothing else was ever left."
         )
     return page.wrap(lines)
 

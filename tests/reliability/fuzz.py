@@ -460,14 +460,15 @@ def page_of(tallies: dict[str, Tally], seed: int) -> str:
         f"{version('hypothesis')}). Good files of every kind are damaged by bytes, by the "
         "structure of their JSON (with values that `hypothesis` draws and some that an attacker "
         "would choose), by the header of their tensors, by lines, or replaced by links, pipes, "
-        "devices and the like. An input passes if the reader gives what the file says, told by "
-        f"other code, or one sentence of at most {LONGEST:,} printable characters. A finding is "
-        f"everything else: an exception, more than {LIMIT:g} s of the processor or {PATIENCE:g} s "
-        f"of waiting, more memory than {BASE >> 20} MiB and {' or '.join(map(str, times))} times "
-        "the bytes on disk (the second for JSONL and CSV, where a pair can be three bytes; asked "
-        "of the system, so that more cannot be had), a file opened outside the folder, a write, an "
-        "import, code run, a process, a socket (an audit hook reports them; links to good files "
-        "outside show what is read by Rust, of which the hook hears nothing).\n\n"
+        "devices and the like. An input passes if the reader returns what the file says, as other "
+        f"code reads it, or refuses it with one sentence of at most {LONGEST:,} printable "
+        f"characters. Everything else is a finding: an exception, more than {LIMIT:g} s of the "
+        f"processor or {PATIENCE:g} s of waiting, more memory than {BASE >> 20} MiB and "
+        f"{' or '.join(map(str, times))} times the bytes on disk (the second for JSONL and CSV, "
+        "where a pair can be three bytes; the system enforces the limit), a file opened outside "
+        "the folder, a write, an import, code run, a process, or a socket. An audit hook reports "
+        "these; it does not see what Rust code reads, so links to good files outside the folder "
+        "show that.\n\n"
         f"{HEAD}\n" + "\n".join(rows) + "\n" + row("**all**", whole)
     )
 

@@ -165,9 +165,9 @@ def _targets(record: Record) -> Table:
 
 
 A_RATIO = (
-    "- After one step that warms up{}, the median of the timed steps of a process, and of all "
-    "rounds; a ratio is that of one round, with the lowest and the highest of them. Where these "
-    f"lie further apart than {NOISY} to 1 the comparison is called too noisy."
+    "- After one step to warm up{}, each process times its steps and takes the median; a figure is "
+    "the median of all rounds. A ratio is taken within one round; beside it stand the lowest and "
+    f"the highest. If these are further apart than {NOISY} to 1, the comparison is too noisy."
 )
 
 
@@ -201,9 +201,9 @@ def _train(results: Results) -> Table:
     notes = [f"- {work.name}: {work.what}." for work in TRAIN.values()]
     table.notes += [
         *notes,
-        "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
-        "weights, prefix and token ids. PEFT's model has its dropout at 0, so that all compute the "
-        "same function; its documentation trains at 0.1 (`--with-dropout`).",
+        "- A step is forward, backward and AdamW's update of the prefix. All have the same "
+        "weights, prefix and token ids. PEFT's model has a dropout of 0, so that all compute the "
+        "same function; its documentation trains with 0.1 (`--with-dropout`).",
         A_RATIO.format(" (for long: one of a short sequence)"),
     ]
     return table
@@ -240,15 +240,15 @@ def _gpu_train(results: Results) -> Table:
     table.notes += [
         "- e2e-N: N pairs of the E2E dataset's lengths. float32 and tf32: of matrix products; all "
         "else is float32. Tokens are those of the pairs, no padding.",
-        "- A step is forward, backward and AdamW's update of the prefix. Everyone has the same "
+        "- A step is forward, backward and AdamW's update of the prefix. All have the same "
         "weights, prefix and token ids; the GPU has ended its work before the clock is read. "
-        "Our algorithm in PyTorch pads in attention, as this project does there; PEFT's model has "
-        "its dropout at 0.",
+        "Our algorithm in PyTorch pads in attention, as minprefix does there; PEFT's model has a "
+        "dropout of 0.",
         A_RATIO.format(""),
-        "- Peak device memory is what the process's allocator took (CuPy's pool, PyTorch's "
-        "reserved memory): without the driver's own, with PyTorch's workspaces for matrix "
-        "products. Launches are the kernels of one step, without copies and fills, as PyTorch's "
-        "profiler counts them in a process of their own.",
+        "- Peak device memory is the memory that the process's allocator took (CuPy's pool, "
+        "PyTorch's reserved memory): without the driver's own, with PyTorch's workspaces for "
+        "matrix products. Launches are the kernels of one step, without copies and fills, as "
+        "PyTorch's profiler counts them in a separate process.",
     ]
     return table
 
@@ -259,7 +259,7 @@ def _unlike(work: str, losses: Sequence[float]) -> list[str]:
         return []
     return [
         f"{work}: the first losses are {min(losses):.5f} to {max(losses):.5f}: they did "
-        "not do the same work, and no ratio of theirs means anything."
+        "not do the same work, so their ratios mean nothing."
     ]
 
 
@@ -281,17 +281,17 @@ def _products(results: Results) -> Table:
                 ]
             )
     table.notes = [
-        "- Linear layers: every product that a step asks of them, head and backward with it, again "
-        "as one `np.matmul` each with the same weights, into memory that is already there.",
+        "- Linear layers: every product of a step, those of the head and of the backward included, "
+        "computed again as one `np.matmul` each, with the same weights and into allocated memory.",
         "- Attention's: the products of the model's own attention, in the same parts and on the "
-        "same threads; two forward and five backward, where the scores are made again.",
+        "same threads; two forward and five backward, which computes the scores again.",
     ]
     return table
 
 
 A_TOKEN = (
-    f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time for all less that to "
-    f"the first, over {NEW}; with several prompts or beams, of all of them at once."
+    f"- Prompts of {PROMPT} tokens, {NEW + 1} new ones. A token: the time from the first token to "
+    f"the last, divided by {NEW}; several prompts or beams count as one."
 )
 
 
@@ -304,9 +304,9 @@ def _decode(results: Results) -> Table:
     if rates and table.rows:
         n_bytes = next(a["bytes"] for a in results.answers("decode", "bandwidth").values())
         table.notes.append(
-            f"- Reading: {median(rates) / 1e9:.1f} GB/s, the best of ten dot products of "
-            f"{mega(n_bytes)} of float32 numbers, as much as all weights, with themselves: "
-            f"{n_bytes / median(rates) * 1000:.1f} ms for all weights once."
+            f"- Memory bandwidth: {median(rates) / 1e9:.1f} GB/s, the best of ten dot products of "
+            f"{mega(n_bytes)} of float32 numbers with themselves. That is the size of all weights, "
+            f"so reading them once takes {n_bytes / median(rates) * 1000:.1f} ms."
         )
     return table
 
@@ -375,8 +375,8 @@ def _start(results: Results) -> Table:
     row("first token, from load on", [a["open"] + a["first_token"] for a in answers])
     for answer in results.answers("start", "write the checkpoint").values():
         table.notes.append(
-            f"- The checkpoint holds {mega(answer['bytes'])} and lies in the system's cache of "
-            f"files; the prompt of the first token has {PROMPT} tokens."
+            f"- The checkpoint holds {mega(answer['bytes'])} and is in the system's file cache; "
+            f"the prompt before the first token has {PROMPT} tokens."
         )
     return table
 
@@ -459,9 +459,9 @@ def text(record: Record) -> str:
 
 
 UNMEASURED = """\
-Not measured: no run on a GPU has been recorded. On a machine that has one, with CuPy, and with
-PyTorch for CUDA, transformers and PEFT for the comparison, these measure it and write it here;
-`bench.json` is the record of the figures above:
+Not measured: no run on a GPU has been recorded. These commands measure one and add it to this page,
+on a machine with an NVIDIA GPU and CuPy, and for the comparison PyTorch for CUDA, transformers and
+PEFT. `bench.json` is the record of the figures above.
 
 ```
 python -m tools.bench all --backend cupy --json gpu.json
@@ -485,8 +485,8 @@ def _facts(record: Record) -> list[str]:
     """What stands before the tables."""
     return [
         *(f"- {line}" for line in [*machine_lines(record), *remarks(record)]),
-        f"- Lengths of the E2E batches: {record['lengths']}. Each figure is the work of fresh "
-        "processes that took turns, with the same number of threads.",
+        f"- Lengths of the E2E batches: {record['lengths']}. Fresh processes, which took turns and "
+        "had the same number of threads, gave each figure.",
     ]
 
 
