@@ -12,6 +12,7 @@ import numpy as np
 
 from minprefix import ops as _ops
 from minprefix.batch import Batch
+from minprefix.budget import no_room_for
 from minprefix.errors import InputError, counted
 from minprefix.gpt2 import (
     BlockCache,
@@ -110,9 +111,7 @@ class GPT2(EncodesText):
         except MemoryError as error:
             if where != "cupy":
                 raise
-            from minprefix.budget import no_room_for  # it imports this module
-
-            raise InputError(no_room_for(self)) from error
+            raise InputError(no_room_for(self.name, self.n_bytes)) from error
         moved = GPT2(self.config, weights, self.tokenizer, self.name, self.folder)
         moved._finite, moved.lost = self._finite, self.lost
         return moved
@@ -120,6 +119,11 @@ class GPT2(EncodesText):
     @property
     def n_parameters(self) -> int:
         return sum(a.size for a in self.weights.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """What the weights take in memory."""
+        return sum(a.nbytes for a in self.weights.values())
 
     def room(self, prefix: Prefix | None = None) -> int:
         """How many tokens a sequence may have whose targets are scored, behind this prefix."""

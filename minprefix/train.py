@@ -272,7 +272,7 @@ class _Run:
             if self.model.backend != "cupy":
                 raise
             lengths = sorted((len(e.ids) for e in examples), reverse=True)[:size]
-            said = out_of_memory(self.model, lengths, self.prefix.length)
+            said = out_of_memory(self.model.config, self.model.n_bytes, lengths, self.prefix.length)
             raise InputError(f"{said}; {self.out / STATE} keeps the last state") from error
 
     def not_finite(self, name: str, value: float, step: int) -> InputError:

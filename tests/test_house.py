@@ -35,7 +35,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "prefix": {"show.notebook"},
     "model": {"show.notebook"},
     # to be opened
-    "budget": {"model"},
 }
 
 #: modules that import each other: to be opened
