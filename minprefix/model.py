@@ -1,12 +1,12 @@
 """The model as people use it: weights and tokenizer, a batch with its prefixes, loss and gradients.
 
-The arithmetic is in `gpt2`; here is what stands around it, and every check of what comes in.
+The arithmetic is in `gpt2`. This module checks what comes in, and hands it on.
 """
 
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class GPT2(EncodesText):
 
     Nothing here writes to the weights. Loaded ones are read-only arrays, memory maps of their file
     where its precision is the one asked for; to train them, copy them first. Where they live
-    decides who computes: `to("cupy")` takes them to the GPU.
+    decides which implementation computes: `to("cupy")` takes them to the GPU.
     """
 
     config: Config
@@ -173,12 +173,7 @@ class GPT2(EncodesText):
                 )
         self._finite = True
 
-    def logits(
-        self,
-        batch: Batch,
-        prefix: Prefixes = None,
-        ops: str | Ops | None = None,
-    ) -> Array:
+    def logits(self, batch: Batch, prefix: Prefixes = None, ops: str | Ops | None = None) -> Array:
         """-> (N, V): for each token of the stream the scores of the token that follows it."""
         implementation = operations(self, ops)
         stream = prepare(self, batch, prefix)
@@ -198,8 +193,8 @@ class GPT2(EncodesText):
 
 
 def digest(arrays: Weights, dtype: type | None = None) -> str:
-    """sha256 over the arrays in the order of their names; `dtype`: convert first (None: the very
-    bytes)."""
+    """sha256 over the arrays in the order of their names, converted to `dtype` (None: as they
+    are)."""
     import hashlib  # takes longer to import than the rest of this module
 
     sha = hashlib.sha256()
@@ -211,12 +206,12 @@ def digest(arrays: Weights, dtype: type | None = None) -> str:
     return sha.hexdigest()
 
 
-# ---- who computes, and where ------------------------------------------------------------------
+# ---- the implementation, and where arrays live --------------------------------------------------
 
 
 def operations(model: GPT2, ops: str | Ops | None) -> Ops:
-    """Those that were asked for, or those of the place where the model lives. Raises InputError
-    where the two are not the same place."""
+    """The implementation that is asked for, by default that of the place where the model lives.
+    Raises InputError if it works in another place."""
     if ops is None:
         return _ops.get(model.backend)
     if isinstance(ops, str) and _ops.BACKENDS.get(ops, model.backend) != model.backend:
@@ -229,8 +224,7 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
 
 
 def check_same_place(model: GPT2, prefix: Prefix) -> None:
-    """Raises InputError where one lives on the GPU and the other does not, or cannot work with it
-    there."""
+    """Raises InputError unless both live in one place, and on a GPU have numbers of one type."""
     if prefix.backend != model.backend:
         raise InputError(
             f"the prefix lives with {prefix.backend!r} and model {model.name!r} with "
@@ -261,18 +255,13 @@ def _as_list(model: GPT2, prefix: Prefixes) -> list[Prefix]:
     return [Prefix(none, layers=()).to(model.backend) if p is None else p for p in given]
 
 
-def prepare(
-    model: GPT2,
-    batch: Batch,
-    prefix: Prefixes,
-    targets_only: bool = False,
-) -> Stream:
+def prepare(model: GPT2, batch: Batch, prefix: Prefixes, targets_only: bool = False) -> Stream:
     """The batch as `forward` takes it, checked against the model.
 
-    `targets_only`: nobody looks at rows that predict no target. The last token of a sequence is
-    such a row: no token sees it, so it needs no position of its own. Raises InputError for a token
-    outside the vocabulary, a sequence without room behind its prefix, a prefix of another shape,
-    and a batch that names a prefix which is not there.
+    `targets_only`: rows that predict no target are not used. The last token of a sequence is such a
+    row, and no token sees it, so it needs no position. Raises InputError for a token outside the
+    vocabulary, a sequence without room behind its prefix, a prefix of another shape, and a batch
+    that names a prefix which is not there.
     """
     cfg, prefixes = model.config, _as_list(model, prefix)
     model.check_finite()
@@ -292,7 +281,7 @@ def prepare(
     positions = np.concatenate(
         [np.arange(T) + start for T, start in zip(batch.lengths, starts, strict=True)]
     )
-    positions = np.minimum(positions, cfg.n_positions - 1)  # of a last token that nobody looks at
+    positions = np.minimum(positions, cfg.n_positions - 1)  # of an unused last token
     empty = _ops.to(np.zeros((cfg.n_head, 0, cfg.head_size), model.dtype), model.backend)
     views = [p.by_layer(cfg.n_layer, empty) for p in prefixes] or [[(empty, empty)] * cfg.n_layer]
     past = [[views[j][i] for j in batch.prefix] for i in range(cfg.n_layer)]
@@ -305,7 +294,7 @@ def _check_prefixes(model: GPT2, batch: Batch, prefixes: list[Prefix]) -> None:
         p.check(model.config, model.name)
         check_same_place(model, p)
     named, given = batch.prefix.max(), len(prefixes)
-    if named >= max(given, 1):  # a batch that names none names 0
+    if named >= max(given, 1):  # without prefixes, every sequence has a 0
         raise InputError(f"the batch names prefix {named} (from 0), and {given} were given")
 
 
@@ -382,23 +371,9 @@ def _loss_weights(batch: Batch, reduction: str) -> Array:
     raise InputError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")
 
 
-class Forward(NamedTuple):
-    """What the backward of a loss begins with."""
-
-    loss: np.generic
-    stream: Stream
-    blocks: list[BlockCache]
-    head: HeadCache | None  # None where the loss alone was wanted
-
-
 def _forward_loss(
-    model: GPT2,
-    prefix: Prefixes,
-    batch: Batch,
-    reduction: str,
-    ops: Ops,
-    need: Set[str] | None,
-) -> Forward:
+    model: GPT2, prefix: Prefixes, batch: Batch, reduction: str, ops: Ops, need: Set[str] | None
+) -> tuple[np.generic, Stream, list[BlockCache], HeadCache | None]:
     w, cfg = model.weights, model.config
     stream, weights = prepare(model, batch, prefix, True), _loss_weights(batch, reduction)
     # only rows that predict a target pay for the top of the model and for logits
@@ -406,7 +381,7 @@ def _forward_loss(
     x, blocks = forward(embedding(stream, w, ops), stream, w, cfg, ops, need or frozenset(), rows)
     weights = _ops.to(weights.astype(x.real.dtype), model.backend)
     value, cache = head_loss(x, targets, weights, w, cfg, ops, need)
-    return Forward(value, stream, blocks, cache)
+    return value, stream, blocks, cache
 
 
 def loss_backward(

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minprefix.errors import InputError, counted, quoted
+from minprefix.errors import InputError, counted
 from minprefix.ops import DEVICES, home, to
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.optim import AdamW
+from minprefix.placement import LEAVE_SOME, check_layers, check_offset, ranges, shape_of
 from minprefix.storage.saved import Saved, flatten, unflatten
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Prefix:
             raise InputError(f"prefix has {kv.dtype} numbers: expected floating-point ones")
         self.parameters = {"kv": kv}
         self.subset = layers is not None
-        self.layers = _check_layers(layers, kv.shape[0])
-        self.position_offset = _check_offset(position_offset, kv.shape[3])
+        self.layers = check_layers(layers, kv.shape[0])
+        self.position_offset = check_offset(position_offset, kv.shape[3])
 
     # ---- how a prefix starts ----
 
@@ -66,7 +67,7 @@ class Prefix:
         """Independent draws from N(0, std^2)."""
         if not 0 <= std < math.inf:
             raise InputError(f"std is {std}: expected 0 or more, finite")
-        shape = _shape(config, length, layers, position_offset)
+        shape = shape_of(config, length, layers, position_offset)
         kv = _rng(seed).normal(0, std, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
 
@@ -83,7 +84,7 @@ class Prefix:
         """Independent draws from [-bound, bound)."""
         if not 0 <= bound < math.inf:
             raise InputError(f"bound is {bound}: expected 0 or more, finite")
-        shape = _shape(config, length, layers, position_offset)
+        shape = shape_of(config, length, layers, position_offset)
         kv = _rng(seed).uniform(-bound, bound, shape).astype(dtype)
         return Prefix(kv, layers, position_offset)
 
@@ -96,7 +97,7 @@ class Prefix:
         dtype: str = "float32",
     ) -> "Prefix":
         """All zeros. Not the same as no prefix: a zero key still draws its share of the softmax."""
-        shape = _shape(config, length, layers, position_offset)
+        shape = shape_of(config, length, layers, position_offset)
         return Prefix(np.zeros(shape, dtype), layers, position_offset)
 
     @staticmethod
@@ -115,7 +116,7 @@ class Prefix:
             raise InputError("the text of a text prefix is empty: give at least one token")
         kv = model.keys_values(ids)
         if layers is not None:
-            kv = kv[list(_check_layers(layers, len(layers), model.config.n_layer))]
+            kv = kv[list(check_layers(layers, len(layers), model.config.n_layer))]
         return Prefix(kv, layers, position_offset)
 
     @staticmethod
@@ -201,19 +202,19 @@ class Prefix:
         if self.position_offset >= config.n_positions:
             raise InputError(
                 f"position_offset is {self.position_offset}, model {name!r} has positions 0 to "
-                f"{config.n_positions - 1}: none is left for a token; {_LEAVE_SOME}"
+                f"{config.n_positions - 1}: none is left for a token; {LEAVE_SOME}"
             )
         fits = max(self.layers, default=0) < config.n_layer if self.subset else n == config.n_layer
         if not fits:
             raise InputError(
-                f"prefix has keys for layers {_ranges(self.layers)}, model {name!r} has "
+                f"prefix has keys for layers {ranges(self.layers)}, model {name!r} has "
                 f"{counted(config.n_layer, 'layer')}: this prefix was trained on another base"
             )
 
     def __repr__(self) -> str:
         _, _, NH, P, hs = self.kv.shape
         return (
-            f"{type(self).__name__}({counted(P, 'slot')} in layers {_ranges(self.layers)} x "
+            f"{type(self).__name__}({counted(P, 'slot')} in layers {ranges(self.layers)} x "
             f"{counted(NH, 'head')} of size {hs}, tokens from position {self.position_offset}, "
             f"{self.n_parameters} parameters, {self.kv.dtype}, {DEVICES[self.backend]})"
         )
@@ -317,8 +318,8 @@ class MLPPrefix(Prefix):
         self.n_head = n_head
         P, C = parameters["embedding"].shape
         self.subset = layers is not None
-        self.layers = _check_layers(layers, parameters["bias_2"].shape[0] // (2 * C))
-        self.position_offset = _check_offset(position_offset, P)
+        self.layers = check_layers(layers, parameters["bias_2"].shape[0] // (2 * C))
+        self.position_offset = check_offset(position_offset, P)
 
     @classmethod
     def random(
@@ -337,7 +338,7 @@ class MLPPrefix(Prefix):
         if hidden < 1:
             raise InputError(f"the MLP has a hidden width of {hidden}: expected at least 1")
         rng = _rng(seed)
-        n = _shape(config, length, layers, position_offset)[0]
+        n = shape_of(config, length, layers, position_offset)[0]
         C, out = config.n_embd, n * 2 * config.n_embd
         a, b = C**-0.5, hidden**-0.5
         parameters = {
@@ -439,54 +440,3 @@ def _rng(seed: int) -> "np.random.Generator":
     if seed < 0:
         raise InputError(f"seed is {seed}: expected 0 or more")
     return np.random.default_rng(seed)
-
-
-_LEAVE_SOME = "shorten the prefix, or train with --position-offset 0 (position_offset=0)"
-
-
-def _shape(
-    config: "Config", length: int, layers: Sequence[int] | None, position_offset: int | None
-) -> tuple[int, ...]:
-    if length < 0:
-        raise InputError(f"prefix length is {length}: expected 0 or more")
-    if position_offset is None and length >= config.n_positions:  # where the first token would be
-        raise InputError(
-            f"prefix length is {length}, the model has "
-            f"{counted(config.n_positions, 'position')}: none would be left for a token; "
-            f"{_LEAVE_SOME}"
-        )
-    n = len(
-        _check_layers(layers, config.n_layer if layers is None else len(layers), config.n_layer)
-    )
-    return (n, 2, config.n_head, length, config.head_size)
-
-
-def _check_layers(
-    layers: Sequence[int] | None, n: int, n_layer: int | None = None
-) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(n))
-    chosen = tuple(layers)
-    if chosen != tuple(sorted(set(chosen))) or (chosen and chosen[0] < 0) or len(chosen) != n:
-        raise InputError(
-            f"layers {quoted(list(chosen))}: expected {n} different ones from 0, ascending"
-        )
-    if n_layer is not None and chosen and chosen[-1] >= n_layer:
-        raise InputError(
-            f"layer {chosen[-1]} does not exist: the model has layers 0 to {n_layer - 1}"
-        )
-    return chosen
-
-
-def _check_offset(position_offset: int | None, length: int) -> int:
-    if position_offset is None:
-        return length
-    if position_offset < 0:
-        raise InputError(f"position_offset is {position_offset}: expected 0 or more")
-    return position_offset
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    if layers and layers == tuple(range(layers[0], layers[-1] + 1)) and len(layers) > 2:
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers)) or "none"
