@@ -1,5 +1,4 @@
-"""A batch: a flat stream of tokens with boundaries. There is no padding and no mask to get
-wrong."""
+"""A batch: a flat stream of tokens with boundaries. It has no padding and no mask."""
 
 import operator
 from collections.abc import Sequence
@@ -37,9 +36,9 @@ class Batch:
         """Join `sequences` of token ids.
 
         `loss_from`: per sequence (or one for all) the index of the first token to predict, 1 to T;
-        nothing can predict token 0, and T means that no token of it is predicted. `prefix`: per
-        sequence an index into the list of prefixes; all 0 by default. `weights`: per sequence a
-        weight for each predicted token, T - loss_from of them; 1 by default.
+        nothing can predict token 0, and with T no token is predicted. `prefix`: per sequence an
+        index into the list of prefixes; all 0 by default. `weights`: per sequence a weight for each
+        predicted token, T - loss_from of them; 1 by default.
 
         Raises InputError for an empty batch or sequence, ids that are not whole non-negative
         numbers, and lists whose lengths do not fit.

@@ -1,4 +1,4 @@
-"""What the house says of bad input: an exception where it cannot go on, a note where it can."""
+"""How minprefix answers bad input: an exception where it cannot continue, a note where it can."""
 
 import reprlib
 import warnings
@@ -32,7 +32,7 @@ def note(message: str, kind: type[Note] = Note) -> None:
 
 
 def counted(n: int, noun: str, nouns: str | None = None) -> str:
-    """1 pair, 2 pairs. `nouns`: of more than one, where that takes more than an s."""
+    """1 pair, 2 pairs. `nouns`: the plural, if it takes more than an s."""
     return f"{n} {noun if n == 1 else nouns or noun + 's'}"
 
 
@@ -53,7 +53,7 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def brief(error: BaseException | str) -> str:
-    """What a library or a file brief, on one line that can be printed and ends."""
+    """The message of an error on one printable line of at most 200 characters."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -26,7 +26,7 @@ def mean_loss(
 ) -> float:
     """The mean over all target tokens of all examples, in nats. Perplexity is its exponential.
 
-    `progress`: what a bar on standard error is called, if it takes more than a second."""
+    `progress`: the name of a bar on standard error, if this takes more than a second."""
     total, count = 0.0, 0
     starts = range(0, len(examples), batch_size)
     for i in console.bar(starts, progress, "batch", len(starts)):
@@ -46,8 +46,8 @@ def predict(
     backend: str | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """What the model writes for each source, the template's own text taken off: `max_new_tokens`,
-    or as much as the source leaves room for. Raises InputError for a source that leaves room for
+    """The text that the model writes for each source, without the template's own: `max_new_tokens`,
+    or as many as the source leaves room for. Raises InputError for a source that leaves room for
     none, or for fewer than `min_new_tokens`."""
     prompts = model.encode_prompts([template.prompt(source) for source in sources])
     start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
@@ -67,8 +67,8 @@ def predict_ids(
     backend: str | None = None,
     batch_size: int = 64,
 ) -> Iterator[list[int]]:
-    """The new token ids for each prompt, a batch at a time: `max_new_tokens` of them, or as many as
-    that prompt leaves room for, if nothing ends it earlier."""
+    """The new token ids for each prompt, a batch at a time: up to `max_new_tokens` of them, or as
+    many as the prompt leaves room for."""
     start = prefix.position_offset if prefix else 0
     for i in range(0, len(prompts), batch_size):
         part = prompts[i : i + batch_size]
@@ -90,7 +90,8 @@ def perplexity(loss: float) -> float:
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The share of predictions that equal one of their references, blanks around them aside."""
+    """The share of predictions that equal one of their references; blanks at the ends do not
+    count."""
     hits = [
         prediction.strip() in {r.strip() for r in refs}
         for prediction, refs in zip(predictions, references, strict=True)
@@ -129,15 +130,15 @@ def translation_edit_rate(
     references: Sequence[Sequence[str]],
     progress: str | None = None,
 ) -> dict[str, Any]:
-    """TER over all predictions, as `corpus_scores`. It searches for shifts of words, text by text:
-    hundreds of texts with several references take minutes. `progress`: as of `mean_loss`."""
+    """TER over all predictions, as in `corpus_scores`. It searches for shifts of words, text by
+    text: hundreds of texts with several references take minutes. `progress`: as in `mean_loss`."""
     ter = sacrebleu().TER
     both = console.bar(
         zip(predictions, references, strict=True), progress, "text", len(predictions)
     )
     each = [ter().sentence_score(prediction, refs) for prediction, refs in both]
     edits, length = sum(s.num_edits for s in each), sum(s.ref_length for s in each)
-    # as sacrebleu has it: edits of nothing are all wrong
+    # as in sacrebleu: any edit of an empty reference is wrong
     score = 100 * edits / length if length else 100.0 * (edits > 0)
     signature = ter(references=_columns(references)).get_signature()
     return {"ter": round(score, 2), "ter_signature": str(signature)}
@@ -155,7 +156,7 @@ def sacrebleu() -> Any:
 
 
 def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """sacrebleu wants one list for each place among the references, with None where a text has
-    fewer."""
+    """sacrebleu's layout: the first references of all texts, then the second ones, ...; None where
+    a text has fewer."""
     most = max(map(len, references))
     return [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]

@@ -1,10 +1,10 @@
 """Decoding with a key/value cache: greedy, sampling, beam search; many prompts of different lengths
 at once.
 
-To attention, what was already said is one more thing that a token sees before itself. So the cache
-is a prefix that grows: it starts as the trained prefix, and each step feeds one token per text
-through the same `forward` that training uses. There is no second code path, and no second place for
-a position to be off by P.
+Attention does not tell the earlier tokens from a prefix: both are keys and values that a token
+sees before itself. So the cache is a prefix that grows. It starts as the trained prefix, and each
+step feeds one token per text through the same `forward` that training uses. There is no second code
+path, and no second place for a position to be off by P.
 """
 
 import math
@@ -28,10 +28,10 @@ class Decoding:
 
     `temperature`: sample from softmax(logits / temperature), from the `top_k` likeliest tokens
     only, and from the fewest that hold `top_p` of the probability; both need a temperature. `seed`
-    decides the draws, each text having its own, so that it does not matter which others are decoded
-    with it. `beams`: keep the best so many texts; in the end the best sum of log-probabilities /
-    length^length_norm wins. `min_new_tokens`: no end token is in reach before. `forbidden`:
-    token ids that are never chosen.
+    decides the draws; each text draws for itself, so its result does not depend on the others.
+    `beams`: keep this many texts; in the end the best sum of log-probabilities /
+    length^length_norm wins. `min_new_tokens`: no end token is chosen before. `forbidden`: token ids
+    that are never chosen.
     """
 
     max_new_tokens: int = field(default=40, metadata={"help": "at most this many"})
@@ -94,7 +94,7 @@ def generate(
     """The text that follows each prompt, up to an end token of the model or `max_new_tokens`.
 
     `which`: for a list of prefixes, the index of the one that each prompt sees; None in the list is
-    no prefix. Everything else are the fields of `Decoding`. Raises InputError for bad settings, an
+    no prefix. All other arguments are fields of `Decoding`. Raises InputError for bad settings, an
     empty prompt, and one that leaves too few positions.
     """
     if isinstance(prompts, str):
@@ -119,8 +119,8 @@ def generate_ids(
 ) -> list[list[int]]:
     """Token ids in, the new token ids out, the end token left off.
 
-    `numbers`: one for each prompt, 0, 1, 2, ... by default. A text draws from a generator of its
-    own number: those that are decoded a few at a time keep the numbers that they have among all.
+    `numbers`: one for each prompt, 0, 1, 2, ... by default. The number of a text seeds its draws:
+    texts that are decoded a few at a time keep the numbers that they have among all.
     `limits`: one for each prompt, how many new tokens it may get, where that is less than
     `max_new_tokens`.
     """
@@ -213,8 +213,8 @@ class Texts:
         limits: int | Sequence[int],
         ops: Ops,
     ) -> "tuple[Texts, np.ndarray]":
-        """Feed the prompts, which get at most so many new tokens, all or each. -> the texts, and
-        (S, V) logits of each first new token."""
+        """Feed the prompts; `limits`: how many new tokens all of them, or each, may get. -> the
+        texts, and (S, V) logits of each first new token."""
         cfg, most = model.config, np.broadcast_to(limits, len(batch))  # (S,)
         stream = prepare(model, batch, prefix)
         last = batch.offsets[1:] - 1  # (S,) the row of each prompt's last token
@@ -257,10 +257,10 @@ class Texts:
 
     def take(self, rows: Sequence[int]) -> "Texts":
         """These texts only, in this order; a text may be taken twice (each then has its own cache).
-        The room of the others is used again: take from a `Texts` once, then let go of it.
+        The others' memory is used again: take from a `Texts` once, then drop it.
 
-        Whoever is taken first stays where it is. The next ones go where a text of the same prompt
-        was, if one left: there only what came after the prompt has to be copied.
+        The first copy of a text stays where it is. The next ones go where a text of the same prompt
+        was, if one left: there, only what came after the prompt has to be copied.
         """
         kv, prompt_in, at = self.kv, self.prompt_in.copy(), self.at[list(rows)]
         again = [j for j, row in enumerate(rows) if row in rows[:j]]
@@ -294,8 +294,8 @@ class Texts:
 
     def _append(self, blocks: Sequence[BlockCache], offsets: np.ndarray) -> None:
         lengths = np.diff(offsets)
-        text = np.repeat(np.arange(len(lengths)), lengths)  # (N,) whose token it is
-        new = np.arange(len(text)) - offsets[text]  # (N,) which of its new ones
+        text = np.repeat(np.arange(len(lengths)), lengths)  # (N,) the text of each token
+        new = np.arange(len(text)) - offsets[text]  # (N,) its place among the text's new tokens
         where = (self.at[text], self.seen[text].T + new)  # (N,), (L, N)
         at, slots = (_ops.to(a, self.model.backend) for a in where)
         for i, block in enumerate(blocks):
@@ -325,8 +325,7 @@ def _one_by_one(
     limits: list[int],
     numbers: list[int],
 ) -> list[list[int]]:
-    """Greedy and sampling: each text goes its own way and leaves when it ends, or is as long as it
-    may become."""
+    """Greedy decoding and sampling: a text leaves when it ends or has reached its limit."""
     new: list[list[int]] = [[] for _ in range(len(logits))]
     rngs = [np.random.default_rng([decoding.seed, number]) for number in numbers]
     alive = list(range(len(logits)))
@@ -373,9 +372,9 @@ def _beam_search(
     ends: tuple[int, ...],
     limits: list[int],
 ) -> list[list[int]]:
-    """Per prompt the `beams` best continuations of all live texts survive each step; one that ends
-    leaves the beam and keeps its place, so that one beam is greedy decoding. Those of a prompt that
-    are as long as it may become leave together."""
+    """For each prompt the `beams` best continuations of its live texts survive each step. One that
+    ends leaves the beam and keeps its place, so one beam is greedy decoding. The texts of a prompt
+    that has reached its limit leave together."""
     S = len(logits)
     owner = list(range(S))  # which prompt each live text belongs to
     ids: list[list[int]] = [[] for _ in range(S)]
@@ -416,13 +415,13 @@ def _beam_search(
 
 
 def _log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Of these tokens (n,) only, in float64: log softmax of logits (V,)."""
+    """log softmax of logits (V,) at these tokens (n,), in float64."""
     top = logits.max()
     total = np.exp(logits - top).sum(dtype=np.float64)
     return logits[tokens].astype(np.float64) - top - np.log(total)
 
 
-#: into how many groups `_likeliest` deals the vocabulary
+#: the number of groups that `_likeliest` deals the vocabulary into
 GROUPS = 512
 
 
@@ -430,8 +429,8 @@ def _likeliest(logits: np.ndarray, n: int) -> np.ndarray:
     """The n tokens of highest logit (V,) that are not ruled out, highest first; of equal ones the
     lowest first.
 
-    Sorting a vocabulary for five tokens is waste. Deal it into groups: at least n tokens reach the
-    n-th highest of the groups' maxima, so only those that do need to be sorted.
+    It does not sort the whole vocabulary. The vocabulary is dealt into groups: at least n tokens
+    reach the n-th highest of the groups' maxima, so only those need to be sorted.
     """
     least = np.finfo(logits.dtype).min
     if n <= GROUPS <= len(logits):

@@ -13,11 +13,10 @@ Params = dict[str, np.ndarray]
 
 @dataclass
 class AdamW:
-    """Loshchilov & Hutter, 2019, algorithm 2: decay is apart from the gradient, both moments are
-    debiased.
+    """Loshchilov & Hutter, 2019, algorithm 2: the decay is not part of the gradient, and both
+    moments are debiased.
 
-    `weight_decay` is applied to every parameter it is given; the learning rate comes with each
-    step.
+    `weight_decay` is applied to every parameter; each step is given its learning rate.
     """
 
     beta1: float = 0.9
@@ -57,8 +56,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) -> float:
-    """The rate of step 0 .. steps-1: up in a straight line over `warmup` steps, then down to 0 at
-    `steps`."""
+    """The rate of step 0 .. steps-1: it rises in a straight line over `warmup` steps, then falls to
+    0 at `steps`, or stays ("constant")."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if step < warmup:
@@ -73,7 +72,7 @@ def learning_rate(step: int, steps: int, lr: float, warmup: int, schedule: str) 
 
 def global_norm(grads: Params) -> float:
     """sqrt of the sum of squares over all gradients."""
-    # added up in float64 where the gradients are: one number leaves the GPU, not one for each
+    # added up in float64 where the gradients live: one number leaves the GPU, not one for each
     return math.sqrt(float(sum(np.vdot(g, g).real.astype(np.float64) for g in grads.values())))
 
 
