@@ -399,7 +399,7 @@ def test_pruning_announces_itself_and_refuses_what_does_not_fit(config):
     for keep in (-1, 4):
         with pytest.raises(InputError, match=f"keep is {keep}: expected 0 to 3"):
             prune(prefix, shares, keep)
-    with pytest.raises(InputError, match=r"shares have shape \(3, 4, 2\): they are of another"):
+    with pytest.raises(InputError, match=r"shares have shape \(3, 4, 2\): they belong to another"):
         prune(prefix, shares[:, :, :2], 1)
 
 

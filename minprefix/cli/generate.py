@@ -261,7 +261,6 @@ def _print_answers(requests: "Sequence[Request]", answers: Iterator[tuple[int, s
 def _write_answers(
     out: Path, requests: "Sequence[Request]", answers: Iterator[tuple[int, str]]
 ) -> None:
-
     done: dict[int, str] = {}
     with line_by_line(out, "answers", len(requests)) as keep:
         for i, text in answers:
