@@ -61,9 +61,7 @@ def add(command: Command) -> None:
     p.add_argument(
         "--template", type=unescape, help="how the prompt is set (default: the prefix's own)"
     )
-    p.add_argument(
-        "--raw", action="store_true", help="take the prompt as it is, without a template"
-    )
+    p.add_argument("--raw", action="store_true", help="take the prompt as it is")
     g = p.add_argument_group("many requests, each with a prefix of its own")
     g.add_argument(
         "--data",
@@ -84,9 +82,7 @@ def add(command: Command) -> None:
         metavar="N",
         help="hold at most N bytes of prefixes (default 268435456)",
     )
-    g.add_argument(
-        "--batch-size", type=at_least_one, metavar="N", help="prompts at a time (default 32)"
-    )
+    g.add_argument("--batch-size", type=at_least_one, metavar="N", help="at a time (default 32)")
     g.add_argument(
         "--out",
         type=Path,

@@ -17,8 +17,9 @@ def add(command: Command) -> None:
         "vectors",
         None,
         "the reference suite as files, for programs in other languages",
-        "minprefix vectors write v, let your program read v/cases and write v/outputs, then: "
-        "minprefix vectors check v",
+        "minprefix vectors write v\nminprefix vectors check v",
+        "`write` writes cases into a folder; your program reads v/cases and writes v/outputs; "
+        "`check` grades them.",
     )
     parts = p.add_subparsers(required=True, metavar="write|check")
     for name, run, what in (
