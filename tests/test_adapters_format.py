@@ -175,7 +175,7 @@ def test_a_head_that_is_the_models_own_is_no_obstacle(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"position_offset": None}, "first token at position 5, the adapters library has it at 0"),
+        ({"position_offset": None}, "start at position 5; the adapters library starts them at 0"),
         ({"position_offset": 2}, "position 2.* train with --position-offset 0"),
         ({"length": 0}, "0 slots"),
         ({"layers": []}, "0 layers"),

@@ -273,7 +273,7 @@ BAD = {
     "a zero byte": (
         b"source,target\na,b\nc,d\0\n",
         "a.csv",
-        r"a\.csv, line 3: a NUL byte, which no text has: save the data file as UTF-8",
+        r"a\.csv, line 3: a NUL byte, which is no text: save the data file as UTF-8",
     ),
     "gzip in jsonl": (
         gzip.compress(OK.encode()),

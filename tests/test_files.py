@@ -542,7 +542,7 @@ def test_who_may_not_write_reads_the_old_files_beside_a_save_that_was_not_decide
 @posix
 def test_who_may_not_write_is_told_of_a_save_that_was_decided(tmp_path):
     cut_short(tmp_path / "run", decided=True)
-    sentence = "cut short and cannot be finished .Permission denied.: .* as someone who may write"
+    sentence = "cut short and cannot be finished .Permission denied.: .* as a user who may write"
     with (
         struck(0, "before", Refusal(PermissionError(13, "Permission denied")), no_leave, on=True),
         pytest.raises(InputError, match=sentence),

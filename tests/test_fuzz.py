@@ -249,8 +249,8 @@ def test_a_link_from_a_snapshot_into_the_hubs_blobs_is_read_and_no_other(folder)
         (lambda p: p.mkdir(), "Is a directory"),
         (lambda p: p.symlink_to("."), "link to .*plain, outside"),
         (lambda p: p.symlink_to("/dev/zero"), "link to /dev/zero, outside"),
-        (lambda p: p.symlink_to(p.name), "link to what is not there.*levels of symbolic links"),
-        (lambda p: p.symlink_to("nothing"), "link to what is not there.*No such file"),
+        (lambda p: p.symlink_to(p.name), "a broken link.*levels of symbolic links"),
+        (lambda p: p.symlink_to("nothing"), "a broken link.*No such file"),
     ],
 )
 def test_what_is_no_regular_file_is_refused_by_every_reader(folder, make, kind):
@@ -309,7 +309,7 @@ def test_a_data_file_larger_than_the_memory_is_a_sentence(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("source,target\n")
     os.truncate(path, 10**12)
-    with pytest.raises(InputError, match="1,000,000,000,000 bytes, for which there is no memory"):
+    with pytest.raises(InputError, match="1,000,000,000,000 bytes, more than the memory holds"):
         read_pairs(path)
 
 

@@ -3,11 +3,11 @@
     adapter.safetensors    one flat tensor: (P, layers, 2, NH, hs), row-major, keys before values
     adapter_config.json    prefix_length, and in leave_out the layers that see no prefix
 
-That library gives the first real token position 0, whatever P is, so only prefixes of that rule
-leave or come. `tests/adapters_library.md` says what was shown against it: equal logits with
-attn_implementation="eager", in padded batches and while generating, too, while P + T is at most
-n_positions. With "sdpa", its default, it hides the wrong keys; and the directory does not say with
-which of the two a prefix was trained.
+That library gives the first real token position 0, whatever P is, so only prefixes with that rule
+can be exported or imported. `tests/adapters_library.md` records the comparison with the library:
+with attn_implementation="eager" the logits are equal, in padded batches and while generating, too,
+as long as P + T is at most n_positions. With "sdpa", its default, it masks the wrong keys; the
+directory does not say which of the two a prefix was trained with.
 """
 
 import json
@@ -29,8 +29,8 @@ from minprefix.storage.tensors import map_tensors
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
 PICKLE = "pytorch_adapter.bin"
-#: how a prefix that was written here is used there, and how one is saved there to be read here (its
-#: own use_safetensors=True stops at tensors that share memory)
+#: how to use an exported prefix there, and how to save one there for import (the library's own
+#: use_safetensors=True stops at tensors that share memory)
 USE = (
     'GPT2LMHeadModel.from_pretrained(BASE, attn_implementation="eager"), adapters.init(model), '
     "model.load_adapter(DIR, use_safetensors=True, set_active=True), model.eval()"
@@ -39,7 +39,7 @@ CONVERT = (
     'state = torch.load("pytorch_adapter.bin", weights_only=True); safetensors.torch.save_file('
     '{n: t for n, t in state.items() if ".pool." not in n}, "adapter.safetensors")'
 )
-#: the library's PrefixTuningConfig, as it is written; another key could change what is computed
+#: the library's PrefixTuningConfig, as it is saved; another key could change what is computed
 DEFAULTS = {
     "architecture": "prefix_tuning",
     "bottleneck_size": 512,
@@ -66,25 +66,27 @@ MLP = (
 
 
 def is_adapters(folder: Path) -> bool:
-    """Whether that library's weights are there; its config has the name of PEFT's."""
+    """Whether the library's weights are there. (Its config has the same name as PEFT's.)"""
     return any(os.path.lexists(folder / name) for name in (TENSORS, PICKLE))
 
 
 def save_adapters(
     saved: Saved, directory: str | Path, name: str = "prefix", n_layer: int | None = None
 ) -> None:
-    """Write a prefix, an MLP folded, as the adapter `name` into a folder of its own. A subset of
-    layers needs the model's `n_layer`. Raises InputError for what that library cannot express."""
+    """Write a prefix, its MLP folded, as the adapter `name` into a folder of its own. A subset of
+    layers needs the model's `n_layer`. Raises InputError for what the library cannot express."""
     folder, kv, layers = Path(directory), saved.kv, saved.layers
     n, _, NH, P, hs = kv.shape
     if saved.position_offset != 0:
         raise InputError(
-            f"this prefix has its first token at position {saved.position_offset}, the adapters "
-            "library has it at 0 and would compute something else: train with --position-offset 0"
+            f"with this prefix, tokens start at position {saved.position_offset}; the adapters "
+            "library starts them at 0 and would compute something else: train with "
+            "--position-offset 0"
         )
     if P == 0 or n == 0:
         raise InputError(
-            f"a prefix of {counted(P, 'slot')} in {counted(n, 'layer')} is none: nothing to export"
+            f"a prefix of {counted(P, 'slot')} in {counted(n, 'layer')} is empty: there is nothing "
+            "to export"
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise InputError(f"the adapter's name is {name!r}: expected letters, digits, '-' and '_'")
@@ -118,19 +120,19 @@ def save_adapters(
 
 
 def load_adapters(directory: str | Path, n_head: int) -> Saved:
-    """The prefix that that library trained, an MLP folded. How many heads it has the directory does
-    not say. Raises InputError for what is damaged or has no counterpart here."""
+    """The prefix that the library trained, its MLP folded. The directory does not say how many
+    heads it has. Raises InputError for what is damaged or has no counterpart here."""
     folder = Path(directory)
     finish_save(folder, (TENSORS, CONFIG))
     if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
         raise InputError(
             f"{str(folder)!r} holds {PICKLE}, and a pickle is never opened here: convert it where "
-            f"that library is, with {CONVERT}"
+            f"the library is installed, with {CONVERT}"
         )
     about = _read_config(folder / CONFIG)
     if (folder / HEAD).exists() and _read(folder / HEAD).get("config") is not None:
         raise InputError(
-            f"{folder / HEAD} is an output layer of the adapter's own, and here there is the "
+            f"{folder / HEAD} is an output layer of the adapter's own, and minprefix has only the "
             "model's: if the prefix was trained without it, save it with with_head=False"
         )
     config, C = about["config"], about["hidden_size"]
@@ -175,8 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Raises InputError for a key that is unknown, and for a value that changes what is computed
-    into something that no prefix here can."""
+    """Raises InputError for an unknown key, and for a value that no prefix here can express."""
     about = _read(path)
     config = about.get("config")
     if not isinstance(config, dict) or config.get("architecture") != "prefix_tuning":
@@ -191,7 +192,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["use_gating"] is not False:
         raise InputError(
             f"{path}: use_gating is {quoted(config['use_gating'])}: a gate changes the prefix "
-            "with the input, which no prefix here does; train it without one"
+            "with the input, and no prefix here does that; train it without one"
         )
     model, name = about.get("model_type"), about.get("name")
     if model != "gpt2" or not isinstance(name, str):
@@ -210,7 +211,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
-    """`FLAT` alone, or what `MLP` names; of the shapes that the config says."""
+    """`FLAT` alone, or the tensors that `MLP` names, in the shapes that the config says."""
     tensors, _ = map_tensors(_whole(path), "the adapter")
     config, C = about["config"], about["hidden_size"]
     P, h = config["prefix_length"], config["bottleneck_size"]

@@ -3,6 +3,7 @@
 A value that would change the arithmetic and is not implemented is refused by name.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -59,54 +60,10 @@ EMPTY = {
 
 #: keys without effect on the arithmetic, almost all of them transformers' own
 WITHOUT_EFFECT = {
-    # names
-    "_name_or_path", "name_or_path", "architectures", "tokenizer_class", "transformers_version",
-    "_commit_hash", "finetuning_task", "task_specific_params", "custom_pipelines", "prefix",
-    "unsloth_version", "unsloth_fixed", "adapter_transformers_version",
-    # tokens
-    "bos_token", "eos_token", "pad_token", "sep_token", "unk_token", "cls_token", "mask_token",
-    "additional_special_tokens", "pad_token_id", "sep_token_id", "unk_token_id", "cls_token_id",
-    "mask_token_id", "decoder_start_token_id", "eos_token_ids", "pad_token_ids",
-    # settings of generation
-    "max_length", "min_length", "max_new_tokens", "min_new_tokens", "max_time", "stop_strings",
-    "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
-    "length_penalty", "num_return_sequences", "temperature", "top_k", "top_p", "min_p", "top_h",
-    "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "repetition_penalty",
-    "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "bad_words_ids", "force_words_ids", "constraints", "sequence_bias", "token_healing",
-    "guidance_scale", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
-    "begin_suppress_tokens", "exponential_decay_length_penalty", "remove_invalid_values",
-    "renormalize_logits", "watermarking_config", "dola_layers", "low_memory",
-    "prompt_lookup_num_tokens", "max_matching_ngram_size", "target_lookbehind",
-    "speculation_type", "use_mtp", "is_assistant", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
-    "assistant_early_exit", "assistant_ensemble_weight", "cache_implementation", "cache_config",
-    "max_cache_len", "prefill_chunk_size", "compile_config", "disable_compile",
-    "continuous_batching_config", "generation_config", "_from_model_config",
-    "return_legacy_cache",
-    # what is returned
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits",
-    "output_past", "return_dict", "return_dict_in_generate", "use_return_dict", "use_cache",
-    # how it is computed
-    "dtype", "torch_dtype", "fp16", "bf16", "use_bfloat16", "torchscript", "tf_legacy_loss",
-    "gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation",
-    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "_flash_attn_2_enabled", "experts_implementation", "_experts_implementation_internal",
-    "model_parallel", "device_map", "tie_encoder_decoder", "is_decoder",
-    "cross_attention_hidden_size",
-    # training of the base, and dropout in it
-    "attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout", "hidden_dropout",
-    "initializer_range",
-    # the heads of other tasks
-    "id2label", "label2id", "num_labels", "_num_labels", "num_choices", "problem_type",
-    "predict_special_tokens", "n_special", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj",
-    # what people's training scripts leave behind
-    "line_by_line", "mlm", "mlm_probability", "block_size", "overwrite_cache",
-    "overwrite_output_dir", "seed", "train_file", "validation_file", "train_data_file",
-    "eval_data_file", "text_column_name", "learning_rate", "weight_decay", "warmup_steps",
-    "num_train_epochs", "max_steps", "label_smoothing_factor",
-}  # fmt: skip
+    key
+    for keys in json.loads(Path(__file__).with_name("config_keys.json").read_text("utf-8")).values()
+    for key in keys
+}
 GENERATION = "generation_config.json"
 #: a size in config.json: products of sizes up to this have few enough digits to print
 LARGEST = 2**63 - 1

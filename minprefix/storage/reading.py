@@ -25,12 +25,12 @@ _KINDS = {
 
 
 def inside(folder: Path, name: str, what: str) -> Path:
-    """`folder / name`, where that is missing or a regular file; for the caller to miss, or to open.
+    """`folder / name`, which may be missing and is a regular file otherwise.
 
-    `folder` may be a link. A file in it may be one only to a regular file within the folder, or, as
-    the hub's cache is laid out, from `<repo>/snapshots/<commit>` into `<repo>/blobs`. Raises
-    InputError for any other link, for a folder, a pipe or a device, and for a `name` that is a
-    path or cannot be printed.
+    `folder` may be a link. A file in it may be a link only to a regular file within the folder, or,
+    as in the hub's cache, from `<repo>/snapshots/<commit>` into `<repo>/blobs`. Raises InputError
+    for any other link, for a folder, a pipe or a device, and for a `name` that is a path or cannot
+    be printed.
     """
     plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\")
     if not plain or name in ("", ".", ".."):
@@ -55,8 +55,8 @@ def inside(folder: Path, name: str, what: str) -> Path:
 
 
 def regular(path: Path, what: str) -> int:
-    """-> the size of a file. Raises InputError unless it is there and a regular one, or a link to
-    one: a pipe keeps a reader waiting and can be read once, a device may never end."""
+    """-> the size of a file. Raises InputError unless it is a regular file, or a link to one: a
+    pipe keeps its reader waiting and can be read only once, and a device may never end."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
@@ -68,7 +68,7 @@ def regular(path: Path, what: str) -> int:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
-    link = " (a link to what is not there)" if path.is_symlink() else ""
+    link = " (a broken link)" if path.is_symlink() else ""
     return InputError(f"cannot read {what} {path}{link}: {getattr(error, 'strerror', 0) or error}")
 
 
@@ -95,7 +95,7 @@ def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
     return data
 
 
-#: how the file begins that Git LFS leaves in the place of one that it has not fetched
+#: the start of the file that Git LFS leaves in place of one that it has not fetched
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -103,7 +103,7 @@ _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head)\b", re.IGNO
 
 
 def check_itself(path: Path, start: bytes, what: str, page: bool) -> None:
-    """Raises InputError where a file begins as what is found in its place: a Git LFS pointer and,
+    """Raises InputError if a file is not the one that its name promises, but a Git LFS pointer or,
     with `page`, the web page about it."""
     if start.startswith(_POINTER):
         raise InputError(
@@ -119,21 +119,20 @@ def check_itself(path: Path, start: bytes, what: str, page: bool) -> None:
 
 def too_large(path: Path, size: int) -> InputError:
     return InputError(
-        f"{path} has {size:,} bytes, for which there is no memory: split it, or take a larger "
-        "machine"
+        f"{path} has {size:,} bytes, more than the memory holds: split it, or take a larger machine"
     )
 
 
 def read_text(path: Path, what: str, largest: int | None = None) -> str:
-    """As `read_bytes`; raises InputError for a web page, and for what is not UTF-8, too, and says
-    what it is where that can be seen. Line ends become \\n."""
+    """As `read_bytes`. Raises InputError for a web page, too, and for what is not UTF-8, with what
+    it is if its first bytes show it. Line ends become \\n."""
     data = read_bytes(path, what, largest)
     check_itself(path, data[:1000], what, page=True)
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark
         if "\0" not in text:
             return text.replace("\r\n", "\n").replace("\r", "\n")
-        at, wrong = data.index(0), "a NUL byte, which no text has"
+        at, wrong = data.index(0), "a NUL byte, which is no text"
     except UnicodeDecodeError as error:
         at, wrong = error.start, f"byte 0x{data[error.start]:02x} is not UTF-8"
     line = data.count(b"\n", 0, at) + 1
@@ -142,7 +141,7 @@ def read_text(path: Path, what: str, largest: int | None = None) -> str:
     )
 
 
-#: how a file begins that is no text; what it is, and what to do
+#: first bytes of files that are no text: what the file is, and what to do
 _BEGINNINGS = (
     (b"\x1f\x8b", "gzip-compressed", "unpack it with gunzip"),
     (b"BZh", "bzip2-compressed", "unpack it with bunzip2"),
@@ -158,8 +157,8 @@ _BEGINNINGS = (
 
 
 def packed(path: Path) -> str | None:
-    """The sentence that a file is compressed, a workbook or in another encoding; None if it does
-    not begin so, or cannot be read."""
+    """The sentence about a file that is compressed, a workbook or in another encoding; None for any
+    other file, and for one that cannot be read."""
     try:
         regular(path, "the file")
         with open(path, "rb") as f:
@@ -199,13 +198,13 @@ def read_json(path: Path, what: str, kind: type = dict) -> Any:
 
 
 def loads(text: str) -> Any:
-    """json.loads, but a key that an object has twice is a ValueError: which one is meant?"""
+    """json.loads, but a key that an object has twice is a ValueError."""
     return json.loads(text, object_pairs_hook=_once)
 
 
 def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with where it stands. Raises InputError for a line that is
-    none."""
+    """The objects of a JSONL file, each after its place ("FILE, line 3"). Raises InputError for a
+    line that holds none."""
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -26,24 +26,24 @@ from minprefix.storage.writing import (
 
 T = TypeVar("T")
 
-#: where the files of one save wait until all of them are there, and the list that says so
+#: the folder in which the files of a save wait for each other, and the list that completes it
 SAVING, COMPLETE = ".saving", "complete.json"
 
 
-PATIENCE = 10.0  # s  for which a reader waits for others to end a save
+PATIENCE = 10.0  # s that a reader waits for others to end a save
 
 
-MOMENT = 1.0  # s  for which a writer waits: a reader that finishes a save holds the folder less
+MOMENT = 1.0  # s that a writer waits: a reader that finishes a save holds the folder for less
 
 
 def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str]) -> None:
     """Replace the files `names` of `folder` by `contents`, all or none; a name without content is
     removed.
 
-    They are written into a folder within, a list of them is the decision, then they take their
-    places. A kill before the decision leaves the old ones, a kill after it the new ones, once
-    `finish_save` has been called: every writer and reader of such files calls it first. Raises
-    InputError if the disk refuses or another process writes there.
+    The files are written into a folder inside `folder`; a list of them is the decision; then they
+    take their places. A kill before the decision leaves the old files. After it, the next
+    `finish_save` puts the new ones in place: every writer and reader of such files calls it first.
+    Raises InputError if the disk refuses or another process writes there.
     """
     names, waiting = tuple(names), folder / SAVING
     assert contents.keys() <= set(names)
@@ -71,16 +71,16 @@ def write_together(folder: Path, contents: dict[str, bytes], names: Iterable[str
 
 
 def finish_save(folder: Path, names: Iterable[str]) -> None:
-    """Complete a save of `names` that a kill cut short after it was decided; forget one that was
-    not, if this process may: it is in nobody's way. Raises InputError if another process is at it
-    or the disk refuses."""
+    """Complete a save of `names` that a kill cut short after it was decided. Remove one that was
+    not decided, if this process may: it does no harm. Raises InputError if another process is
+    saving, or if the disk refuses."""
     waiting, names = folder / SAVING, tuple(names)
     try:
         kind = waiting.lstat().st_mode
     except OSError:  # there is none
         return
     if not stat.S_ISDIR(kind):
-        raise InputError(f"{waiting} is no folder, and a save makes one there: remove it")
+        raise InputError(f"{waiting} is no folder, and a save needs one there: remove it")
     decided = (waiting / COMPLETE).exists()
     try:
         with only_writer(folder):
@@ -94,7 +94,7 @@ def finish_save(folder: Path, names: Iterable[str]) -> None:
         if decided:
             raise InputError(
                 f"a save into {folder} was cut short and cannot be finished "
-                f"({error.strerror or error}): make room, or open it once as someone who may write "
+                f"({error.strerror or error}): make room, or open it once as a user who may write "
                 "there"
             ) from error
 
@@ -108,7 +108,7 @@ def _take_places(folder: Path, names: tuple[str, ...]) -> None:
             f"{waiting}"
         )
     for name in names:
-        if name not in complete:  # of what stood here before
+        if name not in complete:  # of an earlier save
             (folder / name).unlink(missing_ok=True)
         elif (waiting / name).exists():  # else a kill came after its move
             os.replace(waiting / name, folder / name)
@@ -116,13 +116,13 @@ def _take_places(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _forget(waiting: Path) -> None:
-    (waiting / COMPLETE).unlink(missing_ok=True)  # first: a list without its files would be obeyed
+    (waiting / COMPLETE).unlink(missing_ok=True)  # first: a list would be obeyed without its files
     shutil.rmtree(waiting, ignore_errors=True)
 
 
 def read_together(folder: Path, names: Iterable[str], read: Callable[[], T]) -> T:
-    """What `read` makes of the files `names`, all of one save, though others may be saving there
-    meanwhile. Raises what `read` raises, and InputError if there is no end to their saving."""
+    """`read()`, with all files `names` of one save, though others may be saving there meanwhile.
+    Raises what `read` raises, and InputError if the others do not stop saving."""
     names, end = tuple(names), time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with contextlib.suppress(Busy):  # the other will have finished in a moment
@@ -141,7 +141,7 @@ def read_together(folder: Path, names: Iterable[str], read: Callable[[], T]) -> 
 
 
 def _standing(folder: Path, names: tuple[str, ...]) -> list[tuple[int, ...] | None] | None:
-    """Which files stand at `names`; None while those of a save take their places."""
+    """Which files are at `names`; None while those of a save take their places."""
     if (folder / SAVING / COMPLETE).exists():
         return None
     found: list[tuple[int, ...] | None] = []
@@ -165,12 +165,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep every other process and thread from writing into `folder`, which must exist, meanwhile.
-    The same thread may take it again.
+    """Keep every other process and thread from writing into `folder`, which must exist. The same
+    thread may take it again.
 
-    The system holds the lock, on the folder itself: a kill lets go of it, and no file is left.
-    Raises InputError if another one writes there. Where there are no such locks (Windows, some
-    network file systems) nobody is kept out.
+    The system holds the lock, on the folder itself: a kill releases it, and no file is left.
+    Raises InputError if another one writes there. Without such locks (Windows, some network file
+    systems) it does nothing.
     """
     if fcntl is None:
         yield
@@ -215,10 +215,10 @@ def _busy(folder: Path) -> Busy:
 
 
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:
-    """Make a folder for a run. Raises InputError if one of `marks` says that it already holds one,
-    unless `force`, which removes those files and leaves others alone, or if another process writes
-    there. `resume`: whether the sentence may advise it."""
-    try:
+    """Make a folder for a run. Raises InputError if another process writes there, and if one of
+    `marks` shows that the folder already holds a run; `force` removes these files instead, and no
+    others. `resume`: whether the sentence may advise it."""
+    with _making(path):
         path.mkdir(parents=True, exist_ok=True)
         with only_writer(path):
             found = [mark for mark in marks if os.path.lexists(path / mark)]
@@ -235,14 +235,20 @@ def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = Tru
                     shutil.rmtree(path / mark)
                 else:
                     (path / mark).unlink()
+
+
+@contextlib.contextmanager
+def _making(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def no_empty_folder(path: Path) -> Iterator[None]:
-    """Whatever ends the block early, the folders that it made for `path` do not stay behind unless
-    something is in them."""
+    """If the block ends early, remove the folders that it made for `path`, unless something is in
+    them."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield
@@ -255,13 +261,11 @@ def no_empty_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_folder(path: Path, marks: Iterable[str], force: bool, resume: bool) -> Iterator[None]:
-    """A folder for a run, held while it runs: a new one (see `new_folder`) or, with `resume`, as it
-    is. Raises InputError if another process has it, before anything in it is touched."""
+    """Hold the folder of a run while it runs: a new one (see `new_folder`) or, with `resume`, the
+    one that is there. Raises InputError if another process has it, before anything is touched."""
     if not resume:
-        try:
+        with _making(path):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
     with only_writer(path):
         if not resume:
             new_folder(path, marks, force)

@@ -26,11 +26,10 @@ def tensor_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> byt
 
 
 def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a safetensors file as read-only views of it, and its metadata; nothing is read
-    yet.
+    """The tensors of a safetensors file as read-only views that read nothing yet, and its metadata.
 
-    bfloat16 is widened to float32, which does read. A tensor of a type that is not read here is its
-    bytes, in records whose one field has that type's name. Raises InputError if the file is
+    bfloat16 is read and widened to float32. A tensor of any other type that is not in DTYPES comes
+    as its bytes, in records whose one field has the type's name. Raises InputError if the file is
     damaged.
     """
     from safetensors import SafetensorError, safe_open
@@ -39,8 +38,7 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         with open(path, "rb") as start:
             check_itself(path, start.read(1000), what, page=True)
-        # the library checks header, sizes and bounds; it has no view without a copy, so the map is
-        # ours
+        # the library checks header, sizes and bounds, but it copies: so we map the file ourselves
         with safe_open(path, "np") as f:
             metadata = f.metadata() or {}
         data = np.memmap(path, np.uint8, mode="r")
@@ -68,11 +66,11 @@ def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
         return wide.view(np.float32).reshape(shape)
     if entry["dtype"] in DTYPES:
         return np.asarray(raw.view(DTYPES[entry["dtype"]]).reshape(shape))
-    # for the caller to refuse by its type's name, or to skip: mask buffers are BOOL
+    # the caller refuses it by its type's name, or skips it: mask buffers are BOOL
     return np.asarray(raw.view(np.dtype([(entry["dtype"], np.uint8)])))
 
 
-#: the ends of the names of pickles, and of what else holds weights and is not read here
+#: suffixes of pickles, and of other files of weights that are not read here
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -95,8 +93,8 @@ _BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "tr
 
 
 def unopened(names: Iterable[str], wanted: str) -> str | None:
-    """Why weights are not read out of a folder of such files, and what makes the file `wanted` of
-    them; None if none of them holds weights."""
+    """Why the weights in files with these `names` are not read, and how to make `wanted` of them;
+    None if none of them holds weights."""
     held = sorted(n for n in names if not n.startswith(_BESIDE))
     pickled = [n for n in held if n.lower().endswith(_PICKLES)]
     for name in sorted(pickled, key=lambda n: not n.startswith(("pytorch_model", "adapter_model"))):

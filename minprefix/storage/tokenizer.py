@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG, NAMES, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-#: every file that has a say
+#: every file of a tokenizer
 FILES = (WHOLE, VOCAB, MERGES, CONFIG, NAMES, ADDED)
 #: the special tokens that transformers knows, in the order in which new ones get their ids
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-#: those that GPT2Tokenizer has without being told
+#: GPT2Tokenizer's special token
 END = "<|endoftext|>"
-#: ids of a vocabulary with gaps; no GPT-2 has as many tokens
+#: the bound on ids in a vocabulary with gaps; no GPT-2 has as many tokens
 MOST = 2**20
-#: classes that take tokenizer.json as it is, where GPT2Tokenizer sets a few things anew
+#: classes that take tokenizer.json as it is; GPT2Tokenizer overrides a few settings
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-#: a tokenizer has to encode and decode this, or it would fail in the middle of the work
+#: a tokenizer must encode and decode this; better to fail here than in the middle of the work
 PROBE = (
     bytes(range(32, 127)).decode()
     + "\t\n  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \u00e4\u65e5\U0001f642 don't"
@@ -43,8 +43,8 @@ PROBE = (
 def read_tokenizer(folder: Path) -> "Tokenizer | None":
     """None if the folder has neither tokenizer.json nor vocab.json with merges.txt.
 
-    Raises InputError for one that cannot be read, for files that contradict each other, and for one
-    that cannot encode and decode a short text.
+    Raises InputError for a tokenizer that cannot be read or cannot encode and decode a short text,
+    and for files that contradict each other.
     """
     whole, vocab, merges = (
         inside(folder, name, "the tokenizer") for name in (WHOLE, VOCAB, MERGES)
@@ -60,14 +60,14 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         beside = read_beside(folder)
         tokenizer = _whole(whole, beside) if whole.exists() else _bpe(vocab, merges, beside)
         tokenizer = _with_tokens(tokenizer, beside, folder, not whole.exists())
-        tokenizer.no_truncation()  # a stored limit would drop text without a word
+        tokenizer.no_truncation()  # a stored limit would drop text silently
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = beside.flag("split_special_tokens") or False
         tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids)
     except (InputError, MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # the library raises bare Exception, and Rust's panics, which
-        raise InputError(  # are no Exception
+    except BaseException as error:  # the library raises bare Exception, and Rust's panics
+        raise InputError(
             f"the tokenizer in {str(folder)!r} cannot be read ({brief(error)}): fetch its "
             "files again"
         ) from error
@@ -76,7 +76,8 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
 
 
 def read_as_before(folder: Path) -> "Tokenizer | None":
-    """As version 0.1.0 read it: without the files beside it. Prefixes recorded its fingerprint."""
+    """The tokenizer as version 0.1.0 read it, without the files beside it: prefixes of that version
+    record its fingerprint."""
     from tokenizers import Tokenizer
 
     alone = Beside(folder / CONFIG, {}, {}, [], {})
@@ -95,7 +96,7 @@ def end_token(folder: Path, tokenizer: "Tokenizer | None") -> int | None:
     return None if named is None or tokenizer is None else tokenizer.token_to_id(named.content)
 
 
-#: what some tokenizers write for the blank before a word
+#: stands for the blank before a word in some tokenizers
 WORD = "\u2581"
 #: a text that needs every byte that UTF-8 has
 ALPHABET = "".join(
@@ -104,21 +105,21 @@ ALPHABET = "".join(
 
 
 def says_all(tokenizer: "Tokenizer") -> bool:
-    """Whether it has tokens for every text, as byte-level BPE has."""
+    """Whether the tokenizer has tokens for every text, as byte-level BPE has."""
     try:
         ids = tokenizer.encode(ALPHABET, add_special_tokens=False).ids
         return not lost(tokenizer, [ALPHABET], [ids])
     except (MemoryError, KeyboardInterrupt):
         raise
-    except BaseException:  # a word without a token is an exception there, or a panic
+    except BaseException:  # the library's answer to a word without a token, or a panic
         return False
 
 
 def lost(
     tokenizer: "Tokenizer", texts: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> "Counter[str]":
-    """The characters that the texts hold and their tokens do not, with how often. A character that
-    the normalizer replaces is not lost, nor is a blank where tokens are words."""
+    """The characters of the texts that their tokens do not hold, counted. A character that the
+    normalizer replaces is not lost, nor is a blank where tokens are words."""
     from tokenizers import decoders, pre_tokenizers
 
     unknown = getattr(tokenizer.model, "unk_token", None)
@@ -129,19 +130,19 @@ def lost(
     counts: Counter[str] = Counter()
     for text, row in zip(texts, ids, strict=True):
         tokens = [tokenizer.id_to_token(i) or "" for i in row if i != i_unknown]
-        said = decoder.decode(tokens) if decoder else "".join(tokens)
+        decoded = decoder.decode(tokens) if decoder else "".join(tokens)
         held = Counter(text if decoder or first is None else text.replace(" ", ""))
-        missing = held - Counter(said)
+        missing = held - Counter(decoded)
         if missing and normalizer is not None:
-            read = Counter(normalizer.normalize_str(text).replace(WORD, "")) - Counter(said)
+            read = Counter(normalizer.normalize_str(text).replace(WORD, "")) - Counter(decoded)
             missing = min(missing, read, key=Counter.total)
         counts += missing
     return counts
 
 
 def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
-    """tokenizer.json; beside it only what transformers would otherwise read differently. The files
-    of another tokenizer that stood here before are removed."""
+    """Write tokenizer.json, and beside it only the settings without which transformers would read
+    it differently. Removes the files of another tokenizer that stood here before."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     for name in FILES:
@@ -155,7 +156,7 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
     settings = {
         "add_prefix_space": isinstance(first, ByteLevel) and first.add_prefix_space,
         "split_special_tokens": tokenizer.encode_special_tokens,
-        # for GPT2Tokenizer it is a special token even so
+        # GPT2Tokenizer would make END a special token
         "tokenizer_class": AS_IT_IS[0] if plain and tokenizer.token_to_id(END) is not None else "",
     }
     if any(settings.values()):
@@ -166,8 +167,8 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
 
 
 class Beside(NamedTuple):
-    """What is said beside a tokenizer: the settings, special tokens by their roles (None for one
-    that is ruled out) and without a role, and tokens by their ids."""
+    """What the files beside a tokenizer say: settings, special tokens by their roles (None for a
+    role without a token) and without a role, and tokens by their ids."""
 
     path: Path
     settings: dict[str, Any]
@@ -182,7 +183,7 @@ class Beside(NamedTuple):
         return value
 
     def special(self, ours: bool) -> "list[AddedToken]":
-        """All tokens that are special; `ours`: with those that GPT2Tokenizer has by itself."""
+        """All special tokens; `ours`: with those that GPT2Tokenizer adds by itself."""
         from tokenizers import AddedToken
 
         named = dict.fromkeys(ROLES) | self.named
@@ -250,7 +251,7 @@ def _numbered(path: Path, settings: dict[str, Any]) -> "dict[int, AddedToken]":
 
 
 def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedToken":
-    """One that a file gives as its text, or as the library's fields of it."""
+    """A token that a file gives as its text, or as an object of the library's fields."""
     from tokenizers import AddedToken
 
     given = {"content": value} if isinstance(value, str) else value
@@ -265,12 +266,16 @@ def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedTo
     return AddedToken(**fields | ({"special": True} if special else {}))
 
 
-def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: Path) -> None:
+def _check_id(path: Path, token: str, i: Any) -> None:
     if type(i) is not int or not 0 <= i < 2**32:
         raise InputError(
-            f"{path}: token {quoted(token.content)} has id {quoted(i)}: expected a whole "
-            "number from 0; the file is damaged, fetch it again"
+            f"{path}: token {quoted(token)} has id {quoted(i)}: expected a whole number from 0; "
+            "the file is damaged, fetch it again"
         )
+
+
+def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: Path) -> None:
+    _check_id(path, token.content, i)
     if i in numbered:
         raise InputError(
             f"{path}: {quoted(numbered[i].content)} and {quoted(token.content)} have one "
@@ -293,7 +298,7 @@ def _whole(path: Path, beside: Beside) -> "Tokenizer":
         )
     _set_prefix_space(raw, path, beside)
     tokenizer = Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
-    # an id that leaves a gap, which the library closes
+    # the library closes the gap that such an id leaves
     listed = {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
     if any(tokenizer.token_to_id(content) != i for content, i in listed.items()):
         vocab = raw["model"]["vocab"]
@@ -305,7 +310,7 @@ def _whole(path: Path, beside: Beside) -> "Tokenizer":
 
 
 def _holds(value: Any, kind: str) -> bool:
-    """Whether a part of a tokenizer is of that type."""
+    """Whether a part of a tokenizer has this type."""
     parts = [value]
     while parts:
         part = parts.pop()
@@ -319,8 +324,7 @@ def _holds(value: Any, kind: str) -> bool:
 
 
 def _set_prefix_space(raw: dict[str, Any], path: Path, beside: Beside) -> None:
-    """Where the setting beside tokenizer.json counts, and where it does not, is as in
-    transformers."""
+    """Apply `add_prefix_space` of tokenizer_config.json in the cases in which transformers does."""
     wanted = beside.flag("add_prefix_space")
     part = raw.get("pre_tokenizer")
     if isinstance(part, dict) and part.get("type") == "Sequence":
@@ -338,17 +342,13 @@ def _set_prefix_space(raw: dict[str, Any], path: Path, beside: Beside) -> None:
 
 
 def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
-    """Byte-level BPE from GPT-2's own two files, which the library would read with less care: it
-    leaves out what is no number and cuts large ones."""
+    """Byte-level BPE from GPT-2's own two files. The library itself would read them with less care:
+    it skips ids that are no numbers, and truncates large ones."""
     from tokenizers import ByteLevelBPETokenizer
 
     ids = read_json(vocab, "the tokenizer's vocabulary")
     for token, i in ids.items():
-        if type(i) is not int or not 0 <= i < 2**32:
-            raise InputError(
-                f"{vocab}: token {quoted(token)} has id {quoted(i)}: expected a whole "
-                "number from 0; the file is damaged, fetch it again"
-            )
+        _check_id(vocab, token, i)
     if len(set(ids.values())) < len(ids):
         raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
     pairs = []
@@ -368,7 +368,7 @@ def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
 
 
 def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: bool) -> "Tokenizer":
-    """The tokens with ids, then the special ones that have none yet."""
+    """Add the tokens with ids, then the special tokens that have none yet."""
     added = tokenizer.get_added_tokens_decoder()
     known = {token.content for token in [*added.values(), *beside.numbered.values()]}
     special = beside.special(ours)
@@ -404,8 +404,8 @@ def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: boo
 
 
 def _placed(tokenizer: "Tokenizer", gaps: dict[str, int], where: Path) -> "Tokenizer":
-    """With these tokens at these ids. The library counts on by itself; a token keeps its id only if
-    the vocabulary holds it, from which no merge can make it."""
+    """The tokenizer with these tokens at these ids. The library numbers added tokens itself; one
+    keeps its id only if it is in the vocabulary (where no merge makes it)."""
     from tokenizers import Tokenizer
 
     largest = max([*tokenizer.get_vocab().values(), *gaps.values()])

@@ -37,7 +37,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Where `path` is written before it takes its name. There is one: what a kill left is
+    """The one place where `path` is written before it takes its name: what a kill left there is
     replaced."""
     return path.with_name(f".{path.name}.tmp")
 
@@ -51,13 +51,13 @@ def write_and_flush(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _only_writer_of(path: Path) -> Iterator[None]:
-    """The lock is on the temporary file: a kill lets go of it, and other files can be written."""
+    """The lock is on the temporary file: a kill releases it, and other files can be written."""
     if fcntl is None:
         yield
         return
     handle = os.open(temporary(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        # what was opened may have taken its name since: then it is the other's whole file
+        # the other may have renamed what was opened here: then it is a whole file, not ours
         if not locked(handle) or not _same(handle, temporary(path)):
             raise Busy(
                 f"another process is writing {path}: wait for it to end, or choose another folder"
@@ -75,7 +75,7 @@ def _same(handle: int, path: Path) -> bool:
 
 
 def locked(handle: int) -> bool:
-    """Lock an open file or folder for this handle. -> whether no other has it; True, too, on a file
+    """Lock an open file or folder. -> False if another handle has the lock; True, too, on a file
     system without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def flush_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """What the system says no to, as a sentence about `path`."""
+    """Turn what the system refuses into a sentence about `path`."""
     try:
         yield
     except OSError as error:
@@ -113,18 +113,17 @@ def refused(path: Path) -> Iterator[None]:
 
 
 def partial(path: Path) -> Path:
-    """Where the lines of `path` wait until all of them are there."""
+    """The file that holds the lines of `path` until all of them are there."""
     return path.with_name(f"{path.name}.partial")
 
 
 @contextlib.contextmanager
 def line_by_line(path: Path, what: str, of: int) -> Iterator[Callable[[str], None]]:
-    """Give the block a function that keeps a line in `partial(path)`; in the end the block itself
-    writes the whole file. A Ctrl-C, an error or a kill before leaves the lines there, and how many
-    of the `of` things called `what` there are is brief on standard error.
+    """Give the block a function that keeps a line in `partial(path)`; at the end the block itself
+    writes the whole file. A Ctrl-C, an error or a kill before that leaves the lines there; the
+    first two say on standard error how many of the `of` things called `what` are there.
 
-    Raises InputError if such a file is there already: a run that was stopped left it. And if the
-    disk refuses.
+    Raises InputError if a stopped run left such a file, and if the disk refuses.
     """
     waiting, n = partial(path), 0
     if os.path.lexists(waiting):
@@ -163,6 +162,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """A name of a file that is not UTF-8 has half characters; JSON spells them as Python does."""
+    """Half characters, as in a file's name that is not UTF-8, are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
