@@ -178,7 +178,7 @@ def _columns() -> list[Check]:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Markdown: each bug's change, what one would see, the lesson, and who catches it."""
+    """Markdown: each bug's change, what one would see, the lesson, and the checks that catch it."""
     right = sum(row.right for row in rows)
     lines = [
         "# The bug zoo",

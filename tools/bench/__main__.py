@@ -13,7 +13,7 @@ from tools.bench import command
 
 COMMAND = "python -m tools.bench"
 
-#: what takes --backend
+#: the commands that take --backend
 ON_GPU = ("train", "decode", "all")
 WHAT = {
     "train": "a training step against PyTorch, by batch",
@@ -75,7 +75,7 @@ def _part(parts: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser
 
 
 def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
-    """Each command takes what it heeds."""
+    """Each command has only the options that it uses."""
     part.set_defaults(work=None, with_dropout=False, no_peers=False, data=None, rounds=None)
     part.set_defaults(backend="numpy")
     add = part.add_argument

@@ -1,5 +1,5 @@
-"""Whether a peer computes what this project computes: asked on a small model before it is timed,
-since a peer that leaves its prefix out is fast and has no figure."""
+"""Whether a peer computes the same as this project. A small model shows it before anything is timed:
+the time of a peer that drops its prefix means nothing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,9 +36,9 @@ def questions(peers: Sequence[str], sections: Sequence[str], on_gpu: bool) -> li
 
 
 def disagreements(runs: Sequence[Record]) -> dict[str, str]:
-    """Who computes something else -> why it is not measured. `generate` is PEFT's decoding, which
-    may be wrong where its training is right. A process that gave no answer proves nothing: it
-    fails again, and then counts."""
+    """Peer that computes something else -> why it is not measured. `generate` is PEFT's decoding,
+    which may be wrong where its training is right. A process without an answer proves nothing: it
+    will fail again, and then count."""
     answers = {(run["task"], run["work"], run["who"]): run["answer"] for run in runs}
     wrong = {}
     for (task, work, who), theirs in answers.items():

@@ -19,12 +19,13 @@ from tools.bench.work import Job
 
 SECTIONS = ("train", "decode", "memory", "start", "growth")
 GPU_SECTIONS = ("train", "decode")
-ROUNDS = 3  # where nothing is said; slow works take fewer
-A_LOT = 4096  # threads, and rounds: more is a slip of the hand
+ROUNDS = 3  # without --rounds; slow works take fewer
+A_LOT = 4096  # threads, and rounds: more is a typing error
 
 
 def bench(args: argparse.Namespace) -> int:
-    """-> 0 if every process gave an answer, 1 if not. Raises InputError for what cannot be run."""
+    """-> 0 if every process gave an answer, 1 if not. Raises InputError for options that cannot be
+    run."""
     on_gpu = args.backend == "cupy"
     everything = GPU_SECTIONS if on_gpu else SECTIONS
     sections = everything if args.what == "all" else (args.what,)
@@ -102,7 +103,7 @@ def plan(
 ) -> list[Job]:
     rounds = ROUNDS if args.rounds is None else args.rounds
     histogram = work.stored_histogram() if data is None else work.histogram_of(data)
-    # who is compared stands first to last in every round
+    # in every round the competitors run in this order
     whos = ["ours", *peers]
     decoders = ["ours", *(["peft"] if "peft" in peers and "generate" not in skipped else [])]
     without_dropout = [who for who in whos if who != "peft-dropout"]
@@ -139,7 +140,7 @@ def _shapes(args: argparse.Namespace) -> Sequence[str]:
 def _peers(
     with_dropout: bool, none: bool, on_gpu: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """Who can be measured here, and why the others cannot."""
+    """The peers that can be measured here, and why the others cannot."""
     there, skipped = [], {}
     blind = on_gpu and not none and find_spec("torch") is not None and not _torch_sees_a_gpu()
     for who in ("torch", "peft", *(("peft-dropout",) if with_dropout else ())):
@@ -158,7 +159,7 @@ def _peers(
 def _agreeing(
     peers: Sequence[str], sections: Sequence[str], threads: int, on_gpu: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Those that compute what this project computes, and why others are not measured."""
+    """The peers that compute the same as this project, and why the others are not measured."""
     questions, answers = agree.questions(peers, sections, on_gpu), list[Record]()
     if questions:
         _tell("first on a small model, whether everyone computes the same")
@@ -199,7 +200,7 @@ def _check_page(path: Path) -> None:
 
 
 def _command(args: argparse.Namespace, threads: int) -> str:
-    """What gives this run again, without the paths of this machine."""
+    """The command that repeats this run, without the paths of this machine."""
     parts = ["python -m tools.bench", args.what, f"--threads {threads}"]
     parts += [] if args.rounds is None else [f"--rounds {args.rounds}"]
     parts += [] if args.backend == "numpy" else [f"--backend {args.backend}"]

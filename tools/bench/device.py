@@ -1,5 +1,5 @@
-"""Where a job runs, as far as those who measure must know. Both kinds of processes use it, those
-with CuPy and those with PyTorch; it imports neither."""
+"""The device that a job runs on, as far as measuring needs it. Processes with CuPy and processes
+with PyTorch both use it; it imports neither."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def _at_once() -> None:
-    """Nothing to wait for: on the CPU a call has done its work when it returns."""
+    """On the CPU a call has done its work when it returns."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """`wait`: until all that was launched has ended, without which a clock reads what it took to
-    launch it. `peak`: the most bytes of the device's memory that the allocator has taken so far;
-    None on the CPU."""
+    """`wait` returns when all launched work has ended; without it a clock would read the time of
+    launching. `peak`: the most bytes of device memory that the allocator has taken so far; None on
+    the CPU."""
 
     wait: Callable[[], object] = _at_once
     peak: Callable[[], int] | None = None
@@ -40,6 +40,6 @@ def launches(step: Callable[[], object], device: Device) -> int | None:
 
 
 def kernels(events: Iterable[Any]) -> int:
-    """Those among a profiler's events: neither what the host did nor copies and fills."""
+    """The kernels among a profiler's events, without the host's calls, copies and fills."""
     there = [e.name for e in events if "CUDA" in str(e.device_type)]
     return sum(not name.startswith(("Memcpy", "Memset")) for name in there)

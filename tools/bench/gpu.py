@@ -1,8 +1,8 @@
-"""What is done on a GPU: GPT-2's shape and GPT-2 medium's, batches of E2E lengths, both precisions
+"""The work on a GPU: GPT-2's shape and GPT-2 medium's, batches of E2E lengths, both precisions
 of a float32 matrix product, and the jobs that `--backend cupy` consists of.
 
-A job's arguments say `"device": "cuda"` and its precision; `ours` and `peers` heed both. How long a
-process takes is not known here, so no job has an estimate.
+A job's arguments hold `"device": "cuda"` and the precision, which `ours` and `peers` both obey. The
+time of a process is not known in advance, so no job has an estimate.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from tools.bench.work import (
     typical,
 )
 
-#: what is measured where --shape does not say
+#: the shapes that are measured without --shape
 BOTH = ("124m", "medium")
 #: a batch's name -> its pairs
 BATCHES = {"e2e-10": 10, "e2e-32": 32, "e2e-128": 128}
 PRECISIONS = ("float32", "tf32")  # of matrix products; all else is float32
 STEPS = 10  # timed ones a process
 REPETITIONS = 3  # of a decoding case in a process
-ROUNDS = 3  # where nothing is said
+ROUNDS = 3  # without --rounds
 
 
 class Work(NamedTuple):
@@ -55,7 +55,7 @@ def train_jobs(
     rounds: int | None,
     only: Sequence[str] = (),
 ) -> list[Job]:
-    """Of each work the training processes, and one for everyone that counts what a step
+    """For each work the training processes, and one for each competitor that counts a step's
     launches."""
     jobs = []
     for work in TRAIN.values():

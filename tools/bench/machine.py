@@ -1,4 +1,4 @@
-"""What a run was measured on, and how much memory a process holds."""
+"""The machine of a run, and the memory of a process."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: what the versions of are recorded, where installed
+#: packages whose versions are recorded, where installed
 PACKAGES = ("numpy", "torch", "transformers", "peft")
 
 
@@ -21,7 +21,7 @@ def cores() -> int:
 
 
 def describe(backend: str = "numpy") -> dict[str, Any]:
-    """`backend`: "cupy" has the GPU described, too."""
+    """With the backend "cupy" the GPU is described, too."""
     described = {
         "cpu": _cpu(),
         "cores": cores(),

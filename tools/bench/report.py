@@ -440,8 +440,8 @@ def _gpu_lines(card: dict[str, Any] | None) -> list[str]:
 
 
 def remarks(record: Record) -> list[str]:
-    """What the reader must know before the numbers: who is missing, what failed, whether it
-    ended."""
+    """Sentences to read before the numbers: peers left out, processes that failed, a run cut
+    short."""
     said = [f"{TITLES[who]} was not measured: {why}." for who, why in record["skipped"].items()]
     for run in Results(record).failed:
         where = f"{run['section']} {run['work']}, {run['who']}, round {run['round']}"

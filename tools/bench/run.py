@@ -1,5 +1,5 @@
-"""One process after the other: who is compared takes turns, so that a machine that slows down or
-speeds up does so for all. What the processes answered becomes the record."""
+"""One process after the other. The competitors take turns, so that a machine that slows down or
+speeds up does so for all. Their answers become the record."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from minprefix.ops.threads import VARIABLES
 from tools.bench.work import SCRATCH, Job
 
-SAID = 12  # lines that are kept of what a process that failed wrote
+SAID = 12  # lines that are kept of a failed process's output
 Record = dict[str, Any]
 
 
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def in_turns(jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
-    """Each work's rounds: in round 1 everyone, in round 2 everyone, ..."""
+    """Each work's rounds: round 1 of every competitor, round 2 of every competitor, ..."""
     groups = groupby(jobs, key=lambda job: (job.section, job.section == "start" or job.work))
     for _, group in groups:
         together = list(group)
@@ -88,7 +88,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def launch(argv: Sequence[str], env: dict[str, str]) -> Outcome:
-    """A process to its end. Whatever ends this one, Ctrl-C too, ends that one first."""
+    """Runs a process to its end. Whatever ends this process, Ctrl-C too, ends that one first."""
     start = time.perf_counter()
     process = subprocess.Popen(
         argv,

@@ -1,5 +1,5 @@
 """From the record to figures: medians, ratios with their spread, fitted exponents; and the targets
-that they are held against. Reads the record alone."""
+for them. Nothing but the record is read."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -76,7 +76,7 @@ class Results:
         }
 
     def peers(self, *sections: str) -> list[str]:
-        """Who else took part, in the order of first sight."""
+        """The other competitors, in the order in which they first appear."""
         whos = [run["who"] for run in self.record["runs"] if run["section"] in sections]
         return [who for who in dict.fromkeys(whos) if who not in ("ours", "start")]
 
@@ -315,7 +315,7 @@ def _gpu_targets(shape: str) -> Iterable[Target]:
 #: of a record with --backend cupy, by shape
 GPU_TARGETS = {shape: tuple(_gpu_targets(shape)) for shape in gpu.BOTH}
 
-#: what a figure's name does not say
+#: figure -> an explanation beside its name
 EXPLAINED = {
     **{f"train {work}: share of matrix products": "attention's with them" for work in TRAIN},
     "decode: share of the bandwidth": f"one prompt of {PROMPT} tokens, greedy",

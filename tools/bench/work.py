@@ -1,5 +1,5 @@
-"""What is done: shapes, batches of E2E lengths, prompts, sizes, and the jobs that a command
-consists of.
+"""The work: shapes, batches of E2E lengths, prompts, sizes, and the jobs that a command consists
+of.
 
 Weights and token ids are random, which is right for timing: no product of matrices looks at the
 numbers in them. Only the lengths decide the work, and those are the E2E dataset's (Novikova et al.,
@@ -36,7 +36,7 @@ TITLES = {
     "torch": "our algorithm in PyTorch",
     "generate": "transformers' generate, through PEFT",  # what of PEFT decodes
 }
-#: what each peer is made of
+#: the libraries that each peer needs
 NEEDS = {
     "ours": (),
     "torch": ("torch",),
@@ -48,7 +48,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does, and how often it is started anew."""
+    """The task of one process, and the number of rounds that start it anew."""
 
     section: str
     work: str
@@ -170,7 +170,7 @@ TRAIN = {
         ),
     )
 }
-#: building the model and importing what is needed: seconds at the 124m shape, for the estimate
+#: imports and building the model: seconds at the 124m shape, for the estimate
 _SETUP = {"ours": 4.0, "torch": 8.0, "peft": 12.0, "peft-dropout": 12.0}
 _SHORT = [(4, 28)]  # the warm-up where a whole step takes too long
 
@@ -288,7 +288,7 @@ def start_jobs(config: Config, peers: bool, rounds: int) -> list[Job]:
 #: eight heads, so that a stored (NH, T, P+T) pattern outweighs all else that a layer keeps
 GROWTH_CONFIG = Config(4, 8, 256, 5000, 2048)
 GROWTH_BASE = {"T": 128, "P": 10, "B": 4, "L": 4}
-#: symbol -> its values, and what is fixed at other sizes than the base's
+#: symbol -> its values, and the sizes that differ from the base's
 GROWTH: dict[str, tuple[list[int], dict[str, int]]] = {
     "T": ([64, 128, 256, 512, 1000], {}),
     "P": ([8, 136, 264, 520, 1032], {"B": 8}),  # what they add to the first doubles
