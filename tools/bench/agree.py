@@ -1,5 +1,5 @@
-"""Whether a peer computes the same as this project. A small model shows it before anything is timed:
-the time of a peer that drops its prefix means nothing."""
+"""Whether a peer computes the same as this project: a small model shows it before the timing,
+since the time of a peer that drops its prefix means nothing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
