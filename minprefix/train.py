@@ -98,9 +98,6 @@ def train(
             save_state(out, state, record)  # from here on there is always a last good state
         _Run(model, prefix, examples, valid or (), settings, out, state, record, progress).go_on()
         finished = state.step == settings.steps
-        if finished:
-            for name, best in state.best.items():
-                prefix.parameters[name][...] = best
         return Result(
             step=state.step,
             interrupted=not finished,
@@ -169,7 +166,7 @@ class _Run:
     progress: bool
 
     def go_on(self) -> None:
-        """To the last step, or to a Ctrl-C; either is saved."""
+        """To the last step, then back to the best prefix; or to a Ctrl-C. Both are saved."""
         state, settings, first = self.state, self.settings, self.state.step
         batches, times = _Batches(self.examples, settings), list[float]()
         self.log, bar = Log(self.out / LOG, first), _bar(settings, state, self.progress)
@@ -187,6 +184,9 @@ class _Run:
                 if not np.isfinite(p).all():
                     raise self.not_finite(f"parameter {name}", float("nan"), state.step)
             self.save()
+        if state.step == settings.steps:
+            for name, best in state.best.items():
+                self.prefix.parameters[name][...] = best
 
     def save(self) -> None:
         self.log.flush()  # a state is never ahead of its log
