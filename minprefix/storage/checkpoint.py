@@ -24,24 +24,15 @@ if TYPE_CHECKING:
 #: parts of a tensor's name that say only how the model was run when it was saved: torch.compile,
 #: DataParallel, FSDP, checkpointing; and, in front, what held it: Lightning, PEFT, TRL
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
 HOLDERS = re.compile(r"((base_|pretrained_)?model\.)+")
-
-
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-
-
 #: the heads of transformers' classifiers, taggers, question answerers and double heads, and TRL's
 OTHER_HEAD = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|v_head|value_head)\..+")
-
-
 #: what PEFT and the adapters library add to a model
 ADAPTER = re.compile(
     r"(.*\.)?(lora_\w+|loras|base_layer|modules_to_save|original_module|hada_\w+|lokr_\w+|ia3_\w+"
     r"|oft_\w+|vera_\w+|prompt_\w+|prefix_tuning\w*|(\w+_)?adapters?)(\..*)?"
 )
-
 
 DTYPES = ("float32", "float64", "complex128")
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: GPT-2's activation, the tanh form of GELU, under each name that transformers has for it
 TANH_FORM = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
-
-
 #: keys that shape the arithmetic, with the values that are implemented
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
@@ -35,8 +33,6 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
 }
-
-
 #: a second name of a number: transformers' own, and OpenAI's
 SYNONYMS = {
     "hidden_size": "n_embd",
@@ -45,8 +41,6 @@ SYNONYMS = {
     "num_hidden_layers": "n_layer",
     "n_vocab": "vocab_size",
 }
-
-
 #: keys that change the model unless they are empty: how, and what to do
 EMPTY = {
     "pruned_heads": "heads were cut out of the model: give one that has all of them",
@@ -56,8 +50,6 @@ EMPTY = {
     "auto_map": "it computes with code of its own, which is never run here: give a GPT-2 without",
     "adapters": "adapters were added to its layers: save it without them, or merge them first",
 }
-
-
 #: keys without effect on the arithmetic, almost all of them transformers' own
 WITHOUT_EFFECT = {
     key

@@ -21,8 +21,6 @@ from minprefix.errors import InputError
 
 #: how often a request is made, with PAUSE seconds before the second and twice as many each time
 ATTEMPTS, PAUSE = 4, 1.0
-
-
 SLOWEST = 1000  #: bytes a second
 HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 

@@ -52,10 +52,7 @@ WANTED = (
     *tokenizer.FILES,
 )
 
-
 COMMIT = re.compile("[0-9a-f]{40}")
-
-
 #: a part of what git allows: the revision becomes a path
 REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s\\:~^?*\[]+")
 

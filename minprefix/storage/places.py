@@ -11,19 +11,12 @@ from minprefix.storage import hub
 
 #: the model that ships: beside the package in a wheel, beside the package's folder in a clone
 _HERE = Path(__file__).parents[1]
-
-
 TINY = next(
     (p for p in (_HERE / "weights/tiny", _HERE.parent / "weights/tiny") if p.exists()), None
 )
 
-
 SHIPPED = "tiny"  #: its name
-
-
 NEAR = 0.75  #: how alike two names are that one may be a slip of the other (difflib's ratio)
-
-
 #: GPT-2's own names on the hub, and the commits that this package was written against
 PINNED = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -31,8 +24,6 @@ PINNED = {
     "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
     "gpt2-xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
-
-
 PINNED |= {full: (full, revision) for full, revision in PINNED.values()}
 
 

@@ -13,8 +13,6 @@ from minprefix.errors import InputError, brief, quoted
 
 #: bytes; no JSON file of a model or a prefix comes near it, and safetensors has it for its header
 LARGEST_JSON = 100_000_000
-
-
 _KINDS = {
     stat.S_IFDIR: "Is a directory",
     stat.S_IFIFO: "Is a pipe",
@@ -97,8 +95,6 @@ def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
 
 #: the start of the file that Git LFS leaves in place of one that it has not fetched
 _POINTER = b"version https://git-lfs.github.com/spec/"
-
-
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head)\b", re.IGNORECASE)
 
 

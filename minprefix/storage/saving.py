@@ -28,11 +28,7 @@ T = TypeVar("T")
 
 #: the folder in which the files of a save wait for each other, and the list that completes it
 SAVING, COMPLETE = ".saving", "complete.json"
-
-
 PATIENCE = 10.0  # s that a reader waits for others to end a save
-
-
 MOMENT = 1.0  # s that a writer waits: a reader that finishes a save holds the folder for less
 
 

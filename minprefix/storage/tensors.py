@@ -72,8 +72,6 @@ def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
 
 #: suffixes of pickles, and of other files of weights that are not read here
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-
-
 _OTHERS = {
     ".h5": "TensorFlow's",
     ".msgpack": "Flax's",
@@ -82,12 +80,8 @@ _OTHERS = {
     ".onnx": "ONNX Runtime's",
     ".npz": "NumPy's",
 }
-
-
 #: PEFT's files, one of which is in every folder of an adapter
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"}
-
-
 #: what a trainer keeps beside the weights
 _BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 
