@@ -147,12 +147,7 @@ def _ops(implementation: Implementation) -> str | Ops:
     return cast(Ops, Guarded(implementation))
 
 
-def trace_ops(
-    problem: Problem,
-    ops: str | Ops,
-    name: str,
-    house: SimpleNamespace = HOUSE,
-) -> Trace:
+def trace_ops(problem: Problem, ops: str | Ops, name: str, house: SimpleNamespace = HOUSE) -> Trace:
     """Every op of the problem's loss and gradients. `about["stopped"]` says why it ended early.
     `ops` may also be the text of the reference with a change in it."""
     p = problem.model
