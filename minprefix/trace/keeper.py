@@ -26,10 +26,10 @@ class Keeper:
     def __init__(
         self,
         inner: Ops,
-        names: str | Sequence[str],
-        max_bytes: int,
-        stop_at: str | None,
-        arguments: bool,
+        names: str | Sequence[str] = "*",
+        max_bytes: int = 2**30,
+        stop_at: str | None = None,
+        arguments: bool = False,
     ) -> None:
         self.inner = inner
         self.names, self.max_bytes, self.stop_at = names, max_bytes, stop_at

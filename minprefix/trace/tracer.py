@@ -12,8 +12,7 @@ wrong and a model that hands it the wrong thing look alike. `blocks.0.mlp.c_proj
 `batch.rows`, `prefix.kv#0`, `dprefix.kv#0`, `dwte.weight`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
@@ -63,9 +62,10 @@ def trace(
         raise InputError(f"need is {need!r}: expected 'prefix' or 'all'")
     if not names:
         raise InputError("names is empty: give at least one name or pattern, or '*' for all")
-    tracer = Tracer(model, ops, names, max_bytes, stop_at, arguments)
+    kept = {"max_bytes": max_bytes, "arguments": arguments}
+    tracer = Tracer(model, ops, names=names, stop_at=stop_at, **kept)
     if stop_at is not None:  # a result gets its name after the return: a run ahead finds the call
-        ahead = Tracer(model, ops, stop_at, max_bytes, arguments=arguments)
+        ahead = Tracer(model, ops, names=stop_at, **kept)
         loss_backward(model, prefix, batch, "mean", ahead, needed(model, need))
         if not ahead.kept():
             raise unknown(stop_at, ahead.names_seen)
@@ -115,17 +115,11 @@ def about_inputs(model: GPT2, batch: Batch, prefixes: "Sequence[Prefix | None]")
 class Tracer(Keeper):
     """An implementation that passes every call on to another, and keeps what comes back."""
 
-    def __init__(
-        self,
-        model: GPT2,
-        ops: str | Ops = "reference",
-        names: str | Sequence[str] = "*",
-        max_bytes: int = 2**30,
-        stop_at: str | None = None,
-        arguments: bool = False,
-    ) -> None:
-        super().__init__(_ops.get(ops), names, max_bytes, stop_at, arguments)
-        self.implementation = ops if isinstance(ops, str) else _name(ops)
+    def __init__(self, model: GPT2, ops: str | Ops = "reference", **kept: Any) -> None:
+        """`kept`: the arguments of a `Keeper`."""
+        super().__init__(_ops.get(ops), **kept)
+        name = getattr(ops, "__name__", type(ops).__name__)
+        self.implementation = ops if isinstance(ops, str) else name
         w, n_layer = model.weights, model.config.n_layer
         wiring = Wiring(n_layer, w)
         self._places, self._made, self._weight_of = wiring.places, wiring.made, wiring.weight_of
@@ -148,9 +142,9 @@ class Tracer(Keeper):
         self._prefix_of: list[int] = []  # for each sequence
 
     @classmethod
-    def of_text(cls, text: str, model: GPT2, **more: Any) -> Self:
+    def of_text(cls, text: str, model: GPT2, **kept: Any) -> Self:
         """A tracer of an implementation given as source text, such as the reference with a bug."""
-        tracer = cls(model, reference, **more)
+        tracer = cls(model, reference, **kept)
         tracer._instrument(read_source(text, "<text>"), text)
         return tracer
 
@@ -196,14 +190,12 @@ class Tracer(Keeper):
 
     # ---- around an operation ----
 
-    @contextmanager
-    def _at(self, place: Place, op: str) -> Iterator[None]:
+    def _at(self, place: Place, op: str) -> None:
         self._site, self._op, self._kept = place.name, op, {}
         self._call += 1
         self._direction = "backward" if "backward" in op else "forward"
         if place.name.startswith("blocks."):
             self._block = ".".join(place.name.split(".")[:2])
-        yield
 
     def _enter(
         self, name: str, value: Any, inputs: Sequence[str], outside: Sequence[str] = ()
@@ -214,6 +206,10 @@ class Tracer(Keeper):
             return tuple(inputs)
         self._out(name, value, (*inputs, *outside), "enter")
         return (name,)
+
+    def _out_each(self, names: Iterable[str], values: Iterable[Any], inputs: Sequence[str]) -> None:
+        for name, value in zip(names, values, strict=True):
+            self._out(name, value, inputs)
 
     def _between(self, name: str, value: Any) -> None:
         """Record an op's argument, once, if the model itself has just computed it."""
@@ -243,11 +239,11 @@ class Tracer(Keeper):
 
     def embed(self, tokens: Array, positions: Array, wte: Array, wpe: Array) -> Array:
         place = self._places["embed"]
-        with self._at(place, "embed"):
-            given = self._enter("embed(tokens)", tokens, (), ("batch.tokens",))
-            given += self._enter("embed(positions)", positions, (), ("batch.offsets",))
-            x = self.inner.embed(tokens, positions, wte, wpe)
-            self._out(place.gives, x, (*given, *place.weights))
+        self._at(place, "embed")
+        given = self._enter("embed(tokens)", tokens, (), ("batch.tokens",))
+        given += self._enter("embed(positions)", positions, (), ("batch.offsets",))
+        x = self.inner.embed(tokens, positions, wte, wpe)
+        self._out(place.gives, x, (*given, *place.weights))
         return x
 
     def layernorm(self, x: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Any]:
@@ -256,14 +252,14 @@ class Tracer(Keeper):
         if place.name in self._normed:  # the second norm of a block, with the first's weights
             place = self._places[place.name.replace("ln_1", "ln_2")]
         self._normed.add(place.name)
-        with self._at(place, "layernorm"):
-            entered: tuple[str, ...] = place.takes
-            self._between(entered[0], x)
-            given = self._enter(f"{place.name}(eps)", eps, ())
-            out, cache = self.inner.layernorm(x, gain, bias, eps)
-            if entered[0] not in self._made:  # any other has its record where it is made
-                entered = self._enter(f"{place.name}(x)", x, entered)
-            self._out(place.gives, out, (*entered, *given, *weights))
+        self._at(place, "layernorm")
+        entered: tuple[str, ...] = place.takes
+        self._between(entered[0], x)
+        given = self._enter(f"{place.name}(eps)", eps, ())
+        out, cache = self.inner.layernorm(x, gain, bias, eps)
+        if entered[0] not in self._made:  # any other has its record where it is made
+            entered = self._enter(f"{place.name}(x)", x, entered)
+        self._out(place.gives, out, (*entered, *given, *weights))
         self._remember("layernorm", cache, place)
         return out, cache
 
@@ -275,19 +271,18 @@ class Tracer(Keeper):
             self._heads.append(place)
             self._rows += len(x)
         self._inputs.setdefault(_address(x), ([], x))[0].append(place)
-        with self._at(place, "linear"):
-            rows = self._reordered(place)
-            entered = self._enter(f"{place.name}(x)", x, place.takes, rows)
-            out = self.inner.linear(x, weight, bias)
-            self._out(place.gives, out, (*entered, *place.weights))
+        self._at(place, "linear")
+        entered = self._enter(f"{place.name}(x)", x, place.takes, self._reordered(place))
+        out = self.inner.linear(x, weight, bias)
+        self._out(place.gives, out, (*entered, *place.weights))
         return out
 
     def gelu(self, x: Array) -> tuple[Array, Any]:
         place = self._places[f"{self._block}.mlp"]
-        with self._at(place, "gelu"):
-            entered = self._enter(f"{place.name}.gelu(x)", x, place.takes)
-            out, cache = self.inner.gelu(x)
-            self._out(place.gives, out, entered)
+        self._at(place, "gelu")
+        entered = self._enter(f"{place.name}.gelu(x)", x, place.takes)
+        out, cache = self.inner.gelu(x)
+        self._out(place.gives, out, entered)
         self._remember("gelu", cache, place)
         return out, cache
 
@@ -296,41 +291,41 @@ class Tracer(Keeper):
     ) -> tuple[Array, Any]:
         place = self._places[f"{self._block}.attn"]
         at = place.name
-        with self._at(place, "attention"):
-            for name, a in zip(place.takes, (q, k, v), strict=True):
-                self._between(name, a)
-            given = [*self._enter(f"{at}(offsets)", offsets, (), ("batch.offsets",))]
-            for b, both in enumerate(zip(prefix_k, prefix_v, strict=True)):
-                of = (f"prefix.kv#{self._prefix_of[b]}",) if self.arguments else ()
-                if both[0].shape[1]:
-                    for name, a in zip(("prefix_k", "prefix_v"), both, strict=True):
-                        self._out(f"{at}.{name}", a, of, "given", b)
-                        given.append(f"{at}.{name}#{b}")
-            z, cache = self.inner.attention(q, k, v, prefix_k, prefix_v, offsets)
-            self._out(place.gives, z, (*place.takes, *given))
+        self._at(place, "attention")
+        for name, a in zip(place.takes, (q, k, v), strict=True):
+            self._between(name, a)
+        given = [*self._enter(f"{at}(offsets)", offsets, (), ("batch.offsets",))]
+        for b, both in enumerate(zip(prefix_k, prefix_v, strict=True)):
+            of = (f"prefix.kv#{self._prefix_of[b]}",) if self.arguments else ()
+            if both[0].shape[1]:
+                for name, a in zip(("prefix_k", "prefix_v"), both, strict=True):
+                    self._out(f"{at}.{name}", a, of, "given", b)
+                    given.append(f"{at}.{name}#{b}")
+        z, cache = self.inner.attention(q, k, v, prefix_k, prefix_v, offsets)
+        self._out(place.gives, z, (*place.takes, *given))
         self._remember("attention", cache, place)
         return z, cache
 
     def cross_entropy(self, logits: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
         place = self._loss
-        with self._at(place, "cross_entropy"):
-            given = self._enter(f"{place.name}(logits)", logits, place.takes)
-            given += self._enter(f"{place.name}(targets)", targets, (), ("batch.targets",))
-            given += self._enter(f"{place.name}(weights)", weights, (), ("batch.weights",))
-            loss, cache = self.inner.cross_entropy(logits, targets, weights)
-            self._out(place.gives, loss, given)
+        self._at(place, "cross_entropy")
+        given = self._enter(f"{place.name}(logits)", logits, place.takes)
+        given += self._enter(f"{place.name}(targets)", targets, (), ("batch.targets",))
+        given += self._enter(f"{place.name}(weights)", weights, (), ("batch.weights",))
+        loss, cache = self.inner.cross_entropy(logits, targets, weights)
+        self._out(place.gives, loss, given)
         return loss, cache
 
     # ---- backward ----
 
     def cross_entropy_backward(self, cache: Any) -> Array:
         place = self._loss
-        with self._at(place, "cross_entropy_backward"):
-            dlogits = self.inner.cross_entropy_backward(cache)
-            given = place.takes
-            if self.arguments:
-                given = tuple(f"{place.name}({a})" for a in ("logits", "targets", "weights"))
-            self._out(place.dx[0], dlogits, given)
+        self._at(place, "cross_entropy_backward")
+        dlogits = self.inner.cross_entropy_backward(cache)
+        given = place.takes
+        if self.arguments:
+            given = tuple(f"{place.name}({a})" for a in ("logits", "targets", "weights"))
+        self._out(place.dx[0], dlogits, given)
         return dlogits
 
     def linear_backward(self, dout: Array, weight: Array) -> Array:
@@ -349,26 +344,25 @@ class Tracer(Keeper):
         self, op: str, place: Place, call: str, dout: Array, given: Any, more: tuple[str, ...]
     ) -> Array:
         """An op with one gradient, computed from dout and from `given`, whose keys are `more`."""
-        with self._at(place, f"{op}_backward"):
-            self._between(place.dout, dout)
-            entered = self._enter(f"{call}.backward(dout)", dout, (place.dout,))
-            dx: Array = getattr(self.inner, f"{op}_backward")(dout, given)
-            self._out(place.dx[0], dx, (*entered, *more))
+        self._at(place, f"{op}_backward")
+        self._between(place.dout, dout)
+        entered = self._enter(f"{call}.backward(dout)", dout, (place.dout,))
+        dx: Array = getattr(self.inner, f"{op}_backward")(dout, given)
+        self._out(place.dx[0], dx, (*entered, *more))
         return dx
 
     def attention_backward(self, dz: Array, cache: Any) -> Any:
         place = self._recall("attention", cache)
-        with self._at(place, "attention_backward"):
-            rows = self._reordered(place)
-            came = self._enter(f"{place.name}.backward(dz)", dz, (place.dout,), rows)
-            grads = self.inner.attention_backward(dz, cache)
-            inputs = (*came, *place.takes)
-            for name, a in zip(place.dx, (grads.dq, grads.dk, grads.dv), strict=True):
-                self._out(name, a, inputs)
-            for name in ("dprefix_k", "dprefix_v"):
-                for b, a in enumerate(getattr(grads, name)):
-                    if a.shape[1]:
-                        self._out(f"{place.name}.{name}", a, inputs, sequence=b)
+        self._at(place, "attention_backward")
+        rows = self._reordered(place)
+        came = self._enter(f"{place.name}.backward(dz)", dz, (place.dout,), rows)
+        grads = self.inner.attention_backward(dz, cache)
+        inputs = (*came, *place.takes)
+        self._out_each(place.dx, (grads.dq, grads.dk, grads.dv), inputs)
+        for name in ("dprefix_k", "dprefix_v"):
+            for b, a in enumerate(getattr(grads, name)):
+                if a.shape[1]:
+                    self._out(f"{place.name}.{name}", a, inputs, sequence=b)
         return grads
 
     # ---- the other half: the gradients of weights ----
@@ -377,23 +371,21 @@ class Tracer(Keeper):
         self, dx: Array, tokens: Array, positions: Array, wte: Array, wpe: Array
     ) -> tuple[Array, Array]:
         place = self._places["embed"]
-        with self._at(place, "embed_backward_params"):
-            self._between(place.dout, dx)
-            inputs: tuple[str, ...] = (place.dout,)
-            for name, a in (("tokens", tokens), ("positions", positions)):
-                inputs += self._enter(f"embed.backward_params({name})", a, (), (f"embed({name})",))
-            grads = self.inner.embed_backward_params(dx, tokens, positions, wte, wpe)
-            for name, a in zip(place.gradients, grads, strict=True):
-                self._out(name, a, inputs)
+        self._at(place, "embed_backward_params")
+        self._between(place.dout, dx)
+        inputs: tuple[str, ...] = (place.dout,)
+        for name, a in (("tokens", tokens), ("positions", positions)):
+            inputs += self._enter(f"embed.backward_params({name})", a, (), (f"embed({name})",))
+        grads = self.inner.embed_backward_params(dx, tokens, positions, wte, wpe)
+        self._out_each(place.gradients, grads, inputs)
         return grads
 
     def layernorm_backward_params(self, dout: Array, cache: Any) -> tuple[Array, Array]:
         place = self._recall("layernorm", cache, last=False)
-        with self._at(place, "layernorm_backward_params"):
-            entered = self._enter(f"{place.name}.backward_params(dout)", dout, (place.dout,))
-            grads = self.inner.layernorm_backward_params(dout, cache)
-            for name, a in zip(place.gradients, grads, strict=True):
-                self._out(name, a, entered)
+        self._at(place, "layernorm_backward_params")
+        entered = self._enter(f"{place.name}.backward_params(dout)", dout, (place.dout,))
+        grads = self.inner.layernorm_backward_params(dout, cache)
+        self._out_each(place.gradients, grads, entered)
         return grads
 
     def linear_backward_params(self, dout: Array, x: Array) -> tuple[Array, Array]:
@@ -402,14 +394,13 @@ class Tracer(Keeper):
             linear = [place for place in self._places.values() if place.op == "linear"]
             places = [p for p in linear if p.gradients[0] not in self.names_seen][-1:]
         place = places.pop() if len(places) > 1 else places[0]
-        with self._at(place, "linear_backward_params"):
-            self._between(place.dout, dout)
-            inputs = self._enter(f"{place.name}.backward_params(dout)", dout, (place.dout,))
-            kept = (f"{place.name}(x)",) if self.arguments else place.takes
-            inputs += self._enter(f"{place.name}.backward_params(x)", x, kept)
-            grads = self.inner.linear_backward_params(dout, x)
-            for name, a in zip(place.gradients, grads, strict=True):
-                self._out(name, a, inputs)
+        self._at(place, "linear_backward_params")
+        self._between(place.dout, dout)
+        inputs = self._enter(f"{place.name}.backward_params(dout)", dout, (place.dout,))
+        kept = (f"{place.name}(x)",) if self.arguments else place.takes
+        inputs += self._enter(f"{place.name}.backward_params(x)", x, kept)
+        grads = self.inner.linear_backward_params(dout, x)
+        self._out_each(place.gradients, grads, inputs)
         return grads
 
 
@@ -418,7 +409,3 @@ def _address(a: Array) -> int:
     if _ops.home(a) == "cupy":
         return int(cast(Any, a).data.ptr)
     return int(a.__array_interface__["data"][0])
-
-
-def _name(ops: Ops) -> str:
-    return getattr(ops, "__name__", type(ops).__name__)
