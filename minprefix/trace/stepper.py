@@ -5,8 +5,6 @@ import cmd
 import os
 import re
 import sys
-from collections.abc import Iterator
-from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from minprefix import gpt2
 from minprefix.errors import InputError, counted
 from minprefix.gpt2 import Weights
+from minprefix.ops import reference
 from minprefix.trace.fd import Differences, inside
 from minprefix.trace.heat import heat
 from minprefix.trace.instrument import Source, names_read, source_of
@@ -67,17 +66,11 @@ class Stepper(cmd.Cmd):
         self.colour = self.stdout.isatty() and not dull
         self.at, self.refused = 0, 0
         self.breaks: list[str] = []
-        self._source = source
+        self.source = source or source_of(reference)
 
     @property
     def record(self) -> Record:
         return self.trace.records[self.at]
-
-    @cached_property
-    def source(self) -> Source:
-        from minprefix.ops import reference
-
-        return self._source or source_of(reference)
 
     # ---- reading commands ----
 
@@ -126,8 +119,6 @@ class Stepper(cmd.Cmd):
     def do_help(self, _: str) -> None:
         self.say(WORDS)
 
-    do_h = do_help
-
     # ---- walking ----
 
     def show(self) -> None:
@@ -145,10 +136,9 @@ class Stepper(cmd.Cmd):
             self.say(f"--{self.record.direction.capitalize()}--")
         self.show()
 
-    def _ends(self) -> Iterator[int]:
-        """The records ahead that operations give back."""
-        records = self.trace.records[self.at + 1 :]
-        return (r.number for r in records if not r.inside)
+    def _ahead(self, inside: bool = True) -> list[int]:
+        """The records further on; without `inside` those that operations give back."""
+        return [r.number for r in self.trace.records[self.at + 1 :] if inside or not r.inside]
 
     def _walk(self, ahead: list[int], arg: str) -> None:
         count = _count(arg)
@@ -158,10 +148,10 @@ class Stepper(cmd.Cmd):
             self.say(END)
 
     def do_n(self, arg: str) -> None:
-        self._walk(list(self._ends()), arg)
+        self._walk(self._ahead(inside=False), arg)
 
     def do_s(self, arg: str) -> None:
-        self._walk(list(range(self.at + 1, len(self.trace))), arg)
+        self._walk(self._ahead(), arg)
 
     def do_back(self, arg: str) -> None:
         count = _count(arg)
@@ -172,12 +162,11 @@ class Stepper(cmd.Cmd):
 
     def do_b(self, arg: str) -> None:
         if not arg:
-            self.say("\n".join(self.breaks) or "no breakpoints")
-            return
-        found = self.trace.find(arg)
-        if arg not in self.breaks:
-            self.breaks.append(arg)
-        self.say(f"breakpoint at {arg}: {found[0].key}" + _more(len(found) - 1))
+            return self.say("\n".join(self.breaks) or "no breakpoints")
+        first, *others = self.trace.find(arg)
+        self.breaks = [*dict.fromkeys([*self.breaks, arg])]
+        more = f" and {len(others)} more" if others else ""
+        return self.say(f"breakpoint at {arg}: {first.key}{more}")
 
     def do_cl(self, arg: str) -> None:
         if arg and arg not in self.breaks:
@@ -186,13 +175,12 @@ class Stepper(cmd.Cmd):
         self.breaks = [b for b in self.breaks if arg and b != arg]
 
     def do_c(self, _: str) -> None:
-        for record in self.trace.records[self.at + 1 :]:
-            if matches(record, self.breaks):
-                self._go(record.number)
-                return
-        if self.at < len(self.trace) - 1:
-            self._go(len(self.trace) - 1)
-        self.say(END)
+        ahead = self._ahead()
+        hit = next((n for n in ahead if matches(self.trace.records[n], self.breaks)), None)
+        if ahead:
+            self._go(ahead[-1] if hit is None else hit)
+        if hit is None:
+            self.say(END)
 
     def do_j(self, arg: str) -> None:
         if not arg:
@@ -200,12 +188,9 @@ class Stepper(cmd.Cmd):
         self._go(self._named(arg).number)
 
     def _named(self, name: str) -> Record:
-        """By key, or by name: then the record of the current sequence."""
+        """The record of this key, or of this name in the current sequence."""
         key = f"{name}#{self.record.sequence}"
         return self.trace[key if key in self.trace else name]
-
-    do_next, do_step, do_cont, do_continue = do_n, do_s, do_c, do_c
-    do_break, do_clear, do_jump = do_b, do_cl, do_j
 
     def complete_b(self, text: str, *_: Any) -> list[str]:
         return sorted({r.name for r in self.trace if r.name.startswith(text)})
@@ -250,10 +235,9 @@ class Stepper(cmd.Cmd):
         """A weight, or the value of a record that has been computed; None for other names."""
         if name in self._weights():
             return self._weights()[name]
-        key = f"{name}#{self.record.sequence}"
-        if not any(name == r.name or name == r.key for r in self.trace):
+        if not any(name in (r.name, r.key) for r in self.trace):
             return None
-        record = self.trace[key if key in self.trace else name]
+        record = self._named(name)
         if record.number > self.at:
             raise InputError(f"{record.key} is computed further on: b {record.key} and c go there")
         return record.value
@@ -262,32 +246,32 @@ class Stepper(cmd.Cmd):
         return self.given["model"].weights if "model" in self.given else {}
 
     def _variables(self) -> dict[str, Record]:
-        """The last part of a name -> the nearest record computed so far: in the same part of the
-        model, then the same block, then the same sequence, then the latest."""
+        """The last part of a name -> the nearest record computed so far: one in the same part of
+        the model, then in the same block, then of the same sequence, then the latest."""
         here = self.record
-        site, block = here.name.rpartition(".")[0], here.name.split(".")[:2]
+        block = here.name.split(".")[:2]
 
         def near(r: Record) -> tuple[bool, bool, bool, int]:
-            same = r.name.rpartition(".")[0] == site
-            return same, r.name.split(".")[:2] == block, r.sequence == here.sequence, r.number
+            same = r.name.split(".")[:2] == block
+            return _site(r) == _site(here), same, r.sequence == here.sequence, r.number
 
         done = sorted(self.trace.records[: self.at + 1], key=near)
-        return {r.name.rpartition(".")[2]: r for r in done}
+        return {_last(r): r for r in done}
 
-    def _near(self) -> list[str]:
+    def _near(self) -> dict[str, Record]:
         """The variables of the current part of the model."""
-        site = self.record.name.rpartition(".")[0]
-        return [n for n, r in self._variables().items() if r.name.rpartition(".")[0] == site]
+        here = _site(self.record)
+        return {name: r for name, r in self._variables().items() if _site(r) == here}
 
     def do_heat(self, arg: str) -> None:
         a, title = self.record.value, self.record.key
         numbers = _numbers(arg)
-        if arg and numbers is None:
+        if numbers is None:
             a, title, numbers = np.asarray(self._value(arg)), arg, ()
             if a.dtype.kind not in "biufc":
                 raise InputError(f"{arg} is no tensor of numbers: give one, such as dscores[0]")
         lead = max(a.ndim - 2, 0)
-        index = (*(numbers or ()), *(0,) * lead)[: max(lead, len(numbers or ()))]
+        index = numbers + (0,) * (lead - len(numbers))
         fits = len(index) == lead and all(-n <= i < n for i, n in zip(index, a.shape, strict=False))
         if not fits:
             raise InputError(
@@ -295,22 +279,21 @@ class Stepper(cmd.Cmd):
                 f"most {counted(lead, 'number')}, each below its size"
             )
         said = f"{title} {list(index)} of {a.shape[:lead]}" if lead else title
-        last = self.record.name.rpartition(".")[2]
-        slots = 0
-        if a is self.record.value and last in ("scores", "pattern", "dscores", "dpattern"):
-            slots = a.shape[2] - a.shape[1]  # P: a bar stands between the prefix and the tokens
+        keyed = _last(self.record).removeprefix("d") in ("scores", "pattern")
+        # P: a bar stands between the prefix and the tokens
+        slots = a.shape[2] - a.shape[1] if keyed and a is self.record.value else 0
         self.say(heat(a[index], said, self.colour, slots))
 
     # ---- where, why ----
 
     def _line(self, r: Record) -> tuple[str, int, str]:
-        """The file, line and text that made it; 0 and "" where no line is known."""
+        """The file, line and text that made a record; "", 0 and "" where no line is known."""
         if r.line:
             return self.source.path, r.line, r.text
         model, line = source_of(gpt2), model_line(r.name, r.op)
         return (model.path, line, model.lines[line - 1].strip()) if line else ("", 0, "")
 
-    def _listing(self, whole: bool) -> None:
+    def do_l(self, _: str, whole: bool = False) -> None:
         path, at, _ = self._line(self.record)
         if not at:
             raise InputError(
@@ -323,11 +306,8 @@ class Stepper(cmd.Cmd):
         for n in range(max(first, 1), min(last, len(source.lines)) + 1):
             self.say(f"{n:4} {'->' if n == at else '  '} {source.lines[n - 1]}".rstrip())
 
-    def do_l(self, _: str) -> None:
-        self._listing(whole=False)
-
     def do_ll(self, _: str) -> None:
-        self._listing(whole=True)
+        self.do_l("", whole=True)
 
     def do_w(self, _: str) -> None:
         r, about = self.record, self.trace.about
@@ -341,8 +321,6 @@ class Stepper(cmd.Cmd):
         self.say(f"  {r.op}{of}" + (f"   {path}:{line}" if line else ""))
         self.say(f"> {r.key}   record {r.number + 1} of {len(self.trace)}")
 
-    do_list, do_longlist, do_where, do_bt = do_l, do_ll, do_w, do_w
-
     def do_why(self, _: str) -> None:
         r = self.record
         if r.formula:
@@ -352,7 +330,7 @@ class Stepper(cmd.Cmd):
             self.say(f"line      {os.path.basename(path)}:{line}  {text}")
         if r.op in ("add", "join") and r.direction == "backward":
             self.say(f"mirrors   {BETWEEN[r.op].mirrors}")
-        found = r.line and mirrored(self.source, r.op, r.name.rpartition(".")[2])
+        found = r.line and mirrored(self.source, r.op, _last(r))
         if found:
             self.say(f"mirrors   {os.path.basename(self.source.path)}:{found[0]}  {found[1]}")
         for name in self._incoming(r):
@@ -360,9 +338,10 @@ class Stepper(cmd.Cmd):
 
     def _incoming(self, r: Record) -> list[str]:
         """A record's inputs: the names that its line reads, then its operation's inputs."""
-        read = names_read(r.text) - {r.name.rpartition(".")[2]}
-        keys = [self._variables()[name].key for name in self._near() if name in read]
-        end = r if not r.inside else next((self.trace.records[n] for n in self._ends()), r)
+        read = names_read(r.text) - {_last(r)}
+        keys = [near.key for name, near in self._near().items() if name in read]
+        ends = self._ahead(inside=False) if r.inside else []
+        end = self.trace.records[ends[0]] if ends else r
         return list(dict.fromkeys([*keys, *end.inputs]))
 
     def _one_line(self, name: str) -> str:
@@ -370,8 +349,7 @@ class Stepper(cmd.Cmd):
             weight = name.endswith((".weight", ".bias"))
             return f"weight    {name}" if weight else f"not kept  {name}"
         record = self.trace[name]
-        back = record.direction == self.record.direction
-        kind = "incoming" if back else "forward's"
+        kind = "incoming" if record.direction == self.record.direction else "forward's"
         return f"{kind:<9} {record.key} {record.shape} {record.summary}"
 
     # ---- is it right? ----
@@ -397,9 +375,8 @@ class Stepper(cmd.Cmd):
         verdict = "they agree" if d.agrees else "THEY DO NOT AGREE"
         if d.agrees and d.apart and max(abs(d.numeric), abs(d.analytic)) <= d.resolves:
             verdict = "both are too small for it"
-        self.say(
-            f"  apart       {d.apart:.1e}; it cannot see less than {d.resolves:.1e}: {verdict}"
-        )
+        resolves = f"it cannot see less than {d.resolves:.1e}"
+        self.say(f"  apart       {d.apart:.1e}; {resolves}: {verdict}")
         if r.direction == "backward" and r.value.dtype != np.float64:
             shown = float(r.value[index])
             self.say(f"  this run    {shown:+.10e}   {r.value.dtype}: not what is compared")
@@ -409,10 +386,13 @@ class Stepper(cmd.Cmd):
         for law in found:
             holds = "holds" if law.holds else "DOES NOT HOLD"
             self.say(f"{law.text}: off by {law.off:.1e} of what is summed: {holds}")
-        if found:
-            self.say("laws cannot see a missing scale or a flipped sign: fd can")
-        else:
-            self.say(f"no law is about {self.record.op} alone; laws 5 to 8: minprefix check")
+        none = f"no law is about {self.record.op} alone; laws 5 to 8: minprefix check"
+        self.say("laws cannot see a missing scale or a flipped sign: fd can" if found else none)
+
+    # pdb's longer words
+    do_h, do_next, do_step, do_cont, do_continue = do_help, do_n, do_s, do_c, do_c
+    do_break, do_clear, do_jump = do_b, do_cl, do_j
+    do_list, do_longlist, do_where, do_bt = do_l, do_ll, do_w, do_w
 
 
 def _count(arg: str) -> int:
@@ -424,10 +404,12 @@ def _count(arg: str) -> int:
 def _numbers(arg: str) -> tuple[int, ...] | None:
     """1 0 3, or [1, 0, 3]; None for what is neither."""
     parts = arg.strip("[]() ").replace(",", " ").split()
-    if not all(re.fullmatch(r"-?\d+", part) for part in parts):
-        return None
-    return tuple(map(int, parts))
+    return tuple(map(int, parts)) if all(re.fullmatch(r"-?\d+", p) for p in parts) else None
 
 
-def _more(n: int) -> str:
-    return f" and {n} more" if n else ""
+def _site(record: Record) -> str:
+    return record.name.rpartition(".")[0]
+
+
+def _last(record: Record) -> str:
+    return record.name.rpartition(".")[2]
