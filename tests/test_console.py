@@ -297,7 +297,9 @@ def opened_as_text(source):
         given = {k.arg for k in call.keywords}
         words = [part.value for part in ast.walk(call) if isinstance(part, ast.Constant)]
         modes = [w for w in words if isinstance(w, str) and set(w) <= set("rwaxbt+")]
-        if of == "files" or name not in ("open", "read_text", "write_text", "run", "Popen"):
+        if of in ("reading", "writing"):  # the package's own, which open as UTF-8
+            continue
+        if name not in ("open", "read_text", "write_text", "run", "Popen"):
             continue
         if isinstance(function, ast.Name) and name != "open":  # the package's own
             continue

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minprefix.data.pairs import Template
     from minprefix.data.requests import Request
     from minprefix.generate import Decoding
+    from minprefix.model import GPT2
     from minprefix.prefixes.store import PrefixStore, Prompt
 
 #: the name of a prefix that --prefix gives none
@@ -112,8 +113,9 @@ def run(args: argparse.Namespace) -> int:
         budget = {} if args.store_bytes is None else {"budget": args.store_bytes}
         store = PrefixStore(args.store or inside, model, **budget)
         requests = read_requests(args.data, BARE if None in places else None, args.source_column)
-    templates = _templates(args, store, requests)
-    prompts = _prompts(store, requests, templates, decoding, args.max_new_tokens is not None)
+    templates, starts = _named(args, store, requests)
+    asked = args.max_new_tokens is not None
+    prompts = _prompts(model, requests, templates, starts, decoding, asked)
 
     def answers() -> Iterator[tuple[int, str]]:
         written = store.answers(prompts, args.batch_size or 32, args.backend)
@@ -179,10 +181,11 @@ def _check(args: argparse.Namespace, places: Mapping[str | None, Path]) -> None:
         raise InputError(f"--prefix: a prefix beside a bare folder cannot be called {BARE!r}")
 
 
-def _templates(
+def _named(
     args: argparse.Namespace, store: "PrefixStore", requests: "Sequence[Request]"
-) -> "dict[str | None, Template | None]":
-    """The template for each prefix that the requests name; None: the prompt as it is."""
+) -> "tuple[dict[str | None, Template | None], dict[str | None, int]]":
+    """For each prefix that the requests name, which is read once: its template (None: the prompt as
+    it is), and the position of the first token. Raises InputError if it cannot be read."""
     from minprefix.data.pairs import Template
     from minprefix.storage.provenance import recorded_template
 
@@ -190,19 +193,21 @@ def _templates(
         if request.prefix is not None and request.prefix not in store:
             raise InputError(f"{request.where}: {store.missing(request.prefix)}")
     templates: dict[str | None, Template | None] = {}
+    starts: dict[str | None, int] = {}
     for name in dict.fromkeys(request.prefix for request in requests):
         text = args.template
+        starts[name] = 0 if name is None else store[name].position_offset
         if text is None and name is not None:
-            store[name]  # raises InputError if it cannot be read
             text = recorded_template(store.place(name)) or Template().text
         templates[name] = None if args.raw or text is None else Template(text)
-    return templates
+    return templates, starts
 
 
 def _prompts(
-    store: "PrefixStore",
+    model: "GPT2",
     requests: "Sequence[Request]",
     templates: "Mapping[str | None, Template | None]",
+    starts: Mapping[str | None, int],
     decoding: "Decoding",
     asked: bool,
 ) -> "list[Prompt]":
@@ -211,8 +216,6 @@ def _prompts(
     from minprefix.generate import no_room, room
     from minprefix.prefixes.store import Prompt
 
-    model = store.model
-    starts = {name: 0 if name is None else store[name].position_offset for name in templates}
     texts = [t.prompt(r.prompt) if (t := templates[r.prefix]) else r.prompt for r in requests]
     prompts, cut = [], 0
     for request, text, ids in zip(requests, texts, model.encode_many(texts), strict=True):

@@ -53,7 +53,7 @@ EMPTY = {
 #: keys without effect on the arithmetic, almost all of them transformers' own
 WITHOUT_EFFECT = {
     key
-    for keys in json.loads(Path(__file__).with_name("config_keys.json").read_text("utf-8")).values()
+    for keys in json.loads(Path(__file__).with_name("config_keys.json").read_bytes()).values()
     for key in keys
 }
 GENERATION = "generation_config.json"
