@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     """The site of the small lessons."""
     top = tmp_path_factory.mktemp("site")
     lessons = write(top / "tutorials")
-    warnings, failures = site.build(reading.lesson_paths(lessons), top / "out", folder=lessons)
+    warnings, failures = site.build(reading.lesson_paths(lessons), top / "out")
     assert (warnings, failures) == ([], [])
     return top / "out"
 

@@ -30,7 +30,7 @@ def built(tmp_path_factory):
     """The site of the three small lessons."""
     top = tmp_path_factory.mktemp("site")
     folder = write(top / "tutorials")
-    warnings, failures = site.build(reading.lesson_paths(folder), top / "out", folder=folder)
+    warnings, failures = site.build(reading.lesson_paths(folder), top / "out")
     assert (warnings, failures) == ([], [])
     return top / "out"
 
@@ -376,7 +376,7 @@ def test_the_pages_name_their_neighbours(built):
 )
 def test_a_warning_of_the_text_names_lesson_and_cell(tmp_path, text, warning):
     folder = write(tmp_path / "t", **{"01_x": f"{HEADED}# {text}\n"})
-    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out", folder=folder)
+    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out")
     assert failures == []
     assert len(warnings) == 1, warnings
     assert warnings[0].startswith("01_x, cell 1: ")
@@ -391,7 +391,7 @@ def test_a_warning_of_what_a_cell_gives_names_lesson_and_cell(tmp_path):
     ]
     text = HEADED + "# **Predict.** x\n\n# %%\nx = 1\n" + "".join(f"\n# %%\n{c}\n" for c in cells)
     folder = write(tmp_path / "t", **{"01_x": text})
-    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out", folder=folder)
+    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out")
     assert failures == []
     assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 3, 4, 5)]
     for warning, said in zip(
@@ -405,7 +405,7 @@ def test_a_warning_of_what_a_cell_gives_names_lesson_and_cell(tmp_path):
 def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tmp_path):
     folder = write(tmp_path / "t")
     second = folder / "02_second.py"
-    warnings, _ = site.build([second], tmp_path / "out", folder=folder)
+    warnings, _ = site.build([second], tmp_path / "out")
     assert warnings == []
     assert not (tmp_path / "out/01_first.html").exists()
     assert 'href="files/tutorials/01_first.py.html"' in page(tmp_path / "out", "02_second")
@@ -429,7 +429,7 @@ def test_a_cell_that_does_not_run_is_named_with_its_error_and_stops_no_other_les
     text = f"{HEADED}\n# %%\nx = 1\n\n# %%\nCODE\n\n# %%\nprint('not reached')\n"
     texts = {f"{i:02d}_x": text.replace("CODE", code) for i, (code, _) in enumerate(FAILING, 1)}
     lessons = [reading.read(path) for path in sorted(write(tmp_path, **texts).iterdir())]
-    runs = running.run_all(lessons, 2, 5, lambda run: None)
+    runs = running.run_all(lessons, 2, 5)
     for run, (name, (_, said)) in zip(runs, zip(texts, FAILING, strict=True), strict=True):
         assert (run.failure or "").startswith(f"{name}, cell 3 {said}")
         assert run.outputs[4] == []
@@ -444,7 +444,7 @@ def test_a_lesson_runs_in_an_empty_folder_and_without_start_up_files_of_the_user
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     text = "import os\n\nassert os.listdir() == []\nassert 'leaked' not in globals()"
     lesson = write(tmp_path / "t", **{"01_x": THIRD.replace("assert True", text)}) / "01_x.py"
-    [run] = running.run_all([reading.read(lesson)], 1, 60, lambda run: None)
+    [run] = running.run_all([reading.read(lesson)], 1, 60)
     assert run.failure is None
 
 
@@ -565,7 +565,7 @@ def refused(out, capsys):
 
 def test_what_is_not_a_site_of_ours_is_never_replaced(lessons_of, tmp_path, capsys, monkeypatch):
     lessons_of(**{"01_x": THIRD})
-    monkeypatch.setattr(site, "run_all", lambda *a: pytest.fail("it ran the lessons first"))
+    monkeypatch.setattr(running, "run_all", lambda *a: pytest.fail("it ran the lessons first"))
     (tmp_path / "file").write_text("mine")
     assert "file is no folder" in refused(tmp_path / "file", capsys)
     other = tmp_path / "other"
@@ -586,19 +586,20 @@ def test_what_was_put_into_the_folder_while_the_lessons_ran_is_not_replaced(tmp_
     paths = reading.lesson_paths(write(tmp_path / "tutorials", **{"01_x": HEADED}))
     out = tmp_path / "out"
 
-    def put(run):
+    def put(lessons):
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
+        return [running.Run(lesson, {}, None, 0.0) for lesson in lessons]
 
     with pytest.raises(InputError, match="no site of lessons and not empty"):
-        site.build(paths, out, folder=paths[0].parent, ran=put)
+        site.build(paths, out, put)
     assert files_of(out) == {"thesis.txt": b"mine"}
 
 
 def test_a_site_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
     paths = reading.lesson_paths(write(tmp_path / "tutorials", **{"01_x": HEADED}))
     out, rename = tmp_path / "out", Path.rename
-    site.build(paths, out, folder=paths[0].parent)
+    site.build(paths, out)
     before = files_of(out)
 
     def fails(path, target):
@@ -608,14 +609,15 @@ def test_a_site_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OSError, match="no"):
-        site.build(paths, out, folder=paths[0].parent)
+        site.build(paths, out)
     assert files_of(out) == before
 
 
 def test_the_wheel_holds_the_lessons_and_what_the_pages_are_made_of():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"tutorials" = "minprefix/tutorials"' in project
-    assert (ROOT / "minprefix/lessons/page.html").is_file()
+    for name in ("page.html", "pieces.html", "site.css", "site.js"):
+        assert (ROOT / "minprefix/lessons" / name).is_file()
 
 
 def test_the_options_of_the_command_are_checked(capsys):
@@ -633,5 +635,5 @@ def test_the_options_of_the_command_are_checked(capsys):
 
 def test_every_lesson_runs_as_a_notebook_and_its_site_has_no_warning(tmp_path):
     paths = reading.lesson_paths()
-    warnings, failures = site.build(paths, tmp_path / "out", folder=paths[0].parent)
+    warnings, failures = site.build(paths, tmp_path / "out")
     assert (warnings, failures) == ([], [])

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from minprefix.errors import counted
 
 if TYPE_CHECKING:
     from minprefix.lessons.reading import Lesson
+    from minprefix.lessons.running import Run
 
 # Each command imports what it needs: `minprefix --help` should not wait for it.
 
@@ -39,28 +39,9 @@ def _list(paths: list[Path]) -> None:
 
 
 def _build(args: argparse.Namespace, paths: list[Path]) -> int:
-    from tqdm import tqdm
-
     from minprefix.lessons import site
-    from minprefix.lessons.running import Run
 
-    with tqdm(total=len(paths), unit="lesson", leave=False, disable=None) as bar:
-
-        def ran(run: Run) -> None:
-            bar.clear()
-            print(f"{run.lesson.name}: {run.seconds:.1f} s", flush=True)
-            bar.update()
-
-        warnings, failures = site.build(
-            paths,
-            args.out,
-            args.jobs,
-            args.time_limit,
-            folder=paths[0].parent,
-            ran=ran,
-            waiting=bar.refresh,
-            begins=lambda lessons: _announce(lessons, args.jobs),
-        )
+    warnings, failures = site.build(paths, args.out, lambda lessons: _run(args, lessons))
     for kind, sentences in (("error", failures), ("warning", warnings)):
         for sentence in sentences:
             print(f"minprefix: {kind}: {sentence}", file=sys.stderr)
@@ -73,15 +54,27 @@ def _build(args: argparse.Namespace, paths: list[Path]) -> int:
     return 1 if warnings else 0
 
 
-def _announce(lessons: "Sequence[Lesson]", jobs: int) -> None:
-    """Says how long the lessons say that they run; a busy machine takes a multiple of it."""
+def _run(args: argparse.Namespace, lessons: "list[Lesson]") -> "list[Run]":
+    """Says how long the lessons take by their heads; a busy machine takes a multiple of it."""
+    from tqdm import tqdm
+
+    from minprefix.lessons.running import run_all
+
     seconds, n = sum(lesson.seconds or 0 for lesson in lessons), len(lessons)
-    what = f"{n} lessons, {min(jobs, n)} at a time" if n > 1 else "1 lesson"
+    what = f"{n} lessons, {min(args.jobs, n)} at a time" if n > 1 else "1 lesson"
     print(
-        f"running {what}: by what they say {seconds} second{'s' * (seconds != 1)}, and up to "
-        "minutes more with their kernels and on a busy machine",
+        f"running {what}: by what they say {counted(seconds, 'second')}, and up to minutes more "
+        "with their kernels and on a busy machine",
         flush=True,
     )
+    with tqdm(total=n, unit="lesson", leave=False, disable=None) as bar:
+
+        def ran(run: "Run") -> None:
+            bar.clear()
+            print(f"{run.lesson.name}: {run.seconds:.1f} s", flush=True)
+            bar.update()
+
+        return run_all(lessons, args.jobs, args.time_limit, ran, bar.refresh)
 
 
 def add(command: Command) -> None:

@@ -63,6 +63,19 @@ class Lesson:
         return int(self.name.split("_")[0])
 
     @property
+    def page(self) -> str:
+        return f"{self.name}.html"
+
+    @property
+    def plain(self) -> str:
+        """The title without markup."""
+        return self.title.replace("`", "")
+
+    @property
+    def label(self) -> str:
+        return f"{self.number}. {self.plain}"
+
+    @property
     def minutes(self) -> int | None:
         return self._number("Time", 1)
 

@@ -30,9 +30,9 @@ class Run:
 
 def run_all(
     lessons: Sequence[Lesson],
-    jobs: int,
-    time_limit: int,
-    say: Callable[[Run], None],
+    jobs: int = 2,
+    time_limit: int = 120,
+    say: Callable[[Run], object] = lambda run: None,
     waiting: Callable[[], object] = lambda: None,
 ) -> list[Run]:
     """Run `jobs` lessons at a time; one that fails does not stop the others. `say` is called after

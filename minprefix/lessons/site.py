@@ -2,7 +2,8 @@
 
 Each lesson has a page with its text beside its code and the code's output. There are an index, a
 search, and a page for each source file that a lesson links to. No page asks the network for
-anything. `page.html`, `site.css` and `site.js` beside this module are copied in.
+anything. Beside this module lie `page.html`, the frame of each page, `pieces.html`, what stands in
+it, and `site.css` and `site.js`, which are copied.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -22,7 +24,7 @@ from minprefix.errors import InputError, listed, quoted
 from minprefix.lessons import outputs, reading
 from minprefix.lessons.reading import Cell, Lesson
 from minprefix.lessons.running import Run, run_all
-from minprefix.lessons.text import Page, highlighted
+from minprefix.lessons.text import Page, highlighted, language_of
 from minprefix.storage.reading import read_text
 
 _HERE = Path(__file__).parent
@@ -56,29 +58,21 @@ class Site:
 
 
 def build(
-    paths: Sequence[Path],
-    out: Path,
-    jobs: int = 2,
-    time_limit: int = 120,
-    folder: Path | None = None,
-    ran: Callable[[Run], None] = lambda run: None,
-    waiting: Callable[[], object] = lambda: None,
-    begins: Callable[[Sequence[Lesson]], object] = lambda lessons: None,
+    paths: Sequence[Path], out: Path, run: Callable[[list[Lesson]], list[Run]] = run_all
 ) -> tuple[list[str], list[str]]:
     """-> warnings, and a sentence for each lesson that did not run; if there is one, `out` stays as
-    it was. `begins` is called before the lessons run, `ran` after each, `waiting` as in
-    `run_all`."""
+    it was. The lessons stand in one folder; `run` runs them."""
     reading.require_extra()
+    folder = paths[0].parent
     known = [path.stem for path in reading.lesson_paths(folder)]
     lessons = [reading.read(path) for path in paths]
     _check_replaceable(out)
-    begins(lessons)
-    runs = run_all(lessons, jobs, time_limit, ran, waiting)
+    runs = run(lessons)
     failures = [run.failure for run in runs if run.failure is not None]
     if failures:
         return [], failures
     with _in_place_of(out) as new:
-        site = Site(folder or paths[0].parent, known, lessons, new)
+        site = Site(folder, known, lessons, new)
         pages = [_lesson_page(site, run) for run in runs]
         for page, fragment, where in site.pointed:
             if fragment not in site.slugs.get(page, ()):
@@ -171,7 +165,7 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
     linking = site.sources.setdefault(place, [])
     if lesson not in linking:
         linking.append(lesson)
-    return f"{_source_page(place)}{line}"
+    return f"files/{quote(place)}.html{line}"
 
 
 def _house(site: Site, place: str) -> Path:
@@ -199,31 +193,44 @@ def _line(source: str, fragment: str) -> str | None:
     return next(found, None)
 
 
-def _source_page(place: str) -> str:
-    return f"files/{quote(place)}.html"
-
-
 # ---- pages ------------------------------------------------------------------------------------
+
+
+@cache
+def _pieces() -> dict[str, str]:
+    """The texts of pieces.html by name. There, a line break beside a tag or a part is layout."""
+    text = (_HERE / "pieces.html").read_text(encoding="utf-8")
+    text = re.sub(r"(?<=[>@])\n *|\n *(?=[<@])", "", text)
+    _, *named = re.split(r"<!-- (\w+) -->", re.sub(r"\n *", " ", text))
+    return dict(zip(named[::2], named[1::2], strict=True))
+
+
+def _filled(text: str, /, **parts: object) -> str:
+    """`text` with each @name@ replaced in one go, so that a marker in a lesson's text stays."""
+    return re.sub(r"@(\w+)@", lambda m: str(parts[m[1]]), text)
+
+
+def _piece(name: str, /, **parts: object) -> str:
+    """A piece of HTML; its parts are HTML, too."""
+    return _filled(_pieces()[name], **parts)
 
 
 def _write_page(site: Site, name: str, title: str, kind: str, main: str, rel: str = "") -> None:
     root = "../" * name.count("/")
-    every = ""
-    for other in site.lessons:
-        page = f"{other.name}.html"
-        here = ' aria-current="page"' if name == page else ""
-        every += f'<li value="{other.number}"><a href="{root}{page}"{here}>'
-        every += f"{_plain(other.title)}</a></li>"
-    title = escape(f"{title}minprefix lessons")
-    parts = {"title": title, "root": root, "kind": kind, "main": main, "all": every, "rel": rel}
+    every = "".join(
+        _piece(
+            "listed",
+            number=other.number,
+            page=root + other.page,
+            current=' aria-current="page"' if name == other.page else "",
+            title=escape(other.plain),
+        )
+        for other in site.lessons
+    )
     frame = (_HERE / "page.html").read_text(encoding="utf-8")
-    # in one go: a marker in a lesson's text stays as it is
-    site.write(name, re.sub(r"@(\w+)@", lambda m: parts[m[1]], frame))
-
-
-def _plain(markdown: str) -> str:
-    """A title without markup."""
-    return escape(markdown.replace("`", ""))
+    title = escape(f"{title}minprefix lessons")
+    page = _filled(frame, title=title, root=root, kind=kind, main=main, all=every, rel=rel)
+    site.write(name, page)
 
 
 def _lesson_page(site: Site, run: Run) -> Page:
@@ -257,28 +264,18 @@ def _lesson_page(site: Site, run: Run) -> Page:
     if predicts:
         warn("no code answers this prediction")
     site.slugs[lesson.name] = {section.slug for section in page.sections}
-    body = "".join(_row(text, beside) for text, beside in rows if text or beside)
-    i = site.lessons.index(lesson)
-    before = site.lessons[i - 1] if i else None
-    after = site.lessons[i + 1] if i + 1 < len(site.lessons) else None
-    rel = "".join(
-        f'<link rel="{which}" href="{other.name}.html">\n'
-        for which, other in (("prev", before), ("next", after))
-        if other
-    )
-    main = _opening(lesson, page) + body + _neighbours(before, after)
-    title = f"{lesson.number}. {lesson.title.replace('`', '')} · "
     site.write(f"{lesson.name}.py", lesson.path.read_bytes())
-    _write_page(site, f"{lesson.name}.html", title, "lesson", main, rel)
+    body = "".join(_row(text, "".join(beside)) for text, beside in rows if text or beside)
+    rel, links = _neighbours(site, lesson)
+    main = f"{_opening(lesson, page)}\n{body}{links}"
+    _write_page(site, lesson.page, f"{lesson.label} · ", "lesson", main, rel)
     return page
 
 
-def _row(text: str, beside: list[str]) -> str:
+def _row(text: str, beside: str) -> str:
     if not beside:
-        return f'<section class="row alone"><div class="text">{text}</div></section>\n'
-    left = f'<div class="text">{text}</div>' if text else '<div class="text none"></div>'
-    right = f'<div class="beside"><div class="held">{"".join(beside)}</div></div>'
-    return f'<section class="row">{left}{right}</section>\n'
+        return _piece("alone", text=text) + "\n"
+    return _piece("row", text=text, none="" if text else " none", beside=beside) + "\n"
 
 
 def _code_cell(site: Site, run: Run, cell: Cell, folded: bool, warn: Callable[[str], None]) -> str:
@@ -295,96 +292,73 @@ def _code_cell(site: Site, run: Run, cell: Cell, folded: bool, warn: Callable[[s
     if folded and not gave:
         warn("answers a prediction, and shows nothing")
     if gave:
-        gave = f'<div class="gave">{gave}</div>'
-    if gave and folded:
-        say = '<span class="ask">Your prediction first.</span> Show what it says'
-        gave = f'<details class="answer"><summary>{say}</summary>{gave}</details>'
-    return (
-        f'<div class="cell" id="cell-{number}"><div class="code">'
-        f'<a class="number" href="#cell-{number}" aria-label="Cell {number}">{number}</a>'
-        f"<pre>{lines}</pre></div>{gave}</div>"
-    )
+        gave = _piece("gave", gave=gave)
+        gave = _piece("answer", gave=gave) if folded else gave
+    return _piece("cell", number=number, lines=lines, gave=gave)
 
 
 def _opening(lesson: Lesson, page: Page) -> str:
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in page.items.items())
-    contents = "".join(
-        f'<li class="h{section.level}"><a href="#{section.slug}">{escape(section.title)}</a></li>'
+    facts = (_piece("fact", name=escape(name), text=text) for name, text in page.items.items())
+    contents = (
+        _piece("heading", level=section.level, slug=section.slug, title=escape(section.title))
         for section in page.sections
         if section.level in (2, 3)
     )
-    script = f"{lesson.name}.py"
-    return (
-        f'<header class="opening row"><div class="text"><p class="eyebrow">Lesson {lesson.number}'
-        f"</p><h1>{page.title}</h1><dl>{facts}</dl></div>"
-        '<div class="beside"><nav class="contents" aria-labelledby="contents">'
-        f'<h2 id="contents">On this page</h2><ol>{contents}</ol><p class="script">This page is the '
-        f'script <a href="{script}" download>{script}</a>: run it, step through it in a debugger, '
-        "or open it as a notebook.</p></nav></div></header>\n"
+    return _piece(
+        "opening",
+        number=lesson.number,
+        title=page.title,
+        facts="".join(facts),
+        contents="".join(contents),
+        script=f"{lesson.name}.py",
     )
 
 
-def _neighbours(before: Lesson | None, after: Lesson | None) -> str:
-    sides = ((before, "before", "prev", "Previous"), (after, "after", "next", "Next"))
-    links = "".join(
-        f'<a class="{which}" rel="{rel}" href="{other.name}.html"><span>{said}</span> '
-        f"{other.number}. {_plain(other.title)}</a>"
-        for other, which, rel, said in sides
-        if other
-    )
-    return f'<nav class="neighbours" aria-label="Neighbouring lessons">{links}</nav>'
+def _neighbours(site: Site, lesson: Lesson) -> tuple[str, str]:
+    """The lessons before and after: for the page's head, and for its end."""
+    i, rel, links = site.lessons.index(lesson), "", ""
+    for found, side, which, said in (
+        (site.lessons[:i][-1:], "before", "prev", "Previous"),
+        (site.lessons[i + 1 :][:1], "after", "next", "Next"),
+    ):
+        for other in found:
+            rel += f'<link rel="{which}" href="{other.page}">\n'
+            label = escape(other.label)
+            links += _piece(
+                "neighbour", side=side, rel=which, page=other.page, said=said, label=label
+            )
+    return rel, _piece("neighbours", links=links)
 
 
 def _index_page(site: Site, pages: Sequence[Page]) -> None:
-    entries = []
+    entries = ""
     for lesson, page in zip(site.lessons, pages, strict=True):
-        dots = ""
-        if lesson.difficulty is not None:
-            dots = (
-                f'<span class="dots" role="img" aria-label="difficulty {lesson.difficulty} of 3">'
-                f"{'●' * lesson.difficulty}{'○' * (3 - lesson.difficulty)}</span>"
-            )
-        minutes = "" if lesson.minutes is None else f"{lesson.minutes} min"
-        entries.append(
-            f'<li><span class="ordinal" aria-hidden="true">{lesson.number}</span><div>'
-            f'<h2><a href="{lesson.name}.html">{page.title}</a></h2>'
-            f"<p><b>You will be able to</b> {page.items.get('You will be able to', '…')}</p>"
-            f'<p class="quiet"><b>You need</b> {page.items.get("You need", "…")}</p></div>'
-            f'<p class="measure">{minutes}<br>{dots}</p></li>'
+        hard = lesson.difficulty
+        shown = "" if hard is None else "●" * hard + "○" * (3 - hard)
+        entries += _piece(
+            "entry",
+            number=lesson.number,
+            page=lesson.page,
+            title=page.title,
+            able=page.items.get("You will be able to", "…"),
+            need=page.items.get("You need", "…"),
+            minutes="" if lesson.minutes is None else f"{lesson.minutes} min",
+            dots=_piece("dots", difficulty=hard, dots=shown) if shown else "",
         )
     total = sum(lesson.minutes or 0 for lesson in site.lessons)
-    hours = f"{total / 60:.0f} hours" if total >= 90 else f"{total} minutes"
-    main = (
-        '<header class="opening"><h1>From one derivative to a trained prefix</h1>'
-        "<p>Prefix-tuning of a GPT-2, forward and backward by hand, in plain NumPy. Each lesson "
-        "derives on paper, computes, checks what it computed in more than one way, and breaks it "
-        f"to see which check notices. {len(site.lessons)} lessons, {hours}, "
-        "and no network.</p></header>"
-        f'<ol class="lessons">{"".join(entries)}</ol>'
-    )
+    time = f"{total / 60:.0f} hours" if total >= 90 else f"{total} minutes"
+    main = _piece("index", lessons=len(site.lessons), time=time, entries=entries)
     _write_page(site, "index.html", "", "index", main)
 
 
 def _source_pages(site: Site) -> None:
-    from pygments.lexers import get_lexer_for_filename
-    from pygments.util import ClassNotFound
-
     for place, linking in site.sources.items():
-        try:
-            language = get_lexer_for_filename(place).aliases[0]
-        except ClassNotFound:
-            language = "text"
         source = read_text(_house(site, place), "file", _LARGEST_FILE)
+        lines = "".join(highlighted(source, language_of(place), "L"))
         name = f"files/{place}.html"
         root = "../" * name.count("/")
-        back = ", ".join(
-            f'<a href="{root}{lesson.name}.html">{lesson.number}. {_plain(lesson.title)}</a>'
-            for lesson in linking
-        )
-        main = (
-            f'<h1><code>{escape(place)}</code></h1><p class="quiet">Linked from {back}.</p>'
-            f'<div class="code"><pre>{"".join(highlighted(source, language, "L"))}</pre></div>'
-        )
+        back = ", ".join(f'<a href="{root}{one.page}">{escape(one.label)}</a>' for one in linking)
+        main = _piece("file", place=escape(place), back=back, lines=lines)
         _write_page(site, name, f"{place} · ", "file", main)
 
 
@@ -392,8 +366,8 @@ def _search_data(site: Site, pages: Sequence[Page]) -> None:
     """A script and not JSON: a page that is opened as a file may not fetch."""
     found = [
         {
-            "page": f"{lesson.name}.html",
-            "lesson": f"{lesson.number}. {lesson.title.replace('`', '')}",
+            "page": lesson.page,
+            "lesson": lesson.label,
             "slug": section.slug,
             "title": section.title,
             "text": "\n".join(section.text),

@@ -222,14 +222,21 @@ def _spoken(tex: str) -> str:
 
 
 def known(language: str) -> bool:
-    from pygments.lexers import get_lexer_by_name
+    from pygments.lexers import find_lexer_class_by_name
     from pygments.util import ClassNotFound
 
     try:
-        get_lexer_by_name(language)
+        return bool(find_lexer_class_by_name(language))
     except ClassNotFound:
         return False
-    return True
+
+
+def language_of(name: str) -> str:
+    """The language of a file, by its name."""
+    from pygments.lexers import find_lexer_class_for_filename
+
+    lexer = find_lexer_class_for_filename(name)
+    return lexer.aliases[0] if lexer else "text"
 
 
 def highlighted(source: str, language: str, lines: str | None = None) -> list[str]:
