@@ -10,7 +10,15 @@ from minprefix.ops import BACKENDS
 from minprefix.optim import SCHEDULES
 
 LOSSES = ("token-mean", "sentence-sum")
+LOSS_HELP = "the mean over a batch's tokens, or each sentence's sum, averaged"
 MATMULS = ("float32", "tf32")
+COUNTS = ("steps", "batch_size", "eval_every", "save_every")
+
+
+def option(default: Any, help: str = "", **more: Any) -> Any:
+    """A field with its help text. `more`: its `choices`, and as `unsaid` the default that the help
+    names where the field has none."""
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -30,58 +38,34 @@ class Settings:
     """
 
     steps: int = field(metadata={"help": "how many steps, instead of epochs"})
-    batch_size: int = field(default=10, metadata={"help": "sequences in a step"})
-    micro_batch_size: int | None = field(
-        default=None, metadata={"help": "sequences at a time: less memory, the same result"}
-    )
-    lr: float = field(default=5e-3, metadata={"help": "learning rate"})
-    warmup: int = field(default=0, metadata={"help": "steps in which the learning rate rises"})
-    schedule: str = field(
-        default="linear",
-        metadata={"help": "how the learning rate falls", "choices": SCHEDULES},
-    )
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decoupled weight decay"})
-    clip: float | None = field(
-        default=1.0, metadata={"help": "largest norm of the gradient; 0 is no limit"}
-    )
-    dropout: float = field(default=0.0, metadata={"help": "on the prefix's keys and values"})
-    loss: str = field(
-        default="token-mean",
-        metadata={
-            "help": "the mean over a batch's tokens, or each sentence's sum, averaged",
-            "choices": LOSSES,
-        },
-    )
-    eval_every: int = field(default=100, metadata={"help": "steps between two validations"})
-    save_every: int = field(default=50, metadata={"help": "steps between two saves"})
-    seed: int = field(default=0, metadata={"help": "decides every random draw of the run"})
-    backend: str = field(default="numpy", metadata={"choices": tuple(sorted(BACKENDS))})
-    matmul: str = field(default="float32", metadata={"choices": MATMULS})
+    batch_size: int = option(10, "sequences in a step")
+    micro_batch_size: int | None = option(None, "sequences at a time: less memory, the same result")
+    lr: float = option(5e-3, "learning rate")
+    warmup: int = option(0, "steps in which the learning rate rises")
+    schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    clip: float | None = option(1.0, "largest norm of the gradient; 0 is no limit")
+    dropout: float = option(0.0, "on the prefix's keys and values")
+    loss: str = option(LOSSES[0], LOSS_HELP, choices=LOSSES)
+    eval_every: int = option(100, "steps between two validations")
+    save_every: int = option(50, "steps between two saves")
+    seed: int = option(0, "decides every random draw of the run")
+    backend: str = option("numpy", choices=tuple(sorted(BACKENDS)))
+    matmul: str = option("float32", choices=MATMULS)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "save_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}: expected a whole number from 1")
         for f in fields(self):
-            choices = f.metadata.get("choices")
-            if choices and getattr(self, f.name) not in choices:
-                raise InputError(
-                    f"{f.name} is {getattr(self, f.name)!r}: expected one of {', '.join(choices)}"
-                )
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            if f.name in COUNTS and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{f.name} is {value!r}: expected a whole number from 1")
+            if choices and value not in choices:
+                raise InputError(f"{f.name} is {value!r}: expected one of {', '.join(choices)}")
+        micro, clip = self.micro_batch_size, self.clip
         for name, right, expected in (
-            (
-                "micro_batch_size",
-                self.micro_batch_size is None or self.micro_batch_size >= 1,
-                "at least 1",
-            ),
+            ("micro_batch_size", micro is None or micro >= 1, "at least 1"),
             ("lr", 0 < self.lr < math.inf, "a positive number"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-            (
-                "clip",
-                self.clip is None or self.clip > 0,
-                "a positive number (--clip 0 is no limit)",
-            ),
+            ("clip", clip is None or clip > 0, "a positive number (--clip 0 is no limit)"),
             ("dropout", 0 <= self.dropout < 1, "0 or more, below 1"),
             ("seed", self.seed >= 0, "0 or more"),
         ):
@@ -98,14 +82,10 @@ class Settings:
             )
 
 
-def _help_of(kind: Any, name: str) -> dict[str, Any]:
-    return {"help": kind.__dataclass_fields__[name].metadata["help"]}
-
-
-def _setting(name: str) -> Any:
-    """The field of `Settings` with this name, its default and its help."""
-    f = Settings.__dataclass_fields__[name]
-    return field(default=f.default, metadata=f.metadata)
+def _setting(name: str, kind: Any = Settings, **more: Any) -> Any:
+    """The field of `kind` with this name, its default and its help; `more`: what differs."""
+    f = kind.__dataclass_fields__[name]
+    return option(**({"default": f.default, **f.metadata} | more))
 
 
 EPOCHS, LENGTH, MLP_LR, INIT_STD, INIT_BOUND = 5, 10, 5e-4, 0.02, 0.05
@@ -121,61 +101,37 @@ class Job:
 
     model: str | None = None
     revision: str | None = None
-    data: str | None = field(default=None, metadata={"help": ".jsonl, .csv, .tsv: source, target"})
-    valid: str | None = field(
-        default=None, metadata={"help": "pairs; the prefix that is best on them is kept"}
-    )
+    data: str | None = option(None, ".jsonl, .csv, .tsv: source, target")
+    valid: str | None = option(None, "pairs; the prefix that is best on them is kept")
     source_column: str | None = None
     target_column: str | None = None
-    template: str = field(
-        default="{source}\n{target}", metadata={"help": "how source and target are joined"}
+    template: str = option("{source}\n{target}", "how source and target are joined")
+    skip_long: bool = option(
+        False, "leave out pairs that do not fit (without it, the file is refused)"
     )
-    skip_long: bool = field(
-        default=False,
-        metadata={"help": "leave out pairs that do not fit (without it, the file is refused)"},
+    prefix_length: int | None = option(None, "slots of the prefix", unsaid=LENGTH)
+    init: str | None = option(
+        None,
+        "how the prefix starts; with --mlp-hidden, network is the MLP's own start, prefix a "
+        "trained prefix's MLP, and any other is what the MLP is first fitted to",
+        choices=("normal", "uniform", "zero", "text", "prefix", "network"),
+        unsaid="normal; network with --mlp-hidden",
     )
-    prefix_length: int | None = field(
-        default=None, metadata={"help": "slots of the prefix", "default": LENGTH}
+    init_std: float | None = option(None, "with --init normal", unsaid=INIT_STD)
+    init_bound: float | None = option(None, "with --init uniform", unsaid=INIT_BOUND)
+    init_text: str | None = option(None, "with --init text")
+    init_prefix: str | None = option(None, "with --init prefix: a trained one")
+    mlp_hidden: int | None = option(None, "train through an MLP of this width")
+    layers: list[int] | None = option(None, "only these layers see the prefix")  # noqa: RUF009
+    position_offset: int | None = option(
+        None, "position of the first token", unsaid="the number of slots"
     )
-    init: str | None = field(
-        default=None,
-        metadata={
-            "help": "how the prefix starts; with --mlp-hidden, network is the MLP's own start, "
-            "prefix a trained prefix's MLP, and any other is what the MLP is first fitted to",
-            "choices": ("normal", "uniform", "zero", "text", "prefix", "network"),
-            "default": "normal; network with --mlp-hidden",
-        },
-    )
-    init_std: float | None = field(
-        default=None, metadata={"help": "with --init normal", "default": INIT_STD}
-    )
-    init_bound: float | None = field(
-        default=None, metadata={"help": "with --init uniform", "default": INIT_BOUND}
-    )
-    init_text: str | None = field(default=None, metadata={"help": "with --init text"})
-    init_prefix: str | None = field(
-        default=None, metadata={"help": "with --init prefix: a trained one"}
-    )
-    mlp_hidden: int | None = field(
-        default=None, metadata={"help": "train through an MLP of this width"}
-    )
-    layers: list[int] | None = field(
-        default=None, metadata={"help": "only these layers see the prefix"}
-    )
-    position_offset: int | None = field(
-        default=None,
-        metadata={"help": "position of the first token", "default": "the number of slots"},
-    )
-    steps: int | None = field(default=None, metadata=_help_of(Settings, "steps"))
-    epochs: int | None = field(
-        default=None, metadata={"help": "how often each pair is seen", "default": EPOCHS}
-    )
+    steps: int | None = _setting("steps", default=None)
+    epochs: int | None = option(None, "how often each pair is seen", unsaid=EPOCHS)
     batch_size: int = _setting("batch_size")
     micro_batch_size: int | None = _setting("micro_batch_size")
-    lr: float | None = field(
-        default=None,
-        metadata=_help_of(Settings, "lr")
-        | {"default": f"{Settings.lr:g}; {MLP_LR:g} with --mlp-hidden"},
+    lr: float | None = _setting(
+        "lr", default=None, unsaid=f"{Settings.lr:g}; {MLP_LR:g} with --mlp-hidden"
     )
     warmup: int = _setting("warmup")
     schedule: str = _setting("schedule")
@@ -184,11 +140,8 @@ class Job:
     dropout: float = _setting("dropout")
     loss: str = _setting("loss")
     eval_every: int = _setting("eval_every")
-    valid_samples: int | None = field(
-        default=200,
-        metadata={
-            "help": "validate on this many pairs of --valid, the same ones each time, or all"
-        },
+    valid_samples: int | None = option(
+        200, "validate on this many pairs of --valid, the same ones each time, or all"
     )
     save_every: int = _setting("save_every")
     seed: int = _setting("seed")
@@ -203,11 +156,9 @@ class Job:
     def unsaid(self) -> dict[str, Any]:
         """What the options come to that were not given."""
         flat = self.mlp_hidden is None
-        unsaid: dict[str, Any] = {
-            "lr": Settings.lr if flat else MLP_LR,
-            "init": "normal" if flat else "network",
-        }
-        init = self.init or unsaid["init"]
+        lr, start = (Settings.lr, "normal") if flat else (MLP_LR, "network")
+        unsaid: dict[str, Any] = {"lr": lr, "init": start}
+        init = self.init or start
         if init == "normal":
             unsaid["init_std"] = INIT_STD
         if init == "uniform":
@@ -220,17 +171,14 @@ class Job:
 
     def settings(self, examples: int) -> Settings:
         """For so many examples. Raises InputError as `Settings` does, and for no epoch."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(Settings)}
-        unsaid = self.unsaid()
+        unsaid, chosen = self.unsaid(), {f.name: getattr(self, f.name) for f in fields(Settings)}
         if self.steps is None:
             epochs = unsaid["epochs"] if self.epochs is None else self.epochs
             if epochs < 1:
                 raise InputError(f"--epochs is {epochs}: expected at least 1")
             chosen["steps"] = epochs * -(-examples // max(1, self.batch_size))
-        if self.lr is None:
-            chosen["lr"] = unsaid["lr"]
-        if self.clip == 0:
-            chosen["clip"] = None
+        chosen["lr"] = unsaid["lr"] if self.lr is None else self.lr
+        chosen["clip"] = self.clip or None  # 0 is no limit
         return Settings(**chosen)
 
 
@@ -238,10 +186,10 @@ class Job:
 class Demo:
     """What is asked of `minprefix demo`."""
 
-    prefix_length: int = field(default=LENGTH, metadata=_help_of(Job, "prefix_length"))
-    steps: int = field(default=250, metadata={"help": "how many steps"})
-    batch_size: int = field(default=16, metadata=_help_of(Settings, "batch_size"))
-    lr: float = field(default=1e-2, metadata=_help_of(Settings, "lr"))
+    prefix_length: int = _setting("prefix_length", Job, default=LENGTH)
+    steps: int = option(250, "how many steps")
+    batch_size: int = _setting("batch_size", default=16)
+    lr: float = _setting("lr", default=1e-2)
     seed: int = _setting("seed")
     backend: str = _setting("backend")
 
@@ -253,12 +201,6 @@ class Demo:
         return {}
 
     def settings(self) -> Settings:
-        return Settings(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            warmup=min(20, max(0, self.steps - 1)),
-            eval_every=25,
-            seed=self.seed,
-            backend=self.backend,
-        )
+        same = {name: getattr(self, name) for name in ("steps", "batch_size", "lr", "seed")}
+        warmup = min(20, max(0, self.steps - 1))
+        return Settings(**same, warmup=warmup, eval_every=25, backend=self.backend)

@@ -12,7 +12,7 @@ from minprefix.settings import Job, Settings
 @dataclass
 class Sizes:
     width: int = field(default=0, metadata={"help": "in %"})
-    factor: float | None = field(default=None, metadata={"help": "of it", "default": 2.5})
+    factor: float | None = field(default=None, metadata={"help": "of it", "unsaid": 2.5})
     shape: str = field(default="round", metadata={"help": "looks", "choices": ("round", "flat")})
     ids: tuple[int, ...] = field(default=(), metadata={"help": "some"})
     layers: list[int] | None = field(default=None, metadata={"help": "layers"})

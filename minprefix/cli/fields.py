@@ -21,14 +21,14 @@ def add_fields(
     """Add an option for each of these fields of the dataclass `kind` to a parser or a group.
 
     An option that is not given is None, so that the default stays at the field; `given` collects
-    the others. A field's metadata holds "help", perhaps "choices", and "default" if the help names
+    the others. A field's metadata holds "help", perhaps "choices", and "unsaid" if the help names
     another default than the field's. `types`: functions that read a text, where the field's type
     does not. `defaults`: what the help of one command says.
     """
     by_name = {f.name: f for f in fields(kind)}
     for name in names:
         f = by_name[name]
-        default = f.metadata.get("default", f.default)
+        default = f.metadata.get("unsaid", f.default)
         help_ = _help(f, (defaults or {}).get(name, default))
         option, (type_, many) = f"--{name.replace('_', '-')}", _type(f)
         if type_ is bool:
