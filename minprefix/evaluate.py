@@ -50,11 +50,10 @@ def predict(
     or as many as the source leaves room for. Raises InputError for a source that leaves room for
     none, or for fewer than `min_new_tokens`."""
     prompts = model.encode_prompts([template.prompt(source) for source in sources])
-    start, needed = prefix.position_offset if prefix else 0, max(1, decoding.min_new_tokens)
+    start = prefix.position_offset if prefix else 0
     for i, ids in enumerate(prompts):
-        if room(model.config, start, len(ids)) < needed:
-            said = no_room(model.config, start, len(ids), needed)
-            raise InputError(f"source {i}: {said}: shorten it")
+        if full := no_room(model.config, start, len(ids), decoding):
+            raise InputError(f"source {i}: {full}: shorten it")
     written = predict_ids(model, prefix, prompts, decoding, backend, batch_size)
     return [template.read(model.decode(ids)) for ids in written]
 
@@ -74,15 +73,7 @@ def predict_ids(
         part = prompts[i : i + batch_size]
         limits = [room(model.config, start, len(ids)) for ids in part]
         numbers = range(i, i + len(part))
-        yield from generate_ids(
-            model,
-            part,
-            prefix,
-            decoding=decoding,
-            ops=backend,
-            numbers=numbers,
-            limits=limits,
-        )
+        yield from generate_ids(model, part, prefix, None, decoding, backend, numbers, limits)
 
 
 def perplexity(loss: float) -> float:
@@ -92,19 +83,17 @@ def perplexity(loss: float) -> float:
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """The share of predictions that equal one of their references; blanks at the ends do not
     count."""
-    hits = [
-        prediction.strip() in {r.strip() for r in refs}
-        for prediction, refs in zip(predictions, references, strict=True)
-    ]
+    both = zip(predictions, references, strict=True)
+    hits = [text.strip() in {r.strip() for r in refs} for text, refs in both]
     return sum(hits) / len(hits)
 
 
 def slot_error_rate(sources: Sequence[str], predictions: Sequence[str]) -> float | None:
     """The share of all slots of all records that their text misses or gets wrong
     (`world.slot_errors`); None if some source is not a record of the tiny world."""
-    records = [world.read_record(source) for source in sources]
     errors, slots = 0, 0
-    for record, prediction in zip(records, predictions, strict=True):
+    for source, prediction in zip(sources, predictions, strict=True):
+        record = world.read_record(source)
         if record is None:
             return None
         errors += len(world.slot_errors(record, prediction))
@@ -126,17 +115,14 @@ def corpus_scores(
 
 
 def translation_edit_rate(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    progress: str | None = None,
+    predictions: Sequence[str], references: Sequence[Sequence[str]], progress: str | None = None
 ) -> dict[str, Any]:
     """TER over all predictions, as in `corpus_scores`. It searches for shifts of words, text by
     text: hundreds of texts with several references take minutes. `progress`: as in `mean_loss`."""
     ter = sacrebleu().TER
-    both = console.bar(
-        zip(predictions, references, strict=True), progress, "text", len(predictions)
-    )
-    each = [ter().sentence_score(prediction, refs) for prediction, refs in both]
+    both = zip(predictions, references, strict=True)
+    shown = console.bar(both, progress, "text", len(predictions))
+    each = [ter().sentence_score(prediction, refs) for prediction, refs in shown]
     edits, length = sum(s.num_edits for s in each), sum(s.ref_length for s in each)
     # as in sacrebleu: any edit of an empty reference is wrong
     score = 100 * edits / length if length else 100.0 * (edits > 0)
@@ -149,9 +135,8 @@ def sacrebleu() -> Any:
     try:
         from sacrebleu import metrics
     except ImportError as error:
-        raise InputError(
-            'BLEU, chrF and TER need sacrebleu: pip install "minprefix[scores]"'
-        ) from error
+        wanted = 'BLEU, chrF and TER need sacrebleu: pip install "minprefix[scores]"'
+        raise InputError(wanted) from error
     return metrics
 
 

@@ -168,12 +168,16 @@ def room(config: Config, start: int, length: int) -> int:
     return config.room(start) - length
 
 
-def no_room(config: Config, start: int, length: int, needed: int) -> str:
-    """The sentence that a prompt leaves room for fewer new tokens than are `needed`."""
+def no_room(config: Config, start: int, length: int, decoding: Decoding) -> str | None:
+    """The sentence that a prompt leaves no room for a new token, or for fewer than
+    `min_new_tokens`; None where there is room."""
+    left, needed = room(config, start, length), max(1, decoding.min_new_tokens)
+    if left >= needed:
+        return None
     return (
-        f"{counted(length, 'token')} from position {start} leave room for "
-        f"{max(0, room(config, start, length))} new ones of the model's {config.n_positions} "
-        f"positions, and {needed} {'is' if needed == 1 else 'are'} to be written"
+        f"{counted(length, 'token')} from position {start} leave room for {max(0, left)} new ones "
+        f"of the model's {config.n_positions} positions, and {needed} "
+        f"{'is' if needed == 1 else 'are'} to be written"
     )
 
 

@@ -56,26 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             threads.limit(args.threads)
         with _notes():
             return args.run(args)
-    except InputError as error:
-        print(f"minprefix: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("minprefix: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (`head`) has enough
         sys.stderr.close()
         return 0
+    except InputError as error:
+        wrong = str(error)
     except OSError as error:  # a path that the system refuses: too long, not permitted, a folder
         where = "" if error.filename is None else f"{error.filename}: "  # print has no file's name
-        print(f"minprefix: error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        wrong = f"{where}{error.strerror or error}"
     except RecursionError:
-        print("minprefix: error: a file is nested too deeply: it is damaged", file=sys.stderr)
-        return 2
+        wrong = "a file is nested too deeply: it is damaged"
     except MemoryError as error:
-        said = str(error).rstrip(".") or "out of memory"
-        print(f"minprefix: error: {said}: give smaller sizes", file=sys.stderr)
-        return 2
+        wrong = f"{str(error).rstrip('.') or 'out of memory'}: give smaller sizes"
+    print(f"minprefix: error: {wrong}", file=sys.stderr)
+    return 2
 
 
 @contextmanager

@@ -4,10 +4,9 @@ import argparse
 import shlex
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import IMPLEMENTATION, add_threads
+from minprefix.cli.options import IMPLEMENTATION, add_threads, flag, path
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError
 
@@ -29,26 +28,17 @@ def add(command: Command) -> None:
     )
     p.add_argument("implementation", nargs="?", metavar="IMPLEMENTATION", help=IMPLEMENTATION)
     add_only(p, "check")
-    p.add_argument(
-        "--level",
-        action="append",
-        choices=("ops", "model", "training"),
-        help="default all; may be given again",
-    )
+    levels, many = ("ops", "model", "training"), "default all; may be given again"
+    p.add_argument("--level", action="append", choices=levels, help=many)
     add_report(p)
-    p.add_argument(
-        "--time-limit", type=float, metavar="SECONDS", help="for each check (default 20)"
-    )
+    limit = "for each check (default 20)"
+    p.add_argument("--time-limit", type=float, metavar="SECONDS", help=limit)
     add_threads(p)
-    p.add_argument("--list", action="store_true", help="show the checks, and run none")
-    p.add_argument("--new", type=Path, metavar="FILE", help="write a file of stubs to fill in")
-    p.add_argument(
-        "--whole",
-        action="store_true",
-        help="with --new: of a whole model (run_model, run_decoding, run_training), not of its "
-        "operations",
-    )
-    p.add_argument("--torch", action="store_true", help="with --new: in PyTorch")
+    flag(p, "--list", "show the checks, and run none")
+    path(p, "--new", "FILE", "write a file of stubs to fill in")
+    whole = "of a whole model (run_model, run_decoding, run_training), not of its operations"
+    flag(p, "--whole", f"with --new: {whole}")
+    flag(p, "--torch", "with --new: in PyTorch")
 
 
 def add_only(p: argparse.ArgumentParser, what: str) -> None:
@@ -59,9 +49,8 @@ def add_only(p: argparse.ArgumentParser, what: str) -> None:
 
 def add_report(p: argparse.ArgumentParser) -> None:
     """Options of a command that ends with the suite's report."""
-    p.add_argument("--all", action="store_true", help="explain every failure, not the first three")
-    said = "write everything, for programs; - prints it"
-    p.add_argument("--json", type=Path, metavar="FILE", help=said)
+    flag(p, "--all", "explain every failure, not the first three")
+    path(p, "--json", "FILE", "write everything, for programs; - prints it")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,19 +17,10 @@ def add(command: Command) -> None:
         "minprefix combine runs/a runs/b --how average --weights 0.3 0.7 --out runs/mix",
     )
     p.add_argument("paths", type=Path, nargs="+", metavar="DIR", help="prefixes")
-    p.add_argument(
-        "--how",
-        choices=("concatenate", "average"),
-        required=True,
-        help="put all slots one after the other, or take the mean slot by slot",
-    )
-    p.add_argument(
-        "--weights",
-        type=float,
-        nargs="+",
-        metavar="X",
-        help="weights of the mean, one for each prefix (default: equal); two interpolate",
-    )
+    how = "put all slots one after the other, or take the mean slot by slot"
+    p.add_argument("--how", choices=("concatenate", "average"), required=True, help=how)
+    weights = "weights of the mean, one for each prefix (default: equal); two interpolate"
+    p.add_argument("--weights", type=float, nargs="+", metavar="X", help=weights)
     add_model(p, "the one that the first prefix records")
     add_out(p)
 

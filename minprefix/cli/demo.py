@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minprefix.cli import options
 from minprefix.cli.fields import add_fields
-from minprefix.cli.options import NEW_TOKENS, add_backend, add_run, add_threads
+from minprefix.cli.options import NEW_TOKENS
 from minprefix.cli.parser import Command
 from minprefix.cli.resume import asked_for, draw_loss, resumable, worse
 from minprefix.settings import Demo
@@ -30,13 +31,11 @@ def add(command: Command) -> None:
         "teach the shipped model a task with a prefix; show before and after",
         "minprefix demo --out runs/demo --seed 1",
     )
-    p.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="default runs/demo"
-    )
+    options.path(p, "--out", "DIR", "default runs/demo", default=Path("runs/demo"))
     add_fields(p, Demo, ("prefix_length", "steps", "batch_size", "lr", "seed"))
-    add_backend(p, None)
-    add_threads(p)
-    add_run(p)
+    options.add_backend(p, None)
+    options.add_threads(p)
+    options.add_run(p)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,11 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from minprefix import console
 from minprefix.cli.parser import Command
-from minprefix.errors import InputError
+from minprefix.errors import InputError, quoted
 
 
 def add(command: Command) -> None:
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         found = differences(one, two)
         print("records" if found else "records: the same")
         for name, was, now in found:
-            print(f"  {console.plain(name):<34} {_short(was)}  |  {_short(now)}")
+            print(f"  {console.plain(name):<34} {quoted(was)}  |  {quoted(now)}")
     try:
         rows = distances(a, b)
     except InputError as error:
@@ -58,8 +57,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _cosine(x: float) -> str:
     return "-" if x != x else f"{x:.4f}"  # zeros have no direction
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 48 else f"{text[:45]}..."

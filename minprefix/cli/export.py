@@ -18,9 +18,8 @@ def add(command: Command) -> None:
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     p.add_argument("--to", choices=("peft", "adapters"), required=True, help="the library")
-    p.add_argument(
-        "--base", metavar="NAME", help="PEFT's name for the model (default: the recorded one)"
-    )
+    name = "PEFT's name for the model (default: the recorded one)"
+    p.add_argument("--base", metavar="NAME", help=name)
     add_out(p)
 
 
@@ -36,10 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.base is not None and args.to != "peft":
         raise InputError("--base is for PEFT: the adapters library takes no name of a model")
     if args.out.exists() and args.out.samefile(args.path):
-        raise InputError(
-            "--out is the prefix itself, whose record the other library's files would replace: "
-            "choose another --out"
-        )
+        replaced = "whose record the other library's files would replace: choose another --out"
+        raise InputError(f"--out is the prefix itself, {replaced}")
     if args.to == "peft":
         export_peft(saved, args.out, args.base or name)
         remove_rest(args)

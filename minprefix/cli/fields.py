@@ -7,11 +7,14 @@ from dataclasses import MISSING, Field, fields
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+#: a parser, or a group of options in its help
+Options = argparse._ActionsContainer
+
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def add_fields(
-    to: argparse._ActionsContainer,
+    to: Options,
     kind: type,
     names: Iterable[str],
     types: Mapping[str, Callable[[str], Any]] | None = None,
@@ -25,22 +28,22 @@ def add_fields(
     another default than the field's. `types`: functions that read a text, where the field's type
     does not. `defaults`: what the help of one command says.
     """
-    by_name = {f.name: f for f in fields(kind)}
+    types = types or {}
     for name in names:
-        f = by_name[name]
-        default = f.metadata.get("unsaid", f.default)
-        help_ = _help(f, (defaults or {}).get(name, default))
+        f: Field[Any] = kind.__dataclass_fields__[name]  # type: ignore[attr-defined]
+        help_ = _help(f, (defaults or {}).get(name, f.metadata.get("unsaid", f.default)))
         option, (type_, many) = f"--{name.replace('_', '-')}", _type(f)
         if type_ is bool:
             to.add_argument(option, action="store_true", default=None, help=help_)
             continue
-        choices = f.metadata.get("choices")
+        choices, nargs = f.metadata.get("choices"), "+" if many and name not in types else None
+        metavar = None if choices else (metavars or {}).get(name, METAVARS[type_])
         to.add_argument(
             option,
-            type=(types or {}).get(name, type_),
-            nargs="+" if many and name not in (types or {}) else None,
+            type=types.get(name, type_),
+            nargs=nargs,
             choices=choices,
-            metavar=None if choices else (metavars or {}).get(name, METAVARS[type_]),
+            metavar=metavar,
             help=help_,
         )
 

@@ -9,18 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprefix import console
-from minprefix.cli.options import (
-    ENDS,
-    add_backend,
-    add_decoding,
-    add_matmul,
-    add_model,
-    add_threads,
-    at_least_one,
-    decoding_of,
-    load_model,
-    unescape,
-)
+from minprefix.cli import options
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError, counted, note
 from minprefix.storage.writing import line_by_line, write_text
@@ -32,8 +21,11 @@ if TYPE_CHECKING:
     from minprefix.model import GPT2
     from minprefix.prefixes.store import PrefixStore, Prompt
 
+#: (number of the request, text), as they come
+Answers = Iterator[tuple[int, str]]
 #: the name of a prefix that --prefix gives none
 BARE = "prefix"
+BATCH = 32  # requests at a time
 
 
 def add(command: Command) -> None:
@@ -43,58 +35,40 @@ def add(command: Command) -> None:
         "continue a prompt, or many, with a prefix or without",
         'minprefix generate --prefix runs/demo \\\n    --prompt "name[The Red Fox], '
         'type[restaurant], food[Thai]"',
-        ENDS,
+        options.ENDS,
     )
-    add_model(p)
+    options.add_model(p)
+    prefix = "a trained prefix; with --data several, each with a name"
+    p.add_argument("--prefix", action="append", metavar="[NAME=]DIR", help=prefix)
+    prompt = (
+        "the text to continue; with a prefix it is the source in the prefix's template; may be "
+        "given several times"
+    )
+    p.add_argument("--prompt", action="append", metavar="TEXT", help=prompt)
     p.add_argument(
-        "--prefix",
-        action="append",
-        metavar="[NAME=]DIR",
-        help="a trained prefix; with --data several, each with a name",
+        "--template",
+        type=options.unescape,
+        help="how the prompt is set (default: the prefix's own)",
     )
-    p.add_argument(
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="the text to continue; with a prefix it is the source in the prefix's template; may "
-        "be given several times",
-    )
-    p.add_argument(
-        "--template", type=unescape, help="how the prompt is set (default: the prefix's own)"
-    )
-    p.add_argument("--raw", action="store_true", help="take the prompt as it is")
+    options.flag(p, "--raw", "take the prompt as it is")
     g = p.add_argument_group("many requests, each with a prefix of its own")
-    g.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help='a .jsonl of {"prompt": ..., "prefix": NAME}, where null is the model without a '
-        "prefix; or pairs (.jsonl, .csv, .tsv), whose sources are the prompts",
+    requests = (
+        'a .jsonl of {"prompt": ..., "prefix": NAME}, where null is the model without a prefix; '
+        "or pairs (.jsonl, .csv, .tsv), whose sources are the prompts"
     )
-    g.add_argument(
-        "--source-column",
-        metavar="NAME",
-        help="the prompt's column or field (default prompt, source, or mr)",
+    options.path(g, "--data", "FILE", requests)
+    column = "the prompt's column or field (default prompt, source, or mr)"
+    g.add_argument("--source-column", metavar="NAME", help=column)
+    options.path(g, "--store", "DIR", "a folder of prefixes, by their names")
+    options.count(g, "--store-bytes", "hold at most N bytes of prefixes (default 268435456)")
+    options.count(g, "--batch-size", f"at a time (default {BATCH})")
+    answers = (
+        "write the answers there (.jsonl), as they come into FILE.partial (default: print them at "
+        "the end)"
     )
-    g.add_argument("--store", type=Path, metavar="DIR", help="a folder of prefixes, by their names")
-    g.add_argument(
-        "--store-bytes",
-        type=at_least_one,
-        metavar="N",
-        help="hold at most N bytes of prefixes (default 268435456)",
-    )
-    g.add_argument("--batch-size", type=at_least_one, metavar="N", help="at a time (default 32)")
-    g.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write the answers there (.jsonl), as they come into FILE.partial (default: print "
-        "them at the end)",
-    )
-    add_decoding(p.add_argument_group("decoding"))
-    add_backend(p)
-    add_matmul(p)
-    add_threads(p)
+    options.path(g, "--out", "FILE", answers)
+    options.add_decoding(p.add_argument_group("decoding"))
+    options.add_machine(p)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     places = named(args.prefix or [])
     _check(args, places)
-    model, decoding = load_model(args), decoding_of(args)
+    model, decoding = options.load_model(args), options.decoding_of(args)
     inside = {name or BARE: place for name, place in places.items()}
     if args.data is None:
         store = PrefixStore(inside, model, sys.maxsize)
@@ -117,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     asked = args.max_new_tokens is not None
     prompts = _prompts(model, requests, templates, starts, decoding, asked)
 
-    def answers() -> Iterator[tuple[int, str]]:
-        written = store.answers(prompts, args.batch_size or 32, args.backend)
+    def answers() -> Answers:
+        written = store.answers(prompts, args.batch_size or BATCH, args.backend)
         bar = None if args.data is None else "answers"
         for i, ids in console.bar(written, bar, "answer", len(prompts)):
             template, text = templates[prompts[i].prefix], model.decode(ids)
@@ -158,16 +132,12 @@ def _check(args: argparse.Namespace, places: Mapping[str | None, Path]) -> None:
     if args.data is None:
         for name in ("store", "store_bytes", "batch_size", "source_column", "out"):
             if getattr(args, name) is not None:
-                raise InputError(
-                    f"--{name.replace('_', '-')} belongs to --data, a file of requests"
-                )
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} belongs to --data, a file of requests")
         if not args.prompt:
             raise InputError("generate needs --prompt TEXT, or --data FILE with many")
-        if len(places) > 1:
-            raise InputError(
-                f"{len(places)} prefixes were given: give one, or --data FILE whose lines name "
-                "theirs"
-            )
+        if (n := len(places)) > 1:
+            raise InputError(f"{n} prefixes were given: give one, or --data FILE that names theirs")
         return
     if args.prompt:
         raise InputError("--prompt is one request and --data are many: give one of them")
@@ -219,14 +189,12 @@ def _prompts(
     texts = [t.prompt(r.prompt) if (t := templates[r.prefix]) else r.prompt for r in requests]
     prompts, cut = [], 0
     for request, text, ids in zip(requests, texts, model.encode_many(texts), strict=True):
-        start, needed = starts[request.prefix], max(1, decoding.min_new_tokens)
-        left = room(model.config, start, len(ids))
         if not ids:
             empty = model.nothing_left(text) if text else "the prompt is empty: give some text"
             raise InputError(f"{request.where}: {empty}")
-        if left < needed:
-            full = no_room(model.config, start, len(ids), needed)
+        if full := no_room(model.config, starts[request.prefix], len(ids), decoding):
             raise InputError(f"{request.where}: {full}: shorten the prompt")
+        left = room(model.config, starts[request.prefix], len(ids))
         cut += left < decoding.max_new_tokens
         most = min(decoding.max_new_tokens, left)
         prompts.append(Prompt(ids, request.prefix, replace(decoding, max_new_tokens=most)))
@@ -245,7 +213,7 @@ def _print_texts(prompts: Sequence[str], texts: Mapping[int, str]) -> None:
         print(texts[i])
 
 
-def _print_answers(requests: "Sequence[Request]", answers: Iterator[tuple[int, str]]) -> None:
+def _print_answers(requests: "Sequence[Request]", answers: Answers) -> None:
     """Print all answers in the requests' order; after Ctrl-C or an error, those that are there."""
     done: dict[int, str] = {}
     try:
@@ -257,9 +225,7 @@ def _print_answers(requests: "Sequence[Request]", answers: Iterator[tuple[int, s
             print(f"minprefix: {len(done)} of {len(requests)} answers printed", file=sys.stderr)
 
 
-def _write_answers(
-    out: Path, requests: "Sequence[Request]", answers: Iterator[tuple[int, str]]
-) -> None:
+def _write_answers(out: Path, requests: "Sequence[Request]", answers: Answers) -> None:
     done: dict[int, str] = {}
     with line_by_line(out, "answers", len(requests)) as keep:
         for i, text in answers:

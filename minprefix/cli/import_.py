@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)
     if adapters.is_adapters(args.path):
-        saved = adapters.load_adapters(args.path, model.config.n_head)
-        prefix, library = Prefix.of(saved), "adapters"
+        prefix = Prefix.of(adapters.load_adapters(args.path, model.config.n_head))
+        library = "adapters"
     elif (args.path / ABOUT).exists():
         raise InputError(f"{args.path} was saved by minprefix: it needs no import")
     else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minprefix.cli.options import named_model
 from minprefix.errors import InputError, note
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ def of_one_base(
 ) -> "tuple[list[Prefix], list[Provenance], GPT2]":
     """The prefixes, their records, and their base: --model, or what the first one records. Raises
     InputError for a prefix without a record, or of another base."""
-    from minprefix.model import GPT2
     from minprefix.prefix import Prefix
     from minprefix.prefixes.verify import recorded_model
     from minprefix.storage.artifact import read_prefix
@@ -32,13 +32,10 @@ def of_one_base(
                 "`minprefix import` first"
             )
         records.append(record)
-    if args.model is not None:
-        model = GPT2.load(args.model, revision=args.revision)
-    elif args.revision is not None:
-        raise InputError("--revision belongs to a model's name: give --model as well")
-    elif records[0].base.name is None:
+    model = named_model(args)
+    if model is None and records[0].base.name is None:
         raise InputError(f"{str(paths[0])!r} does not record its model: give --model")
-    else:
+    if model is None:
         model = recorded_model(records[0])
         args.revision = records[0].revision  # for the record of the new prefix
     base = model.identity()

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minprefix.cli.fields import add_fields, given
+from minprefix.cli.fields import Options, add_fields, given
+from minprefix.cli.parser import Parser
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,17 +42,26 @@ def at_least_one(text: str) -> int:
     return n
 
 
-def add_threads(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--threads",
-        type=at_least_one,
-        metavar="N",
-        help="compute with N threads (default: the machine decides); another number may change the "
-        "last bits of a result",
-    )
+def flag(to: Options, name: str, help: str) -> None:
+    to.add_argument(name, action="store_true", help=help)
 
 
-def add_model(p: argparse.ArgumentParser, said: str = "the model that ships") -> None:
+def path(to: Options, name: str, metavar: str, help: str, **more: Any) -> None:
+    to.add_argument(name, type=Path, metavar=metavar, help=help, **more)
+
+
+def count(to: Options, name: str, help: str, default: int | None = None) -> None:
+    """A whole number, at least 1; `default` is added to the help."""
+    said = help if default is None else f"{help} (default {default})"
+    to.add_argument(name, type=at_least_one, metavar="N", default=default, help=said)
+
+
+def add_threads(to: Options) -> None:
+    more = "(default: the machine decides); another number may change the last bits of a result"
+    count(to, "--threads", f"compute with N threads {more}")
+
+
+def add_model(p: Options, said: str = "the model that ships") -> None:
     """`said`: the model without --model, in words."""
     p.add_argument(
         "--model",
@@ -63,16 +72,13 @@ def add_model(p: argparse.ArgumentParser, said: str = "the model that ships") ->
     p.add_argument("--revision", help="commit of a name on the hub (GPT-2's own are pinned)")
 
 
-def add_columns(p: argparse.ArgumentParser) -> None:
+def add_columns(to: Options) -> None:
     for name, e2e in (("source", "mr"), ("target", "ref")):
-        p.add_argument(
-            f"--{name}-column",
-            metavar="NAME",
-            help=f"column or field of the {name} (default {name}, or {e2e} as in E2E)",
-        )
+        said = f"column or field of the {name} (default {name}, or {e2e} as in E2E)"
+        to.add_argument(f"--{name}-column", metavar="NAME", help=said)
 
 
-def add_backend(p: argparse.ArgumentParser, default: str | None = "numpy") -> None:
+def add_backend(p: Options, default: str | None = "numpy") -> None:
     p.add_argument(
         "--backend",
         choices=("numpy", "cupy", "auto", "reference"),
@@ -82,7 +88,7 @@ def add_backend(p: argparse.ArgumentParser, default: str | None = "numpy") -> No
     )
 
 
-def add_matmul(p: argparse.ArgumentParser, default: str | None = "float32") -> None:
+def add_matmul(p: Options, default: str | None = "float32") -> None:
     p.add_argument(
         "--matmul",
         choices=("float32", "tf32"),
@@ -92,7 +98,14 @@ def add_matmul(p: argparse.ArgumentParser, default: str | None = "float32") -> N
     )
 
 
-def add_decoding(to: argparse._ActionsContainer) -> None:
+def add_machine(to: Options) -> None:
+    """What computes, and how."""
+    add_backend(to)
+    add_matmul(to)
+    add_threads(to)
+
+
+def add_decoding(to: Options) -> None:
     """The fields of `Decoding`."""
     from minprefix.generate import Decoding
 
@@ -100,23 +113,16 @@ def add_decoding(to: argparse._ActionsContainer) -> None:
     add_fields(to, Decoding, Decoding.__dataclass_fields__, defaults={"max_new_tokens": most})
 
 
-def add_run(p: argparse.ArgumentParser) -> None:
+def add_run(p: Parser) -> None:
     either = p.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on with the run in --out")
     either.add_argument("--force", action="store_true", help="replace the run in --out")
 
 
-def add_out(p: argparse.ArgumentParser) -> None:
+def add_out(p: Options) -> None:
     """--out and --force of the commands that write a prefix."""
-    p.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="the folder for the new prefix"
-    )
-    p.add_argument("--force", action="store_true", help="replace the prefix in --out")
-
-
-def given_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options that stand on the command line."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    path(p, "--out", "DIR", "the folder for the new prefix", required=True)
+    flag(p, "--force", "replace the prefix in --out")
 
 
 def resolved(backend: str) -> str:
@@ -132,6 +138,17 @@ def resolved(backend: str) -> str:
         return "numpy"
     print("backend: cupy", file=sys.stderr)
     return "cupy"
+
+
+def named_model(args: argparse.Namespace) -> "GPT2 | None":
+    """The model of --model, None without it."""
+    from minprefix.model import GPT2
+
+    if args.model is not None:
+        return GPT2.load(args.model, revision=args.revision)
+    if args.revision is not None:
+        raise InputError("--revision belongs to a model's name: give --model as well")
+    return None
 
 
 def load_model(args: argparse.Namespace) -> "GPT2":

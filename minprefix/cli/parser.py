@@ -40,13 +40,7 @@ class Command(Protocol):
     """Adds a command to a parser: `Parser.command` of one."""
 
     def __call__(
-        self,
-        name: str,
-        run: Run,
-        what: str,
-        example: str = "",
-        more: str = "",
-        status: str = "",
+        self, name: str, run: Run, what: str, example: str = "", more: str = "", status: str = ""
     ) -> "Parser": ...
 
 
@@ -62,13 +56,7 @@ class Parser(argparse.ArgumentParser):
         return self.commands
 
     def command(
-        self,
-        name: str,
-        run: Run,
-        what: str,
-        example: str = "",
-        more: str = "",
-        status: str = "",
+        self, name: str, run: Run, what: str, example: str = "", more: str = "", status: str = ""
     ) -> "Parser":
         """Add a command and return its parser, to which the caller adds options.
 
@@ -76,14 +64,13 @@ class Parser(argparse.ArgumentParser):
         with `more`, and ends in `example` and in the exit `status` where that says more than usual.
         """
         assert self.commands is not None, "add_subparsers comes first"
+        shown = example and "example:\n" + textwrap.indent(example, "  ")
+        status = status and textwrap.fill(f"exit status: {status}", 79)
         p: Parser = self.commands.add_parser(
             name,
             help=what,
             description=textwrap.fill(f"{what[0].upper()}{what[1:]}. {more}", 79),
-            epilog="\n\n".join(
-                ["example:\n" + textwrap.indent(example, "  ")] * bool(example)
-                + [textwrap.fill(f"exit status: {status}", 79)] * bool(status)
-            ),
+            epilog="\n\n".join(filter(None, (shown, status))),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -106,20 +93,18 @@ class Parser(argparse.ArgumentParser):
         for word in args:
             if word == "--":
                 return
-            name, sign, _ = word.partition("=")
+            (name, sign, _), of_option, value = word.partition("="), value, False
             action = self._option_string_actions.get(name)
             if action is not None:
                 value = not sign and action.nargs is None
+            elif of_option:  # argparse says of the one before if it lacks its value
+                continue
             elif _like_option(word):
-                if not value:  # argparse says of the one before that it lacks its value
-                    self._no_such("option", name, self._option_string_actions)
-                value = False
-            elif self.commands is not None and not value:
+                self._no_such("option", name, self._option_string_actions)
+            elif self.commands is not None:
                 if word not in self.commands.choices:
                     self._no_such("command", word, self.commands.choices)
                 return  # the rest is the command's
-            else:
-                value = False
 
     def _no_such(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
         if kind == "command" and word in MOVED:
@@ -131,9 +116,8 @@ class Parser(argparse.ArgumentParser):
         for name, ours in meant.items():
             typed.set_seq1(name.strip("-"))
             like[ours] = max(like.get(ours, 0.0), typed.ratio())
-        best = max(like.values())
-        near = [name for name in like if like[name] >= max(0.6, best - 0.05)]
-        near.sort(key=lambda name: -like[name])
+        enough = max(0.6, max(like.values()) - 0.05)
+        near = sorted((name for name in like if like[name] >= enough), key=lambda n: -like[n])
         hint = (
             f"did you mean {' or '.join(near[:3])}?" if near else f"{self.prog} --help lists them"
         )

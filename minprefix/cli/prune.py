@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from minprefix.cli import options
 from minprefix.cli.made import of_one_base, save_made
-from minprefix.cli.options import add_columns, add_model, add_out, add_threads, at_least_one
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError, counted
 
@@ -18,20 +18,12 @@ def add(command: Command) -> None:
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     p.add_argument("--keep", type=int, metavar="N", required=True, help="keep N slots")
-    p.add_argument(
-        "--data", type=Path, metavar="FILE", required=True, help="pairs to measure attention on"
-    )
-    p.add_argument(
-        "--limit",
-        type=at_least_one,
-        metavar="N",
-        default=100,
-        help="measure on the first N pairs (default 100)",
-    )
-    add_columns(p)
-    add_model(p, "the one that the prefix records")
-    add_threads(p)
-    add_out(p)
+    options.path(p, "--data", "FILE", "pairs to measure attention on", required=True)
+    options.count(p, "--limit", "measure on the first N pairs", default=100)
+    options.add_columns(p)
+    options.add_model(p, "the one that the prefix records")
+    options.add_threads(p)
+    options.add_out(p)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,9 +40,8 @@ def run(args: argparse.Namespace) -> int:
     room = model.config.n_positions - prefix.position_offset
     encoded = encode_pairs(model, pairs, template, room, skip_long=True)
     if not encoded:
-        raise InputError(
-            f"data file {args.data}: every pair is longer than the {room} tokens of room"
-        )
+        says = f"every pair is longer than the {room} tokens of room"
+        raise InputError(f"data file {args.data}: {says}")
     batch = Batch.pack([e.ids for e in encoded], [e.loss_from for e in encoded])
     shares = slot_attention(model, prefix, batch)
     made = prune(prefix, shares, args.keep)
@@ -61,11 +52,7 @@ def run(args: argparse.Namespace) -> int:
     slots, none = counted(prefix.length, "slot"), mean_loss(model, None, encoded)
     print(f"loss of {slots} {before:.4f}, of {made.length} {after:.4f}, of none {none:.4f}")
     columns = {"source_column": args.source_column, "target_column": args.target_column}
-    more = {
-        "keep": args.keep,
-        "loss": [before, after],
-        "data_sha256": fingerprint(args.data),
-        "options": {"data": str(args.data), **columns},
-    }
-    save_made(args, made, record, {"command": "prune", **more}, model)
+    how = {"command": "prune", "keep": args.keep, "loss": [before, after]}
+    how |= {"data_sha256": fingerprint(args.data), "options": {"data": str(args.data), **columns}}
+    save_made(args, made, record, how, model)
     return 0

@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 from minprefix import console
 from minprefix import evaluate as scoring
 from minprefix.cli.options import decoding_of, load_model
-from minprefix.data.pairs import (
-    Encoded,
-    Pair,
-    Template,
-    encode_pairs,
-    fingerprint,
-    group_references,
-    read_pairs,
-)
+from minprefix.data import pairs as data
 from minprefix.errors import InputError, counted, listed, note
 from minprefix.generate import Decoding, no_room, room
 from minprefix.model import GPT2
@@ -32,6 +24,7 @@ from minprefix.storage.writing import line_by_line, partial, write_json, write_t
 #: what it writes
 SCORES, PREDICTIONS = "metrics.json", "predictions.jsonl"
 MARKS = (SCORES, PREDICTIONS, partial(Path(PREDICTIONS)).name)
+References = dict[str, list[str]]  # source -> its targets
 
 
 class Job(NamedTuple):
@@ -39,11 +32,11 @@ class Job(NamedTuple):
 
     model: GPT2
     prefix: Prefix | None
-    template: Template
+    template: data.Template
     decoding: Decoding
     prompts: dict[str, list[int]]  # source -> the token ids of its prompt
-    references: dict[str, list[str]]  # source -> its targets
-    encoded: list[Encoded]  # the pairs that the loss is computed on
+    references: References
+    encoded: list[data.Encoded]  # the pairs that the loss is computed on
     left_out: int  # sources without room
 
 
@@ -71,10 +64,9 @@ def evaluate(args: argparse.Namespace) -> int:
             if args.ter:
                 write(scores | _ter(args.out, predictions, job.references))
     if cut:
-        print(
-            f"{counted(cut, 'prediction')} reached --max-new-tokens {job.decoding.max_new_tokens}, "
-            f"or the last position, and {'was' if cut == 1 else 'were'} cut"
-        )
+        most, were = job.decoding.max_new_tokens, "was" if cut == 1 else "were"
+        said = f"{counted(cut, 'prediction')} reached --max-new-tokens {most}, or the last position"
+        print(f"{said}, and {were} cut")
     print(f"written to {args.out}: {SCORES}, {PREDICTIONS}")
     return 0
 
@@ -99,46 +91,28 @@ def _read(args: argparse.Namespace) -> Job:
     if args.prefix is not None:
         prefix = Prefix.load(args.prefix, model).to(model.backend)
         text = recorded_template(args.prefix) if text is None else text
-    template = Template() if text is None else Template(text)
-    pairs = read_pairs(args.data, args.source_column, args.target_column)
-    asked = list(group_references(pairs))[: args.limit]
-    start = prefix.position_offset if prefix else 0
-    prompts = _prompts(model, start, template, decoding, pairs, asked, args.skip_long)
+    template = data.Template() if text is None else data.Template(text)
+    pairs = data.read_pairs(args.data, args.source_column, args.target_column)
+    asked = list(data.group_references(pairs))[: args.limit]
+    line_of = {pair.source: pair.where for pair in reversed(pairs)}  # the first one
+    start, prompts = prefix.position_offset if prefix else 0, {}
+    encoded_prompts = model.encode_prompts([template.prompt(source) for source in asked])
+    for source, ids in zip(asked, encoded_prompts, strict=True):
+        full = no_room(model.config, start, len(ids), decoding)
+        if not full:
+            prompts[source] = ids
+        elif not args.skip_long:
+            do = "shorten the source, or leave such lines out with --skip-long"
+            raise InputError(f"{line_of[source]}: {full}: {do}")
     if not prompts:
         raise InputError(f"data file {args.data}: no source leaves room for what is to be written")
     pairs, longest = [p for p in pairs if p.source in prompts], model.room(prefix)
-    encoded = encode_pairs(model, pairs, template, longest, args.skip_long)
+    encoded = data.encode_pairs(model, pairs, template, longest, args.skip_long)
     if not encoded:
-        raise InputError(
-            f"data file {args.data}: every pair is longer than the {longest} tokens of room"
-        )
-    references, left_out = group_references(pairs), len(asked) - len(prompts)
+        says = f"every pair is longer than the {longest} tokens of room"
+        raise InputError(f"data file {args.data}: {says}")
+    references, left_out = data.group_references(pairs), len(asked) - len(prompts)
     return Job(model, prefix, template, decoding, prompts, references, encoded, left_out)
-
-
-def _prompts(
-    model: GPT2,
-    start: int,
-    template: Template,
-    decoding: Decoding,
-    pairs: Sequence[Pair],
-    sources: Sequence[str],
-    skip_long: bool,
-) -> dict[str, list[int]]:
-    """source -> its prompt's token ids. Raises InputError, with the line, for a source that leaves
-    no room for a new token, or for fewer than --min-new-tokens; `skip_long` leaves it out."""
-    line_of = {pair.source: pair.where for pair in reversed(pairs)}  # the first one
-    needed, prompts = max(1, decoding.min_new_tokens), {}
-    encoded = model.encode_prompts([template.prompt(source) for source in sources])
-    for source, ids in zip(sources, encoded, strict=True):
-        if room(model.config, start, len(ids)) >= needed:
-            prompts[source] = ids
-        elif not skip_long:
-            raise InputError(
-                f"{line_of[source]}: {no_room(model.config, start, len(ids), needed)}: shorten the "
-                "source, or leave such lines out with --skip-long"
-            )
-    return prompts
 
 
 def _about(args: argparse.Namespace, job: Job) -> dict[str, Any]:
@@ -148,7 +122,7 @@ def _about(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "model": job.model.name,
         "prefix": args.prefix and str(args.prefix),
         "data": str(args.data),
-        "data_sha256": fingerprint(args.data),
+        "data_sha256": data.fingerprint(args.data),
         "template": job.template.text,
         "decoding": vars(job.decoding),
         "backend": args.backend,
@@ -169,7 +143,7 @@ def _print_sizes(about: Mapping[str, Any]) -> None:
         print(f"{counted(n, 'pair')} too long, left out of the loss", flush=True)
 
 
-def _note_special_tokens(model: GPT2, references: Mapping[str, list[str]]) -> None:
+def _note_special_tokens(model: GPT2, references: References) -> None:
     """`decode` leaves special tokens out, so no prediction equals a reference that has one."""
     with model.tokenizing() as tokenizer:
         if tokenizer.encode_special_tokens:  # they are read as any other text
@@ -189,9 +163,8 @@ def _predict(args: argparse.Namespace, job: Job) -> tuple[list[str], int]:
     """The text written for each source, kept in a file as it comes; and how many texts were cut,
     each where it has no more room."""
     start, prompts = job.prefix.position_offset if job.prefix else 0, list(job.prompts.values())
-    written = scoring.predict_ids(
-        job.model, job.prefix, prompts, job.decoding, args.backend, args.batch_size
-    )
+    how = (args.backend, args.batch_size)
+    written = scoring.predict_ids(job.model, job.prefix, prompts, job.decoding, *how)
     predictions, lines, cut = [], [], 0
     with line_by_line(args.out / PREDICTIONS, "predictions", len(prompts)) as keep:
         shown = console.bar(written, "predictions", "text", len(prompts))
@@ -209,15 +182,10 @@ def _predict(args: argparse.Namespace, job: Job) -> tuple[list[str], int]:
 
 def _scores(args: argparse.Namespace, job: Job, predictions: Sequence[str]) -> dict[str, Any]:
     """All scores but TER; BLEU and chrF if sacrebleu is installed."""
-    targets = list(job.references.values())
-    loss = scoring.mean_loss(
-        job.model, job.prefix, job.encoded, args.backend, args.batch_size, "loss"
-    )
-    scores: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": scoring.perplexity(loss),
-        "exact_match": scoring.exact_match(predictions, targets),
-    }
+    targets, how = list(job.references.values()), (args.backend, args.batch_size, "loss")
+    loss = scoring.mean_loss(job.model, job.prefix, job.encoded, *how)
+    scores: dict[str, Any] = {"loss": loss, "perplexity": scoring.perplexity(loss)}
+    scores["exact_match"] = scoring.exact_match(predictions, targets)
     errors = scoring.slot_error_rate(list(job.references), predictions)
     if errors is not None:
         scores["slot_error_rate"] = errors
@@ -228,9 +196,7 @@ def _scores(args: argparse.Namespace, job: Job, predictions: Sequence[str]) -> d
     return scores
 
 
-def _ter(
-    out: Path, predictions: Sequence[str], references: Mapping[str, list[str]]
-) -> dict[str, Any]:
+def _ter(out: Path, predictions: Sequence[str], references: References) -> dict[str, Any]:
     """TER, which is printed, too; after Ctrl-C, what there is without it."""
     try:
         found = scoring.translation_edit_rate(predictions, list(references.values()), "TER")

@@ -1,19 +1,10 @@
 """`minprefix train`: a prefix, trained on pairs of source and target."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from minprefix.cli import options
 from minprefix.cli.fields import add_fields, given
-from minprefix.cli.options import (
-    add_backend,
-    add_columns,
-    add_matmul,
-    add_model,
-    add_run,
-    add_threads,
-    unescape,
-)
 from minprefix.cli.parser import Command
 from minprefix.cli.resume import asked_for, draw_loss, resumable, worse
 from minprefix.errors import InputError, counted
@@ -35,26 +26,24 @@ def add(command: Command) -> None:
         status="0 trained, 1 the model is far worse with the prefix than without, 2 it cannot be "
         "trained, 130 Ctrl-C stopped it",
     )
-    add_model(p)
+    options.add_model(p)
     metavars = {
         "data": "FILE", "valid": "FILE", "init_prefix": "DIR", "layers": "I,J,...",
         "valid_samples": "N|all",
     }  # fmt: skip
     add_fields(p, Job, ("data", "valid"), metavars=metavars)
-    p.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="where the run is written"
-    )
+    options.path(p, "--out", "DIR", "where the run is written", required=True)
     add_fields(p, Job, ("prefix_length",))
     add_fields(p.add_mutually_exclusive_group(), Job, ("epochs", "steps"))
     add_fields(p, Job, ("batch_size", "lr", "seed"))
-    add_backend(p, None)
-    add_run(p)
+    options.add_backend(p, None)
+    options.add_run(p)
     advanced = p.add_argument_group("advanced")
-    add_columns(advanced)  # type: ignore[arg-type]  # a group adds arguments as a parser does
-    types = {"template": unescape, "layers": _layers, "valid_samples": _samples}
+    options.add_columns(advanced)
+    types = {"template": options.unescape, "layers": _layers, "valid_samples": _samples}
     add_fields(advanced, Job, ("template", *ADVANCED), types, metavars=metavars)
-    add_matmul(advanced, None)  # type: ignore[arg-type]
-    add_threads(advanced)  # type: ignore[arg-type]
+    options.add_matmul(advanced, None)
+    options.add_threads(advanced)
 
 
 def _layers(text: str) -> list[int]:
@@ -115,10 +104,8 @@ def _train(args: argparse.Namespace) -> int:
         best = f"{result.best_loss:.4f}, at step {result.best_step}"
         print(f"best validation loss {best}; the prefix of that step is kept")
     outlook.show_samples(evaluation.samples, work.scored[1].pairs)
-    print(
-        f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, "
-        f"{metrics['loss']:.4f} with the prefix"
-    )
+    frozen_and_now = f"{frozen:.4f} of the frozen model, {metrics['loss']:.4f} with the prefix"
+    print(f"loss on {counted(len(probe), 'pair')}: {frozen_and_now}")
     print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
     return worse(frozen, metrics["loss"], settings.lr)
 
@@ -129,8 +116,6 @@ def _job(args: argparse.Namespace) -> Job:
         raise InputError("train needs --data FILE: a .jsonl, .csv or .tsv of source and target")
     for name, says in (("eval_every", "how often"), ("valid_samples", "on how many pairs")):
         if name in typed and job.valid is None:
-            raise InputError(
-                f"--{name.replace('_', '-')} says {says} --valid is scored: give --valid FILE as "
-                "well"
-            )
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} says {says} --valid is scored: give --valid FILE as well")
     return job

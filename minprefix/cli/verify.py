@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from minprefix import console
-from minprefix.cli.options import add_model, add_threads
+from minprefix.cli.options import add_model, add_threads, named_model, path
 from minprefix.cli.parser import Command
-from minprefix.errors import InputError
 
 
 def add(command: Command) -> None:
@@ -21,21 +20,15 @@ def add(command: Command) -> None:
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix")
     add_model(p, "the one that the prefix records")
-    for name in ("data", "valid"):
-        p.add_argument(
-            f"--{name}", type=Path, metavar="FILE", help="the file (default: at its recorded place)"
-        )
+    for name in ("--data", "--valid"):
+        path(p, name, "FILE", "the file (default: at its recorded place)")
     add_threads(p)
 
 
 def run(args: argparse.Namespace) -> int:
-    from minprefix.model import GPT2
     from minprefix.prefixes.verify import verify
 
-    if args.model is None and args.revision is not None:
-        raise InputError("--revision belongs to a model's name: give --model as well")
-    model = None if args.model is None else GPT2.load(args.model, revision=args.revision)
-    found = verify(args.path, model, args.data, args.valid)
+    found = verify(args.path, named_model(args), args.data, args.valid)
     for what, right, text in found:
         mark = {True: "ok", False: "WRONG", None: "not checked"}[right]
         print(f"{mark:<12} {what:<11} {console.plain(text)}")
