@@ -9,6 +9,7 @@ transformers' fast tokenizers close, so that the token finds the row that was tr
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,20 +47,18 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
     Raises InputError for a tokenizer that cannot be read or cannot encode and decode a short text,
     and for files that contradict each other.
     """
-    whole, vocab, merges = (
-        inside(folder, name, "the tokenizer") for name in (WHOLE, VOCAB, MERGES)
-    )
-    if not whole.exists() and vocab.exists() != merges.exists():
-        there, missing = (vocab, merges) if vocab.exists() else (merges, vocab)
-        raise InputError(
-            f"{str(folder)!r} has {there.name} but no {missing.name}: the tokenizer needs both"
-        )
-    if not whole.exists() and not vocab.exists():
+    whole, vocab, merges = (inside(folder, name, "the tokenizer") for name in FILES[:3])
+    ours = not whole.exists()
+    if ours and vocab.exists() != merges.exists():
+        there, lost = (VOCAB, MERGES) if vocab.exists() else (MERGES, VOCAB)
+        raise InputError(f"{str(folder)!r} has {there} but no {lost}: the tokenizer needs both")
+    if ours and not vocab.exists():
         return None
     try:
         beside = read_beside(folder)
-        tokenizer = _whole(whole, beside) if whole.exists() else _bpe(vocab, merges, beside)
-        tokenizer = _with_tokens(tokenizer, beside, folder, not whole.exists())
+        blank = beside.flag("add_prefix_space") or False
+        tokenizer = _bpe(vocab, merges, blank) if ours else _whole(whole, beside)
+        tokenizer = _with_tokens(tokenizer, beside, folder, ours)
         tokenizer.no_truncation()  # a stored limit would drop text silently
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = beside.flag("split_special_tokens") or False
@@ -67,11 +66,9 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
     except (InputError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the library raises bare Exception, and Rust's panics
-        raise InputError(
-            f"the tokenizer in {str(folder)!r} cannot be read ({brief(error)}): fetch its "
-            "files again"
-        ) from error
-    _say_what_is_not_done(tokenizer, beside, folder, not whole.exists())
+        what = f"the tokenizer in {str(folder)!r} cannot be read ({brief(error)})"
+        raise InputError(f"{what}: fetch its files again") from error
+    _say_what_is_not_done(tokenizer, beside, folder, ours)
     return tokenizer
 
 
@@ -80,20 +77,19 @@ def read_as_before(folder: Path) -> "Tokenizer | None":
     record its fingerprint."""
     from tokenizers import Tokenizer
 
-    alone = Beside(folder / CONFIG, {}, {}, [], {})
     if (folder / WHOLE).exists():
         return Tokenizer.from_file(str(folder / WHOLE))
     if not (folder / VOCAB).exists():
         return None
-    tokenizer = _bpe(folder / VOCAB, folder / MERGES, alone)
+    tokenizer = _bpe(folder / VOCAB, folder / MERGES, False)
     tokenizer.add_special_tokens([END])
     return tokenizer
 
 
 def end_token(folder: Path, tokenizer: "Tokenizer | None") -> int | None:
     """The id of the token that the files beside the tokenizer name as `eos_token`."""
-    named = None if tokenizer is None else read_beside(folder).named.get("eos_token")
-    return None if named is None or tokenizer is None else tokenizer.token_to_id(named.content)
+    named = read_beside(folder).named.get("eos_token")
+    return tokenizer.token_to_id(named.content) if tokenizer and named else None
 
 
 #: stands for the blank before a word in some tokenizers
@@ -163,9 +159,6 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
         write_json(folder / CONFIG, {k: v for k, v in settings.items() if v})
 
 
-# ---- the files beside it ------------------------------------------------------------------------
-
-
 class Beside(NamedTuple):
     """What the files beside a tokenizer say: settings, special tokens by their roles (None for a
     role without a token) and without a role, and tokens by their ids."""
@@ -186,35 +179,45 @@ class Beside(NamedTuple):
         """All special tokens; `ours`: with those that GPT2Tokenizer adds by itself."""
         from tokenizers import AddedToken
 
-        named = dict.fromkeys(ROLES) | self.named
-        if ours:
-            for role in ("bos_token", "eos_token", "unk_token"):
-                if role not in self.named:
-                    named[role] = AddedToken(END, special=True)
+        ends = dict.fromkeys(ROLES[:3], AddedToken(END, special=True) if ours else None)
+        named = dict.fromkeys(ROLES) | ends | self.named
         return [token for token in named.values() if token is not None] + self.extra
 
 
 def read_beside(folder: Path) -> Beside:
     """Raises InputError for a malformed file, with its name."""
-    path, names, added = (
-        inside(folder, name, "what belongs to the tokenizer") for name in (CONFIG, NAMES, ADDED)
-    )
+    path, beside, source = (inside(folder, name, "part of the tokenizer") for name in FILES[3:])
     settings = _optional(path)
     named, extra = _special_tokens(path, settings)
-    if settings.get("added_tokens_decoder") is not None:
-        return Beside(path, settings, named, extra, _numbered(path, settings))
-    more_named, more_extra = _special_tokens(names, _optional(names))
-    named, extra = named | more_named, extra + more_extra
-    special = {token.content for token in [*named.values(), *extra] if token is not None}
+    given: list[tuple[Any, AddedToken]]  # ids, which may be anything yet, and their tokens
+    if (listed := settings.get("added_tokens_decoder")) is not None:
+        if not isinstance(listed, dict):
+            raise unexpected(path, "added_tokens_decoder", listed, "tokens by their ids")
+        source = path
+        given = [
+            (int(i) if re.fullmatch("[0-9]{1,10}", i) else i, _token(path, f"token {i}", value))
+            for i, value in listed.items()
+        ]
+    else:
+        more_named, more_extra = _special_tokens(beside, _optional(beside))
+        named, extra = named | more_named, extra + more_extra
+        special = {token.content for token in [*named.values(), *extra] if token is not None}
+        given = [
+            (i, _token(source, "a token", {"content": text, "special": text in special}))
+            for text, i in _optional(source).items()
+        ]
     numbered: dict[int, AddedToken] = {}
-    for content, i in _optional(added).items():
-        token = _token(added, "a token", {"content": content, "special": content in special})
-        _take(numbered, i, token, added)
+    for i, token in given:
+        _check_id(source, token.content, i)
+        if i in numbered:
+            both = f"{quoted(numbered[i].content)} and {quoted(token.content)}"
+            raise _damaged(source, f"{both} have one id, {i}")
+        numbered[i] = token
     return Beside(path, settings, named, extra, numbered)
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path, "what belongs to the tokenizer") if path.exists() else {}
+    return read_json(path, "part of the tokenizer") if path.exists() else {}
 
 
 def _special_tokens(
@@ -239,17 +242,6 @@ def _special_tokens(
     return named, extra
 
 
-def _numbered(path: Path, settings: dict[str, Any]) -> "dict[int, AddedToken]":
-    listed = settings["added_tokens_decoder"]
-    if not isinstance(listed, dict):
-        raise unexpected(path, "added_tokens_decoder", listed, "tokens by their ids")
-    numbered: dict[int, AddedToken] = {}
-    for i, value in listed.items():
-        known = i.isascii() and i.isdecimal() and len(i) < 11
-        _take(numbered, int(i) if known else i, _token(path, f"token {i}", value), path)
-    return numbered
-
-
 def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedToken":
     """A token that a file gives as its text, or as an object of the library's fields."""
     from tokenizers import AddedToken
@@ -268,59 +260,34 @@ def _token(path: Path, what: str, value: Any, special: bool = False) -> "AddedTo
 
 def _check_id(path: Path, token: str, i: Any) -> None:
     if type(i) is not int or not 0 <= i < 2**32:
-        raise InputError(
-            f"{path}: token {quoted(token)} has id {quoted(i)}: expected a whole number from 0; "
-            "the file is damaged, fetch it again"
-        )
+        wrong = f"token {quoted(token)} has id {quoted(i)}: expected a whole number from 0"
+        raise _damaged(path, wrong)
 
 
-def _take(numbered: "dict[int, AddedToken]", i: Any, token: "AddedToken", path: Path) -> None:
-    _check_id(path, token.content, i)
-    if i in numbered:
-        raise InputError(
-            f"{path}: {quoted(numbered[i].content)} and {quoted(token.content)} have one "
-            f"id, {i}: the file is damaged, fetch it again"
-        )
-    numbered[i] = token
-
-
-# ---- the tokenizer itself -----------------------------------------------------------------------
+def _damaged(where: object, wrong: str) -> InputError:
+    return InputError(f"{where}: {wrong}; the file is damaged, fetch it again")
 
 
 def _whole(path: Path, beside: Beside) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     raw = read_json(path, "the tokenizer")
-    if _holds(raw, "Precompiled"):
+    if '"type": "Precompiled"' in json.dumps(raw):
         raise InputError(
-            f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and whose few bytes can "
-            "ask for any amount of memory: give the tokenizer that belongs to the model"
+            f"{path} has a 'Precompiled' normalizer, which no GPT-2 has and which can take any "
+            "amount of memory: give the model's own tokenizer"
         )
     _set_prefix_space(raw, path, beside)
     tokenizer = Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
     # the library closes the gap that such an id leaves
     listed = {token["content"]: token["id"] for token in raw.get("added_tokens") or []}
-    if any(tokenizer.token_to_id(content) != i for content, i in listed.items()):
-        vocab = raw["model"]["vocab"]
-        if isinstance(vocab, dict):
-            taken = set(vocab.values())
-            gaps = {c: i for c, i in listed.items() if c not in vocab and i not in taken}
-            return _placed(tokenizer, gaps, path)
-    return tokenizer
-
-
-def _holds(value: Any, kind: str) -> bool:
-    """Whether a part of a tokenizer has this type."""
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            if part.get("type") == kind:
-                return True
-            parts += part.values()
-        elif isinstance(part, list):
-            parts += part
-    return False
+    kept = all(tokenizer.token_to_id(content) == i for content, i in listed.items())
+    vocab = raw["model"]["vocab"]
+    if kept or not isinstance(vocab, dict):
+        return tokenizer
+    taken = set(vocab.values())
+    gaps = {c: i for c, i in listed.items() if c not in vocab and i not in taken}
+    return _placed(tokenizer, gaps, path)
 
 
 def _set_prefix_space(raw: dict[str, Any], path: Path, beside: Beside) -> None:
@@ -335,13 +302,11 @@ def _set_prefix_space(raw: dict[str, Any], path: Path, beside: Beside) -> None:
     if level and beside.settings.get("tokenizer_class") not in AS_IT_IS:
         level["add_prefix_space"] = wanted
     else:
-        note(
-            f"{beside.path}: add_prefix_space is {wanted}, which has no effect: {path.name} has "
-            "its own way to begin a text"
-        )
+        why = f"which has no effect: {path.name} decides how a text begins"
+        note(f"{beside.path}: add_prefix_space is {wanted}, {why}")
 
 
-def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
+def _bpe(vocab: Path, merges: Path, blank: bool) -> "Tokenizer":
     """Byte-level BPE from GPT-2's own two files. The library itself would read them with less care:
     it skips ids that are no numbers, and truncates large ones."""
     from tokenizers import ByteLevelBPETokenizer
@@ -350,7 +315,7 @@ def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
     for token, i in ids.items():
         _check_id(vocab, token, i)
     if len(set(ids.values())) < len(ids):
-        raise InputError(f"{vocab}: two tokens have one id: the file is damaged, fetch it again")
+        raise _damaged(vocab, "two tokens have one id")
     pairs = []
     lines = read_text(merges, "the tokenizer's merges", LARGEST_JSON).split("\n")
     for n, line in enumerate(lines, 1):
@@ -358,12 +323,9 @@ def _bpe(vocab: Path, merges: Path, beside: Beside) -> "Tokenizer":
         if line.startswith("#version") or (not line and n == len(lines)):
             continue
         if len(pair) != 2 or not all(pair):
-            raise InputError(
-                f"{merges}, line {n}: {quoted(line)}: expected two tokens, a blank between "
-                "them; the file is damaged, fetch it again"
-            )
+            wrong = f"{quoted(line)}: expected two tokens, a blank between them"
+            raise _damaged(f"{merges}, line {n}", wrong)
         pairs.append(pair)
-    blank = beside.flag("add_prefix_space") or False
     return ByteLevelBPETokenizer(ids, pairs, add_prefix_space=blank)._tokenizer
 
 
@@ -385,9 +347,8 @@ def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: boo
         if held.get(token.content, i) != i or of_id.get(i, token.content) != token.content:
             was = held.get(token.content, of_id.get(i))
             raise InputError(
-                f"{folder}: a file beside the tokenizer gives {quoted(token.content)} the id "
-                f"{i}, and the tokenizer itself has {quoted(was)} for it: they are of two "
-                "models, fetch them again"
+                f"{folder}: a file beside the tokenizer gives {quoted(token.content)} the id {i}, "
+                f"and the tokenizer itself has {quoted(was)} for it: fetch both again"
             )
     for content, token in more.items():
         numbered[held.get(content, max([*of_id, *numbered], default=-1) + 1)] = token
@@ -396,8 +357,7 @@ def _with_tokens(tokenizer: "Tokenizer", beside: Beside, folder: Path, ours: boo
         token.special = token.special or token.content in names
     gaps = {token.content: i for i, token in numbered.items() if i not in of_id}
     end = max(of_id, default=-1) + 1
-    next_ones = list(range(end, end + len(gaps)))
-    if gaps and (end > len(of_id) or sorted(gaps.values()) != next_ones):
+    if gaps and (end > len(of_id) or sorted(gaps.values()) != [*range(end, end + len(gaps))]):
         tokenizer = _placed(tokenizer, gaps, folder)
     tokenizer.add_tokens([t for i, t in sorted(numbered.items()) if repr(t) != repr(added.get(i))])
     return tokenizer
@@ -410,15 +370,15 @@ def _placed(tokenizer: "Tokenizer", gaps: dict[str, int], where: Path) -> "Token
 
     largest = max([*tokenizer.get_vocab().values(), *gaps.values()])
     if largest >= MOST:  # the library would count through all ids below it
-        raise InputError(
-            f"{where}: a token has id {largest}, and others below it are missing: expected ids "
-            f"below {MOST}; the file is damaged, fetch it again"
+        wrong = (
+            f"a token has id {largest}, and ids before it are missing: expected ids below {MOST}"
         )
+        raise _damaged(where, wrong)
     raw = json.loads(tokenizer.to_str())
     if not isinstance(raw["model"]["vocab"], dict):
         raise InputError(
-            f"{where}: token {quoted(min(gaps))} has id {gaps[min(gaps)]}, which is not the "
-            f"next one: only a vocabulary by ids can have a gap, this one is {raw['model']['type']}"
+            f"{where}: token {quoted(min(gaps))} has id {gaps[min(gaps)]}, which is not the next "
+            f"one: a {raw['model']['type']} vocabulary cannot have a gap"
         )
     raw["model"]["vocab"] |= gaps
     return Tokenizer.from_str(json.dumps(raw, ensure_ascii=False))
@@ -429,8 +389,8 @@ def _say_what_is_not_done(tokenizer: "Tokenizer", beside: Beside, folder: Path, 
     if around or tokenizer.num_special_tokens_to_add(False):
         asks = around[0] if around else "post_processor"
         note(
-            f"{folder}: the tokenizer's {asks} asks for special tokens around every text: a text "
-            "is encoded without them, write them into it where the model needs them"
+            f"{folder}: the tokenizer's {asks} asks for special tokens around every text: "
+            "minprefix adds none, so write them into the text if the model needs them"
         )
     if ours and beside.flag("do_lower_case"):
         note(f"{beside.path}: do_lower_case has no effect on a GPT-2 tokenizer")
