@@ -1,14 +1,29 @@
-"""The checks of the levels above the ops: a whole model, decoding, training, on the questions of
-`problems`."""
+"""The checks of the levels above the ops: a whole model, decoding and training on the questions of
+`problems`; and checks of a model that need no oracle: two laws, the prefix gradient as the
+derivative of its own loss, and that nothing is left over from a call."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from minprefix.conformance.check import Check, Grade
+import numpy as np
+
+from minprefix.conformance.check import Check, Finding, Grade, noise
 from minprefix.conformance.contract import OPTIONAL
+from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.conformance.problems import ASKED, QUESTIONS, Question, model_question
+from minprefix.conformance.problems import (
+    ASKED,
+    QUESTIONS,
+    TOLERANCE,
+    Question,
+    expected_model,
+    model_case,
+    model_question,
+)
 from minprefix.conformance.whole import whole
+from minprefix.ops.contract import Array
 
 NO_WEIGHTS = "the gradients of the weights"
 
@@ -69,13 +84,6 @@ def _reproducer(question: Question, implementation: Implementation) -> str:
     )
 
 
-def whole_checks() -> Iterator[Check]:
-    for id_, (why, _) in QUESTIONS.items():
-        op = id_.partition("/")[0]
-        level = "training" if op == "training" else "model"
-        yield Check(id_, level, op, why, partial(_ask, id_))
-
-
 def _ask(id_: str, implementation: Implementation, grade: Grade) -> None:
     question = QUESTIONS[id_][1]()
     weights = all(map(implementation.has, OPTIONAL)) or implementation.has("run_model")
@@ -83,3 +91,110 @@ def _ask(id_: str, implementation: Implementation, grade: Grade) -> None:
         grade.not_implemented.append(NO_WEIGHTS)
         question = model_question(id_.partition("/")[2], "prefix")
     grade_question(question, implementation, grade)
+
+
+# ---- laws: no oracle is needed ------------------------------------------------------------------
+
+
+def _law(
+    grade: Grade, tensor: str, law: str, off: Array, terms: Array, rounding: float | None = None
+) -> None:
+    grade.law("run_model", tensor, law, off, terms, TOLERANCE["float64"], rounding)
+
+
+def _numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
+    return {n: np.array(implementation.asnumpy(a, n), dtype=np.float64) for n, a in found.items()}
+
+
+def _batch(implementation: Implementation, grade: Grade) -> None:
+    problem = replace(model_case("own-prefixes"), reduction="sum")
+    run = whole(implementation, "run_model")
+    together = _numbers(run(problem), implementation)
+    total: dict[str, Array] = {}
+    for b in range(len(problem.sequences)):
+        own = (problem.sequences[b], problem.loss_from[b], problem.prefix_of[b])
+        one = replace(problem, sequences=[own[0]], loss_from=[own[1]], prefix_of=[own[2]])
+        single = _numbers(run(one), implementation)
+        for name in together:
+            if name == "loss" or name.startswith("prefix."):
+                total[name] = total.get(name, np.zeros(())) + single[name]
+    law = "a batch (summed) is the sum of its sequences"
+    for name, a in total.items():
+        _law(grade, name, law, together[name] - a, a)
+
+
+def _permutation(implementation: Implementation, grade: Grade) -> None:
+    problem, order = model_case("shared-prefix"), np.array([2, 0, 3, 1])
+    moved = replace(problem, prefixes=[kv[:, :, :, order] for kv in problem.prefixes])
+    run = whole(implementation, "run_model")
+    a, b = (_numbers(run(p), implementation) for p in (problem, moved))
+    law = "permuting the slots permutes their gradients and changes nothing else"
+    _law(grade, "loss", law, a["loss"] - b["loss"], a["loss"])
+    for name in ("prefix.0.dk", "prefix.0.dv"):
+        _law(grade, name, law, b[name] - a[name][:, :, order], a[name])
+
+
+def _derivative(implementation: Implementation, grade: Grade) -> None:
+    problem, rng, h = model_case("own-prefixes"), np.random.default_rng(5), 1e-5
+    layers = range(problem.config.n_layer)
+    if implementation.in_a_hurry:  # the gradient of the lowest has come through all others
+        layers = layers[:1]
+    run = whole(implementation, "run_model")
+    found = _numbers(run(problem), implementation)
+    right = expected_model("own-prefixes")["loss"]
+    of_rounding = noise(relative_error(found["loss"], right), float(np.abs(right)), h)
+
+    def loss(j: int, moved: Array) -> float:
+        prefixes = [*problem.prefixes[:j], moved, *problem.prefixes[j + 1 :]]
+        given = run(replace(problem, prefixes=prefixes))
+        return float(_numbers({"loss": given["loss"]}, implementation)["loss"])
+
+    for j, which in np.ndindex(len(problem.prefixes), 2):
+        kv, name = problem.prefixes[j], f"prefix.{j}.{('dk', 'dv')[which]}"
+        for layer in layers:
+            direction = np.zeros_like(kv)
+            direction[layer, which] = rng.normal(0, 1, kv.shape[2:])
+            numeric = (loss(j, kv + h * direction) - loss(j, kv - h * direction)) / (2 * h)
+            analytic = float((found[name][layer] * direction[layer, which]).sum())
+            scale = max(abs(numeric), abs(analytic), 1e-300)
+            error = abs(numeric - analytic) / scale
+            said = (
+                f"{name} of layer {layer} says that the loss changes by {analytic:.6g} along "
+                f"a random direction, and it changes by {numeric:.6g}"
+            )
+            finding = Finding("run_model", name, "derivative", said, error, 1e-5)
+            along = f"{name} of layer {layer} along a direction"
+            grade.expect(along, finding, of_rounding / scale)
+
+
+def _again(implementation: Implementation, grade: Grade) -> None:
+    problem, other = model_case("own-prefixes"), model_case("shared-prefix")
+    before = [kv.copy() for kv in problem.prefixes]
+    weights = {name: a.copy() for name, a in problem.weights.items()}
+    run = whole(implementation, "run_model")
+    first = _numbers(run(problem), implementation)
+    run(other)
+    second = _numbers(run(problem), implementation)
+    law = "the same problem gives the same answer again"
+    for name, a in first.items():
+        if name in second and a.shape == second[name].shape:
+            _law(grade, name, law, a - second[name], a)
+    for j, (kv, now) in enumerate(zip(before, problem.prefixes, strict=True)):
+        _law(grade, f"prefix.{j}", "the prefix is kept as it was given", kv - now, kv, 0.0)
+    for name, a in weights.items():
+        kept = "a frozen weight is kept as it was given"
+        _law(grade, name, kept, a - problem.weights[name], a, 0.0)
+
+
+def model_checks() -> Iterator[Check]:
+    for id_, (why, _) in QUESTIONS.items():
+        op = id_.partition("/")[0]
+        level = "training" if op == "training" else "model"
+        yield Check(id_, level, op, why, partial(_ask, id_))
+    for name, why, run in (
+        ("law-batch", "law 8: the gradient of a batch is the sum of its sequences'", _batch),
+        ("law-permutation", "law 5: permuting the slots permutes their gradients", _permutation),
+        ("derivative", "the prefix gradient is the derivative of this very loss", _derivative),
+        ("again", "nothing is left over from a call, and nothing it was given is changed", _again),
+    ):
+        yield Check(f"model/{name}", "model", "model", why, run)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from minprefix.conformance import cases, model_laws, problems
+from minprefix.conformance import cases, problems
 from minprefix.conformance.by_hand import by_hand_checks
 from minprefix.conformance.check import PRECISION, Check, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
 from minprefix.conformance.laws import law_checks
-from minprefix.conformance.model_checks import whole_checks
+from minprefix.conformance.model_checks import model_checks
 from minprefix.conformance.op_checks import case_checks, derivative_checks, two_calls_checks
 from minprefix.conformance.zoo import matches
 from minprefix.errors import InputError
@@ -31,7 +31,7 @@ def all_checks() -> dict[str, Check]:
     ops.sort(key=lambda check: list(FUNCTIONS).index(check.op))
     why = f"{problems.DRAWS} models and batches that hypothesis draws, and the smallest that fails"
     drawn = Check("model/drawn", "model", "model", why, partial(_draw, "grade_model"))
-    whole = [*whole_checks(), *model_laws.law_checks(), drawn]
+    whole = [*model_checks(), drawn]
     whole.sort(key=lambda check: LEVELS.index(check.level))
     return {check.id: check for check in [*ops, *whole]}
 
