@@ -3,14 +3,13 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.contract import ARGUMENTS
+from minprefix.conformance.contract import ARGUMENTS, level_of
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.ops import reference
@@ -64,9 +63,6 @@ class Result:
     zoo: list[str] = field(default_factory=list)  # bugs that give the same numbers
     zoo_distance: float = 0.0  # relative, from those numbers: rounding
     seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -212,16 +208,22 @@ class Check:
     """`id`: op or level, a slash, a name; `why`: which mistakes it is there to catch."""
 
     id: str
-    level: str
-    op: str
     why: str
     run: Callable[[Implementation, Grade], None] = field(repr=False)
+
+    @property
+    def op(self) -> str:
+        return self.id.partition("/")[0]
+
+    @property
+    def level(self) -> str:
+        return level_of(self.op)
 
     def collect(self, implementation: Implementation) -> Grade:
         """Never raises for what the implementation does."""
         grade = Grade(explained=0)
         if not implementation.in_a_hurry:
-            grade = Grade(in_single=partial(_errors_in_single, self))
+            grade = Grade(in_single=cache(partial(errors_in_single, self.run)))
         try:
             with np.errstate(all="ignore"):  # an overflow shows in the numbers
                 self.run(implementation, grade)
@@ -263,13 +265,12 @@ def noise(forward_error: float, size: float, h: float) -> float:
 # ---- what float32 leaves ------------------------------------------------------------------------
 
 
-def _single(a: Array) -> Array:
-    return a.astype(np.float32) if a.dtype.kind == "f" else a
-
-
 #: the reference in float32, whatever the dtype of its inputs
 SINGLE = Implementation(
-    SimpleNamespace(**{name: getattr(reference, name) for name in ARGUMENTS}, asarray=_single),
+    SimpleNamespace(
+        **{name: getattr(reference, name) for name in ARGUMENTS},
+        asarray=lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a,
+    ),
     "the reference in float32",
     in_a_hurry=True,
 )
@@ -281,8 +282,3 @@ def errors_in_single(run: Callable[[Implementation, Grade], None]) -> Mapping[st
     with np.errstate(all="ignore"), contextlib.suppress(NotOffered, Broken):
         run(SINGLE, grade)
     return grade.errors
-
-
-@cache
-def _errors_in_single(check: Check) -> Mapping[str, float]:
-    return errors_in_single(check.run)

@@ -59,6 +59,11 @@ TENSORS: dict[str, dict[str, str]] = {
 }
 
 
+def level_of(op: str) -> str:
+    """The level of what stands before the slash in a check's id."""
+    return "ops" if op in FUNCTIONS else "training" if op == "training" else "model"
+
+
 def results(function: str) -> list[str]:
     """What a function returns, in order: a cache is one thing, and so is a list."""
     names = (name.split(".")[0].removesuffix("[]") for name in TENSORS[function])

@@ -1,13 +1,13 @@
 """The laws of `minprefix.ops.contract` as checks of an op. They need no oracle, and cannot see a
 missing scale or a flipped sign: a failure is certain, a pass says little."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minprefix.conformance.cases import Case, numbers
-from minprefix.conformance.check import Check, Grade
+from minprefix.conformance.check import Grade
 from minprefix.conformance.contract import ARGUMENTS
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.op_checks import tensors
@@ -129,8 +129,3 @@ LAWS: dict[str, tuple[str, Callable[[Implementation, Grade], None]]] = {
     ),
     "attention/law-batch": ("law 8: a sequence of a batch is what it is alone", _batch),
 }
-
-
-def law_checks() -> Iterator[Check]:
-    for id_, (why, run) in LAWS.items():
-        yield Check(id_, "ops", id_.partition("/")[0], why, run)

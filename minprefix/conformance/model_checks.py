@@ -2,14 +2,13 @@
 `problems`; and checks of a model that need no oracle: two laws, the prefix gradient as the
 derivative of its own loss, and that nothing is left over from a call."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.check import Check, Finding, Grade, noise
+from minprefix.conformance.check import Finding, Grade, noise
 from minprefix.conformance.contract import OPTIONAL
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
@@ -84,7 +83,7 @@ def _reproducer(question: Question, implementation: Implementation) -> str:
     )
 
 
-def _ask(id_: str, implementation: Implementation, grade: Grade) -> None:
+def ask(id_: str, implementation: Implementation, grade: Grade) -> None:
     question = QUESTIONS[id_][1]()
     weights = all(map(implementation.has, OPTIONAL)) or implementation.has("run_model")
     if getattr(question.problem, "need", "") == "all" and not weights:
@@ -186,15 +185,12 @@ def _again(implementation: Implementation, grade: Grade) -> None:
         _law(grade, name, kept, a - problem.weights[name], a, 0.0)
 
 
-def model_checks() -> Iterator[Check]:
-    for id_, (why, _) in QUESTIONS.items():
-        op = id_.partition("/")[0]
-        level = "training" if op == "training" else "model"
-        yield Check(id_, level, op, why, partial(_ask, id_))
-    for name, why, run in (
-        ("law-batch", "law 8: the gradient of a batch is the sum of its sequences'", _batch),
-        ("law-permutation", "law 5: permuting the slots permutes their gradients", _permutation),
-        ("derivative", "the prefix gradient is the derivative of this very loss", _derivative),
-        ("again", "nothing is left over from a call, and nothing it was given is changed", _again),
-    ):
-        yield Check(f"model/{name}", "model", "model", why, run)
+MODEL_LAWS: dict[str, tuple[str, Callable[[Implementation, Grade], None]]] = {
+    "model/law-batch": ("law 8: the gradient of a batch is the sum of its sequences'", _batch),
+    "model/law-permutation": ("law 5: permuting the slots permutes their gradients", _permutation),
+    "model/derivative": ("the prefix gradient is the derivative of this very loss", _derivative),
+    "model/again": (
+        "nothing is left over from a call, and nothing it was given is changed",
+        _again,
+    ),
+}

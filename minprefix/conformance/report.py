@@ -4,7 +4,7 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
         "counts": {s: sum(r.status == s for r in results) for s in STATUSES},
         "first": first,
         "not_implemented": _not_implemented(results),
-        "results": [_finite(r.as_dict()) for r in results],
+        "results": [_finite(asdict(r)) for r in results],
     }
 
 

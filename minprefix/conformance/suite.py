@@ -6,13 +6,14 @@ from functools import cache, partial
 from typing import Any
 
 from minprefix.conformance import cases, problems
-from minprefix.conformance.by_hand import by_hand_checks
+from minprefix.conformance.by_hand import by_hand
 from minprefix.conformance.check import PRECISION, Check, Result
-from minprefix.conformance.contract import FUNCTIONS, LEVELS
+from minprefix.conformance.contract import LEVELS
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
-from minprefix.conformance.laws import law_checks
-from minprefix.conformance.model_checks import model_checks
-from minprefix.conformance.op_checks import case_checks, derivative_checks, two_calls_checks
+from minprefix.conformance.laws import LAWS
+from minprefix.conformance.model_checks import MODEL_LAWS, ask
+from minprefix.conformance.op_checks import derivative, grade_case, two_calls
+from minprefix.conformance.problems import QUESTIONS
 from minprefix.conformance.zoo import matches
 from minprefix.errors import InputError
 
@@ -20,25 +21,34 @@ from minprefix.errors import InputError
 @cache
 def all_checks() -> dict[str, Check]:
     """id -> check: ops, then the model, then training; the most telling of an op first."""
-    ops = [
-        *case_checks(),
-        *by_hand_checks(),
-        *two_calls_checks(),
-        *derivative_checks(),
-        *law_checks(),
-        *map(_drawn_op, FUNCTIONS),
-    ]
-    ops.sort(key=lambda check: list(FUNCTIONS).index(check.op))
-    why = f"{problems.DRAWS} models and batches that hypothesis draws, and the smallest that fails"
-    drawn = Check("model/drawn", "model", "model", why, partial(_draw, "grade_model"))
-    whole = [*model_checks(), drawn]
+    checks: list[Check] = []
+    drawn = "that hypothesis draws, and the smallest that fails"
+    for op, named in cases.CASES.items():
+        for name, (why, _) in named.items():
+            checks.append(Check(f"{op}/{name}", why, partial(grade_case, cases.case_of(op, name))))
+        for name, why, run in (
+            ("by-hand", "numbers that one can work out with a pencil", by_hand),
+            (
+                "two-calls",
+                "each function twice in a row: nothing is shared between calls",
+                two_calls,
+            ),
+            (
+                "derivative",
+                "the backward is the derivative of this very forward, by central differences",
+                derivative,
+            ),
+        ):
+            checks.append(Check(f"{op}/{name}", why, partial(run, op)))
+        checks += [Check(id_, *law) for id_, law in LAWS.items() if id_.startswith(f"{op}/")]
+        why = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
+        checks.append(Check(f"{op}/drawn", why, partial(_draw, "grade_op", op)))
+    whole = [Check(id_, why, partial(ask, id_)) for id_, (why, _) in QUESTIONS.items()]
+    whole += [Check(id_, *law) for id_, law in MODEL_LAWS.items()]
+    why = f"{problems.DRAWS} models and batches {drawn}"
+    whole.append(Check("model/drawn", why, partial(_draw, "grade_model")))
     whole.sort(key=lambda check: LEVELS.index(check.level))
-    return {check.id: check for check in [*ops, *whole]}
-
-
-def _drawn_op(op: str) -> Check:
-    said = f"{cases.DRAWS} shapes, seeds and layouts that hypothesis draws, and the smallest that"
-    return Check(f"{op}/drawn", "ops", op, f"{said} fails", partial(_draw, "grade_op", op))
+    return {check.id: check for check in [*checks, *whole]}
 
 
 def _draw(name: str, *given: Any) -> None:

@@ -198,7 +198,7 @@ def _block_expected(name: str) -> Expected:
 
 
 def block_check(name: str) -> Check:
-    return Check(f"block/{name}", "model", "block", BLOCKS[name][0], partial(_grade_block, name))
+    return Check(f"block/{name}", BLOCKS[name][0], partial(_grade_block, name))
 
 
 def _grade_block(name: str, implementation: Implementation, grade: Grade) -> None:

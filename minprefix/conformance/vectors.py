@@ -30,8 +30,7 @@ from tqdm import tqdm
 from minprefix import __version__
 from minprefix.conformance import suite, zoo
 from minprefix.conformance.check import Check, Expected, Grade, Result, errors_in_single
-from minprefix.conformance.contract import FUNCTIONS, LEVELS
-from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.contract import LEVELS, level_of
 from minprefix.conformance.vector_cases import BLOCKS, VectorCase, all_cases, block_check
 from minprefix.errors import InputError
 from minprefix.ops.contract import Array
@@ -142,10 +141,7 @@ def _beside(name: str) -> str:
 
 def chosen(ids: Collection[str], only: Sequence[str]) -> list[str]:
     """Those of the ids that `only` names, as `minprefix check` selects. Raises InputError."""
-    levels = {"block": "model", "decoding": "model"}
-    ops = {id_: id_.partition("/")[0] for id_ in ids}
-    level_of = {i: "ops" if op in FUNCTIONS else levels.get(op, op) for i, op in ops.items()}
-    return suite.named(level_of, only, "case")
+    return suite.named({id_: level_of(id_.partition("/")[0]) for id_ in ids}, only, "case")
 
 
 def _claim(folder: Path) -> None:
@@ -382,20 +378,14 @@ def _check_of(entry: Mapping[str, Any]) -> Check:
         return suite.all_checks()[id_]
     if id_.startswith("block/") and id_[6:] in BLOCKS:
         return block_check(id_[6:])
-
-    def run(implementation: Implementation, grade: Grade) -> None:
-        """Nothing to compare with."""
-
-    return Check(id_, entry["level"], entry["op"], str(entry.get("why", "")), run)
+    return Check(id_, str(entry.get("why", "")), lambda implementation, grade: None)
 
 
 def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
     """A few lines that show both when they are pasted into Python."""
     outputs, vectors = str(folder / entry["outputs"]), str(folder / entry["file"])
-    return "\n".join(
-        (
-            "from safetensors.numpy import load_file",
-            f'print(load_file({outputs!r})["{tensor}"])',
-            f'print(load_file({vectors!r})["expected.{tensor}"])',
-        )
+    return (
+        "from safetensors.numpy import load_file\n"
+        f'print(load_file({outputs!r})["{tensor}"])\n'
+        f'print(load_file({vectors!r})["expected.{tensor}"])'
     )
