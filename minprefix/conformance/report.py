@@ -19,6 +19,11 @@ from minprefix.storage.writing import write_json
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
+STATUSES = ("passed", "failed", "not implemented")
+
+_wrapped = textwrap.TextWrapper(
+    WIDTH, "   ", "     ", break_long_words=False, break_on_hyphens=False
+).wrap
 
 
 def passed(results: Sequence[Result]) -> bool:
@@ -43,11 +48,10 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
     would mend it."""
     found = [(r, f) for r in results for f in r.findings]
-    by_kind = sorted(found, key=lambda each: each[1].kind in PRECISION)  # rounding comes last
-    told = ("function", "tensor", "kind", "sentence", "hints")
     first = None
-    if by_kind:
-        result, finding = by_kind[0]
+    if found:
+        result, finding = min(found, key=lambda each: each[1].kind in PRECISION)  # rounding: last
+        told = ("function", "tensor", "kind", "sentence", "hints")
         said = {key: getattr(finding, key) for key in told}
         first = {"check": result.check, "op": result.op, **said, "zoo": result.zoo}
     return {
@@ -72,9 +76,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-STATUSES = ("passed", "failed", "not implemented")
-
-
 def text(
     results: Sequence[Result], name: str, everything: bool = False, at_most: int | None = None
 ) -> str:
@@ -89,11 +90,11 @@ def text(
     for number, failure in enumerate(shown[:in_full], 1):
         lines += [*_in_full(number, failure, told), ""]
     rest = [f"  {f.title}: {f.finding.sentence}" for f in shown[in_full:]]
-    if rest and at_most is None:
-        lines += ["Also wrong (--all explains them, too):", *rest, ""]
-    elif rest:
-        more = len(rest[at_most:])
-        lines += ["Also wrong:", *rest[:at_most], *([f"  and {more} more"] if more else []), ""]
+    if rest:
+        how = " (--all explains them, too)" if at_most is None else ""
+        more = [] if at_most is None else rest[at_most:]
+        said = [f"  and {len(more)} more"] if more else []
+        lines += [f"Also wrong{how}:", *rest[:at_most], *said, ""]
     levels, seen = ({f.result.level for f in each} for each in (failures, shown))
     above = sorted(levels - seen, key=LEVELS.index)
     if above:
@@ -107,13 +108,12 @@ def _summary(results: Sequence[Result], name: str) -> str:
     graded = sum(r.status != "not implemented" for r in results)
     names = _not_implemented(results)
     missing = _by_op([name for name in names if name != NO_HYPOTHESIS])
-    said = f"{name}: "
+    said = "nothing to grade: no function is implemented yet"
     if failed:
-        said += f"{failed} of {counted(graded, 'check')} failed"
+        said = f"{failed} of {counted(graded, 'check')} failed"
     elif graded:
-        said += "the only check passed" if graded == 1 else f"all {graded} checks passed"
-    else:
-        said += "nothing to grade: no function is implemented yet"
+        said = "the only check passed" if graded == 1 else f"all {graded} checks passed"
+    said = f"{name}: {said}"
     if missing and graded:
         listed = f"not implemented, and not graded: {'; '.join(missing)}"
         said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
@@ -255,14 +255,3 @@ def _some(names: Sequence[str], width: int) -> str:
         shown.pop()
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(
-        sentence,
-        WIDTH,
-        initial_indent="   ",
-        subsequent_indent="     ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -1,6 +1,7 @@
 """All checks, by id, and running them."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -22,31 +23,25 @@ from minprefix.errors import InputError
 def all_checks() -> dict[str, Check]:
     """id -> check: ops, then the model, then training; the most telling of an op first."""
     checks: list[Check] = []
+    pencil = "numbers that one can work out with a pencil"
+    again = "each function twice in a row: nothing is shared between calls"
+    slope = "the backward is the derivative of this very forward, by central differences"
     drawn = "that hypothesis draws, and the smallest that fails"
+    shapes = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
     for op, named in cases.CASES.items():
         for name, (why, _) in named.items():
             checks.append(Check(f"{op}/{name}", why, partial(grade_case, cases.case_of(op, name))))
-        for name, why, run in (
-            ("by-hand", "numbers that one can work out with a pencil", by_hand),
-            (
-                "two-calls",
-                "each function twice in a row: nothing is shared between calls",
-                two_calls,
-            ),
-            (
-                "derivative",
-                "the backward is the derivative of this very forward, by central differences",
-                derivative,
-            ),
-        ):
-            checks.append(Check(f"{op}/{name}", why, partial(run, op)))
-        checks += [Check(id_, *law) for id_, law in LAWS.items() if id_.startswith(f"{op}/")]
-        why = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
-        checks.append(Check(f"{op}/drawn", why, partial(_draw, "grade_op", op)))
+        checks += [
+            Check(f"{op}/by-hand", pencil, partial(by_hand, op)),
+            Check(f"{op}/two-calls", again, partial(two_calls, op)),
+            Check(f"{op}/derivative", slope, partial(derivative, op)),
+            *(Check(id_, *law) for id_, law in LAWS.items() if id_.startswith(f"{op}/")),
+            Check(f"{op}/drawn", shapes, partial(_draw, "grade_op", op)),
+        ]
     whole = [Check(id_, why, partial(ask, id_)) for id_, (why, _) in QUESTIONS.items()]
     whole += [Check(id_, *law) for id_, law in MODEL_LAWS.items()]
-    why = f"{problems.DRAWS} models and batches {drawn}"
-    whole.append(Check("model/drawn", why, partial(_draw, "grade_model")))
+    models = f"{problems.DRAWS} models and batches {drawn}"
+    whole.append(Check("model/drawn", models, partial(_draw, "grade_model")))
     whole.sort(key=lambda check: LEVELS.index(check.level))
     return {check.id: check for check in [*checks, *whole]}
 
@@ -103,14 +98,14 @@ class Zookeeper:
     enough to be run."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, int] = {}  # op -> how many of its checks failed
+        self._failed = Counter[str]()  # op -> how many of its checks failed
 
     def wanted(self, check: Check) -> bool:
-        return self._failed.get(check.op, 0) < 2 and not check.id.endswith("/drawn")
+        return self._failed[check.op] < 2 and not check.id.endswith("/drawn")
 
     def saw(self, result: Result) -> None:
         if any(f.kind not in PRECISION for f in result.findings):
-            self._failed[result.op] = self._failed.get(result.op, 0) + 1
+            self._failed[result.op] += 1
 
 
 def run(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance import suite
-from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, each_float, owner
+from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, owner
 from minprefix.conformance.check import Check, Expected, Grade
 from minprefix.conformance.contract import MicroBatch, ModelProblem, model_tensors
 from minprefix.conformance.implementation import Broken, Implementation
@@ -44,7 +44,7 @@ class VectorCase:
     check: Check
     tolerance: float
     settings: Mapping[str, Any]
-    dimensions: Mapping[str, int]
+    dimensions: Mapping[str, float]
     inputs: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
 
@@ -67,19 +67,17 @@ def _op_case(id_: str) -> VectorCase:
     expected = {}
     for tensor, a in case.expected().items():
         function = owner(op, tensor)
-        expected[tensor] = Tensor(_as(a, case.dtype), axes(function, tensor), function)
-    sizes = {letter: int(size) for letter, size in case.dimensions().items()}
-    check = suite.all_checks()[id_]
+        expected[tensor] = Tensor(_in(case.dtype, a), axes(function, tensor), function)
+    check, sizes = suite.all_checks()[id_], case.dimensions()
     return VectorCase(check, case.tolerance(), settings, sizes, inputs, expected)
 
 
-def _as(a: Array, dtype: str) -> Array:
-    found: Array = each_float(lambda each: each.astype(dtype), a)
-    return found
+def _in(dtype: str, a: Array) -> Array:
+    return a.astype(dtype) if a.dtype.kind == "f" else a
 
 
-def _offsets(lengths: Sequence[int]) -> Array:
-    return np.cumsum([0, *lengths]).astype(np.int64)
+def _offsets(lengths: Sequence[int]) -> Tensor:
+    return Tensor(np.cumsum([0, *lengths], dtype=np.int64), "B+1")
 
 
 def _integers(numbers: Sequence[int], axes: str) -> Tensor:
@@ -89,7 +87,7 @@ def _integers(numbers: Sequence[int], axes: str) -> Tensor:
 def _batch(batch: ModelProblem | MicroBatch) -> dict[str, Tensor]:
     return {
         "tokens": _integers([t for ids in batch.sequences for t in ids], "N"),
-        "offsets": Tensor(_offsets([len(ids) for ids in batch.sequences]), "B+1"),
+        "offsets": _offsets([len(ids) for ids in batch.sequences]),
         "loss_from": _integers(batch.loss_from, "B"),
         "prefix_of": _integers(batch.prefix_of, "B"),
     }
@@ -123,11 +121,10 @@ def _whole_case(id_: str) -> VectorCase:
         settings |= {name: getattr(p, name) for name in numbers}
     inputs |= _parameters(p.weights, "weights.")
     expected = {
-        name: Tensor(_as(right.tensors[name], dtype), letters, question.function)
+        name: Tensor(_in(dtype, right.tensors[name]), letters, question.function)
         for name, letters in question.axes.items()
     }
-    sizes = {letter: int(size) for letter, size in right.dimensions.items()}
-    return VectorCase(check, right.tolerance, settings, sizes, inputs, expected)
+    return VectorCase(check, right.tolerance, settings, right.dimensions, inputs, expected)
 
 
 # ---- a block alone: the suite itself has no check of it ------------------------------------------
@@ -152,7 +149,7 @@ def _block_inputs(name: str) -> dict[str, Tensor]:
     for b, P in enumerate(slots):
         for n in ("prefix_k", "prefix_v"):
             inputs[f"{n}[{b}]"] = Tensor(rng.normal(0, 0.7, (heads, P, hs)), "NH P hs")
-    inputs["offsets"] = Tensor(_offsets(lengths), "B+1")
+    inputs["offsets"] = _offsets(lengths)
     block = {n[4:]: a for n, a in weights_of(SMALL).items() if n.startswith("h.1.")}
     return inputs | _parameters(block, "weights.")
 
@@ -222,9 +219,8 @@ def _block_case(name: str) -> VectorCase:
         if tensor == "resid_post":
             function = "block_backward"
     settings = {"n_head": SMALL.n_head, "layer_norm_epsilon": SMALL.layer_norm_epsilon}
-    sizes = {letter: int(size) for letter, size in right.dimensions.items()}
     check, inputs = block_check(name), _block_inputs(name)
-    return VectorCase(check, right.tolerance, settings, sizes, inputs, expected)
+    return VectorCase(check, right.tolerance, settings, right.dimensions, inputs, expected)
 
 
 def all_cases() -> dict[str, Callable[[], VectorCase]]:

@@ -76,41 +76,34 @@ def write(
     # a kill leaves a folder that is known as vectors, and as unfinished ones
     write_text(folder / INDEX, _laid_out(head | {"bugs": {}, "cases": []}) + "\n")
     write_text(folder / SCHEMA, _beside("vectors.schema.json"))
-    entries = []
-    for id_ in ids:
-        case = cases[id_]()
-        data = _bytes(case)
-        entries.append(_entry(case, catches(case.check), data))
-        write_bytes(folder / entries[-1]["file"], data)
+    made = (cases[id_]() for id_ in ids)
+    entries = [_write_case(folder, case, catches(case.check)) for case in made]
     named = {bug for entry in entries for bug in entry["catches"]}
     lessons = {name: bug.lesson for name, bug in zoo.all_bugs().items() if name in named}
     write_text(folder / INDEX, _laid_out(head | {"bugs": lessons, "cases": entries}) + "\n")
-    kept = {entry["file"] for entry in entries}
-    for old in (folder / "cases").glob("*.safetensors"):  # of earlier vectors
-        if f"cases/{old.name}" not in kept:
-            old.unlink()
+    kept = {folder / entry["file"] for entry in entries}
+    for old in set((folder / "cases").glob("*.safetensors")) - kept:  # of earlier vectors
+        old.unlink()
     return ids
 
 
-def _bytes(case: VectorCase) -> bytes:
-    tensors = {f"input.{n}": t.array for n, t in case.inputs.items()}
-    tensors |= {f"expected.{n}": t.array for n, t in case.expected.items()}
+def _write_case(folder: Path, case: VectorCase, catches: list[str]) -> dict[str, Any]:
+    """-> the case's entry of the index."""
+    check, name = case.check, file_name(case.check.id)
+    tensors = {f"input.{n}": np.asarray(t.array, order="C") for n, t in case.inputs.items()}
+    tensors |= {f"expected.{n}": np.asarray(t.array, order="C") for n, t in case.expected.items()}
     # one entry of metadata: the library does not keep the order of several
-    whole = {n: np.asarray(a, order="C") for n, a in tensors.items()}
-    return save(whole, {"case": case.check.id})
-
-
-def _entry(case: VectorCase, catches: list[str], data: bytes) -> dict[str, Any]:
-    check = case.check
+    data = save(tensors, {"case": check.id})
+    write_bytes(folder / "cases" / name, data)
     return {
         **{key: getattr(check, key) for key in ("id", "level", "op", "why")},
         "catches": catches,
-        "file": f"cases/{file_name(check.id)}",
+        "file": f"cases/{name}",
         "sha256": hashlib.sha256(data).hexdigest(),
-        "outputs": f"{OUTPUTS}/{file_name(check.id)}",
+        "outputs": f"{OUTPUTS}/{name}",
         "tolerance": case.tolerance,
         "settings": dict(case.settings),
-        "dimensions": dict(case.dimensions),
+        "dimensions": {letter: int(n) for letter, n in case.dimensions.items()},
         "inputs": {n: t.about() for n, t in case.inputs.items()},
         "expected": {n: t.about() for n, t in case.expected.items()},
     }
@@ -177,7 +170,7 @@ def check(
     entries = [index[id_] for id_ in chosen(index, only)]
     everything = [Path(e["outputs"]).name for e in index.values()]
     outputs = folder / OUTPUTS
-    written = {p.name for p in outputs.glob("*.safetensors")} if outputs.is_dir() else set[str]()
+    written = {p.name for p in outputs.glob("*.safetensors")}  # none where there is no folder
     for name in sorted(written - set(everything)):
         raise InputError(f"{outputs / name} belongs to no case{_meant(name, everything)}")
     if not any(Path(e["outputs"]).name in written for e in entries):
@@ -188,8 +181,7 @@ def check(
             "program, then check again"
         )
     results, keeper = [], suite.Zookeeper()
-    quiet = None if progress else True
-    for entry in tqdm(entries, unit="case", leave=False, disable=quiet):
+    for entry in tqdm(entries, unit="case", leave=False, disable=None if progress else True):
         check_ = _check_of(entry)
         results.append(_grade(folder, entry, check_, with_zoo and keeper.wanted(check_)))
         keeper.saw(results[-1])
