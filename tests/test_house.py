@@ -49,13 +49,14 @@ def _modules() -> dict[str, Path]:
 
 MODULES = _modules()
 
+FOR_THE_TYPE_CHECKER = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
 
 def _imports(tree: ast.AST) -> Iterator[str]:
     """The names of all that is imported when it runs: for the type checker alone does not count."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for part in node.orelse:
-                yield from _imports(ast.Module([part], []))
+        if isinstance(node, ast.If) and ast.unparse(node.test) in FOR_THE_TYPE_CHECKER:
+            yield from _imports(ast.Module(node.orelse, []))
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -138,6 +139,7 @@ def test_functions_and_modules_are_short():
 def test_a_circle_and_an_import_inside_a_function_are_seen():
     tree = ast.parse("def f():\n    import a\nif TYPE_CHECKING:\n    import b\nelse:\n    import c")
     assert list(_imports(tree)) == ["a", "c"]
+    assert list(_imports(ast.parse("if not TYPE_CHECKING:\n    import a"))) == ["a"]
     assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
