@@ -93,8 +93,8 @@ def text(
     if rest:
         how = " (--all explains them, too)" if at_most is None else ""
         more = [] if at_most is None else rest[at_most:]
-        said = [f"  and {len(more)} more"] if more else []
-        lines += [f"Also wrong{how}:", *rest[:at_most], *said, ""]
+        hidden = [f"  and {len(more)} more"] if more else []
+        lines += [f"Also wrong{how}:", *rest[:at_most], *hidden, ""]
     levels, seen = ({f.result.level for f in each} for each in (failures, shown))
     above = sorted(levels - seen, key=LEVELS.index)
     if above:
