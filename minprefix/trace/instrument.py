@@ -47,16 +47,12 @@ class _Instrument(ast.NodeTransformer):
     def __init__(self, function: str) -> None:
         self.function = function
 
-    def visit_Assign(self, node: ast.Assign) -> list[ast.stmt]:
-        return [node, *self._told(node)]
-
-    def visit_Expr(self, node: ast.Expr) -> list[ast.stmt]:
-        return [node, *self._told(node)]
-
-    def _told(self, node: ast.stmt) -> list[ast.stmt]:
+    def visit_Assign(self, node: ast.Assign | ast.Expr) -> list[ast.stmt]:
         values = ", ".join(f"{name}={value}" for name, value in _assigned(node).items())
         call = f"_spy({self.function!r}, {node.lineno}, {values})"
-        return self._calls(node, call) if values else []
+        return [node, *self._calls(node, call)] if values else [node]
+
+    visit_Expr = visit_Assign
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
         self.generic_visit(node)
@@ -136,9 +132,8 @@ def read_source(text: str, path: str) -> Source:
         if not isinstance(node, ast.FunctionDef):
             continue
         source.functions[node.name] = node.lineno, node.end_lineno or node.lineno
-        heading = next(
-            (n for n in range(node.lineno - 1, -1, -1) if lines[n].startswith("# ---- ")), None
-        )
+        above = reversed(range(node.lineno))
+        heading = next((n for n in above if lines[n].startswith("# ---- ")), None)
         if heading is not None:
             formula, _, origin = lines[heading].removeprefix("# ---- ").partition("      ")
             if lines[heading + 1].startswith("#  "):  # below a long formula

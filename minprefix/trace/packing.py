@@ -66,8 +66,8 @@ class Values:
         (True), one for the others, which are cut first."""
         sizes: dict[bool, list[int]] = {True: [1], False: [1]}
         for record in trace:
-            if axes_of(record) != ("M", "V"):
-                sizes[_first(axes_of(record))].append(record.value.size)
+            if (axes := axes_of(record)) != ("M", "V"):
+                sizes[_first(axes)].append(record.value.size)
         room, caps = max(MOST_NUMBERS, OF_A_RECORD * len(trace)), {}
         for first in (True, False):
             cap = max(sizes[first])
