@@ -1395,7 +1395,7 @@ def test_the_rule_for_a_path_is_told(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "What exists as a file is a file, colons and all" in said
+    assert "or names an existing file is a file's" in said
 
 
 def test_compare_reads_a_path_with_a_colon(tmp_path, monkeypatch, capsys):
