@@ -1,5 +1,5 @@
-"""Keeping: records under their names, what an operation computes on its way where its text is
-known, and the debugger that opens at one of them."""
+"""The part of a tracer that keeps records under their names, those of an operation's own lines too
+where its text is known, and that opens the debugger at one of them."""
 
 import sys
 from collections.abc import Sequence

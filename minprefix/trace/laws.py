@@ -28,13 +28,9 @@ def laws(trace: Trace, record: Record) -> list[Law]:
     if record.op not in ("attention", "attention_backward"):
         return []
     site = record.name.rpartition(".")[0]
-    sequences = range(len(trace.about["offsets"]) - 1)
-    return [
-        law
-        for b in sequences
-        if record.sequence in (None, b)
-        for law in _of_attention(trace, record.op, site, b)
-    ]
+    every = range(len(trace.about["offsets"]) - 1)
+    sequences = every if record.sequence is None else [record.sequence]
+    return [law for b in sequences for law in _of_attention(trace, record.op, site, b)]
 
 
 def _of_rows(trace: Trace, record: Record, text: str) -> list[Law]:

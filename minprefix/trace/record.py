@@ -129,7 +129,7 @@ class Trace:
         if found:
             keys = ", ".join(record.key for record in found[:4])
             raise InputError(f"{name!r} is of {len(found)} sequences: name one of {keys}")
-        raise self._no(name)
+        raise unknown(name, (record.name for record in self.records))
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_key
@@ -139,11 +139,8 @@ class Trace:
         Raises InputError with the nearest names if there are none."""
         found = [record for record in self.records if matches(record, pattern)]
         if not found:
-            raise self._no(pattern)
+            raise unknown(pattern, (record.name for record in self.records))
         return found
-
-    def _no(self, name: str) -> InputError:
-        return unknown(name, (record.name for record in self.records))
 
     @property
     def nbytes(self) -> int:
@@ -198,6 +195,5 @@ def unknown(name: str, names: Iterable[str]) -> InputError:
 
 def matches(record: Record, patterns: str | Sequence[str]) -> bool:
     every = [patterns] if isinstance(patterns, str) else patterns
-    return any(
-        fnmatch.fnmatchcase(record.name, p) or fnmatch.fnmatchcase(record.key, p) for p in every
-    )
+    names = (record.name, record.key)
+    return any(fnmatch.fnmatchcase(name, p) for p in every for name in names)

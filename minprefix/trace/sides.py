@@ -25,8 +25,6 @@ from minprefix.trace.compare import Comparison, compare
 from minprefix.trace.record import Trace
 from minprefix.trace.tracer import Tracer, about_inputs
 
-# ---- what is computed ---------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -58,9 +56,10 @@ def problems(dtype: str = "float64") -> dict[str, Problem]:
     }
     if dtype != "float64":
         return found
+    far = {**usual.weights, "wpe.weight": usual.weights["wpe.weight"] + 1e4}
     return found | {
         "large": Problem("scores and logits in the thousands", _large(several)),
-        "far": Problem("a residual stream far from 0", _far(usual)),
+        "far": Problem("a residual stream far from 0", replace(usual, weights=far)),
     }
 
 
@@ -86,14 +85,6 @@ def _large(problem: ModelProblem) -> ModelProblem:
     grown[:, C : 2 * C] *= 1e4
     w |= {"h.0.attn.c_attn.weight": grown, "lm_head.weight": 1e3 * w["lm_head.weight"]}
     return replace(problem, weights=w)
-
-
-def _far(problem: ModelProblem) -> ModelProblem:
-    w = dict(problem.weights)
-    return replace(problem, weights=w | {"wpe.weight": w["wpe.weight"] + 1e4})
-
-
-# ---- the implementations ------------------------------------------------------------------------
 
 
 #: the code around the ops; a bug of the zoo may sit in any of it
@@ -136,15 +127,14 @@ def compare_implementations(
 
 
 def has_ops(implementation: Implementation) -> bool:
-    needed = [f for functions in FUNCTIONS.values() for f in functions if f not in OPTIONAL]
-    return all(implementation.has(f) for f in needed)
+    every = {f for functions in FUNCTIONS.values() for f in functions}
+    return all(map(implementation.has, every.difference(OPTIONAL)))
 
 
 def _ops(implementation: Implementation) -> str | Ops:
     """The reference is traced inside its ops; calls of any other are guarded."""
-    if implementation.functions is reference:
-        return "reference"
-    return cast(Ops, Guarded(implementation))
+    own = implementation.functions is reference
+    return "reference" if own else cast(Ops, Guarded(implementation))
 
 
 def trace_ops(problem: Problem, ops: str | Ops, name: str, house: SimpleNamespace = HOUSE) -> Trace:
@@ -196,10 +186,8 @@ def trace_whole(problem: Problem, implementation: Implementation, wiring: Trace)
             found = whole(implementation, "run_model")(problem.model)
     except Broken as error:
         raise InputError(f"{implementation.name} cannot run a model: {error}") from error
-    values = {
-        name: implementation.asnumpy(a, name)
-        for name, a in _named_as_in_a_trace(found, problem.model).items()
-    }
+    named = _named_as_in_a_trace(found, problem.model)
+    values = {name: implementation.asnumpy(a, name) for name, a in named.items()}
     records = [replace(r, value=values[r.key]) for r in wiring if r.key in values]
     own = has_ops(implementation) and implementation.has("run_model")
     name = f"{implementation.name}'s run_model" if own else implementation.name

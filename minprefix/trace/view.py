@@ -35,9 +35,6 @@ _CALLED = {"attention": ["_heads_first", "softmax", "visible"]}
 _ARGUMENTS = {"x", "dx", "dout", "dz", "logits", "probs"}
 
 
-# ---- the page ---------------------------------------------------------------------------------
-
-
 def page(
     model: "GPT2", ids: Sequence[int], prefix: "Prefix | None" = None, loss_from: int = 1
 ) -> str:
@@ -52,8 +49,11 @@ def page(
     need: Literal["prefix", "all"] = "all" if prefix is None else "prefix"
     t = tracer.trace(model, batch, prefix, max_bytes=2**30 + 2 * weights, need=need)
     t = Trace([record for record in t if record.value.size], t.about)  # not dprefix_k of 0 slots
-    here = Path(__file__).parent
-    style, script = (_read(here / name) for name in ("page.css", "page.js"))
+    text, style, script = (
+        Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8")
+        for kind in ("html", "css", "js")
+    )
+    data = json.dumps(_data(model, batch, prefix, t), separators=(",", ":"), allow_nan=False)
     parts = {
         "policy": (
             f"default-src 'none'; script-src {_sha256(script)}; style-src {_sha256(style)}; "
@@ -61,24 +61,15 @@ def page(
         ),
         "style": style,
         "script": script,
-        "data": _json(_data(model, batch, prefix, t)),
+        "data": data.replace("<", "\\u003c"),  # no text of the data can end its <script>
     }
     # in one go, so that no marker is found in the data
-    return re.sub(r"@(\w+)@", lambda m: parts[m[1]], _read(here / "page.html"))
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return re.sub(r"@(\w+)@", lambda m: parts[m[1]], text)
 
 
 def _sha256(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _json(value: Any) -> str:
-    """JSON for a <script>: no text of the data can end the script."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _data(model: "GPT2", batch: Batch, prefix: "Prefix | None", trace: Trace) -> dict[str, Any]:
@@ -88,9 +79,11 @@ def _data(model: "GPT2", batch: Batch, prefix: "Prefix | None", trace: Trace) ->
     reads = _inputs(trace, wiring, places)
     records = []
     for record, place, inputs in zip(trace, places, reads, strict=True):
+        s = record.summary
+        alone = record.sequence is None or record.name not in trace
         entry = {
             "key": record.key,
-            "link": record.name if _alone(record, trace) else record.key,
+            "link": record.name if alone else record.key,
             "backward": record.direction == "backward",
             "op": record.op,
             "place": place,
@@ -99,7 +92,7 @@ def _data(model: "GPT2", batch: Batch, prefix: "Prefix | None", trace: Trace) ->
             "line": record.line or model_line(record.name, record.op),
             "inputs": inputs,
             "dtype": str(record.value.dtype),
-            "summary": _summary(record),
+            "summary": [*map(_number, s[:4]), s.nan, s.zero, list(s.histogram)],
             **values.of(record),
         }
         if record.direction == "backward":
@@ -141,32 +134,17 @@ def shown(model: "GPT2", token: int) -> str:
     return text or f"#{token}"
 
 
-def _alone(record: Record, trace: Trace) -> bool:
-    return record.sequence is None or record.name not in trace
-
-
-def _summary(record: Record) -> list[Any]:
-    s = record.summary
-    return [*map(_number, s[:4]), s.nan, s.zero, list(s.histogram)]
-
-
 def _number(x: float) -> float | None:
     """3 digits of it; JSON has no NaN and no infinity."""
     return float(f"{x:.3g}") if np.isfinite(x) else None
 
 
-# ---- the model, and what a record is computed from ---------------------------------------------
-
-
 def _column(model: "GPT2", wiring: Wiring) -> list[dict[str, Any]]:
     """The model as a column of ops, each with the weights that it holds."""
+    shapes = {name: list(a.shape) for name, a in model.weights.items()}
     return [
-        {
-            "name": place.name,
-            "op": place.op,
-            "weights": [[name, list(model.weights[name].shape)] for name in place.weights],
-        }
-        for place in wiring.places.values()
+        {"name": at.name, "op": at.op, "weights": [[name, shapes[name]] for name in at.weights]}
+        for at in wiring.places.values()
     ]
 
 
@@ -176,22 +154,19 @@ def _forward_op(op: str) -> str:
 
 def _inputs(trace: Trace, wiring: Wiring, places: Sequence[str]) -> list[list[Any]]:
     """The inputs of each record's line: numbers of records, and names of weights."""
-    ends: list[Record | None] = [None] * len(trace)  # the op's result
-    for n in reversed(range(len(trace))):
-        record, after = trace.records[n], n + 1
-        if not record.inside:
-            ends[n] = record
-        elif after < len(trace) and trace.records[after].op == record.op:
-            ends[n] = ends[after]
+    ends = list[tuple[str, Sequence[str]]]()  # from the last record to the first: op, its inputs
+    for record in reversed(trace.records):
+        same = ends and ends[-1][0] == record.op
+        ends.append((record.op, ends[-1][1] if same and record.inside else record.inputs))
     known: dict[str, int] = {}
     read = []
-    for record, end, name in zip(trace, ends, places, strict=True):
+    for record, end, name in zip(trace, reversed(ends), places, strict=True):
         if record.op == "linear_backward_params":
             place = wiring.places[name].from_row(first_row(record))
             x = place.takes if record.name.endswith("weight") else ()
             read.append([*x, place.dout])
         else:
-            read.append(_on_the_line(record, end.inputs if end else (), name, known))
+            read.append(_on_the_line(record, end[1], name, known))
         known[record.key] = record.number
     return [[known.get(key, known.get(f"{key}#0", key)) for key in keys] for keys in read]
 
@@ -232,12 +207,9 @@ def _mirror(
     found = mirrored(source, record.op, without_part(last))
     if found is None:
         return {"record": None, "words": ""}
-    candidates = [
-        r.number
-        for r, at in zip(trace, places, strict=True)
-        if at == place and r.direction == "forward" and r.line == found[0]
-    ]
-    return {"record": candidates[0] if candidates else None, "line": found[0]}
+    here = (r for r, at in zip(trace, places, strict=True) if at == place and r.line == found[0])
+    made = next((r.number for r in here if r.direction == "forward"), None)
+    return {"record": made, "line": found[0]}
 
 
 def _arriving(trace: Trace) -> list[dict[str, Any]]:
@@ -249,9 +221,6 @@ def _arriving(trace: Trace) -> list[dict[str, Any]]:
             layer, of = int(record.name.split(".")[1]), record.name[-1]
             found.append({"layer": layer, "of": of, "record": record.number, "norm": norm})
     return found
-
-
-# ---- the source -------------------------------------------------------------------------------
 
 
 def _formula(record: Record, source: Source) -> tuple[str, str]:
