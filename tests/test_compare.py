@@ -12,11 +12,12 @@ from minprefix import Batch, Config, InputError, Prefix
 from minprefix.cli import main
 from minprefix.conformance import Implementation, load, zoo
 from minprefix.conformance.bugs import BUGS
+from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.house import House
 from minprefix.model import loss_backward
 from minprefix.ops import reference
 from minprefix.trace import Trace, trace
-from minprefix.trace.compare import compare, picture, relative_error, sentence, table, verdict
+from minprefix.trace.compare import compare, picture, sentence, table, verdict
 from minprefix.trace.sides import HOUSE, compare_implementations, has_ops, problems, trace_ops
 from tests.conftest import random_model
 from tools import zoo_compare as score

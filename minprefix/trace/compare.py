@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minprefix.conformance.diagnosis import relative_error
 from minprefix.errors import InputError, counted
-from minprefix.ops.contract import Array
 from minprefix.trace.record import Record, Trace
 from minprefix.trace.wiring import BETWEEN
 
@@ -90,11 +91,9 @@ class Comparison:
 
     def inside(self, row: Row) -> Row | None:
         """The first line within the op that made `row` whose value is off."""
-        at = self.rows.index(row)
-        start = at
-        while start > 0 and self.rows[start - 1].op == row.op:
-            start -= 1
-        return next((r for r in self.rows[start:at] if r.inside and r.off), None)
+        before = reversed(self.rows[: self.rows.index(row)])
+        of_op = [*takewhile(lambda r: r.op == row.op, before)]
+        return next((r for r in reversed(of_op) if r.inside and r.off), None)
 
 
 def compare(
@@ -115,22 +114,17 @@ def compare(
     ends = {_place(r) for r in both if not r.inside} | {r.op for r in both if not r.inside}
     rows, off = list[Row](), set[str]()
 
-    def add(record: Record, inputs: tuple[str, ...], error: float, said: str, of: Record) -> None:
+    def add(r: Record, inputs: tuple[str, ...], error: float, said: str, of: Record) -> None:
         """Nothing follows from an intermediate, as what its op gives back is off, too. Where that
         is not compared the intermediate stands for it, and is at fault if nothing was off before.
         """
-        alone = record.inside and _place(record) not in ends
-        before = off.copy() if alone else off.intersection(inputs)
-        if not error <= tolerance:
-            off.add(record.key)
-        inside, is_off = record.inside and not alone, record.key in off
-        at_fault = is_off and not inside and not before
-        rows.append(
-            Row(
-                record.key, record.direction, record.op, inputs, error, is_off, at_fault, inside,
-                of.text, of.line, said,
-            )
-        )  # fmt: skip
+        alone = r.inside and _place(r) not in ends
+        inside, is_off = r.inside and not alone, not error <= tolerance
+        at_fault = is_off and not inside and not (off if alone else off.intersection(inputs))
+        if is_off:
+            off.add(r.key)
+        made = (of.text, of.line, said)
+        rows.append(Row(r.key, r.direction, r.op, inputs, error, is_off, at_fault, inside, *made))
 
     for record in both:
         want, got = ours[record.key], theirs.get(record.key)
@@ -144,9 +138,9 @@ def compare(
                         add(theirs[name], (), math.inf, "has no counterpart", theirs[name])
                     inputs += (name,)
         add(record, inputs, error, said, record if got is None else got)
-    names = [str(t.about.get("implementation", "")) for t in (a, b)]
+    right, checked = (str(t.about.get("implementation", "")) for t in (a, b))
     stopped = str(b.about.get("stopped", ""))
-    return Comparison(names[0], names[1], tuple(rows), tolerance, stopped=stopped)
+    return Comparison(right, checked, tuple(rows), tolerance, stopped=stopped)
 
 
 def _place(record: Record) -> str | tuple[str, str]:
@@ -162,12 +156,11 @@ def check_same_inputs(a: Trace, b: Trace) -> None:
         if x is None or y is None or x == y:
             continue
         where, its = "", "are"
-        if isinstance(x, list) and isinstance(y, list):
-            if len(x) != len(y):
-                where, x, y = " in number", len(x), len(y)
-            else:
-                i = next(i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q)
-                where, x, y, its = f" at {i}", x[i], y[i], "is"
+        if isinstance(x, list) and isinstance(y, list) and len(x) != len(y):
+            where, x, y = " in number", len(x), len(y)
+        elif isinstance(x, list) and isinstance(y, list):
+            i = next(i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q)
+            where, x, y, its = f" at {i}", x[i], y[i], "is"
         raise InputError(
             f"the two traces are of different inputs: their {called} differ{where}, the first {its}"
             f" {x!s:.16}, the second {y!s:.16}: trace both on one model, batch and prefix"
@@ -219,26 +212,10 @@ def _difference(want: Record, got: Record | None) -> tuple[float, str]:
     return error, f"holds {counted(bad, 'number')} not finite" if bad else ""
 
 
-def relative_error(got: Array, want: Array) -> float:
-    """max |got - want| / max |want|; where the right tensor is 0, max |got|. A number that is not
-    finite in both alike is no difference; in one alone the error is infinite."""
-    got, want = (np.asarray(a, np.float64) for a in (got, want))
-    with np.errstate(all="ignore"):
-        apart = ~((got == want) | (np.isnan(got) & np.isnan(want)))
-        if not apart.any():
-            return 0.0
-        error = float(np.abs(got[apart] - want[apart]).max())
-    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
-    error = error / scale if scale > 0 else error
-    return error if math.isfinite(error) else math.inf
-
-
 def _other_inputs(want: Record, got: Record) -> str:
-    ours = [name for name in want.inputs if name not in got.inputs]
-    theirs = [name for name in got.inputs if name not in want.inputs]
-    if not theirs:
-        return ""
-    return f"is made of {', '.join(theirs)} in the place of {', '.join(ours) or 'nothing'}"
+    ours = ", ".join(name for name in want.inputs if name not in got.inputs)
+    theirs = ", ".join(name for name in got.inputs if name not in want.inputs)
+    return f"is made of {theirs} in the place of {ours or 'nothing'}" if theirs else ""
 
 
 # ---- as text, as data, as a picture -------------------------------------------------------------
@@ -271,16 +248,15 @@ def verdict(c: Comparison) -> str:
         off = [r.key for r in c.rows if r.off]
         return said + (f"; off, but what their ops give is right: {_listed(off)}" if off else "")
     lines = [f"{c.b} parts from {c.a}{of}, at a tolerance of {c.tolerance:.0e}:"]
-    for direction in DIRECTIONS:
-        row = c.first[direction]
+    for direction, row in c.first.items():
+        said = "nothing is off"
         if row is not None:
-            lines.append(f"  {direction + ':':<9} {sentence(c, row)}")
+            said = sentence(c, row)
         elif any(r.off for r in c.rows if r.direction == direction):
-            lines.append(f"  {direction + ':':<9} what is off follows from the forward")
+            said = "what is off follows from the forward"
         elif c.stopped and direction == "backward":
-            lines.append(f"  {direction + ':':<9} it was not reached")
-        else:
-            lines.append(f"  {direction + ':':<9} nothing is off")
+            said = "it was not reached"
+        lines.append(f"  {direction + ':':<9} {said}")
     if c.stopped:
         lines.append(f"  it ended early: {c.stopped}")
     return "\n".join(lines)
@@ -299,11 +275,10 @@ def sentence(c: Comparison, row: Row) -> str:
         said = f"{row.key}, the model's own {BETWEEN[row.op].words}, {how}"
     else:
         said = f"{row.op}: {row.key} {how}"
-    said = f"{said} {while_}".rstrip()
-    inner = c.inside(row)
-    if inner is not None:
-        said += f"; inside it the first is {inner.key}, line {inner.line}: {inner.text}"
-    return said
+    said, inner = f"{said} {while_}".rstrip(), c.inside(row)
+    if inner is None:
+        return said
+    return f"{said}; inside it the first is {inner.key}, line {inner.line}: {inner.text}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -316,11 +291,8 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Everything, for programs."""
     last = comparisons[-1]
     problems = [
-        {
-            "problem": c.problem,
-            "tolerance": c.tolerance,
-            "same": c.same,
-            "stopped": c.stopped,
+        {name: getattr(c, name) for name in ("problem", "tolerance", "same", "stopped")}
+        | {
             "first": {
                 d: row and {"name": row.key, "op": row.op, "sentence": sentence(c, row)}
                 for d, row in c.first.items()
@@ -348,24 +320,22 @@ def picture(c: Comparison, path: Path) -> None:
 
     rows = [r for r in c.rows if not r.inside and not r.argument]
     shown = [r for r in c.rows if r in rows or r.at_fault]
-    top = 10 * max([1.0, *(r.error for r in shown if math.isfinite(r.error))])
-    floor = 1e-17
+    errors = np.array([r.error for r in shown])
+    off, number = np.array([r.off for r in shown], bool), np.isfinite(errors)
+    top, floor = 10 * max([1.0, *errors[number]]), 1e-17
+    heights = np.where(number, np.maximum(errors, floor), top)
     figure = new_figure(9, 4.6)
     axes = figure.subplots()
-    heights = [top if math.isinf(r.error) else max(r.error, floor) for r in shown]
     axes.plot(range(len(shown)), heights, color="0.75", linewidth=1, zorder=1)
     kinds = (
-        ("within the tolerance", "o", "0.55", lambda r: not r.off),
-        ("off", "s", "black", lambda r: r.off and math.isfinite(r.error)),
-        ("no number: missing, another shape, not finite", "^", "black",
-         lambda r: r.off and math.isinf(r.error)),
-    )  # fmt: skip
-    for label, marker, colour, is_one in kinds:
-        at = [i for i, r in enumerate(shown) if is_one(r)]
-        if at:
-            axes.scatter(
-                at, [heights[i] for i in at], s=14, marker=marker, color=colour, label=label
-            )
+        ("within the tolerance", "o", "0.55", ~off),
+        ("off", "s", "black", off & number),
+        ("no number: missing, another shape, not finite", "^", "black", off & ~number),
+    )
+    for label, marker, colour, these in kinds:
+        if these.any():
+            style = {"s": 14, "marker": marker, "color": colour, "label": label}
+            axes.scatter(np.flatnonzero(these), heights[these], **style)
     axes.axhline(c.tolerance, color="black", linestyle="--", linewidth=1, label="tolerance")
     for direction, row in c.first.items():
         if row is not None:
@@ -394,11 +364,8 @@ def picture(c: Comparison, path: Path) -> None:
 
 def _where_parts_begin(rows: Sequence[Row]) -> dict[int, str]:
     """Index -> the block, or `sums`, that begins there."""
-    found, last = dict[int, str](), ""
-    for i, r in enumerate(rows):
-        part = ".".join(r.key.split(".")[:2]) if r.key.startswith("blocks.") else "ends"
-        part = "sums" if r.op == "sum" else part
-        if part != last and part != "ends":
-            found[i] = part
-        last = part
-    return found
+    parts = [
+        "sums" if r.op == "sum" else ".".join(r.key.split(".")[:2]) if "blocks." in r.key else ""
+        for r in rows
+    ]
+    return {i: part for i, part in enumerate(parts) if part and parts[i - 1 : i] != [part]}
