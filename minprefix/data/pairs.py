@@ -59,8 +59,16 @@ def read_pairs(
             packed(path) or f"data file {path}: expected a name that ends in .jsonl, .csv or .tsv"
         )
     text = read_text(path, "the data file")
-    read = _read_csv if ending in TABLES else _read_jsonl
-    pairs = read(path, text, source_column, target_column) if text.strip() else []
+    names = (source_column or "source", target_column or "target")
+    if not text.strip():
+        pairs = []
+    elif ending in TABLES:
+        choices = COLUMNS if source_column is target_column is None else (names,)
+        header, rows = read_table(path, text, choices)
+        source_at, target_at = find_columns(path, header, choices, OPTIONS)
+        pairs = [Pair(row[source_at], row[target_at], where) for where, row in rows]
+    else:
+        pairs = _read_jsonl(path, text, names)
     if not pairs:
         raise InputError(f"data file {path} holds no pairs: expected at least one")
     return pairs
@@ -75,10 +83,7 @@ def encodable(where: str, text: str) -> None:
         raise InputError(f"{where}: half a character ({half!a})") from error
 
 
-def _read_jsonl(
-    path: Path, text: str, source_column: str | None, target_column: str | None
-) -> list[Pair]:
-    names = (source_column or "source", target_column or "target")
+def _read_jsonl(path: Path, text: str, names: tuple[str, str]) -> list[Pair]:
     pairs = []
     for where, value in json_lines(path, text):
         for name, option in zip(names, OPTIONS, strict=True):
@@ -96,16 +101,6 @@ def _read_jsonl(
         encodable(where, "".join([source, *targets]))
         pairs += [Pair(source, t, where) for t in targets]
     return pairs
-
-
-def _read_csv(
-    path: Path, text: str, source_column: str | None, target_column: str | None
-) -> list[Pair]:
-    names = (source_column or "source", target_column or "target")
-    choices = COLUMNS if source_column is target_column is None else (names,)
-    header, rows = read_table(path, text, choices)
-    source_at, target_at = find_columns(path, header, choices, OPTIONS)
-    return [Pair(row[source_at], row[target_at], where) for where, row in rows]
 
 
 Row = tuple[str, list[str]]  # where it begins, and its fields
@@ -254,33 +249,31 @@ class Template:
                 f"template {self.text!r} has {min(unknown)}: only {{source}} and {{target}} are "
                 "filled in"
             )
-        before, _, _ = self.text.partition("{target}")
         once = self.text.count("{source}") == self.text.count("{target}") == 1
-        if not once or "{source}" not in before:
+        if not once or "{source}" not in self._parts[0]:
             raise InputError(
                 f"template {self.text!r}: expected {{source}} once and after it {{target}} once, "
                 "as in '{source}\\n{target}'"
             )
 
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """The text before the target and after it."""
+        before, _, after = self.text.partition("{target}")
+        return before, after
+
     def prompt(self, source: str) -> str:
         """The text before the target."""
-        return self._before().rstrip(" ").replace("{source}", source)
+        return self._parts[0].rstrip(" ").replace("{source}", source)
 
     def completion(self, target: str) -> str:
         """The target with the blanks before it and the template's end."""
-        before = self._before()
-        return before[len(before.rstrip(" ")) :] + target + self._after()
-
-    def _before(self) -> str:
-        return self.text.partition("{target}")[0]
-
-    def _after(self) -> str:
-        return self.text.partition("{target}")[2]
+        before, after = self._parts
+        return before[len(before.rstrip(" ")) :] + target + after
 
     def read(self, generated: str) -> str:
         """The target alone, out of a model's text after the prompt."""
-        text, after = generated.strip(), self._after().strip()
-        return text.removesuffix(after).strip() if after else text
+        return generated.strip().removesuffix(self._parts[1].strip()).strip()
 
 
 def encode_pairs(
@@ -292,24 +285,22 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError, with the line, for a pair that has no prompt, no
     target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out."""
-    texts = [template.prompt(p.source) for p in pairs]
-    texts += [template.completion(p.target) for p in pairs]
-    ids_of = model.encode_many(texts)
-    prompts, completions = ids_of[: len(pairs)], ids_of[len(pairs) :]
+    prompts = model.encode_many([template.prompt(pair.source) for pair in pairs])
+    completions = model.encode_many([template.completion(pair.target) for pair in pairs])
     end = model.config.end_tokens[:1]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
         ids = [*prompt, *completion, *end]
-        if not prompt and pair.source.strip():
-            raise InputError(f"{pair.where}: the source {model.nothing_left(pair.source)}")
-        if not prompt:
+        if not prompt and not pair.source.strip():
             raise InputError(
                 f"{pair.where}: the source is empty: the target needs a token before it"
             )
         if not pair.target.strip():
             raise InputError(f"{pair.where}: the target is empty: there is nothing to predict")
-        if not completion:
-            raise InputError(f"{pair.where}: the target {model.nothing_left(pair.target)}")
+        sides = (("source", pair.source, prompt), ("target", pair.target, completion))
+        for name, text, found in sides:
+            if not found:
+                raise InputError(f"{pair.where}: the {name} {model.nothing_left(text)}")
         if len(ids) > room and skip_long:
             continue
         if len(ids) > room:

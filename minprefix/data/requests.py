@@ -37,7 +37,7 @@ def read_requests(
     names = PROMPTS if source_column is None else (source_column,)
     text = read_text(path, "the requests")
     is_table = path.suffix.lower() in TABLES and text.strip()
-    for where, value in (_table if is_table else _lines)(path, text, names):
+    for where, value in _table(path, text, names) if is_table else json_lines(path, text):
         field = next((name for name in names if name in value), names[0])
         prompt, name = value.get(field), value.get("prefix", default)
         if not isinstance(prompt, str) or not prompt:
@@ -61,10 +61,6 @@ def read_requests(
     if not requests:
         raise InputError(f"{path} holds no requests: expected at least one line")
     return requests
-
-
-def _lines(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return json_lines(path, text)
 
 
 def _table(path: Path, text: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

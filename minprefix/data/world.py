@@ -8,15 +8,17 @@ record. A prefix steers it to `describe`, the table-to-text task.
 
 Every name belongs to one split, which depends on the name alone. The shipped model and every
 training set saw only the names of "train", never those of "valid" and "test", and nothing of the
-domains in `HELD_OUT`.
+domains in `HELD_OUT`. The words and the domains are in `world.json`.
 
 Everything is drawn from the generator that the caller passes: one seed, one world.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -60,142 +62,36 @@ class Domain:
         return next(s for s in self.slots if s.name == name)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+_WORLD = json.loads(Path(__file__).with_name("world.json").read_bytes())
 
 
-def _phrases(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+def _values(given: str | list[str]) -> tuple[str, ...]:
+    """A list, or the words of that name, which may be a range of numbers."""
+    words = _WORLD["words"][given] if isinstance(given, str) else given
+    return tuple(map(str, range(*words["range"]))) if isinstance(words, dict) else tuple(words)
 
 
-def _yes_or_no(name: str, yes: str, no: str) -> Slot:
-    return Slot(name, ("yes", "no"), clauses=(yes, no))
+def _domains(part: str) -> dict[str, Domain]:
+    """type -> domain, of this part of world.json."""
+    domains = {}
+    for given in _WORLD[part]:
+        slots = tuple(
+            Slot(
+                slot["name"],
+                _values(slot.get("values", ["yes", "no"])),
+                slot.get("clause", ""),
+                tuple(slot.get("clauses", ())),
+            )
+            for slot in given["slots"]
+        )
+        names = (_values(given[place]) for place in ("first", "second"))
+        domains[given["type"]] = Domain(given["type"], given["name_pattern"], *names, slots)
+    return domains
 
 
-ADJECTIVES = _words(
-    "Golden Silver Red Blue Green White Black Old Little Grand Royal Happy Quiet Lucky Hidden "
-    "Wild Bright Crooked Proud Gentle Broken Sleepy Merry Humble Copper Iron Paper Velvet Frozen "
-    "Distant Burning Hungry Clever Lonely Ancient Secret Crimson Amber Wooden Stone"
-)
-NOUNS = _words(
-    "Fox Lion Swan Horse Raven Otter Bear Wolf Crown Anchor Bell Lantern Garden Kitchen Table "
-    "Mill Bridge Tower Castle River Harbour Forest Mountain Valley Island Mirror Window Candle "
-    "Hammer Arrow Feather Shadow Storm Star Moon Rose Oak Willow Pearl Compass"
-)
-FIRST_NAMES = _words(
-    "Alice Bruno Clara David Elena Felix Grace Hugo Irene Jonas Karin Leo Maria Nils Olga Peter "
-    "Quinn Rosa Simon Teresa Ulrich Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Diana Emil "
-    "Fatima Georg Hanna Ivan Julia Kofi Lena Marco Nadia"
-)
-LAST_NAMES = _words(
-    "Ashby Baker Carter Dalton Ellis Fisher Grant Harper Irving Jensen Keller Larsen Moreno Novak "
-    "Olsen Palmer Quist Rossi Silva Turner Underwood Vogel Weaver Yilmaz Zimmer Abbott Bishop "
-    "Conrad Duarte Engel Foster Gruber Holm Ibsen Kaplan Lindt Mercer Norton Ortega Porter"
-)
-CITY_STARTS = _words(
-    "Ash Birch Clear Dun East Fair Glen Hart Inver King Long Mill North Oak Pen Queens Rock Salt "
-    "Thorn Under Wind York Amber Black Cold Deep Elm Frost Green High"
-)
-CITY_ENDS = _words(
-    "ford ton bury ham field port wick mouth gate dale bridge haven stead well wood moor cliff "
-    "brook minster shire"
-)
-YEARS = tuple(str(y) for y in range(1900, 2026))
-COUNTRIES = _words(
-    "Norway Peru Kenya Japan Italy Canada Egypt Poland India Chile Ireland Greece Vietnam Morocco "
-    "Finland"
-)
-STARS = _phrases("one star, two stars, three stars, four stars, five stars")
-
-RATING = Slot("rating", STARS, "is rated {}")
-FROM = Slot("country", COUNTRIES, "comes from {}")
-BORN = Slot("born", YEARS, "was born in {}")
-CAME_OUT = Slot("year", YEARS, "came out in {}")
-FOODS = _phrases(
-    "Italian, French, Indian, Japanese, Chinese, English, Mexican, Turkish, Greek, Spanish, Thai, "
-    "Korean"
-)
-AREAS = _phrases("city centre, riverside, harbour, old town, hills, suburbs")
-GENRES = _words("comedy drama thriller horror romance western adventure mystery")
-JOBS = _words(
-    "baker teacher doctor painter sailor lawyer farmer singer writer builder nurse pilot chemist "
-    "tailor"
-)
-HOBBIES = _words(
-    "chess football gardening cooking fishing dancing reading sailing climbing cycling"
-)
-PEOPLE = _phrases("two thousand, ten thousand, fifty thousand, half a million, a million")
-FAME = _words("music cheese steel glass tea wine bridges markets gardens clocks")
-SUBJECTS = _words("war love money ghosts travel music family crime science dreams winter")
-
-RESTAURANT = (
-    Slot("food", FOODS, "serves {} food"),
-    Slot("price", _words("cheap moderate expensive"), "has {} prices"),
-    Slot("area", AREAS, "is near the {}"),
-    RATING,
-    _yes_or_no("children", "welcomes children", "is for adults only"),
-)
-FILM = (
-    Slot("genre", GENRES, "belongs to the genre of {}"),
-    CAME_OUT,
-    Slot("country", COUNTRIES, "was made in {}"),
-    RATING,
-    _yes_or_no("colour", "was shot in colour", "was shot in black and white"),
-)
-PERSON = (
-    Slot("work", JOBS, "works as a {}"),
-    BORN,
-    FROM,
-    Slot("hobby", HOBBIES, "enjoys {}"),
-    _yes_or_no("married", "is married", "is not married"),
-)
-CITY = (
-    Slot("country", COUNTRIES, "lies in {}"),
-    Slot("founded", YEARS, "was founded in {}"),
-    Slot("people", PEOPLE, "is home to {} people"),
-    Slot("known for", FAME, "is known for its {}"),
-    _yes_or_no("coast", "lies by the sea", "lies far from the sea"),
-)
-BOOK = (
-    Slot("about", SUBJECTS, "is about {}"),
-    CAME_OUT,
-    Slot("pages", tuple(str(n) for n in range(80, 900, 20)), "has {} pages"),
-    RATING,
-    _yes_or_no("translated", "has been translated", "has not been translated"),
-)
-SHIP = (
-    Slot("built", YEARS, "was built in {}"),
-    Slot("flag", COUNTRIES, "comes from {}"),
-    Slot("cargo", _words("tea wine steel glass cheese clocks"), "is known for its {}"),
-    Slot("crew", tuple(str(n) for n in range(5, 60, 5)), "has a crew of {}"),
-    RATING,
-)
-PET = (
-    BORN,
-    FROM,
-    Slot("eats", _words("fish grass fruit insects seeds"), "eats {}"),
-    Slot("hobby", _words("fishing dancing climbing sailing"), "enjoys {}"),
-    _yes_or_no("tame", "is tame", "is not tame"),
-)
-
-
-def _by_type(*domains: Domain) -> dict[str, Domain]:
-    return {domain.type: domain for domain in domains}
-
-
-DOMAINS = _by_type(
-    Domain("restaurant", "The {} {}", ADJECTIVES, NOUNS, RESTAURANT),
-    Domain("film", "{} and {}", NOUNS, NOUNS, FILM),
-    Domain("person", "{} {}", FIRST_NAMES, LAST_NAMES, PERSON),
-    Domain("city", "{}{}", CITY_STARTS, CITY_ENDS, CITY),
-    Domain("book", "My {} {}", ADJECTIVES, NOUNS, BOOK),
-)
-
+DOMAINS = _domains("domains")
 #: topics that the shipped model has never seen, to test what a prefix does on such
-HELD_OUT = _by_type(
-    Domain("ship", "The {} {}", FIRST_NAMES, NOUNS, SHIP),
-    Domain("pet", "{} the {}", FIRST_NAMES, NOUNS, PET),
-)
+HELD_OUT = _domains("held out")
 ALL_DOMAINS = DOMAINS | HELD_OUT
 
 
