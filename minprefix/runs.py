@@ -106,10 +106,8 @@ def for_job(job: Job, out: Path) -> Work:
     model.check_finite()  # before a folder is made for a run that cannot begin
     prefix = start_prefix(model, job)
     if job.init_prefix is not None and out.exists() and out.samefile(job.init_prefix):
-        raise InputError(
-            f"--out {out} is the folder of --init-prefix, which --resume reads again: choose "
-            "another --out"
-        )
+        why = "is the folder of --init-prefix, which --resume reads again: choose another --out"
+        raise InputError(f"--out {out} {why}")
     prefix.check(model.config, model.name)
     check_trainable(prefix)
     home = BACKENDS[job.backend]
@@ -217,17 +215,17 @@ def start_prefix(model: GPT2, job: Job) -> Prefix:
                 "leave out --prefix-length or give a text of that length"
             )
         length = onto.length
-    length = job.unsaid()["prefix_length"] if length is None else length
+    size = (model.config, job.unsaid()["prefix_length"] if length is None else length)
     if init == "normal":
-        onto = Prefix.normal(model.config, length, start["init_std"], job.seed, **where)
+        onto = Prefix.normal(*size, start["init_std"], job.seed, **where)
     elif init == "uniform":
-        onto = Prefix.uniform(model.config, length, start["init_bound"], job.seed, **where)
+        onto = Prefix.uniform(*size, start["init_bound"], job.seed, **where)
     elif init == "zero":
-        onto = Prefix.zero(model.config, length, **where)
+        onto = Prefix.zero(*size, **where)
     if job.mlp_hidden is None:
         assert onto is not None
         return onto
-    return Prefix.mlp(model.config, length, job.mlp_hidden, job.seed, onto, **where)
+    return Prefix.mlp(*size, job.mlp_hidden, job.seed, onto, **where)
 
 
 def _saved_start(model: GPT2, job: Job) -> Prefix:
@@ -236,15 +234,13 @@ def _saved_start(model: GPT2, job: Job) -> Prefix:
     hidden, place = job.mlp_hidden, job.init_prefix
     assert place is not None
     prefix = (Prefix if hidden is None else MLPPrefix).load(place, model)
-    if hidden is None and (Path(place) / MLP).exists():
-        note(f"the MLP of {place} is left out; --mlp-hidden takes it along")
-    is_so: dict[str, Any] = {
-        "prefix_length": prefix.length,
-        "layers": list(prefix.layers) if prefix.subset else None,
-        "position_offset": prefix.position_offset,
-    }
+    layers = list(prefix.layers) if prefix.subset else None
+    is_so: dict[str, Any] = {"prefix_length": prefix.length, "layers": layers}
+    is_so["position_offset"] = prefix.position_offset
     if hidden is not None:
         is_so["mlp_hidden"] = prefix.parameters["bias_1"].size
+    elif (Path(place) / MLP).exists():
+        note(f"the MLP of {place} is left out; --mlp-hidden takes it along")
     for option, value in is_so.items():
         asked = getattr(job, option)
         if asked not in (None, value):

@@ -16,8 +16,8 @@ COUNTS = ("steps", "batch_size", "eval_every", "save_every")
 
 
 def option(default: Any, help: str = "", **more: Any) -> Any:
-    """A field with its help text. `more`: its `choices`, and as `unsaid` the default that the help
-    names where the field has none."""
+    """A field with its help text. `more`: its `choices` or `metavar`, and as `unsaid` the default
+    that the help names where the field has none."""
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -101,8 +101,10 @@ class Job:
 
     model: str | None = None
     revision: str | None = None
-    data: str | None = option(None, ".jsonl, .csv, .tsv: source, target")
-    valid: str | None = option(None, "pairs; the prefix that is best on them is kept")
+    data: str | None = option(None, ".jsonl, .csv, .tsv: source, target", metavar="FILE")
+    valid: str | None = option(
+        None, "pairs; the prefix that is best on them is kept", metavar="FILE"
+    )
     source_column: str | None = None
     target_column: str | None = None
     template: str = option("{source}\n{target}", "how source and target are joined")
@@ -120,9 +122,11 @@ class Job:
     init_std: float | None = option(None, "with --init normal", unsaid=INIT_STD)
     init_bound: float | None = option(None, "with --init uniform", unsaid=INIT_BOUND)
     init_text: str | None = option(None, "with --init text")
-    init_prefix: str | None = option(None, "with --init prefix: a trained one")
+    init_prefix: str | None = option(None, "with --init prefix: a trained one", metavar="DIR")
     mlp_hidden: int | None = option(None, "train through an MLP of this width")
-    layers: list[int] | None = option(None, "only these layers see the prefix")  # noqa: RUF009
+    layers: list[int] | None = option(  # noqa: RUF009
+        None, "only these layers see the prefix", metavar="I,J,..."
+    )
     position_offset: int | None = option(
         None, "position of the first token", unsaid="the number of slots"
     )
@@ -141,7 +145,9 @@ class Job:
     loss: str = _setting("loss")
     eval_every: int = _setting("eval_every")
     valid_samples: int | None = option(
-        200, "validate on this many pairs of --valid, the same ones each time, or all"
+        200,
+        "validate on this many pairs of --valid, the same ones each time, or all",
+        metavar="N|all",
     )
     save_every: int = _setting("save_every")
     seed: int = _setting("seed")

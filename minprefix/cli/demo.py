@@ -136,11 +136,8 @@ def about_first(model: "GPT2", examples: "Sequence[Encoded]") -> str:
     from minprefix.model import loss
 
     lengths = [len(e.ids) - e.loss_from for e in examples]
-    batch = Batch.pack(
-        [e.ids for e in examples],
-        [e.loss_from for e in examples],
-        weights=[[1.0] + [0.0] * (n - 1) for n in lengths],
-    )
+    first = [[1.0] + [0.0] * (n - 1) for n in lengths]
+    batch = Batch.pack([e.ids for e in examples], [e.loss_from for e in examples], weights=first)
     share = loss(model, batch, None, "sum") / (mean_loss(model, None, examples) * sum(lengths))
     return (
         f"{share:.0%} of the loss before lies on the first token of each text: given that, the "
@@ -174,9 +171,8 @@ def table(metrics: dict[str, Any]) -> str:
         before, after = metrics["before"][key], metrics["after"][key]
         rows.append(f"{label:<18}{before:>10{form}}{after:>10{form}}")
     trained, base = metrics["trained_parameters"], metrics["base_parameters"]
-    rows.append(
-        f"\ntrained {trained:,} parameters, {trained / base:.2%} of the {base:,} of the base"
-    )
+    share = f"{trained / base:.2%} of the {base:,} of the base"
+    rows.append(f"\ntrained {trained:,} parameters, {share}")
     rows.append(f"base model: unchanged, byte for byte; training {metrics['training_seconds']} s")
     return "\n".join(rows)
 

@@ -19,14 +19,13 @@ def add_fields(
     names: Iterable[str],
     types: Mapping[str, Callable[[str], Any]] | None = None,
     defaults: Mapping[str, object] | None = None,
-    metavars: Mapping[str, str] | None = None,
 ) -> None:
     """Add an option for each of these fields of the dataclass `kind` to a parser or a group.
 
     An option that is not given is None, so that the default stays at the field; `given` collects
-    the others. A field's metadata holds "help", perhaps "choices", and "unsaid" if the help names
-    another default than the field's. `types`: functions that read a text, where the field's type
-    does not. `defaults`: what the help of one command says.
+    the others. A field's metadata holds "help", perhaps "choices" or a "metavar", and "unsaid" if
+    the help names another default than the field's. `types`: functions that read a text, where the
+    field's type does not. `defaults`: what the help of one command says.
     """
     types = types or {}
     for name in names:
@@ -37,7 +36,7 @@ def add_fields(
             to.add_argument(option, action="store_true", default=None, help=help_)
             continue
         choices, nargs = f.metadata.get("choices"), "+" if many and name not in types else None
-        metavar = None if choices else (metavars or {}).get(name, METAVARS[type_])
+        metavar = None if choices else f.metadata.get("metavar", METAVARS[type_])
         to.add_argument(
             option,
             type=types.get(name, type_),

@@ -47,11 +47,11 @@ def _inspect_model(name: str) -> None:
     _say("folder", folder)
     _say("sha256", f"{model.fingerprint()} (of its weights as float32)")
     _say("head", "tied" if model.config.tie_word_embeddings else "separate")
-    if model.tokenizer is None:
-        _say("tokenizer", "none")
-    else:
+    tokenizer = "none"
+    if model.tokenizer is not None:
         entries = counted(model.tokenizer.get_vocab_size(), "entry", "entries")
-        _say("tokenizer", f"{entries}, sha256 {model.tokenizer_fingerprint()}")
+        tokenizer = f"{entries}{_sha(model.tokenizer_fingerprint())}"
+    _say("tokenizer", tokenizer)
     if (folder / "training.json").exists():
         _say("training", read_json(folder / "training.json", "how the model was trained"))
 
@@ -83,11 +83,10 @@ def _inspect_prefix(path: Path) -> None:
         place, sha = about.options.get(part), about.fingerprint(part)
         if place or sha:
             _say(part, f"{place}{_sha(sha)}")
-    shown = {"data_sha256", "valid_sha256"}
-    for name in ("init", "settings"):
+    for said, name in (("start", "init"), ("settings", "settings")):
         if training.get(name):
-            _say({"init": "start"}.get(name, name), _pairs(training[name]))
-            shown.add(name)
+            _say(said, _pairs(training[name]))
+    shown = {"data_sha256", "valid_sha256", "init", "settings"}
     inside = {*about.settings, *(training.get("init") or {})}
     options = {k: v for k, v in about.options.items() if k not in inside}
     rest = {k: v for k, v in training.items() if k not in shown} | {"options": options}

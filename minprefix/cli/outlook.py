@@ -24,15 +24,12 @@ def show(work: Work, skip_long: bool) -> None:
     model, data, valid, settings = work.model, work.data, work.valid, work.settings
     for read in (data, valid):
         if skip_long and read is not None:
-            left_out, n = len(read.pairs) - len(read.encoded), counted(len(read.pairs), "pair")
-            print(f"{read.path}: {left_out} of {n} left out, too long")
+            left_out, of = len(read.pairs) - len(read.encoded), counted(len(read.pairs), "pair")
+            print(f"{read.path}: {left_out} of {of} left out, too long")
     lengths = [len(e.ids) for e in data.encoded]
-    batch = min(settings.batch_size, len(lengths))
-    print(
-        f"{counted(len(lengths), 'example')} of {min(lengths)} to {max(lengths)} tokens "
-        f"({data.room} fit), {counted(settings.steps, 'step')} of {batch}"
-        f"{' (all)' * (batch == len(lengths))}"
-    )
+    n, batch = len(lengths), min(settings.batch_size, len(lengths))
+    sizes = f"{counted(n, 'example')} of {min(lengths)} to {max(lengths)} tokens ({data.room} fit)"
+    print(f"{sizes}, {counted(settings.steps, 'step')} of {batch}{' (all)' * (batch == n)}")
     if settings.backend == "cupy":
         print(f"on the GPU, matrix products in {settings.matmul}")
     if valid:

@@ -38,9 +38,8 @@ def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) ->
         except InputError:  # nothing was begun
             raise KeyboardInterrupt from None
         step, again = saved_step(out), f"minprefix {command} --out {shlex.quote(str(out))} --resume"
-    print(
-        f"\nminprefix: stopped, all of step {step} is saved; go on with: {again}", file=sys.stderr
-    )
+    said = f"stopped, all of step {step} is saved; go on with: {again}"
+    print(f"\nminprefix: {said}", file=sys.stderr)
     return 130
 
 
@@ -71,21 +70,17 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
         before = was.unsaid().get(name) if before is None else before
         if value == before:
             continue
-        said = "was not given" if before is None else f"was {before!r}"
+        said, longer = "was not given" if before is None else f"was {before!r}", ""
+        if command == "train" and name in ("steps", "epochs"):  # it ends with a learning rate of 0
+            start = f"--init prefix --init-prefix {shlex.quote(str(args.out))}"
+            longer = (
+                f"; to train longer, start another run from this one when it has ended: {start}"
+            )
         raise InputError(
             f"cannot resume {args.out}: --{name.replace('_', '-')} {said} and is now {value!r}: "
-            "leave it out to go on with the run as it began, or choose another --out"
-            f"{_longer(command, name, args.out)}"
+            f"leave it out to go on with the run as it began, or choose another --out{longer}"
         )
     return kind.recorded(options)
-
-
-def _longer(command: str, name: str, out: Path) -> str:
-    """How to make a run longer: its learning rate falls to 0 at its last step."""
-    if command != "train" or name not in ("steps", "epochs"):
-        return ""
-    start = f"--init prefix --init-prefix {shlex.quote(str(out))}"
-    return f"; to train longer, start another run from this one when it has ended: {start}"
 
 
 def draw_loss(work: "Work", out: Path) -> None:
@@ -93,9 +88,8 @@ def draw_loss(work: "Work", out: Path) -> None:
     from minprefix.storage.run import LOG, PICTURE, log_lines
 
     prefix, name = work.prefix, Path(work.model.name).name
-    title = (
-        f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
-    )
+    slots, n = counted(prefix.length, "slot"), prefix.n_parameters
+    title = f"{slots} on {name}: {n:,} trained parameters"
     loss_picture(out / PICTURE, log_lines(out / LOG), title)
 
 

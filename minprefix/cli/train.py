@@ -27,11 +27,7 @@ def add(command: Command) -> None:
         "trained, 130 Ctrl-C stopped it",
     )
     options.add_model(p)
-    metavars = {
-        "data": "FILE", "valid": "FILE", "init_prefix": "DIR", "layers": "I,J,...",
-        "valid_samples": "N|all",
-    }  # fmt: skip
-    add_fields(p, Job, ("data", "valid"), metavars=metavars)
+    add_fields(p, Job, ("data", "valid"))
     options.path(p, "--out", "DIR", "where the run is written", required=True)
     add_fields(p, Job, ("prefix_length",))
     add_fields(p.add_mutually_exclusive_group(), Job, ("epochs", "steps"))
@@ -41,7 +37,7 @@ def add(command: Command) -> None:
     advanced = p.add_argument_group("advanced")
     options.add_columns(advanced)
     types = {"template": options.unescape, "layers": _layers, "valid_samples": _samples}
-    add_fields(advanced, Job, ("template", *ADVANCED), types, metavars=metavars)
+    add_fields(advanced, Job, ("template", *ADVANCED), types)
     options.add_matmul(advanced, None)
     options.add_threads(advanced)
 

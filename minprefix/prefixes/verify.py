@@ -54,16 +54,10 @@ def evaluation(
     sources = list(islice(fitting, SAMPLES))
     decoding = Decoding(max_new_tokens=40)
     written = predict(model, prefix, sources, template, decoding, backend)
-    return Evaluation(
-        of=of,
-        examples=len(encoded),
-        loss=mean_loss(model, prefix, encoded, backend, BATCH),
-        max_new_tokens=decoding.max_new_tokens,
-        samples=[
-            {"source": source, "prediction": text}
-            for source, text in zip(sources, written, strict=True)
-        ],
-    )
+    both = zip(sources, written, strict=True)
+    samples = [{"source": source, "prediction": text} for source, text in both]
+    loss = mean_loss(model, prefix, encoded, backend, BATCH)
+    return Evaluation(of, len(encoded), loss, decoding.max_new_tokens, samples)
 
 
 def verify(
@@ -71,7 +65,6 @@ def verify(
     model: GPT2 | None = None,
     data: str | Path | None = None,
     valid: str | Path | None = None,
-    backend: str | None = None,
 ) -> list[Finding]:
     """Check a saved prefix against its record: its files, the fingerprints of the model, the
     tokenizer and the data, then its loss and its samples, computed again.
@@ -112,7 +105,7 @@ def verify(
     elif model is None or not all(f.right for f in found if f.what in ("base", "tokenizer")):
         found.append(Finding("evaluation", None, "needs the model that it was trained on"))
     else:
-        found += _replay(about.evaluation, about, model, prefix, pairs, backend)
+        found += _replay(about.evaluation, about, model, prefix, pairs)
     return found
 
 
@@ -200,7 +193,6 @@ def _replay(
     model: GPT2,
     prefix: Prefix,
     pairs: dict[str, list[Pair]],
-    backend: str | None,
 ) -> list[Finding]:
     prefix = prefix.to(model.backend)
     template = Template() if about.template is None else Template(about.template)
@@ -210,7 +202,7 @@ def _replay(
         # a version without that option left out pairs whose last token, a target, had no position
         room = model.room(prefix) - (skip and "valid_samples" not in about.options)
         encoded = encode_pairs(model, pairs[of], template, room, skip)[: recorded.examples]
-        loss = mean_loss(model, prefix, encoded, backend, BATCH)
+        loss = mean_loss(model, prefix, encoded, None, BATCH)
         matmul = about.settings.get("matmul", "float32")
         right = len(encoded) == recorded.examples and math.isclose(
             loss, recorded.loss, rel_tol=TOLERANCE[matmul]
@@ -222,7 +214,7 @@ def _replay(
         found.append(Finding("loss", None, f"needs the recorded {of}"))
     samples, decoding = recorded.samples, Decoding(max_new_tokens=recorded.max_new_tokens)
     sources = [sample["source"] for sample in samples]
-    written = predict(model, prefix, sources, template, decoding, backend)
+    written = predict(model, prefix, sources, template, decoding)
     for sample, text in zip(samples, written, strict=True):
         if text != sample["prediction"]:
             said = f"{text!r} for {sample['source']!r}, {sample['prediction']!r} was recorded"

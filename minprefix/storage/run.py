@@ -16,7 +16,7 @@ from minprefix.errors import InputError, brief, counted, listed, quoted
 from minprefix.ops import home, to
 from minprefix.optim import AdamW
 from minprefix.storage.reading import inside, json_lines, loads, read_bytes, read_json, read_text
-from minprefix.storage.saving import SAVING, only_writer
+from minprefix.storage.saving import SAVING, marks_in, only_writer
 from minprefix.storage.tensors import map_tensors, write_tensors
 from minprefix.storage.writing import temporary, write_text
 
@@ -137,13 +137,7 @@ def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) ->
             f"{out} holds {listed(sorted(held))} and no run of minprefix: choose a new or an "
             f"empty folder for --out{replaces}"
         )
-    found = [name for name in marks if name in held]
-    if found and not force:
-        go_on = "continue it with --resume, " if resume else ""
-        raise InputError(
-            f"{out} already holds a run ({', '.join(found)}): choose another --out, "
-            f"{go_on}or replace it with --force"
-        )
+    marks_in(out, marks, force, resume)
 
 
 def is_ours(folder: Path) -> bool:

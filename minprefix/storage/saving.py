@@ -217,20 +217,26 @@ def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = Tru
     with _making(path):
         path.mkdir(parents=True, exist_ok=True)
         with only_writer(path):
-            found = [mark for mark in marks if os.path.lexists(path / mark)]
-            if found and not force:
-                go_on = "continue it with --resume, " if resume else ""
-                raise InputError(
-                    f"{path} already holds a run ({', '.join(found)}): choose another --out, "
-                    f"{go_on}or replace it with --force"
-                )
-            for mark in found:
+            for mark in marks_in(path, marks, force, resume):
                 if mark == SAVING:
                     _forget(path / mark)
                 elif (path / mark).is_dir():
                     shutil.rmtree(path / mark)
                 else:
                     (path / mark).unlink()
+
+
+def marks_in(path: Path, marks: Iterable[str], force: bool, resume: bool) -> list[str]:
+    """The `marks` of a run that are there, if `force` allows to replace it; else raises
+    InputError, which advises --resume where `resume` says so."""
+    found = [mark for mark in marks if os.path.lexists(path / mark)]
+    if found and not force:
+        go_on = "continue it with --resume, " if resume else ""
+        raise InputError(
+            f"{path} already holds a run ({', '.join(found)}): choose another --out, {go_on}or "
+            "replace it with --force"
+        )
+    return found
 
 
 @contextlib.contextmanager
