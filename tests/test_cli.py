@@ -834,7 +834,7 @@ def test_bad_model_folders_are_refused(refused, model_dir, data, tmp_path):
     )
     assert "unknown key 'rotary'" in with_config(rotary=True)
     assert "'h.2.ln_1.weight' is missing" in with_config(n_layer=3)
-    assert "unexpected tensors 'h.1.attn.c_attn.bias', 'h.1" in with_config(n_layer=1)
+    assert "holds 'h.1.attn.c_attn.bias', 'h.1" in with_config(n_layer=1)
     assert "tensor 'wpe.weight' has shape (64, 16)" in with_config(n_positions=65)
     (bad / "config.json").write_text(json.dumps(config))
     weights = bad / "model.safetensors"

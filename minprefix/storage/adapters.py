@@ -10,7 +10,6 @@ as long as P + T is at most n_positions. With "sdpa", its default, it masks the 
 directory does not say which of the two a prefix was trained with.
 """
 
-import json
 import os
 import re
 from itertools import count, islice
@@ -23,12 +22,14 @@ from safetensors.numpy import save
 from minprefix.errors import InputError, counted, quoted
 from minprefix.ops.reference import linear
 from minprefix.storage.reading import inside, read_json, unexpected
-from minprefix.storage.saved import Saved, flatten, unflatten
+from minprefix.storage.saved import Saved, check_finite, flatten, unflatten
 from minprefix.storage.saving import finish_save, write_together
-from minprefix.storage.tensors import map_tensors
+from minprefix.storage.tensors import map_tensors, other_tensors
+from minprefix.storage.writing import json_bytes
 
 CONFIG, TENSORS, HEAD = "adapter_config.json", "adapter.safetensors", "head_config.json"
 PICKLE = "pytorch_adapter.bin"
+VERSION, KIND = "adapters 1.3.0", "the adapters library's config"
 #: how to use an exported prefix there, and how to save one there for import (the library's own
 #: use_safetensors=True stops at tensors that share memory)
 USE = (
@@ -80,21 +81,16 @@ def save_adapters(
     if saved.position_offset != 0:
         raise InputError(
             f"with this prefix, tokens start at position {saved.position_offset}; the adapters "
-            "library starts them at 0 and would compute something else: train with "
-            "--position-offset 0"
+            "library starts them at 0: train with --position-offset 0"
         )
     if P == 0 or n == 0:
-        raise InputError(
-            f"a prefix of {counted(P, 'slot')} in {counted(n, 'layer')} is empty: there is nothing "
-            "to export"
-        )
+        empty = f"a prefix of {counted(P, 'slot')} in {counted(n, 'layer')}"
+        raise InputError(f"{empty} is empty: there is nothing to export")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise InputError(f"the adapter's name is {name!r}: expected letters, digits, '-' and '_'")
     if layers and (n_layer is None or n_layer <= layers[-1]):
-        raise InputError(
-            f"the prefix sits in layers {list(layers)} of {n_layer}: the adapters library "
-            "asks which ones are left out, so give the model that the prefix belongs to"
-        )
+        where = f"the prefix sits in layers {list(layers)} of {n_layer}"
+        raise InputError(f"{where}: the adapters library asks for the others; give the model")
     with np.errstate(over="ignore"):  # an infinity is refused
         written = flatten(kv).reshape(-1).astype(np.float32) if kv.dtype.kind == "f" else None
     if written is None or not np.isfinite(written).all():
@@ -110,12 +106,10 @@ def save_adapters(
         "model_name": "",
         "model_type": "gpt2",
         "name": name,
-        "version": "adapters.1.3.0",
+        "version": VERSION.replace(" ", "."),
     }
-    contents = {
-        TENSORS: save({f"transformer.{_stem(name)}{FLAT}": written}, {"format": "pt"}),
-        CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
-    }
+    tensors = save({f"transformer.{_stem(name)}{FLAT}": written}, {"format": "pt"})
+    contents = {TENSORS: tensors, CONFIG: json_bytes(about)}
     write_together(folder, contents, contents)
 
 
@@ -125,14 +119,13 @@ def load_adapters(directory: str | Path, n_head: int) -> Saved:
     folder = Path(directory)
     finish_save(folder, (TENSORS, CONFIG))
     if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
-        raise InputError(
-            f"{str(folder)!r} holds {PICKLE}, and a pickle is never opened here: convert it where "
-            f"the library is installed, with {CONVERT}"
-        )
+        pickle = f"{str(folder)!r} holds {PICKLE}, and a pickle is never opened here"
+        raise InputError(f"{pickle}: convert it where the library is installed, with {CONVERT}")
     about = _read_config(folder / CONFIG)
-    if (folder / HEAD).exists() and _read(folder / HEAD).get("config") is not None:
+    head = folder / HEAD
+    if head.exists() and read_json(_there(head), KIND).get("config") is not None:
         raise InputError(
-            f"{folder / HEAD} is an output layer of the adapter's own, and minprefix has only the "
+            f"{head} is an output layer of the adapter's own, and minprefix has only the "
             "model's: if the prefix was trained without it, save it with with_head=False"
         )
     config, C = about["config"], about["hidden_size"]
@@ -148,13 +141,10 @@ def load_adapters(directory: str | Path, n_head: int) -> Saved:
             h = np.tanh(linear(t["wte.weight"], t[f"{first}.weight"].T, t[f"{first}.bias"]))
             flat = linear(h, t[f"{second}.weight"].T, t[f"{second}.bias"])
         else:
-            raise InputError(
-                f"{folder / CONFIG}: non_linearity is {quoted(config['non_linearity'])}, only "
-                f"'tanh' is folded here: call model.eject_prefix_tuning("
-                f"{quoted(about['name'])}) before saving"
-            )
-    if not np.isfinite(flat).all():
-        raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
+            do = f"call model.eject_prefix_tuning({quoted(about['name'])}) before saving"
+            wrong = f"{quoted(config['non_linearity'])}, only 'tanh' is folded here"
+            raise InputError(f"{folder / CONFIG}: non_linearity is {wrong}: {do}")
+    check_finite(flat, f"the prefix in {str(folder)!r}")
     kv = unflatten(flat, flat.shape[1] // (2 * C), n_head, C // n_head)
     left_out = set(config["leave_out"])
     sees = islice((i for i in count() if i not in left_out), len(kv))
@@ -165,41 +155,32 @@ def _stem(name: str) -> str:
     return f"prefix_tuning.prefix_tunings.{name}.self_prefix."
 
 
-def _whole(path: Path) -> Path:
+def _there(path: Path) -> Path:
     path = inside(path.parent, path.name, "a file of the adapters library's directory")
     if not path.exists():
         raise InputError(f"{path} is no file: copy the adapters library's directory whole")
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(_whole(path), "the adapters library's config")
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     """Raises InputError for an unknown key, and for a value that no prefix here can express."""
-    about = _read(path)
+    about = read_json(_there(path), KIND)
     config = about.get("config")
     if not isinstance(config, dict) or config.get("architecture") != "prefix_tuning":
-        raise InputError(
-            f"{path}: architecture is not 'prefix_tuning': minprefix reads no other kind of adapter"
-        )
+        other = "architecture is not 'prefix_tuning': minprefix reads no other kind of adapter"
+        raise InputError(f"{path}: {other}")
     for key in sorted(config.keys() ^ DEFAULTS.keys()):
         state = "unknown" if key in config else "missing"
-        raise InputError(
-            f"{path}: key {quoted(key)} is {state}: expected what adapters 1.3.0 writes"
-        )
+        raise InputError(f"{path}: key {quoted(key)} is {state}: expected what {VERSION} writes")
     if config["use_gating"] is not False:
         raise InputError(
             f"{path}: use_gating is {quoted(config['use_gating'])}: a gate changes the prefix "
-            "with the input, and no prefix here does that; train it without one"
+            "with the input, which minprefix does not do; train it without one"
         )
-    model, name = about.get("model_type"), about.get("name")
-    if model != "gpt2" or not isinstance(name, str):
-        raise InputError(
-            f"{path}: model_type is {quoted(model)} and name is {quoted(name)}: expected "
-            "'gpt2' and text"
-        )
+    if about.get("model_type") != "gpt2":
+        raise unexpected(path, "model_type", about.get("model_type"), "'gpt2'")
+    if not isinstance(about.get("name"), str):
+        raise unexpected(path, "name", about.get("name"), "text")
     sizes = config | {"hidden_size": about.get("hidden_size")}
     for key in ("prefix_length", "bottleneck_size", "hidden_size"):
         if type(sizes[key]) is not int or sizes[key] < 1:
@@ -212,7 +193,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """`FLAT` alone, or the tensors that `MLP` names, in the shapes that the config says."""
-    tensors, _ = map_tensors(_whole(path), "the adapter")
+    tensors, _ = map_tensors(_there(path), "the adapter")
     config, C = about["config"], about["hidden_size"]
     P, h = config["prefix_length"], config["bottleneck_size"]
     root = "transformer." if any(n.startswith("transformer.") for n in tensors) else ""
@@ -225,11 +206,8 @@ def _read_tensors(path: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
         n = tensors.get(f"{stem}control_trans.2.bias", np.empty(0)).size // (2 * C)
         shapes = dict(zip(MLP, [(P, C), (h, C), (h,), (n * 2 * C, h), (n * 2 * C,)], strict=True))
     expected = {stem + part: shape for part, shape in shapes.items()}
-    found = {n: a.shape if a.dtype.kind == "f" else str(a.dtype) for n, a in tensors.items()}
-    if found != expected or n == 0:
-        raise InputError(
-            f"{path} holds {quoted(found)}: expected {quoted(expected)} of "
-            f"floating-point numbers, for one layer or more; is it of another save than {CONFIG}, "
-            "or not of a GPT-2?"
-        )
+    found = {name: a.shape for name, a in tensors.items() if a.dtype.kind == "f"}
+    if found != expected or n == 0 or len(found) < len(tensors):
+        what = f"{quoted(expected)} of floating-point numbers, for one layer or more"
+        raise other_tensors(path, tensors, f"{what}, from {CONFIG}")
     return {n.removeprefix(stem): a for n, a in tensors.items()}

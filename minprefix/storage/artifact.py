@@ -14,13 +14,14 @@ All of them are saved as one: a kill leaves the old prefix or the new one (`writ
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minprefix.errors import InputError, listed, note, quoted
+from minprefix.errors import InputError, note, quoted
 from minprefix.storage.adapters import is_adapters
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
 from minprefix.storage.peft import CONFIG as PEFT_CONFIG
@@ -37,13 +38,16 @@ from minprefix.storage.provenance import (
     read_about,
 )
 from minprefix.storage.reading import inside
-from minprefix.storage.saved import Saved, converted
+from minprefix.storage.saved import Saved, check_finite, converted
 from minprefix.storage.saving import read_together, write_together
-from minprefix.storage.tensors import map_tensors, tensor_bytes, unopened
+from minprefix.storage.tensors import map_tensors, other_tensors, tensor_bytes, unopened
 from minprefix.storage.writing import json_bytes
+
+T = TypeVar("T")
 
 OWN_TENSOR, MLP = "prefix.safetensors", "mlp.safetensors"
 TENSORS = (PEFT_TENSOR, OWN_TENSOR)  # a prefix has one of them
+TWO_SAVES = "the files are not of one save; copy them again, together"
 #: all files that a prefix may have
 FILES = (PEFT_CONFIG, PEFT_TENSOR, OWN_TENSOR, MLP, ABOUT)
 
@@ -63,29 +67,23 @@ def write_prefix(
     """
     n, _, NH, P, hs = saved.kv.shape
     if saved.kv.dtype.kind != "f":
-        raise InputError(
-            f"cannot save a prefix of {saved.kv.dtype}: expected floating-point numbers"
-        )
+        kind = f"a prefix of {saved.kv.dtype}"
+        raise InputError(f"cannot save {kind}: expected floating-point numbers")
     if not np.isfinite(saved.kv).all():
         raise InputError("cannot save a prefix that holds NaN or infinity: its training failed")
     base = base or Base(None, None, None, n, NH, hs)
     if why_not_peft(saved):
-        kv = {"kv": saved.kv.astype(np.float32)}
-        contents = {OWN_TENSOR: tensor_bytes(kv, {})}
+        contents = {OWN_TENSOR: tensor_bytes({"kv": saved.kv.astype(np.float32)}, {})}
     else:
         contents = peft_files(saved, base.name)
     if saved.mlp is not None:
         contents[MLP] = tensor_bytes(saved.mlp, {})
+    layers = None if saved.layers is None else list(saved.layers)
     about = Provenance(
         saved=datetime.now(UTC).isoformat(timespec="seconds"),
         packages=packages(),
         base=base,
-        prefix=Shape(
-            kind="flat" if saved.mlp is None else "mlp",
-            length=P,
-            layers=None if saved.layers is None else list(saved.layers),
-            position_offset=saved.position_offset,
-        ),
+        prefix=Shape("flat" if saved.mlp is None else "mlp", P, layers, saved.position_offset),
         files={
             name: hashlib.sha256(contents[name]).hexdigest()
             for name in sorted(contents, key=lambda name: name == PEFT_CONFIG)  # tensors first
@@ -104,10 +102,8 @@ def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
     under which PEFT's user finds the model. The MLP is left out. Raises InputError for what PEFT
     cannot express, and leaves what is there."""
     if reason := why_not_peft(saved):
-        raise InputError(
-            f"PEFT cannot express this prefix: {reason}; train one for all layers and with the "
-            "usual positions to export it"
-        )
+        how = "train one for all layers and with the usual positions to export it"
+        raise InputError(f"PEFT cannot express this prefix: {reason}; {how}")
     write_together(Path(directory), peft_files(saved, base), FILES)
 
 
@@ -116,8 +112,15 @@ def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
 
 def read_prefix(directory: str | Path, dtype: str = "float32") -> tuple[Saved, Provenance | None]:
     """What `write_prefix` or PEFT wrote, without the MLP; and its record, of the same save."""
-    folder = _folder(directory)
-    return read_together(folder, FILES, lambda: _read_prefix(folder, dtype))
+    return _of_one_save(directory, dtype, _read_prefix)
+
+
+def _of_one_save(directory: str | Path, dtype: str, read: Callable[[Path, str], T]) -> T:
+    folder = Path(directory)
+    if not folder.is_dir():
+        where = f"prefix folder {str(folder)!r} does not exist"
+        raise InputError(f"{where}: expected one that was saved")
+    return read_together(folder, FILES, lambda: read(folder, dtype))
 
 
 def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
@@ -127,20 +130,16 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
     elif _file(folder, OWN_TENSOR).exists() and about is not None:
         saved = _read_own(folder, about, dtype)
     elif is_adapters(folder):
-        raise InputError(
-            f"{str(folder)!r} was written by the adapters library: `minprefix import` takes it in"
-        )
+        library = "was written by the adapters library"
+        raise InputError(f"{str(folder)!r} {library}: import it with `minprefix import`")
+    elif (why := unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
+        raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
     else:
-        if (why := unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
-            raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
-        raise InputError(
-            f"{str(folder)!r} holds no prefix: expected {PEFT_TENSOR} with {PEFT_CONFIG}, or "
-            f"{OWN_TENSOR} with {ABOUT}"
-        )
+        files = f"{PEFT_TENSOR} with {PEFT_CONFIG}, or {OWN_TENSOR} with {ABOUT}"
+        raise InputError(f"{str(folder)!r} holds no prefix: expected {files}")
     if about is not None:
-        _check_about(folder, about, saved)
-    if not np.isfinite(saved.kv).all():
-        raise InputError(f"the prefix in {str(folder)!r} holds NaN or infinity: it is damaged")
+        _check_record(folder, about, saved)
+    check_finite(saved.kv, f"the prefix in {str(folder)!r}")
     if about is not None:
         _check_files(folder, about, TENSORS)
     return saved, about
@@ -150,26 +149,10 @@ def _read_own(folder: Path, about: Provenance, dtype: str) -> Saved:
     tensors, _ = map_tensors(folder / OWN_TENSOR, "the prefix")
     kv = tensors.get("kv", np.empty(0))
     if len(tensors) != 1 or kv.dtype.kind != "f" or kv.ndim != 5 or kv.shape[1] != 2:
-        found = listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
-        raise InputError(
-            f"{folder / OWN_TENSOR} holds {found}: expected one tensor 'kv' (layers, 2, heads, P, "
-            "head size) of floating-point numbers; the prefix is damaged"
-        )
-    layers = about.prefix.layers
-    return Saved(
-        converted(kv, dtype),
-        None if layers is None else tuple(layers),
-        about.prefix.position_offset,
-    )
-
-
-def _folder(directory: str | Path) -> Path:
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise InputError(
-            f"prefix folder {str(folder)!r} does not exist: expected one that was saved"
-        )
-    return folder
+        expected = "'kv' (layers, 2, heads, P, head size) of floating-point numbers"
+        raise other_tensors(folder / OWN_TENSOR, tensors, expected)
+    layers, offset = about.prefix.layers, about.prefix.position_offset
+    return Saved(converted(kv, dtype), None if layers is None else tuple(layers), offset)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -182,16 +165,14 @@ def read_mlp(
 ) -> tuple[dict[str, np.ndarray], Provenance]:
     """The parameters of the MLP beside a folded prefix, and the record. Raises InputError where
     there is none."""
-    folder = _folder(directory)
-    return read_together(folder, FILES, lambda: _read_mlp(folder, dtype))
+    return _of_one_save(directory, dtype, _read_mlp)
 
 
 def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenance]:
     about = read_about(folder)
     if about is None or not _file(folder, MLP).exists():
-        raise InputError(
-            f"{str(folder)!r} holds no MLP: the prefix is flat, or PEFT wrote it without"
-        )
+        why = "the prefix is flat, or PEFT wrote it without"
+        raise InputError(f"{str(folder)!r} holds no MLP: {why}")
     tensors, _ = map_tensors(folder / MLP, "the prefix's MLP")
     base, own = about.base, about.prefix
     P, C = own.length, base.n_head * base.head_size
@@ -206,15 +187,12 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenan
     }
     found = {name: a.shape for name, a in tensors.items()}
     if found != expected or any(a.dtype.kind != "f" for a in tensors.values()):
-        raise InputError(
-            f"{folder / MLP} holds {listed(found.items())}: expected {expected} of "
-            f"floating-point numbers, from {ABOUT}"
-        )
+        wanted = f"{expected} of floating-point numbers, from {ABOUT}"
+        raise other_tensors(folder / MLP, tensors, wanted)
     parameters = {name: converted(a, dtype) for name, a in tensors.items()}
     for name, a in parameters.items():
-        if not np.isfinite(a).all():
-            raise InputError(f"{folder / MLP}: {name} holds NaN or infinity: it is damaged")
-    _check_kind(folder, about)
+        check_finite(a, f"{folder / MLP}: {name}")
+    _check_record(folder, about)
     _check_files(folder, about, (MLP,))
     return parameters, about
 
@@ -222,61 +200,51 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenan
 def check_base(directory: str | Path, recorded: Base, base: Base, folder: Path | None) -> None:
     """Raises InputError if `base`, which was loaded from `folder`, is not the recorded one; both
     fingerprints are in the sentence. A fingerprint that either side lacks is not compared."""
+    where = f"the prefix in {str(directory)!r} was trained"
     for what, was, now in (
-        ("base", recorded.sha256, base.sha256),
-        ("tokenizer", recorded.tokenizer_sha256, base.tokenizer_sha256),
+        ("another base: on", recorded.sha256, base.sha256),
+        ("another tokenizer: that of", recorded.tokenizer_sha256, base.tokenizer_sha256),
     ):
         if was is None or now is None or was == now:
             continue
-        if what == "tokenizer" and was == earlier_tokenizer_fingerprint(folder):
+        if "tokenizer" in what and was == earlier_tokenizer_fingerprint(folder):
             note(
-                f"the prefix in {str(directory)!r} was trained before minprefix read the files "
-                f"beside the tokenizer of {recorded.name!r}: a text may be other tokens now"
+                f"{where} before minprefix read the files beside the tokenizer of "
+                f"{recorded.name!r}: a text may be other tokens now"
             )
             continue
-        on = f"on {recorded.name!r}" if what == "base" else f"that of {recorded.name!r}"
         raise InputError(
-            f"the prefix in {str(directory)!r} was trained on another {what}: {on} (sha256 "
-            f"{was[:12]}...), and this is {base.name!r} (sha256 {now[:12]}...); give the model "
-            "that it was trained on"
+            f"{where} on {what} {recorded.name!r} (sha256 {was[:12]}...), and this is "
+            f"{base.name!r} (sha256 {now[:12]}...); give the model that it was trained on"
         )
 
 
-def _check_about(folder: Path, about: Provenance, saved: Saved) -> None:
-    """Raises InputError where minprefix.json and the tensor beside it are not of one save."""
-    n, _, NH, P, hs = saved.kv.shape
-    whole = saved.layers is None
-    found = [
-        ("prefix.length", about.prefix.length, P),
-        ("base.n_head", about.base.n_head, NH),
-        ("base.head_size", about.base.head_size, hs),
-        ("prefix.layers", about.prefix.layers, None if whole else list(saved.layers or ())),
-        ("prefix.position_offset", about.prefix.position_offset, saved.position_offset),
-    ]
-    if whole:
-        found.append(("base.n_layer", about.base.n_layer, n))
+def _check_record(folder: Path, about: Provenance, saved: Saved | None = None) -> None:
+    """Raises InputError where minprefix.json and the tensors beside it are not of one save."""
+    base, own = about.base, about.prefix
+    found: list[tuple[str, Any, Any]] = []  # key, recorded, in the tensors
+    if saved is not None:
+        n, _, NH, P, hs = saved.kv.shape
+        layers = None if saved.layers is None else list(saved.layers)
+        found += [
+            ("prefix.length", own.length, P),
+            ("base.n_head", base.n_head, NH),
+            ("base.head_size", base.head_size, hs),
+            ("prefix.layers", own.layers, layers),
+            ("prefix.position_offset", own.position_offset, saved.position_offset),
+            ("base.n_layer", base.n_layer, n if layers is None else base.n_layer),
+        ]
+    found.append(("prefix.kind", own.kind, "mlp" if MLP in about.files else "flat"))
     for key, recorded, value in found:
         if recorded != value:
-            raise _two_saves(folder, key, recorded, value)
-    _check_kind(folder, about)
-
-
-def _check_kind(folder: Path, about: Provenance) -> None:
-    kind = "mlp" if MLP in about.files else "flat"
-    if about.prefix.kind != kind:
-        raise _two_saves(folder, "prefix.kind", about.prefix.kind, kind)
-
-
-def _two_saves(folder: Path, key: str, recorded: Any, value: Any) -> InputError:
-    return InputError(
-        f"{folder / ABOUT}: {key} is {quoted(recorded)}, the tensors beside it have "
-        f"{quoted(value)}: the files are not of one save; copy them again, together"
-    )
+            raise InputError(
+                f"{folder / ABOUT}: {key} is {quoted(recorded)}, the tensors beside it have "
+                f"{quoted(value)}: {TWO_SAVES}"
+            )
 
 
 def _check_files(folder: Path, about: Provenance, names: tuple[str, ...]) -> None:
-    """Raises InputError where one of these files is not the one that was saved with
-    minprefix.json."""
+    """Raises InputError where one of these files was not saved with minprefix.json."""
     for name in names:
         if not _file(folder, name).exists():
             continue
@@ -285,7 +253,6 @@ def _check_files(folder: Path, about: Provenance, names: tuple[str, ...]) -> Non
         if recorded != actual:
             was = "nothing of it" if recorded is None else f"sha256 {recorded[:12]}..."
             raise InputError(
-                f"{folder / name} has sha256 {actual[:12]}..., and {ABOUT} records {was}: the "
-                f"files are not of one save; copy them again, together, or remove {ABOUT} if "
-                "another program wrote the prefix anew"
+                f"{folder / name} has sha256 {actual[:12]}..., and {ABOUT} records {was}: "
+                f"{TWO_SAVES}, or remove {ABOUT} if another program wrote the prefix anew"
             )

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: parts of a tensor's name that say only how the model was run when it was saved: torch.compile,
 #: DataParallel, FSDP, checkpointing; and, in front, what held it: Lightning, PEFT, TRL
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-HOLDERS = re.compile(r"((base_|pretrained_)?model\.)+")
+HOLDERS = re.compile(r"^((base_|pretrained_)?model\.)+")
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 #: the heads of transformers' classifiers, taggers, question answerers and double heads, and TRL's
 OTHER_HEAD = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|v_head|value_head)\..+")
@@ -77,11 +77,7 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
     blocks = {name.split(".")[1] for name in weights if name.startswith("h.")}
     if config.n_layer > len(blocks):  # before a list of shapes is made for a billion layers
         lost = next(i for i in range(len(blocks) + 1) if str(i) not in blocks)
-        raise InputError(
-            f"{folder}: tensor 'h.{lost}.ln_1.weight' is missing: expected shape "
-            f"({config.n_embd},); config.json says {counted(config.n_layer, 'layer')}, is the file "
-            "whole?"
-        )
+        raise _missing(folder, f"h.{lost}.ln_1.weight", (config.n_embd,))
     shapes = config.shapes()
     if "lm_head.weight" in weights and config.tie_word_embeddings:
         wte, head = weights.get("wte.weight"), weights["lm_head.weight"]
@@ -91,58 +87,54 @@ def read_weights(folder: Path, config: Config) -> dict[str, np.ndarray]:
             shapes["lm_head.weight"] = shapes["wte.weight"]
     for name, shape in shapes.items():
         if name not in weights:
-            raise InputError(
-                f"{folder}: tensor {name!r} is missing: expected shape {shape}; is the file whole "
-                "and does config.json belong to it?"
-            )
+            raise _missing(folder, name, shape)
         if weights[name].shape != shape or weights[name].dtype.kind != "f":
             raise _misshaped(folder, name, weights[name], shape)
-    extra = sorted(set(weights) - set(shapes))
-    if extra:
-        raise InputError(
-            f"{folder}: unexpected {'tensor' if len(extra) == 1 else 'tensors'} "
-            f"{listed(extra)}: config.json describes a GPT-2 of "
-            f"{counted(config.n_layer, 'layer')} without {'it' if len(extra) == 1 else 'them'}"
-        )
+    if extra := sorted(weights.keys() - shapes.keys()):
+        model = f"a GPT-2 of {counted(config.n_layer, 'layer')}, which config.json describes"
+        raise InputError(f"{folder} holds {listed(extra)}: {model}, has no such tensor")
     return {name: weights[name] for name in shapes}
 
 
 def _by_plain_name(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors without what wrapped the model, without mask buffers, and without the head of
-    another task, which is said. Raises InputError for one that is there twice, and for adapters."""
-    weights: dict[str, np.ndarray] = {}
+    """The tensors without what wrapped the model, mask buffers and, with a note, the head of
+    another task. Raises InputError for one that is there twice, and for adapters."""
+    tensors = _read_tensors(folder)
     origin: dict[str, str] = {}
-    others: list[str] = []
-    adapters: list[str] = []
-    for full, a in _read_tensors(folder).items():
-        bare = ".".join(part for part in full.split(".") if part not in WRAPPERS)
-        bare = bare[held.end() :] if (held := HOLDERS.match(bare)) else bare
+    others, adapters = [], []
+    for full in tensors:
+        bare = HOLDERS.sub("", ".".join(p for p in full.split(".") if p not in WRAPPERS))
         name = bare.removeprefix("transformer.")
-        if MASK_BUFFER.fullmatch(name):
-            continue
         if ADAPTER.fullmatch(name):
             adapters.append(full)
         elif OTHER_HEAD.fullmatch(bare):
             others.append(bare)
-            continue
-        if name in weights:
-            raise InputError(
-                f"{folder}: tensor {quoted(name)} is there twice, as "
-                f"{quoted(origin[name])} and as {quoted(full)}: save the model again"
-            )
-        weights[name], origin[name] = a, full
+        elif not MASK_BUFFER.fullmatch(name):
+            if name in origin:
+                both = f"as {quoted(origin[name])} and as {quoted(full)}"
+                raise _twice(folder, name, both)
+            origin[name] = full
     if adapters:
         raise InputError(
-            f"{folder}: {listed(sorted(adapters))}: parts of an adapter, such as LoRA, that "
-            "was not merged into the model: load it with peft, call merge_and_unload(), save what "
-            "that returns, and give its folder"
+            f"{folder}: {listed(sorted(adapters))}: parts of an adapter, such as LoRA, that was "
+            "not merged into the model: load it with peft, save what merge_and_unload() returns, "
+            "and give its folder"
         )
     if others:
-        note(
-            f"{folder}: {listed(sorted(others))} left out, the head of another task: "
-            "minprefix uses the language model alone"
-        )
-    return weights
+        what = f"{listed(sorted(others))} left out, the head of another task"
+        note(f"{folder}: {what}: minprefix uses the language model alone")
+    return {name: tensors[full] for name, full in origin.items()}
+
+
+def _missing(folder: Path, name: str, shape: tuple[int, ...]) -> InputError:
+    whole = "is the file whole, and does config.json belong to it?"
+    return InputError(f"{folder}: tensor {name!r} is missing: expected shape {shape}; {whole}")
+
+
+def _twice(folder: Path, name: str, both: str) -> InputError:
+    return InputError(
+        f"{folder}: tensor {quoted(name)} is there twice, {both}: save the model again"
+    )
 
 
 def _misshaped(folder: Path, name: str, a: np.ndarray, shape: tuple[int, ...]) -> InputError:
@@ -168,28 +160,19 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{index} has no weight_map: expected the shard of every tensor")
     tensors: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
-    odd = [shard for shard in shard_of.values() if not isinstance(shard, str)]
-    if odd:
-        raise _no_shard(index, odd[0])
-    for shard in sorted(set(shard_of.values())):
-        if shard in ("", "..") or Path(shard).name != shard or len(shard) > 255:
-            raise _no_shard(index, shard)  # what leads out of the folder is not in it
-        path = inside(folder, shard, "a shard of the model")
-        if not path.exists():
-            raise _no_shard(index, shard)
+    for shard in sorted(set(map(str, shard_of.values()))):
+        is_name = shard not in ("", "..") and Path(shard).name == shard and len(shard) < 256
+        if not is_name or not (path := inside(folder, shard, "a shard of the model")).exists():
+            raise InputError(f"{index} names shard {shard!r}, which is not in the folder")
         held, said = map_tensors(path, "the model")
-        for name in set(held) & set(tensors):
-            raise InputError(
-                f"{folder}: tensor {quoted(name)} is there twice, in {shard!r} and before it"
-            )
+        for name in held.keys() & tensors.keys():
+            raise _twice(folder, name, f"in {shard!r} and before it")
         tensors |= held
         metadata |= said
     tensors = _with_shared(tensors, metadata)
-    lost = sorted(set(shard_of) - set(tensors))
-    if lost:
-        raise InputError(
-            f"{index} names tensor {quoted(lost[0])}, but {shard_of[lost[0]]} does not hold it"
-        )
+    for name in sorted(shard_of.keys() - tensors.keys()):
+        held_by = f"but {shard_of[name]} does not hold it"
+        raise InputError(f"{index} names tensor {quoted(name)}, {held_by}")
     return tensors
 
 
@@ -198,10 +181,6 @@ def _with_shared(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> di
     for each of the others which one that is."""
     shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
     return shared | tensors
-
-
-def _no_shard(index: Path, shard: Any) -> InputError:
-    return InputError(f"{index} names shard {quoted(shard)}, which is not in the folder")
 
 
 def write_checkpoint(
@@ -214,10 +193,8 @@ def write_checkpoint(
     folder, dtype = Path(directory), weights["wte.weight"].dtype
     if dtype.kind == "c":
         raise InputError("a complex model is for derivatives, not for files: load it as float32")
-    tensors = {
-        name if name.startswith("lm_head") else f"transformer.{name}": a
-        for name, a in weights.items()
-    }
+    names = {n: n if n.startswith("lm_head") else f"transformer.{n}" for n in weights}
+    tensors = {names[n]: a for n, a in weights.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_config(config, folder, dtype)
     write_tokenizer(tokenizer, folder)

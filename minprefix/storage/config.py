@@ -71,12 +71,18 @@ def read_config(folder: Path) -> Config:
             hint = "; it holds a prefix: give it as --prefix, and its base as --model"
         elif below := sorted(folder.glob("snapshots/*/config.json")):
             hint = f"; it is a cache of the hub's: give {str(below[-1].parent)!r}"
-        raise InputError(
-            f"model folder {str(folder)!r} has no config.json: it is not a model in Hugging Face's "
-            f"layout{hint}"
-        )
+        where = f"model folder {str(folder)!r} has no config.json"
+        raise InputError(f"{where}: it is not a model in Hugging Face's layout{hint}")
     raw = read_json(path, "the model's config")
-    _check_age(path, raw)
+    classes = raw.get("architectures")
+    if "model_type" not in raw and (  # which a config of 2019 has not
+        not {"n_layer", "n_head", "n_embd"} <= raw.keys()
+        or (classes and "GPT2" not in quoted(classes))
+    ):
+        raise InputError(
+            f"{path} has no model_type, and its architectures are {quoted(classes)}: expected the "
+            "config of a GPT-2, with model_type 'gpt2'"
+        )
     wrong = [
         f"{key} is {quoted(raw[key])}, minprefix implements {' or '.join(map(repr, allowed))}"
         for key, allowed in REQUIRED_VALUES.items()
@@ -88,38 +94,16 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{path}: {'; '.join(wrong)}{form}: this model computes something else")
     fields = Config.__dataclass_fields__
     values = {key: raw.pop(key) for key in fields if key in raw}
-    _take_synonyms(path, raw, values)
+    for key in [key for key in SYNONYMS if key in raw]:
+        name, value = SYNONYMS[key], raw.pop(key)
+        if values.setdefault(name, value) != value:
+            both = f"{key} is {quoted(value)} and {name} is {quoted(values[name])}"
+            raise InputError(f"{path}: {both}, which are two names of one number: remove one")
     _check_rest(path, raw)
-    _check_numbers(path, values)
-    _check_context(path, raw.get("n_ctx"), values["n_positions"])
+    _check_numbers(path, values, raw.get("n_ctx"))
     for key in ("bos_token_id", "eos_token_id"):
         values[key] = _token_ids(path, key, values.get(key), values["vocab_size"])
     return Config(**values)
-
-
-def _check_age(path: Path, raw: dict[str, Any]) -> None:
-    """A config of 2019 has no model_type. Raises InputError unless the names of its sizes and
-    classes are GPT-2's."""
-    classes = raw.get("architectures")
-    sizes = {"n_layer", "n_head", "n_embd"} <= raw.keys()
-    if "model_type" not in raw and (not sizes or (classes and "GPT2" not in quoted(classes))):
-        raise InputError(
-            f"{path} has no model_type, and its architectures are {quoted(classes)}: expected the "
-            "config of a GPT-2, with model_type 'gpt2'"
-        )
-
-
-def _take_synonyms(path: Path, raw: dict[str, Any], values: dict[str, Any]) -> None:
-    """Raises InputError where two names of one number disagree."""
-    for key, name in SYNONYMS.items():
-        if key not in raw:
-            continue
-        value = raw.pop(key)
-        if values.setdefault(name, value) != value:
-            raise InputError(
-                f"{path}: {key} is {quoted(value)} and {name} is {quoted(values[name])}, "
-                "which are two names of one number: remove the wrong one"
-            )
 
 
 def _check_rest(path: Path, raw: dict[str, Any]) -> None:
@@ -136,42 +120,28 @@ def _check_rest(path: Path, raw: dict[str, Any]) -> None:
             raise InputError(f"{path}: {key} is {quoted(value)}: {why}")
     form = given.pop("position_embedding_type", "absolute")
     if form != "absolute":
+        raise unexpected(path, "position_embedding_type", form, "'absolute', which is GPT-2's")
+    if unknown := sorted(given.keys() - WITHOUT_EFFECT - {*REQUIRED_VALUES, "n_ctx"}):
+        keys, them = ("key", "it") if len(unknown) == 1 else ("keys", "them")
         raise InputError(
-            f"{path}: position_embedding_type is {quoted(form)}, GPT-2's is 'absolute': this "
-            "model computes something else"
-        )
-    unknown = sorted(given.keys() - WITHOUT_EFFECT - {*REQUIRED_VALUES, "n_ctx"})
-    if unknown:
-        one = len(unknown) == 1
-        raise InputError(
-            f"{path}: unknown {'key' if one else 'keys'} {listed(unknown)}: minprefix does not "
-            f"know whether {'it changes' if one else 'they change'} the model; remove "
-            f"{'it' if one else 'them'} if you know that {'it does' if one else 'they do'} not"
+            f"{path}: unknown {keys} {listed(unknown)}, which may change the model: remove {them} "
+            "if you know that the model stays the same"
         )
 
 
-def _check_context(path: Path, context: Any, positions: int) -> None:
+def _check_numbers(path: Path, values: dict[str, Any], n_ctx: Any) -> None:
     """`n_ctx` was the size of GPT-2's mask, when it had one of its own."""
-    if context is None:
-        return
-    if not _is_size(context):
-        raise unexpected(
-            path, "n_ctx", context, "a whole number from 1, such as n_positions, or nothing"
-        )
-    if context < positions:
-        note(
-            f"{path}: n_ctx is {context} and n_positions is {positions}: the positions from "
-            f"{context} on were probably never trained"
-        )
-
-
-def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
         if not _is_size(values.get(key)):
             raise unexpected(path, key, values.get(key), "a whole number from 1")
-    inner = values.get("n_inner")
-    if inner is not None and not _is_size(inner):
-        raise unexpected(path, "n_inner", inner, "a whole number from 1, or null")
+    for key, value in (("n_inner", values.get("n_inner")), ("n_ctx", n_ctx)):
+        if value is not None and not _is_size(value):
+            raise unexpected(path, key, value, "a whole number from 1, or null")
+    if n_ctx is not None and n_ctx < values["n_positions"]:
+        note(
+            f"{path}: n_ctx is {n_ctx} and n_positions is {values['n_positions']}: the positions "
+            f"from {n_ctx} on were probably never trained"
+        )
     eps = values.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float | int) or not 0 < eps < 1:
         raise unexpected(path, "layer_norm_epsilon", eps, "a small positive number")
@@ -188,8 +158,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple[int, ...] | None:
-    """The value of config.json or generation_config.json for a special token, without the ids that
-    no token has: other software uses such an id to say "none"."""
+    """A special token that a file gives, without the ids that no token has: other software uses
+    such an id to say "none"."""
     several = isinstance(value, list) and key == "eos_token_id"
     ids = list(value) if several else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
@@ -197,10 +167,8 @@ def _token_ids(path: Path, key: str, value: Any, vocab_size: int) -> int | tuple
         raise unexpected(path, key, value, f"a whole number, {also}or null")
     for i in ids:
         if not 0 <= i < vocab_size:
-            note(
-                f"{path}: {key} {quoted(i)} lies outside the vocabulary, 0 to "
-                f"{vocab_size - 1}: it has no effect"
-            )
+            where = f"outside the vocabulary, 0 to {vocab_size - 1}"
+            note(f"{path}: {key} {quoted(i)} lies {where}: it has no effect")
     return _as_field(i for i in ids if 0 <= i < vocab_size)
 
 
@@ -225,13 +193,10 @@ def read_end_tokens(
     stop = _token_ids(path, "eos_token_id", raw.get("eos_token_id"), V)
     ends = replace(config, eos_token_id=stop).end_tokens or config.end_tokens
     named = end_token(folder, tokenizer)
-    if named is not None and not 0 <= named < V:
-        named = None
-    if not ends and named is not None:
-        told = "eos_token_id" in read_json(folder / "config.json", "the model's config")
-        return None if told or "eos_token_id" in raw else named
-    preferred = [i for i in (*config.end_tokens[:1], named) if i in ends]
-    return _as_field([*preferred, *ends])
+    if ends:
+        return _as_field([*(i for i in (*config.end_tokens[:1], named) if i in ends), *ends])
+    raw |= read_json(folder / "config.json", "the model's config")
+    return named if named is not None and named < V and "eos_token_id" not in raw else None
 
 
 def write_config(config: Config, folder: Path, dtype: np.dtype) -> None:

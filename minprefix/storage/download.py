@@ -45,8 +45,7 @@ def wrong_file(what: str, want: str, got: str) -> InputError:
     kind = "sha256" if len(want) == 64 else "git's sha1"
     return InputError(
         f"{what} is not the file that the hub announced ({kind} {got}, expected {want}): it was "
-        "removed; load the model again with a network, and if that stays so, do not trust the "
-        "server"
+        "removed; load the model again, and if that stays so, do not trust the server"
     )
 
 
@@ -75,23 +74,18 @@ def fetch(repo: str, commit: str, name: str, file: File, partial: Path) -> None:
         kept = partial.stat().st_size if partial.exists() else 0
         raise InputError(
             f"{name} of model {repo!r} broke off after {kept:,} of {file.size:,} bytes, at the "
-            f"last of {ATTEMPTS} attempts ({reason_of(error)}): what came is kept, the same "
-            "command goes on from there"
+            f"last of {ATTEMPTS} attempts ({reason_of(error)}): the same command goes on from there"
         ) from error
 
 
 def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[int], None]) -> None:
     """Append the missing bytes to `partial`."""
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        build_hf_headers,
-        hf_raise_for_status,
-    )
+    from huggingface_hub import utils as hf
     from tqdm import tqdm
 
     have = partial.stat().st_size
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    headers = hf.build_hf_headers() | {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -99,27 +93,21 @@ def _receive(url: str, partial: Path, size: int, name: str, arrived: Callable[[i
         if response.status_code == 416:  # what is there cannot be continued
             partial.unlink()
             raise _Break("the hub answered 416")
-        hf_raise_for_status(response)
+        hf.hf_raise_for_status(response)
         if response.status_code != 206:  # the hub sends all of it again
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise _Break("the hub sent another range than the one asked for")
-        silent = are_progress_bars_disabled() or None  # None: only on a terminal
-        with (
-            open(partial, "ab" if have else "wb") as f,
-            tqdm(
-                desc=name, total=size, initial=have, unit="B", unit_scale=True, disable=silent
-            ) as bar,
-        ):
+        silent = hf.are_progress_bars_disabled() or None  # None: only on a terminal
+        bar = tqdm(desc=name, total=size, initial=have, unit="B", unit_scale=True, disable=silent)
+        with bar, open(partial, "ab" if have else "wb") as f:
             for block in response.iter_bytes():
                 arrived(len(block))
                 have += len(block)
                 if have > size:
                     partial.unlink()
-                    raise InputError(
-                        f"the hub sends more than the {size:,} bytes of {name} that it announced: "
-                        "what came was removed; try again, or do not trust the server"
-                    )
+                    more = f"the hub sends more than the {size:,} bytes of {name} that it announced"
+                    raise InputError(f"{more}: try again, or do not trust the server")
                 f.write(block)
                 f.flush()  # so that a kill leaves them
                 bar.update(len(block))

@@ -79,6 +79,9 @@ class Cache(NamedTuple):
     def place(self, commit: str, name: str) -> Path:
         return self.folder / "snapshots" / commit / name
 
+    def holds(self, commit: str | None) -> bool:
+        return commit is not None and os.path.lexists(self.place(commit, "config.json"))
+
     def remove(self, path: Path) -> None:
         """A file, and the blob that it links to."""
         if path.is_symlink():
@@ -95,7 +98,14 @@ class Cache(NamedTuple):
             found = read_json(self.record(commit, version), "the record of a download")
         except InputError:
             return {}
-        return found if all(_is_entry(name, entry) for name, entry in found.items()) else {}
+        known = (
+            _wanted(name)
+            and isinstance(entry, list)
+            and [type(part) for part in entry] == [str, int, int]
+            and HASH.fullmatch(entry[0])
+            for name, entry in found.items()
+        )
+        return found if all(known) else {}
 
     def keep(self, commit: str, checked: "Checked") -> None:
         with contextlib.suppress(InputError):  # a read-only cache
@@ -106,13 +116,6 @@ class Cache(NamedTuple):
 Checked = dict[str, list[Any]]
 
 
-def _is_entry(name: str, entry: Any) -> bool:
-    match entry:
-        case [str(digest), int(), int()]:
-            return HASH.fullmatch(digest) is not None and _wanted(name)
-    return False
-
-
 def snapshot(repo: str, revision: str | None) -> Path:
     """The folder of a model's files at a commit, each as the hub announced it.
 
@@ -120,44 +123,38 @@ def snapshot(repo: str, revision: str | None) -> Path:
     fetched and checked needs no request; without a network a branch is what it last was. Raises
     InputError, in bounded time; another process that fetches the same model is waited for.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     try:
         return _snapshot(repo, revision)
     except InputError:
         raise
-    except GatedRepoError as error:
-        raise InputError(
-            f"model {repo!r} is gated: accept its terms on the hub, then set HF_TOKEN to a token"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(
-            f"model {repo!r} has no revision {revision!r} on the hub: give a branch, a tag or a "
-            "whole commit"
-        ) from error
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise InputError(
-            f"model {repo!r} is neither a folder here nor a name on the hub: check the spelling, "
-            "or give a folder with config.json and model.safetensors"
-        ) from error
     except Exception as error:  # every way in which a network fails, of whatever client library
-        if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(
-                f"cannot keep model {repo!r} in the cache {constants.HF_HUB_CACHE} "
-                f"({error.strerror}): make room there, or set HF_HOME to another folder"
-            ) from error
-        at = f" at {revision}" if revision else ""
-        raise InputError(
-            f"cannot fetch model {repo!r}{at} from the hub ({reason_of(error)}): without a "
-            "network, put its .json, .txt and .safetensors files into a folder and give that "
-            "folder instead of the name"
-        ) from error
+        raise InputError(_why_not(repo, revision, error)) from error
+
+
+def _why_not(repo: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    match error:
+        case errors.GatedRepoError():
+            why, do = "is gated", "accept its terms on the hub, then set HF_TOKEN to a token"
+        case errors.RevisionNotFoundError():
+            why = f"has no revision {revision!r} on the hub"
+            do = "give a branch, a tag or a whole commit"
+        case errors.HFValidationError() | errors.RepositoryNotFoundError():
+            why = "is neither a folder here nor a name on the hub"
+            do = "check the spelling, or give a folder with config.json and model.safetensors"
+        case OSError(errno=int()):
+            where = f"{constants.HF_HUB_CACHE} ({error.strerror})"
+            do = "make room there, or set HF_HOME to another folder"
+            return f"cannot keep model {repo!r} in the cache {where}: {do}"
+        case _:
+            what = f"model {repo!r}{f' at {revision}' if revision else ''}"
+            do = "put its .json, .txt and .safetensors files into a folder and give that folder"
+            return (
+                f"cannot fetch {what} from the hub ({reason_of(error)}): without a network, {do} "
+                "instead of the name"
+            )
+    return f"model {repo!r} {why}: {do}"
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
@@ -172,11 +169,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     checked = cache.checked(commit) if commit else {}
     if commit is not None and commit == revision and _stand(cache, commit, checked):
         return cache.place(commit, "")
-    there = any(
-        os.path.lexists(other.place(at, "config.json"))
-        for other in _caches(repo)
-        if (at := other.commit(revision)) is not None
-    )
+    there = any(other.holds(other.commit(revision)) for other in _caches(repo))
     try:
         attempts = 1 if there else ATTEMPTS
         found, listing = again(lambda: _listing(repo, revision), attempts, may_come)
@@ -197,11 +190,11 @@ def _snapshot(repo: str, revision: str | None) -> Path:
 
 def _fill(repo: str, commit: str, listing: dict[str, File], cache: Cache) -> None:
     """Bring all files of a listing to their places, and keep the record of it."""
-    checked = cache.checked(commit)  # perhaps by the process that was waited for
+    was = cache.checked(commit)  # perhaps by the process that was waited for
+    checked = {}
     for name, file in listing.items():
-        if name not in checked or checked[name][0] != file.hash:
-            checked[name] = [file.hash, file.size, 0]
-    checked = {name: checked[name] for name in listing}
+        same = name in was and was[name][0] == file.hash
+        checked[name] = was[name] if same else [file.hash, file.size, 0]
     cache.keep(commit, checked)
     for name, file in listing.items():
         place = cache.place(commit, name)
@@ -223,26 +216,23 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
     if not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision or "") and commit != revision):
         asked = revision or "its main branch"
         raise InputError(f"the hub answers commit {commit!r} for {asked} of {repo!r}: try again")
+    names = {found.rfilename: found for found in info.siblings or ()}
     listing = {}
-    names = [found.rfilename for found in info.siblings or ()]
-    for found in info.siblings or ():
-        name = found.rfilename
-        if _wanted(name):
-            size, digest = found.size, found.blob_id
-            if found.lfs:
-                size, digest = found.lfs.size, found.lfs.sha256
-            if type(size) is not int or not HASH.fullmatch(str(digest)):
-                raise InputError(
-                    f"the hub announces no hash for {name} of {repo!r} at {commit}, so it cannot "
-                    "be checked: fetch the files by hand and give their folder"
-                )
-            listing[name] = File(size, digest)
+    for name in filter(_wanted, names):
+        found = names[name]
+        size, digest = found.size, found.blob_id
+        if found.lfs:
+            size, digest = found.lfs.size, found.lfs.sha256
+        if type(size) is not int or not HASH.fullmatch(str(digest)):
+            raise InputError(
+                f"the hub announces no hash for {name} of {repo!r} at {commit}, so it cannot be "
+                "checked: fetch the files by hand and give their folder"
+            )
+        listing[name] = File(size, digest)
     if not any(name.endswith(".safetensors") for name in listing):
         error = no_weights(f"model {repo!r} on the hub", names)
-        raise InputError(
-            f"{error}; `hf download {repo} --local-dir DIR` fetches it, and the name of the model "
-            "is then DIR"
-        )
+        fetch_it = f"`hf download {repo} --local-dir DIR` fetches it"
+        raise InputError(f"{error}; {fetch_it}, and the name of the model is then DIR")
     return commit, listing
 
 
@@ -316,7 +306,7 @@ def _offline(repo: str, revision: str | None, error: Exception) -> Path:
     failed: list[InputError] = []
     for cache in _caches(repo):
         commit = cache.commit(revision)
-        if commit is not None and os.path.lexists(cache.place(commit, "config.json")):
+        if commit is not None and cache.holds(commit):
             try:
                 _check_offline(repo, commit, cache)
                 return cache.place(commit, "")
@@ -326,13 +316,9 @@ def _offline(repo: str, revision: str | None, error: Exception) -> Path:
         asked = f" at {revision}" if revision else ""
         for other in sorted((cache.folder / "snapshots").glob("*")):
             if (other / "config.json").exists() and any(other.glob("model*.safetensors")):
-                failed.append(
-                    _Unsure(
-                        f"model {repo!r}{asked} is not in the cache, and there is no network to "
-                        f"fetch it; {other} is a model of that name at some commit: if it is the "
-                        "right one, give this folder instead of the name"
-                    )
-                )
+                lost = f"model {repo!r}{asked} is not in the cache, and there is no network"
+                do = "if it is the right one, give this folder instead of the name"
+                failed.append(_Unsure(f"{lost}; {other} has that name at some commit: {do}"))
     if failed:  # first a sentence that leaves the choice to the user
         raise min(failed, key=lambda reason: not isinstance(reason, _Unsure)) from error
     raise error
@@ -351,8 +337,8 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
         if not all(path.is_symlink() for path in found):
             raise _Unsure(
                 f"model {repo!r} is in the cache, in {place}, but its files are no links to their "
-                "hashes, so they cannot be checked: load the model once with a network or, if you "
-                "trust these files, give that folder instead of the name"
+                "hashes: load the model once with a network or, if you trust these files, give "
+                "that folder instead of the name"
             )
         announced = {path.name: Path(os.readlink(path)).name for path in found}
     for name, want in announced.items():
@@ -360,10 +346,8 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
         if name in checked and _stands(path, checked[name]):
             continue
         if not path.exists() or not HASH.fullmatch(want):
-            raise InputError(
-                f"{name} of model {repo!r} at {commit} is not in the cache, or was never checked: "
-                "load the model once with a network"
-            )
+            lost = f"{name} of model {repo!r} at {commit} is not in the cache, or was never checked"
+            raise InputError(f"{lost}: load the model once with a network")
         if (got := hash_of(path, want)) != want:
             cache.remove(path)
             raise wrong_file(f"{name} of model {repo!r} in the cache", want, got)

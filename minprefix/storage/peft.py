@@ -5,14 +5,13 @@ adapter_config.json         the sizes, and the name of the base
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError, listed, quoted
+from minprefix.errors import InputError
 from minprefix.storage.reading import inside, read_json, unexpected
 from minprefix.storage.saved import Saved, converted, flatten, unflatten
-from minprefix.storage.tensors import map_tensors, tensor_bytes
+from minprefix.storage.tensors import map_tensors, other_tensors, tensor_bytes
 from minprefix.storage.writing import json_bytes
 
 CONFIG, TENSOR = "adapter_config.json", "adapter_model.safetensors"
@@ -31,26 +30,15 @@ def why_not_peft(saved: Saved) -> str | None:
     if saved.layers is not None:
         return f"only layers {', '.join(map(str, saved.layers))} see it"
     if saved.position_offset != P:
-        return (
-            f"tokens start at position {saved.position_offset}, where PEFT puts them at {P}, the "
-            "number of its slots"
-        )
+        return f"tokens start at position {saved.position_offset}, and PEFT starts them at {P}"
     return None
 
 
 def peft_files(saved: Saved, base: str | None) -> dict[str, bytes]:
     """The contents of both files, the tensor first."""
-    tensor = {"prompt_embeddings": flatten(saved.kv).astype(np.float32)}
-    return {
-        TENSOR: tensor_bytes(tensor, {"format": "pt"}),
-        CONFIG: json_bytes(_config(saved, base)),
-    }
-
-
-def _config(saved: Saved, base: str | None) -> dict[str, Any]:
-    """adapter_config.json, with the keys that PEFT writes, in its order."""
     n, _, NH, P, hs = saved.kv.shape
-    return {
+    tensor = {"prompt_embeddings": flatten(saved.kv).astype(np.float32)}
+    config = {  # the keys that PEFT writes, in its order
         "auto_mapping": None,
         "base_model_name_or_path": base,
         "encoder_hidden_size": NH * hs if saved.mlp is None else saved.mlp["bias_1"].size,
@@ -67,6 +55,7 @@ def _config(saved: Saved, base: str | None) -> dict[str, Any]:
         "task_type": "CAUSAL_LM",
         "token_dim": NH * hs,
     }
+    return {TENSOR: tensor_bytes(tensor, {"format": "pt"}), CONFIG: json_bytes(config)}
 
 
 def read_peft(folder: Path, dtype: str) -> Saved:
@@ -75,11 +64,9 @@ def read_peft(folder: Path, dtype: str) -> Saved:
     if not path.exists():
         raise InputError(f"{str(folder)!r} has {TENSOR} but no {CONFIG}: copy both")
     config = read_json(path, "PEFT's config")
-    if config.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(
-            f"{path}: peft_type is {quoted(config.get('peft_type'))}: expected "
-            "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
-        )
+    if (kind := config.get("peft_type")) != "PREFIX_TUNING":
+        expected = "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
+        raise unexpected(path, "peft_type", kind, expected)
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:
         if type(config.get(key)) is not int or not 1 <= config[key] < 2**31:
@@ -90,9 +77,6 @@ def read_peft(folder: Path, dtype: str) -> Saved:
     tensors, _ = map_tensors(folder / TENSOR, "the prefix")
     stored = tensors.get("prompt_embeddings", np.empty(0))
     if len(tensors) != 1 or stored.shape != (P, L * 2 * C) or stored.dtype.kind != "f":
-        found = listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
-        raise InputError(
-            f"{folder / TENSOR} holds {found}: expected prompt_embeddings {(P, L * 2 * C)} from "
-            f"{CONFIG}"
-        )
+        expected = f"prompt_embeddings {(P, L * 2 * C)} from {CONFIG}"
+        raise other_tensors(folder / TENSOR, tensors, expected)
     return Saved(converted(unflatten(stored, L, NH, C // NH), dtype), None, P)

@@ -10,13 +10,12 @@ from minprefix.errors import InputError, note
 from minprefix.storage import hub
 
 #: the model that ships: beside the package in a wheel, beside the package's folder in a clone
-_HERE = Path(__file__).parents[1]
-TINY = next(
-    (p for p in (_HERE / "weights/tiny", _HERE.parent / "weights/tiny") if p.exists()), None
-)
-
+_PLACES = [folder / "weights/tiny" for folder in Path(__file__).parents[1:3]]
+TINY = next(filter(Path.exists, _PLACES), None)
 SHIPPED = "tiny"  #: its name
-NEAR = 0.75  #: how alike two names are that one may be a slip of the other (difflib's ratio)
+NEAR = 0.75  #: names at least as alike as this may be slips of each other (difflib's ratio)
+#: what may be given instead of a folder
+OR_ELSE = '"tiny" for the model that ships, or a name on the hub'
 #: GPT-2's own names on the hub, and the commits that this package was written against
 PINNED = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -28,16 +27,13 @@ PINNED |= {full: (full, revision) for full, revision in PINNED.values()}
 
 
 def find(name: str | Path | None, revision: str | None = None) -> Path:
-    """The folder of a model: the model that ships for None; `name` itself if it is a folder, and a
-    note says which model that hides; the shipped model for "tiny"; else a snapshot from the hub
-    (the pinned commit for GPT-2's own names). Raises InputError for a name that is none of these,
-    with one that is spelled like it."""
+    """The folder of a model: the model that ships for None; `name` itself if it is a folder, with
+    a note if that hides another model; the shipped model for "tiny"; else a snapshot from the hub
+    (the pinned commit for GPT-2's own names). Raises InputError for any other name, and suggests
+    one that is spelled like it."""
     text, path = str(name), Path("" if name is None else name)
-    if not text.strip():  # of a shell's variable that is not set; Path takes it for this folder
-        raise InputError(
-            'the name of the model is empty: give a folder, "tiny" for the model that ships, or a '
-            "name on the hub"
-        )
+    if not text.strip():  # as from an unset shell variable; Path takes it for this folder
+        raise InputError(f"the name of the model is empty: give a folder, {OR_ELSE}")
     known = name is None or text in (SHIPPED, *PINNED)
     # unlike path.is_dir, also for a name that no file could have
     is_folder = name is not None and os.path.isdir(path)
@@ -55,10 +51,8 @@ def find(name: str | Path | None, revision: str | None = None) -> Path:
                 "model 'tiny' ships with minprefix: a revision is for names on the hub"
             )
         if TINY is None:
-            raise InputError(
-                "the model that ships is not beside the package: install minprefix again, or give "
-                "a folder"
-            )
+            lost = "the model that ships is not beside the package"
+            raise InputError(f"{lost}: install minprefix again, or give a folder")
         return TINY
     if os.path.isfile(path) and not known:
         raise InputError(f"model {text!r} is a file: give the folder that config.json is in")
@@ -66,17 +60,14 @@ def find(name: str | Path | None, revision: str | None = None) -> Path:
     meant = "" if near is None else f"; did you mean {near!r}?"
     local = text.startswith((".", "/", "~")) or len(path.parts) > 2
     if local or (len(path.parts) == 2 and path.parent.is_dir()):
+        files = "a folder with config.json and model.safetensors"
         raise InputError(
-            f"model folder {text!r} does not exist: give a folder with config.json and "
-            'model.safetensors, "tiny" for the model that ships, or a name on the hub like "gpt2"'
-            f"{meant}"
+            f'model folder {text!r} does not exist: give {files}, {OR_ELSE} like "gpt2"{meant}'
         )
-    if near is not None and "/" not in text.rstrip(
-        "/"
-    ):  # the hub's names have one, but for those of old
+    if near is not None and "/" not in text.rstrip("/"):  # only the hub's oldest names have none
         raise InputError(
-            f"model {text!r} is no folder here and no name that is known{meant} A name on the hub "
-            'is like "openai-community/gpt2"'
+            f"model {text!r} is no folder here and no known name{meant} A name on the hub is like "
+            '"openai-community/gpt2"'
         )
     repo, pinned = PINNED.get(text, (text, None))
     try:
@@ -86,7 +77,7 @@ def find(name: str | Path | None, revision: str | None = None) -> Path:
 
 
 def _note_hidden(name: str, path: Path) -> None:
-    """Say what a folder with the name of a model that is known hides, and how to get that one."""
+    """Say which known model a folder of the same name hides, and how to get that one."""
     if name == SHIPPED:
         hidden = "the model that ships: to use that one, give no name (leave out --model)"
     elif name != PINNED[name][0]:
@@ -97,8 +88,7 @@ def _note_hidden(name: str, path: Path) -> None:
 
 
 def _nearest(name: str) -> str | None:
-    """The name of a known model or the folder of a model, in the same place, that is spelled almost
-    like that."""
+    """The known model, or the folder of a model in the same place, whose name is almost this."""
     parent, last = os.path.split(name.rstrip("/"))
     names = {n.lower(): n for n in (SHIPPED, *PINNED)} | {"gpt2-small": "gpt2"}
     with contextlib.suppress(OSError, ValueError):

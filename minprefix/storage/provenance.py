@@ -103,10 +103,8 @@ def read_about(directory: str | Path) -> Provenance | None:
         return None
     raw = read_json(path, "the prefix's provenance")
     if raw.get("format") != FORMAT:
-        raise InputError(
-            f"{path} has format {quoted(raw.get('format'))}, this version reads {FORMAT}: "
-            "use the minprefix that wrote it"
-        )
+        found = f"format {quoted(raw.get('format'))}, this version reads {FORMAT}"
+        raise InputError(f"{path} has {found}: use the minprefix that wrote it")
     check_schema(path, raw)
     del raw["format"]
     raw |= {"base": Base(**raw["base"]), "prefix": Shape(**raw["prefix"])}

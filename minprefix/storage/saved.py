@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minprefix.errors import InputError
+
 
 class Saved(NamedTuple):
     """The keys and values of a prefix, and the MLP that they were computed from if there is one."""
@@ -24,6 +26,11 @@ def unflatten(flat: np.ndarray, n_layers: int, n_head: int, head_size: int) -> n
     """The inverse of `flatten`."""
     kv = flat.reshape(len(flat), n_layers, 2, n_head, head_size)  # (P, layers, 2, NH, hs)
     return kv.transpose(1, 2, 3, 0, 4).copy()
+
+
+def check_finite(a: np.ndarray, what: str) -> None:
+    if not np.isfinite(a).all():
+        raise InputError(f"{what} holds NaN or infinity: it is damaged")
 
 
 def converted(a: np.ndarray, dtype: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.errors import InputError, brief
+from minprefix.errors import InputError, brief, listed
 from minprefix.storage.reading import check_itself, loads, regular, too_large
 from minprefix.storage.writing import write_bytes
 
@@ -56,6 +56,12 @@ def map_tensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         ) from error
     except MemoryError as error:
         raise too_large(path, size) from error
+
+
+def other_tensors(path: Path, tensors: dict[str, np.ndarray], expected: str) -> InputError:
+    """The sentence about a file that holds other tensors than the expected ones."""
+    found = listed((name, a.shape, str(a.dtype)) for name, a in tensors.items())
+    return InputError(f"{path} holds {found}: expected {expected}")
 
 
 def _tensor(body: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
