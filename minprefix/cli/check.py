@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     """-> 0 if everything that is implemented passed, 1 if not or if nothing is. Raises InputError
     for what cannot be run at all."""
     from minprefix.conformance import report
-    from minprefix.conformance.implementation import write_stubs
     from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
+    from minprefix.conformance.stubs import write_stubs
     from minprefix.conformance.suite import select
 
     checks = select(args.only or (), args.level or ())

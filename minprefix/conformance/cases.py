@@ -58,10 +58,16 @@ class Case:
     def expected(self) -> dict[str, Array]:
         """Every tensor of the op by name, from the reference in float64 on the very same numbers.
         Four other ways to compute them agree (see the oracle table)."""
-        key = repr(self)
-        if key not in _EXPECTED:
-            _EXPECTED[key] = _compute(self)
-        return _EXPECTED[key]
+        if repr(self) not in _EXPECTED:
+            inputs, found = wide(self.inputs()), dict[str, Array]()
+            for function in FUNCTIONS[self.op]:
+                given = inputs
+                if "cache" in ARGUMENTS[function]:
+                    given = inputs | {"cache": reference_cache(self.op, inputs)}
+                result = getattr(reference, function)(*(given[a] for a in ARGUMENTS[function]))
+                found |= {name: np.asarray(a) for name, a in flatten(function, result).items()}
+            _EXPECTED[repr(self)] = found
+        return _EXPECTED[repr(self)]
 
     def tolerance(self) -> float:
         """The rounding of a large score spreads to all that follows from it: in a backward that
@@ -92,9 +98,7 @@ def each_float(f: Callable[[Array], Array], a: Any) -> Any:
     return f(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
 
 
-def wide(a: Any) -> Any:
-    """`a` with every array of floats in it in float64."""
-    return each_float(lambda each: each.astype(np.float64), a)
+wide = partial(each_float, lambda a: a.astype(np.float64))  # every array of floats in float64
 
 
 #: op -> input -> its axes
@@ -191,14 +195,8 @@ def _cross_entropy(
     return {"logits": logits, "targets": rng.integers(0, V, M), "weights": given}
 
 
-MAKERS: dict[str, Callable[..., Inputs]] = {
-    "embed": _embed,
-    "layernorm": _layernorm,
-    "linear": _linear,
-    "gelu": _gelu,
-    "attention": _attention,
-    "cross_entropy": _cross_entropy,
-}
+_MAKERS = (_embed, _layernorm, _linear, _gelu, _attention, _cross_entropy)
+MAKERS: dict[str, Callable[..., Inputs]] = dict(zip(FUNCTIONS, _MAKERS, strict=True))
 
 
 # ---- the table of cases -------------------------------------------------------------------------
@@ -393,14 +391,3 @@ def reference_cache(op: str, inputs: dict[str, Any]) -> Any:
 
 
 _EXPECTED: dict[str, dict[str, Array]] = {}  # by the text of the case, which says all
-
-
-def _compute(case: Case) -> dict[str, Array]:
-    inputs, found = wide(case.inputs()), dict[str, Array]()
-    for function in FUNCTIONS[case.op]:
-        given = inputs
-        if "cache" in ARGUMENTS[function]:
-            given = inputs | {"cache": reference_cache(case.op, inputs)}
-        result = getattr(reference, function)(*(given[a] for a in ARGUMENTS[function]))
-        found |= {name: np.asarray(a) for name, a in flatten(function, result).items()}
-    return found

@@ -19,8 +19,8 @@ SUSPICIONS = {
     ("hs", 1.0): "hs: is it multiplied by sqrt(hs) instead of divided by it?",
     ("hs", -1.0): "1/hs",
 }
-MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
 SUM_FOR_MEAN = "is a sum taken where a mean belongs?"
+MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
 
 #: numbers that are equal but for float32's rounding are equal to this at worst
 COARSEST = 1e-5
@@ -77,11 +77,14 @@ def diagnose(
     names = axes.split() if len(axes.split()) == want.ndim else [f"axis {i}" for i in range(9)]
     close = max(tolerance, 1e-9) * 10
     if got.shape != want.shape:
-        return _about_shape(got, want, close)
+        if said := _transposed(got, want, close):
+            return [said]
+        reshaped = got.size == want.size and _same(got.reshape(want.shape), want, close)
+        return ["has the right numbers in another shape: is a reshape missing?"] * reshaped
     if want.size == 0:
         return []
     if not np.isfinite(got).all():
-        return _about_not_finite(got, names)
+        return [_not_finite(got)]
     if relative_error(got, want) <= close:
         return []  # rounding has no meaning
     if not got.any():
@@ -123,22 +126,14 @@ def _transposed(got: Array, want: Array, close: float) -> str | None:
     return None
 
 
-def _about_shape(got: Array, want: Array, close: float) -> list[str]:
-    if said := _transposed(got, want, close):
-        return [said]
-    if got.size == want.size and _same(got.reshape(want.shape), want, close):
-        return ["has the right numbers in another shape: is a reshape missing?"]
-    return []
-
-
-def _about_not_finite(got: Array, names: Sequence[str]) -> list[str]:
+def _not_finite(got: Array) -> str:
     bad = ~np.isfinite(got)
-    first = [int(i) for i in np.argwhere(bad)[0]] if got.ndim else []
+    first = np.argwhere(bad)[0].tolist() if got.ndim else []
     what = "NaN" if np.isnan(got).any() else "infinite"
-    return [
+    return (
         f"holds {int(bad.sum())} {what} of {bad.size}, the first at {first}: does exp overflow, "
         "is something divided by 0, or is a whole row masked out?"
-    ]
+    )
 
 
 def _multiple(got: Array, want: Array, dimensions: Mapping[str, float], close: float) -> str | None:
@@ -165,10 +160,9 @@ def _name_of(c: float, dimensions: Mapping[str, float]) -> str:
             if math.isclose(sign * c, factor, rel_tol=1e-6):
                 return f": {said}{' and negated' if minus else ''}?"
         for letter, size in dimensions.items():
-            for power, said in ((1.0, SUM_FOR_MEAN), (-1.0, MEAN_FOR_SUM)):
-                if size > 1 and math.isclose(sign * c, size**power, rel_tol=1e-6):
-                    over = f"{letter}" if power > 0 else f"1/{letter}"
-                    return f": {c:.4g} = {minus}{over}: {said}"
+            for power, over, said in ((1, "", SUM_FOR_MEAN), (-1, "1/", MEAN_FOR_SUM)):
+                if size > 1 and math.isclose(sign * c, float(size) ** power, rel_tol=1e-6):
+                    return f": {c:.4g} = {minus}{over}{letter}: {said}"
     return ""
 
 
@@ -195,7 +189,7 @@ def _moved(got: Array, want: Array, names: Sequence[str], close: float) -> str |
             continue
         along = names[axis]
         known = [(i, j) for i, j in enumerate(partner) if j is not None]
-        if len(known) == n and len({j for _, j in known}) == n:
+        if len({j for _, j in known}) == n:  # all are there
             if partner == list(range(n))[::-1]:
                 return f"is reversed along {along}"
             for shift in range(1, n):

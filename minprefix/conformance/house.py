@@ -27,13 +27,9 @@ class House:
         model, prefixes = _model(problem), _prefixes(problem)
         batch = Batch.pack(problem.sequences, problem.loss_from, problem.prefix_of)
         recorder = Recorder(self.ops, model.weights, problem.config.head_size)
+        reduction, need = problem.reduction, needed(model, problem.need)
         loss, dkvs, dweights = loss_backward(
-            model,
-            prefixes,
-            _every_row(batch),
-            problem.reduction,
-            recorder,
-            needed(model, problem.need),
+            model, prefixes, _every_row(batch), reduction, recorder, need
         )
         axes = model_tensors(problem.config, len(prefixes), len(batch), problem.need)
         found = {

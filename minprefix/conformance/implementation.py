@@ -157,7 +157,9 @@ def load(spec: str | Implementation | object) -> Implementation:
     elif _is_file(module_name) or any(c in module_name for c in SEPARATORS):
         functions = _from_file(module_name)
     else:
-        functions = _from_module(module_name)
+        if "" not in sys.path:
+            sys.path.append("")  # the console script leaves out the folder that one stands in
+        functions = _guarded(lambda: importlib.import_module(module_name), module_name)
     for part in attribute.split(".") if attribute else ():
         if not hasattr(functions, part):
             raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
@@ -212,12 +214,6 @@ def _from_file(name: str) -> types.ModuleType:
     return module
 
 
-def _from_module(name: str) -> types.ModuleType:
-    if "" not in sys.path:
-        sys.path.append("")  # the console script leaves out the folder that one stands in
-    return _guarded(lambda: importlib.import_module(name), name)
-
-
 def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
     try:
         return run()
@@ -226,17 +222,3 @@ def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
         if isinstance(error, ImportError) and "relative import" in str(error):
             said += "; give it as a module of its package: package.ops"
         raise InputError(said) from error
-
-
-def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
-    """A file with every function of the contract, each raising NotImplementedError; `whole` and
-    `torch`: see `stubs.text`. Raises InputError if the file exists."""
-    from minprefix.conformance.stubs import text
-
-    if path.suffix != ".py":
-        raise InputError(
-            f"--new {path} is not the name of a Python file: expected one that ends in .py"
-        )
-    if path.exists():
-        raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    path.write_text(text(path.name, whole, torch), encoding="utf-8", newline="\n")

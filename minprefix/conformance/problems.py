@@ -279,14 +279,12 @@ class Question:
     expected: Expected
 
 
-def _model_question(source: str, p: ModelProblem, right: Mapping[str, Array]) -> Question:
-    axes = model_tensors(p.config, len(p.prefixes), len(p.sequences), p.need)
-    return _question("run_model", source, p, axes, right)
-
-
 def _question(
-    function: str, source: str, p: ModelProblem, axes: Mapping[str, str], right: Mapping[str, Array]
+    source: str, p: ModelProblem, right: Mapping[str, Array], function: str = "run_model"
 ) -> Question:
+    axes = {"logits": "N V"}
+    if function == "run_model":
+        axes = model_tensors(p.config, len(p.prefixes), len(p.sequences), p.need)
     tolerance, offsets = TOLERANCE[str(p.prefixes[0].dtype)], np.cumsum([0, *map(len, p.sequences)])
     wanted = {name: right[name] for name in axes if name in right}
     expected = Expected(wanted, tolerance, dimensions(p), offsets.tolist(), "model")
@@ -297,7 +295,7 @@ def model_question(name: str, need: Literal["prefix", "all"] | None = None) -> Q
     """`need`: other than the case's own."""
     problem = model_case(name)
     problem = replace(problem, need=need or problem.need)
-    return _model_question(f"model_case({name!r})", problem, expected_model(name))
+    return _question(f"model_case({name!r})", problem, expected_model(name))
 
 
 def drawn_question(sizes: Mapping[str, Any]) -> Question:
@@ -305,7 +303,7 @@ def drawn_question(sizes: Mapping[str, Any]) -> Question:
     problem, source = model_problem(**sizes), f"model_problem(**{sizes!r})"
     if source not in _DRAWN:
         _DRAWN[source] = _answer("run_model", problem)
-    return _model_question(source, problem, _DRAWN[source])
+    return _question(source, problem, _DRAWN[source])
 
 
 _DRAWN: dict[str, Mapping[str, Array]] = {}  # the right answers, by the problem's source
@@ -313,7 +311,7 @@ _DRAWN: dict[str, Mapping[str, Array]] = {}  # the right answers, by the problem
 
 def decoding_question(name: str) -> Question:
     problem, source = replace(model_case(name), need="prefix"), f"model_case({name!r})"
-    return _question("run_decoding", source, problem, {"logits": "N V"}, expected_decoding(name))
+    return _question(source, problem, expected_decoding(name), "run_decoding")
 
 
 def training_question(name: str) -> Question:

@@ -4,8 +4,10 @@ whole model, in NumPy or in PyTorch, to be filled in. `heads/` has how each of t
 import inspect
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 
 from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, WHOLE, Whole, model_tensors
+from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.ops import contract
 from minprefix.ops.contract import CONSUMED, Ops
@@ -17,11 +19,16 @@ _MODEL = """
 """
 
 
-def text(name: str, whole: bool = False, torch: bool = False) -> str:
-    """The whole file; `name`: what it will be called; `whole`: a model in the place of the ops;
-    `torch`: in PyTorch."""
-    # it stands in a docstring, and any bytes are a name on Linux
-    name = name.encode("utf-8", "backslashreplace").decode()
+def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
+    """A file with every function of the contract, or of a `whole` model in its place, each raising
+    NotImplementedError; `torch`: in PyTorch. Raises InputError if the file exists."""
+    if path.suffix != ".py":
+        said = f"--new {path} is not the name of a Python file"
+        raise InputError(f"{said}: expected one that ends in .py")
+    if path.exists():
+        raise InputError(f"{path} exists: choose another name, it is not overwritten")
+    # the name stands in a docstring, and any bytes are a name on Linux
+    name = path.name.encode("utf-8", "backslashreplace").decode()
     name = name.replace("\\", r"\\").replace('"', r"\"")
     kind = ("whole" if whole else "ops") + (".torch" if torch else "")
     head = resources.files("minprefix.conformance").joinpath("heads", f"{kind}.txt")
@@ -32,7 +39,8 @@ def text(name: str, whole: bool = False, torch: bool = False) -> str:
         for functions in FUNCTIONS.values():
             parts += [_stub(getattr(Ops, f), f, f in OPTIONAL, torch) for f in functions]
         parts.append(_MODEL.format(whole=", ".join(f"{f}(problem)" for f in WHOLE)))
-    return "\n\n".join(part.strip("\n") + "\n" for part in parts)
+    text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _function(line: str, doc: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from minprefix.conformance.bug import Bug
 from minprefix.conformance.bugs import BUGS
 from minprefix.conformance.check import PRECISION, Check, Grade
+from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
 
@@ -53,7 +54,10 @@ def plant(bug: Bug) -> Implementation:
         return Implementation(reference, bug.name, in_a_hurry=True)
     house = planted[MODULES[-1]].House(reference)
     gpt2 = planted.get("minprefix.gpt2", sys.modules["minprefix.gpt2"])
-    return Implementation(_Whole(reference, gpt2, house), bug.name, in_a_hurry=True)
+    whole = {name: getattr(reference, name) for name in ARGUMENTS}
+    whole |= {name: getattr(house, name) for name in WHOLE}
+    whole |= {name: getattr(gpt2, name) for name in ("block_forward", "block_backward")}
+    return Implementation(types.SimpleNamespace(**whole), bug.name, in_a_hurry=True)
 
 
 def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
@@ -69,21 +73,13 @@ def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
             path, source = _source(name)
             if name == names[0]:
                 path, source = f"{path} with bug {bug.name}", changed_source(bug)
-            planted[name] = _module(name, source, path)
+            planted[name] = module = types.ModuleType(name)
+            module.__file__, module.__package__ = path, name.rpartition(".")[0]
+            sys.modules[name] = module  # dataclasses look their module up
+            exec(_compiled(source, path), vars(module))
     finally:
         sys.modules.update(saved)
     return planted
-
-
-class _Whole:
-    """Sound ops, and a block, a model and training of which one has a bug."""
-
-    def __init__(self, ops: types.ModuleType, gpt2: types.ModuleType, house: object) -> None:
-        self._ops, self._house = ops, house
-        self.block_forward, self.block_backward = gpt2.block_forward, gpt2.block_backward
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._house if name.startswith("run_") else self._ops, name)
 
 
 def changed_source(bug: Bug) -> str:
@@ -106,14 +102,6 @@ def _source(name: str) -> tuple[str, str]:
     """Where a module's text stands, and the text."""
     path = Path(str(sys.modules[name].__file__))
     return str(path), path.read_text(encoding="utf-8")
-
-
-def _module(name: str, source: str, path: str) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__file__, module.__package__ = path, name.rpartition(".")[0]
-    sys.modules[name] = module  # dataclasses look their module up
-    exec(_compiled(source, path), vars(module))
-    return module
 
 
 @cache
