@@ -30,7 +30,7 @@ from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import Prefix, dropout_mask
 from minprefix.settings import Settings
 from minprefix.storage.run import LOG, STATE, Log, State, load_state, save_state, saved_step
-from minprefix.storage.saving import new_folder, only_writer
+from minprefix.storage.saving import run_folder
 
 _SHUFFLE, _DROPOUT = 0, 1  # the purpose of a random draw
 
@@ -81,13 +81,7 @@ def train(
     out = Path(out)
     if resume:
         saved_step(out)  # a sentence where there is no run, not a folder
-    else:
-        new_folder(out, (), force=False)
-    with only_writer(out):
-        if not resume and (out / STATE).exists():
-            raise InputError(
-                f"{out} already holds a run: resume it, remove it, or choose another folder"
-            )
+    with run_folder(out, (STATE,), force=False, resume=resume):
         record = _record(model, prefix, examples, settings, valid, about)
         started, before = time.time(), digest(model.weights)
         adam = AdamW(weight_decay=settings.weight_decay)

@@ -71,7 +71,8 @@ def _gradients(args: argparse.Namespace) -> str | None:
 def _distance(args: argparse.Namespace) -> str | None:
     from minprefix.show.training import distance_picture, read_run
 
-    return distance_picture(args.out, read_run(args.run_folder))
+    distance_picture(args.out, read_run(args.run_folder))
+    return None
 
 
 def _loss(args: argparse.Namespace) -> str | None:

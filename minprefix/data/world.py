@@ -84,8 +84,8 @@ def _domains(part: str) -> dict[str, Domain]:
             )
             for slot in given["slots"]
         )
-        names = (_values(given[place]) for place in ("first", "second"))
-        domains[given["type"]] = Domain(given["type"], given["name_pattern"], *names, slots)
+        first, second = _values(given["first"]), _values(given["second"])
+        domains[given["type"]] = Domain(given["type"], given["name_pattern"], first, second, slots)
     return domains
 
 

@@ -8,35 +8,37 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minprefix.errors import InputError, quoted
-from minprefix.show.drawing import (
-    COLOURS,
-    DASHES,
-    MARKS,
-    MORE_IS_DARKER,
-    headline,
-    new_figure,
-    plain,
-    printable,
-    save,
-    set_title,
-)
+from minprefix.show import drawing
+from minprefix.show.drawing import headline, new_figure, plain, printable, save, set_title
 from minprefix.storage.reading import inside
 from minprefix.storage.run import LOG, log_lines
 
 
+class Curves(NamedTuple):
+    steps: list[int]
+    losses: list[float]
+    mean: np.ndarray  # of the losses, over a thirtieth of them; fewer, for they end at the last
+    valid: list[tuple[int, float]]  # (step, validation loss)
+
+
+def _curves(lines: Sequence[dict[str, Any]]) -> Curves:
+    losses = [e["loss"] for e in lines]
+    width = max(1, len(losses) // 30)
+    mean = np.convolve(losses, np.ones(width) / width, mode="valid")
+    valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
+    return Curves([e["step"] for e in lines], losses, mean, valid)
+
+
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
     """The loss of each step, its running mean, and the validation loss, from a log's lines."""
-    steps, losses = [e["step"] for e in lines], [e["loss"] for e in lines]
-    valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
+    steps, losses, mean, valid = _curves(lines)
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="each step")
-    width = _width(losses)
+    width = len(losses) - len(mean) + 1
     if width > 1:
-        mean = _running_mean(losses, width)
-        axes.plot(
-            steps[width - 1 :], mean, color="C0", linewidth=1.8, label=f"mean of {width} steps"
-        )
+        label = f"mean of {width} steps"
+        axes.plot(steps[width - 1 :], mean, color="C0", linewidth=1.8, label=label)
     if valid:
         axes.plot(*zip(*valid, strict=True), "o-", color="C1", markersize=4, label="validation")
     _log_scale(axes, [*losses, *(v for _, v in valid)])
@@ -44,14 +46,6 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]], title: str) -> Non
     axes.set_title(printable(title), parse_math=False)
     axes.legend(frameon=False)
     save(figure, path, title)
-
-
-def _width(losses: Sequence[float]) -> int:
-    return max(1, len(losses) // 30)
-
-
-def _running_mean(losses: Sequence[float], width: int) -> np.ndarray:
-    return np.convolve(losses, np.ones(width) / width, mode="valid")
 
 
 def _log_scale(axes: Any, values: Sequence[float]) -> None:
@@ -107,36 +101,29 @@ class ByLayer(NamedTuple):
 
 
 def by_layer(run: Run, name: str) -> ByLayer | None:
-    """`name` is "grad_norm" or "distance". None where the log has none of it: an earlier version
-    wrote it. Raises InputError for what is no list of numbers."""
-    lines = [line for line in run.lines if f"{name}_keys" in line]
+    """`name` is "grad_norm" or "distance". None for the log of an earlier version, which has none
+    of it. Raises InputError for values that are not a list of numbers for each step."""
+    keys = ("layers", f"{name}_keys", f"{name}_values")
+    lines = [line for line in run.lines if keys[1] in line]
     if not lines:
         return None
-    values: list[np.ndarray] = []
+    layers = lines[0].get("layers")
     for line in lines:
-        lists: list[Any] = [
-            line.get("layers"),
-            *(line.get(f"{name}_{what}") for what in ("keys", "values")),
-        ]
-        if not _of_layers(lists) or lists[0] != lines[0]["layers"]:
+        lists: list[Any] = [line.get(key) for key in keys]
+        if not (
+            lists[0] == layers
+            and all(isinstance(numbers, list) for numbers in lists)
+            and len({len(numbers) for numbers in lists}) == 1
+            and all(_number(x) and x >= 0 for numbers in lists for x in numbers)
+        ):
             raise InputError(
-                f"{run.log}, step {line['step']}: {name}_keys and {name}_values are not a number "
-                "for each of its layers: it is damaged"
+                f"{run.log}, step {line['step']}: {keys[1]} and {keys[2]} are not a number for "
+                "each of its layers: it is damaged"
             )
-        values.append(np.transpose(lists[1:]))  # (layers, 2)
-    layers = lines[0]["layers"]
     if not layers:
         raise InputError(f"{run.log}: no layer has a prefix, so there is nothing to draw")
-    return ByLayer([line["step"] for line in lines], layers, np.array(values))
-
-
-def _of_layers(lists: Sequence[Any]) -> bool:
-    """Whether they are lists of numbers, 0 or more, of one length."""
-    return (
-        all(isinstance(numbers, list) for numbers in lists)
-        and len({len(numbers) for numbers in lists}) == 1
-        and all(_number(x) and x >= 0 for numbers in lists for x in numbers)
-    )
+    values = np.array([[line[key] for key in keys[1:]] for line in lines], float)
+    return ByLayer([line["step"] for line in lines], layers, values.swapaxes(1, 2))
 
 
 # ---- losses of several runs -------------------------------------------------------------------
@@ -145,45 +132,38 @@ def _of_layers(lists: Sequence[Any]) -> bool:
 def losses_picture(path: Path, runs: Sequence[Run]) -> str | None:
     """The losses of several runs together. -> a sentence about what could not be drawn. Raises
     InputError for more runs than can be told apart."""
-    most = len(DASHES) * len(MARKS)
+    most = len(drawing.DASHES) * len(drawing.MARKS)
     if len(runs) > most:
         raise InputError(f"{len(runs)} runs are too many to be told apart: give at most {most}")
     names = _short_names([run.name for run in runs])
-    valid = [[(e["step"], e["valid_loss"]) for e in run.lines if "valid_loss" in e] for run in runs]
+    curves = [_curves(run.lines) for run in runs]
     title = "Loss while training" if len(runs) == 1 else f"Loss while training, {len(runs)} runs"
-    panels = 2 if any(valid) else 1
+    panels = 2 if any(c.valid for c in curves) else 1
     figure = new_figure(7 if panels == 1 else 11, 4.4 + 0.2 * -(-len(runs) // 3))
     axes = np.atleast_1d(figure.subplots(1, panels, sharey=True))
-    everything: list[float] = []
-    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        losses, steps = [e["loss"] for e in run.lines], [e["step"] for e in run.lines]
-        width = _width(losses)
-        mean = _running_mean(losses, width)
-        style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 4], "marker": MARKS[i % 7],
+    for i, (c, name) in enumerate(zip(curves, names, strict=True)):
+        style = {"color": drawing.COLOURS[i % 7], "linestyle": drawing.DASHES[i % 4], "marker": drawing.MARKS[i % 7],
                  "markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}  # fmt: skip
-        # marks in different places, so that lines that lie upon each other show theirs
+        # marks in different places, so that those of overlapping lines can be seen
         marked = (0.04 + 0.11 * (i % len(runs)) / len(runs), 0.11)
-        axes[0].plot(steps[width - 1 :], mean, markevery=marked, **style, label=printable(name))
-        everything += [*mean.tolist(), *(v for _, v in valid[i])]
-        if valid[i]:
-            axes[1].plot(*zip(*valid[i], strict=True), **style)
+        steps = c.steps[-len(c.mean) :]
+        axes[0].plot(steps, c.mean, markevery=marked, **style, label=printable(name))
+        if c.valid:
+            axes[1].plot(*zip(*c.valid, strict=True), **style)
     set_title(axes[0], "on the training batches (running mean)")
     plain(axes[0], "step", "loss (nats)")
     if panels == 2:
         set_title(axes[1], "on the validation pairs")
         plain(axes[1], "step")
-    _log_scale(axes[0], everything)
+    _log_scale(axes[0], [x for c in curves for x in (*c.mean, *(v for _, v in c.valid))])
     headline(figure, title)
-    legend = figure.legend(
-        loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=4
-    )
-    for text in legend.get_texts():
+    style = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
+    for text in figure.legend(**style, handlelength=4).get_texts():
         text.set_parse_math(False)
     save(figure, path, title)
-    without = [name for name, pairs in zip(names, valid, strict=True) if not pairs]
-    if panels == 2 and without:
-        return f"no validation loss was logged in {', '.join(without)}"
-    return None
+    without = [name for name, c in zip(names, curves, strict=True) if not c.valid]
+    logged = panels == 1 or not without
+    return None if logged else f"no validation loss was logged in {', '.join(without)}"
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
@@ -196,7 +176,7 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def gradients_picture(path: Path, run: Run) -> str | None:
-    """How large the gradient at the prefix is, by layer. -> a sentence about what the log lacks."""
+    """The norm of the gradient at the prefix, by layer. -> a sentence about what the log lacks."""
     found = by_layer(run, "grad_norm")
     every = [(e["step"], e["grad_norm"]) for e in run.lines if "grad_norm" in e]
     lacking = (
@@ -206,15 +186,12 @@ def gradients_picture(path: Path, run: Run) -> str | None:
     if found is None and not every:
         raise InputError(lacking)
     title = f"Norm of the gradient at the prefix while training: {run.name}"
-    _layers_picture(
-        path, title, found, every, "norm of the gradient",
-        "norm of the gradient\n(before clipping)", logarithmic=True,
-    )  # fmt: skip
+    _layers_picture(path, title, found, every, "norm of the gradient", "(before clipping)", True)
     return lacking if found is None else None
 
 
-def distance_picture(path: Path, run: Run) -> str | None:
-    """How far the prefix has come from its start, by layer."""
+def distance_picture(path: Path, run: Run) -> None:
+    """The distance of the prefix from its start, by layer."""
     found = by_layer(run, "distance")
     if found is None:
         raise InputError(
@@ -222,9 +199,7 @@ def distance_picture(path: Path, run: Run) -> str | None:
             "or began the run; train again to have them"
         )
     title = f"Distance of the prefix from its start while training: {run.name}"
-    label = "Euclidean distance\nfrom the start"
-    _layers_picture(path, title, found, (), "distance", label, logarithmic=False)
-    return None
+    _layers_picture(path, title, found, (), "Euclidean distance", "from the start", False)
 
 
 def _layers_picture(
@@ -232,27 +207,28 @@ def _layers_picture(
     title: str,
     found: ByLayer | None,
     every: Sequence[tuple[int, float]],
-    short: str,
     label: str,
+    more: str,
     logarithmic: bool,
 ) -> None:
-    """Above the norms over all layers, below those of each, keys and values apart."""
+    """The norms over all layers above, those of each layer below, keys and values apart."""
     rows = 0.0 if found is None else min(7.0, max(1.8, 0.22 * len(found.layers)))
     figure = new_figure(9.5, 3.4 if found is None else 3.8 + rows)
+    below: list[Any] = []
     if found is None:
         axes = figure.subplots()
     else:
         grid = figure.add_gridspec(2, 2, height_ratios=(2.4, rows))
-        axes = figure.add_subplot(grid[0, :])
+        axes, *below = (figure.add_subplot(grid[at]) for at in ((0, slice(None)), (1, 0), (1, 1)))
     if every:
-        axes.plot(*zip(*every, strict=True), color="0.75", linewidth=1,
-                  label="of all that is trained, each step")  # fmt: skip
+        all_of = "of all that is trained, each step"
+        axes.plot(*zip(*every, strict=True), color="0.75", linewidth=1, label=all_of)
     if found is not None:
         total = np.sqrt((found.values**2).sum(axis=1))  # (steps, 2)
         for i, (what, dash, mark) in enumerate((("keys", "--", "s"), ("values", "-", "o"))):
-            axes.plot(found.steps, total[:, i], dash, marker=mark, color=COLOURS[i], markersize=4,
+            axes.plot(found.steps, total[:, i], dash, marker=mark, color=drawing.COLOURS[i], markersize=4,
                       markerfacecolor="white", label=f"{what} of all layers")  # fmt: skip
-    plain(axes, "step", label)
+    plain(axes, "step", f"{label}\n{more}")
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")
     else:
@@ -260,8 +236,7 @@ def _layers_picture(
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     headline(figure, title)
     if found is not None:
-        panels = [figure.add_subplot(grid[1, i]) for i in range(2)]
-        _heat_maps(figure, panels, found, short, logarithmic)
+        _heat_maps(figure, below, found, label, logarithmic)
     save(figure, path, title)
 
 
@@ -277,13 +252,13 @@ def _heat_maps(
     if logarithmic and values.any():
         low = values[values > 0].min()
         scale = LogNorm(low, max(values.max(), low * 1.1))
-        values = np.maximum(values, low)  # 0 has no place on the scale: it is as light as can be
+        values = np.maximum(values, low)  # 0 has no place on the scale
     for i, (axes, what) in enumerate(zip(panels, ("keys", "values"), strict=True)):
         mesh = axes.pcolormesh(
-            edges, np.arange(n + 1), values[:, :, i].T, norm=scale, cmap=MORE_IS_DARKER,
+            edges, np.arange(n + 1), values[:, :, i].T, norm=scale, cmap=drawing.MORE_IS_DARKER,
             rasterized=True,
         )  # fmt: skip
-        axes.invert_yaxis()  # layer 0 above, as one reads
+        axes.invert_yaxis()  # layer 0 on top
         every = -(-n // 24)
         axes.set_yticks(np.arange(0, n, every) + 0.5, found.layers[::every])
         axes.set_xlabel("step")

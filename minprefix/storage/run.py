@@ -241,15 +241,12 @@ def load_state(out: Path, state: State, record: dict[str, Any]) -> None:
     """Put what is saved in `out` into `state`, which is as at the start of the run. Raises
     InputError, and leaves `state` alone, if it was another run than `record`."""
     tensors, saved, numbers = _read_state(out)
-    # the settings last: more data makes more steps, and the data is what changed
-    in_order = {k: record[k] for k in sorted(record, key=lambda k: k == "settings")}
-    found = differences(
-        {k: saved.get(k) for k in in_order} | saved, json.loads(json.dumps(in_order))
-    )
-    for name, was, now in found:
+    now = json.loads(json.dumps(record))
+    now["settings"] = now.pop("settings")  # last: more data makes more steps, and the data changed
+    for name, was, is_now in differences({k: saved.get(k) for k in now} | saved, now):
         if name not in _PLACES:
             raise InputError(
-                f"cannot resume {out}: {_said(name, was, now)}; resume with what it was started "
+                f"cannot resume {out}: {_said(name, was, is_now)}; resume with what it was started "
                 "with, or use another --out"
             )
     if numbers["step"] > record["settings"]["steps"]:
