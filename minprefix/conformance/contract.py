@@ -136,17 +136,14 @@ class Whole(Protocol):
 
     def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
         """Asked for: `loss`, and per prefix `prefix.{i}.dk` and `prefix.{i}.dv` (L, NH, P, hs)."""
-        ...
 
     def run_decoding(self, problem: ModelProblem) -> Mapping[str, Array]:
         """The sequences fed one token at a time through a cache of keys and values. Asked for:
         `logits` (N, V): each token's prediction of the next."""
-        ...
 
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
         """Asked for: per step `step.{s}.loss`, and per prefix and parameter
         `step.{s}.prefix.{i}.{name}`, as they are after the step."""
-        ...
 
 
 WHOLE = ("run_model", "run_decoding", "run_training")

@@ -139,8 +139,7 @@ def _by_op(functions: Sequence[str]) -> list[str]:
     names = list(functions)
     for op, needed in FUNCTIONS.items():
         if set(needed) <= set(names):
-            at = names.index(needed[0])
-            names[at : at + 1] = [f"all of {op}"]
+            names[names.index(needed[0])] = f"all of {op}"
             names = [n for n in names if n not in needed]
     return names
 

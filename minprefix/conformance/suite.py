@@ -8,7 +8,7 @@ from typing import Any
 
 from minprefix.conformance import cases, problems
 from minprefix.conformance.by_hand import by_hand
-from minprefix.conformance.check import PRECISION, Check, Result
+from minprefix.conformance.check import PRECISION, Check, Grade, Result
 from minprefix.conformance.contract import LEVELS
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
 from minprefix.conformance.laws import LAWS
@@ -84,11 +84,16 @@ def named(level_of: Mapping[str, str], only: Sequence[str], what: str) -> list[s
 def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Result:
     """One check. With `zoo`, a failure is compared with the numbers of each bug of the zoo."""
     started = time.perf_counter()
-    collected = check.collect(implementation)
-    result = check.result(collected)
-    if zoo and result.status == "failed":
-        result.zoo, result.zoo_distance = matches(check, collected)
+    result = judged(check, check.collect(implementation), zoo)
     result.seconds = time.perf_counter() - started
+    return result
+
+
+def judged(check: Check, grade: Grade, zoo: bool) -> Result:
+    """The outcome of a check that collected this. With `zoo`: see `grade`."""
+    result = check.result(grade)
+    if zoo and result.status == "failed":
+        result.zoo, result.zoo_distance = matches(check, grade)
     return result
 
 

@@ -17,7 +17,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,7 @@ def _is_text(value: Any) -> bool:
 _READ: dict[str, Callable[[Any], bool]] = {
     "id": _is_text,
     "level": LEVELS.__contains__,
-    "op": _is_text,
-    "file": _is_text,
-    "sha256": _is_text,
-    "outputs": _is_text,
+    **dict.fromkeys(("op", "file", "sha256", "outputs"), _is_text),
     "tolerance": lambda t: isinstance(t, float) and 0 < t < 1,
     "dimensions": lambda d: isinstance(d, dict) and all(isinstance(n, int) for n in d.values()),
     "inputs": lambda d: isinstance(d, dict),
@@ -275,7 +272,7 @@ def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
 
 def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool) -> Result:
     vectors = _read_vectors(folder, entry)
-    grade = Grade(in_single=partial(errors_in_single, check_.run))
+    grade = Grade(in_single=cache(partial(errors_in_single, check_.run)))
     path = folder / entry["outputs"]
     if not path.exists():
         grade.not_implemented.append(entry["op"])
@@ -292,10 +289,7 @@ def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool
         finding.reproducer = finding.reproducer or (
             f"from safetensors.numpy import load_file\nprint(*load_file({str(path)!r}))"
         )
-    result = check_.result(grade)
-    if with_zoo and result.status == "failed" and grade.found:
-        result.zoo, result.zoo_distance = zoo.matches(check_, grade)
-    return result
+    return suite.judged(check_, grade, with_zoo)
 
 
 def _compare(
@@ -307,13 +301,9 @@ def _compare(
 ) -> None:
     """Every tensor that was written, with the one that is expected."""
     level, offsets = entry["level"], vectors.get("input.offsets")
-    expected = Expected(
-        {name: vectors[f"expected.{name}"] for name in entry["expected"]},
-        entry["tolerance"],
-        entry["dimensions"],
-        None if offsets is None else offsets.tolist(),
-        level,
-    )
+    boundaries = None if offsets is None else offsets.tolist()
+    wanted = {name: vectors[f"expected.{name}"] for name in entry["expected"]}
+    expected = Expected(wanted, entry["tolerance"], entry["dimensions"], boundaries, level)
     given, left_out = {name.split("[")[0] for name in found}, list[str]()
     for name, about in entry["expected"].items():
         want, function = expected.tensors[name], about["function"]
