@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import IMPLEMENTATION
+from minprefix.cli.options import IMPLEMENTATION, flag, path
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError
 
@@ -30,32 +30,16 @@ def add(command: Command) -> None:
         "op, forward and backward, that is wrong although its inputs are right.",
         "0 they agree, 1 they part, 2 they cannot be compared",
     )
-    p.add_argument(
-        "a",
-        metavar="A",
-        help=f"counts as right: {IMPLEMENTATION}. Or a folder that Trace.save wrote",
-    )
+    right = f"counts as right: {IMPLEMENTATION}. Or a folder that Trace.save wrote"
+    p.add_argument("a", metavar="A", help=right)
     p.add_argument("b", metavar="B", help="is compared with A, and is given in the same ways")
-    p.add_argument(
-        "--dtype",
-        choices=("float64", "float32"),
-        help="run implementations in this type (default float64)",
-    )
-    p.add_argument(
-        "--tolerance",
-        type=float,
-        metavar="X",
-        help="relative to a tensor's largest value (default 1e-9 in float64, 1e-4 in float32)",
-    )
-    p.add_argument(
-        "--all", action="store_true", help="show arguments and intermediates of ops in the table"
-    )
-    p.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw the growth of the error (.png, .svg)"
-    )
-    p.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything, for programs; - prints it"
-    )
+    dtype = "run implementations in this type (default float64)"
+    p.add_argument("--dtype", choices=("float64", "float32"), help=dtype)
+    tolerance = "relative to a tensor's largest value (default 1e-9 in float64, 1e-4 in float32)"
+    p.add_argument("--tolerance", type=float, metavar="X", help=tolerance)
+    flag(p, "--all", "show arguments and intermediates of ops in the table")
+    path(p, "--picture", "FILE", "draw the growth of the error (.png, .svg)")
+    path(p, "--json", "FILE", "write everything, for programs; - prints it")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import add_model
+from minprefix.cli.options import add_model, path
 from minprefix.cli.parser import Command
-from minprefix.cli.prompt import add_prompt, encode_prompt, template_of
+from minprefix.cli.prompt import add_prompt, encode_prompt, load, template_of
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Each command imports what it needs: `minprefix --help` should not wait for it.
 
 
-def _attention(args: argparse.Namespace) -> str | None:
+def _attention(args: argparse.Namespace) -> None:
     from minprefix.show.attention import shares, shares_picture
 
     if args.prefix is None:
@@ -24,61 +24,47 @@ def _attention(args: argparse.Namespace) -> str | None:
             "plot attention shows the share of attention on a prefix: give --prefix DIR (plot "
             "pattern needs none)"
         )
-    model, prefix, ids = _sequence(args)
+    model, prefix, ids, tokens, name = _sequence(args)
     assert prefix is not None
     if not prefix.layers or not prefix.length:
         raise InputError(f"{args.prefix} has no slots: there is no attention on them to show")
     share = shares(model, ids, prefix)
-    tokens = [model.decode([i]) for i in ids]
-    shares_picture(args.out, share, prefix.layers, prefix.length, tokens, _name(args, model))
-    return None
+    shares_picture(args.out, share, prefix.layers, prefix.length, tokens, name)
 
 
-def _pattern(args: argparse.Namespace) -> str | None:
+def _pattern(args: argparse.Namespace) -> None:
     from minprefix.show.attention import check_place, patterns, patterns_picture
 
-    model, prefix, ids = _sequence(args)
+    model, prefix, ids, tokens, name = _sequence(args)
     check_place(model, args.layer, args.head)
     pattern = patterns(model, ids, prefix)[args.layer]  # (NH, T, P+T)
     heads = range(len(pattern)) if args.head is None else [args.head]
     length = pattern.shape[2] - len(ids)
-    tokens = [model.decode([i]) for i in ids]
-    patterns_picture(args.out, pattern, length, tokens, args.layer, heads, _name(args, model))
-    return None
+    patterns_picture(args.out, pattern, length, tokens, args.layer, heads, name)
 
 
-def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int]]":
-    """The model, the prefix if one was named, and the tokens of the prompt."""
-    from minprefix.model import GPT2
-    from minprefix.prefix import Prefix
-
-    model = GPT2.load(args.model, revision=args.revision)
-    prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
-    return model, prefix, encode_prompt(model, args.prompt, template_of(args))
-
-
-def _name(args: argparse.Namespace, model: "GPT2") -> str:
+def _sequence(
+    args: argparse.Namespace,
+) -> "tuple[GPT2, Prefix | None, list[int], list[str], str]":
+    """The model, the prefix if one was named, the prompt's tokens and their texts, and a name for
+    the picture."""
+    model, prefix = load(args)
+    ids = encode_prompt(model, args.prompt, template_of(args))
     name = Path(model.name).name
-    return name if args.prefix is None else f"{args.prefix} on {name}"
+    name = name if args.prefix is None else f"{args.prefix} on {name}"
+    return model, prefix, ids, [model.decode([i]) for i in ids], name
 
 
-def _gradients(args: argparse.Namespace) -> str | None:
-    from minprefix.show.training import gradients_picture, read_run
+def _training(args: argparse.Namespace) -> str | None:
+    from minprefix.show import training
 
-    return gradients_picture(args.out, read_run(args.run_folder))
-
-
-def _distance(args: argparse.Namespace) -> str | None:
-    from minprefix.show.training import distance_picture, read_run
-
-    distance_picture(args.out, read_run(args.run_folder))
+    runs = [training.read_run(folder) for folder in args.run_folders]
+    if args.what == "loss":
+        return training.losses_picture(args.out, runs)
+    if args.what == "gradients":
+        return training.gradients_picture(args.out, *runs)
+    training.distance_picture(args.out, *runs)
     return None
-
-
-def _loss(args: argparse.Namespace) -> str | None:
-    from minprefix.show.training import losses_picture, read_run
-
-    return losses_picture(args.out, [read_run(folder) for folder in args.run_folders])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
 PLOTS = (
     ("attention", _attention, "share of attention on the prefix, by layer, head and token"),
-    ("pattern", _pattern, "where each token looks, the prefix's columns set apart"),
-    ("gradients", _gradients, "norm of the gradient at the prefix over training, by layer"),
-    ("distance", _distance, "distance of the prefix from its start over training, by layer"),
-    ("loss", _loss, "loss curves of one run or of several"),
+    ("pattern", _pattern, "attention of each token, the prefix's columns set apart"),
+    ("gradients", _training, "norm of the gradient at the prefix over training, by layer"),
+    ("distance", _training, "distance of the prefix from its start over training, by layer"),
+    ("loss", _training, "loss curves of one run or of several"),
 )
 
 
@@ -111,20 +97,17 @@ def add(command: Command) -> None:
         "minprefix plot loss runs/a runs/b --out loss.svg",
     )
     p.add_subparsers(required=True, metavar="|".join(name for name, _, _ in PLOTS))
-    for name, draw, what in PLOTS:
-        part = p.command(name, run, what)
-        part.set_defaults(draw=draw)
+    for name, draw, summary in PLOTS:
+        part = p.command(name, run, summary)
+        part.set_defaults(draw=draw, what=name)
         if name in ("attention", "pattern"):
             add_model(part)
-            part.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
+            path(part, "--prefix", "DIR", "a trained prefix")
             add_prompt(part)
-        elif name == "loss":
-            part.add_argument("run_folders", type=Path, nargs="+", metavar="RUN")
         else:
-            part.add_argument("run_folder", type=Path, metavar="RUN")
+            number = "+" if name == "loss" else 1
+            part.add_argument("run_folders", type=Path, nargs=number, metavar="RUN")
         if name == "pattern":
             part.add_argument("--layer", type=int, default=0, metavar="I", help="default 0")
             part.add_argument("--head", type=int, metavar="I", help="default all of the layer")
-        part.add_argument(
-            "--out", type=Path, metavar="FILE", required=True, help="a .png or a .svg"
-        )
+        path(part, "--out", "FILE", "a .png or a .svg", required=True)

@@ -3,34 +3,36 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import unescape
+from minprefix.cli.options import flag, unescape
 from minprefix.errors import InputError
 
 if TYPE_CHECKING:
     from minprefix.data.pairs import Template
     from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+
+
+def load(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None]":
+    """The model of --model, and the prefix of --prefix if it is given."""
+    from minprefix.model import GPT2
+    from minprefix.prefix import Prefix
+
+    model = GPT2.load(args.model, revision=args.revision)
+    return model, None if args.prefix is None else Prefix.load(args.prefix, model)
 
 
 def add_prompt(p: argparse.ArgumentParser, default: str | None = None) -> None:
     """--prompt and --raw. `default`: words for the prompt's default, without which it is needed."""
-    p.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        required=default is None,
-        help=default or "the text; with a prefix it is the source in the prefix's template",
-    )
-    p.add_argument(
-        "--raw", action="store_true", help="take the prompt as it is, without a template"
-    )
+    prompt = default or "the text; with a prefix it is the source in the prefix's template"
+    p.add_argument("--prompt", metavar="TEXT", required=default is None, help=prompt)
+    flag(p, "--raw", "take the prompt as it is, without a template")
 
 
 def add_target(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--target", metavar="TEXT", help="the text to predict (default: each token of the prompt)"
-    )
-    p.add_argument(
-        "--template", type=unescape, help="joins prompt and target (default: the prefix's own)"
-    )
+    target = "the text to predict (default: each token of the prompt)"
+    p.add_argument("--target", metavar="TEXT", help=target)
+    template = "joins prompt and target (default: the prefix's own)"
+    p.add_argument("--template", type=unescape, help=template)
 
 
 def template_of(args: argparse.Namespace, target: str | None = None) -> "Template | None":
@@ -42,13 +44,12 @@ def template_of(args: argparse.Namespace, target: str | None = None) -> "Templat
     text = getattr(args, "template", None)
     if args.raw and text is not None:
         raise InputError("--raw takes the prompt as it is: leave out --template")
-    if args.raw:
+    if text is not None:
+        return Template(text)
+    if args.raw or (args.prefix is None and target is None):
         return None
-    if text is None and args.prefix is not None:
-        text = recorded_template(args.prefix) or Template().text
-    elif text is None and target is not None:
-        text = Template().text
-    return None if text is None else Template(text)
+    recorded = None if args.prefix is None else recorded_template(args.prefix)
+    return Template(recorded) if recorded else Template()
 
 
 def encode_prompt(model: "GPT2", prompt: str, template: "Template | None") -> list[int]:

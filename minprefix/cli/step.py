@@ -1,10 +1,9 @@
 """`minprefix step`: a walk through a forward and its backward, one operation at a time."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprefix.cli.options import add_model, add_threads
+from minprefix.cli.options import add_model, add_threads, path
 from minprefix.cli.parser import Command
 from minprefix.cli.prompt import add_prompt, add_target, encode, template_of
 from minprefix.errors import InputError
@@ -42,10 +41,10 @@ def _prefix(args: argparse.Namespace, model: "GPT2") -> "Prefix | None":
     """A trained or a random prefix; None for plain GPT-2. Raises InputError."""
     from minprefix.prefix import Prefix
 
-    if args.prefix is None and args.prefix_length == 0:
-        return None
     if args.prefix is None:
         length = SLOTS if args.prefix_length is None else args.prefix_length
+        if length == 0:
+            return None
         return Prefix.normal(model.config, length, seed=args.seed or 0, dtype=args.dtype)
     if args.seed is not None:
         raise InputError("--seed draws a random prefix and --prefix gives one: leave out one")
@@ -80,33 +79,16 @@ def add(command: Command) -> None:
     add_prompt(p, f"the text (default {PROMPT!r}, with its description as the target)")
     add_target(p)
     either = p.add_mutually_exclusive_group()
-    either.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix")
-    either.add_argument(
-        "--prefix-length",
-        type=int,
-        metavar="P",
-        help=f"a random prefix of P slots (default {SLOTS}); 0 is plain GPT-2",
-    )
+    path(either, "--prefix", "DIR", "a trained prefix")
+    slots = f"a random prefix of P slots (default {SLOTS}); 0 is plain GPT-2"
+    either.add_argument("--prefix-length", type=int, metavar="P", help=slots)
     p.add_argument("--seed", type=int, help="draws the random prefix (default 0)")
-    p.add_argument(
-        "--dtype",
-        choices=("float32", "float64"),
-        default="float32",
-        help="the type of all numbers (default float32)",
-    )
-    p.add_argument(
-        "--need",
-        choices=("prefix", "all"),
-        default="prefix",
-        help="take the gradients of the prefix alone (the default), or of the weights as well",
-    )
-    p.add_argument(
-        "--names",
-        action="append",
-        metavar="PATTERN",
-        help="keep only these values, such as blocks.2.*",
-    )
-    p.add_argument(
-        "--max-bytes", type=int, metavar="N", default=2**30, help="keep at most N (default 2^30)"
-    )
+    dtypes, dtype = ("float32", "float64"), "the type of all numbers (default float32)"
+    p.add_argument("--dtype", choices=dtypes, default="float32", help=dtype)
+    need = "take the gradients of the prefix alone (the default), or of the weights as well"
+    p.add_argument("--need", choices=("prefix", "all"), default="prefix", help=need)
+    names = "keep only these values, such as blocks.2.*"
+    p.add_argument("--names", action="append", metavar="PATTERN", help=names)
+    size = "keep at most N (default 2^30)"
+    p.add_argument("--max-bytes", type=int, metavar="N", default=2**30, help=size)
     add_threads(p)

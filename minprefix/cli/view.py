@@ -1,11 +1,10 @@
 """`minprefix view`: a page that walks through a forward and its backward."""
 
 import argparse
-from pathlib import Path
 
-from minprefix.cli.options import add_model
+from minprefix.cli.options import add_model, path
 from minprefix.cli.parser import Command
-from minprefix.cli.prompt import add_prompt, add_target, encode, template_of
+from minprefix.cli.prompt import add_prompt, add_target, encode, load, template_of
 from minprefix.errors import InputError, counted
 
 
@@ -18,23 +17,20 @@ def add(command: Command) -> None:
         'type[restaurant], food[Thai]"',
     )
     add_model(p)
-    p.add_argument("--prefix", type=Path, metavar="DIR", help="a trained prefix; without it GPT-2")
+    path(p, "--prefix", "DIR", "a trained prefix; without it GPT-2")
     add_prompt(p)
     add_target(p)
-    p.add_argument("--out", type=Path, metavar="FILE.html", required=True, help="the page")
+    path(p, "--out", "FILE.html", "the page", required=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    from minprefix.model import GPT2
-    from minprefix.prefix import Prefix
     from minprefix.storage import writing
     from minprefix.trace.view import page
 
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {str(args.out)!r}: expected a name that ends in .html")
     template = template_of(args, args.target)
-    model = GPT2.load(args.model, revision=args.revision)
-    prefix = None if args.prefix is None else Prefix.load(args.prefix, model)
+    model, prefix = load(args)
     ids, loss_from = encode(model, args.prompt, args.target, template)
     html = page(model, ids, prefix, loss_from)
     writing.write_text(args.out, html)
