@@ -1,4 +1,4 @@
-"""Pictures of where attention goes: to the slots of the prefix, and to the tokens."""
+"""Pictures of attention: how much goes to the slots of the prefix, and how much to the tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,8 @@ from minprefix.gpt2 import embedding, forward
 from minprefix.model import GPT2, prepare
 from minprefix.ops.contract import Array
 from minprefix.prefix import Prefix
-from minprefix.show.drawing import (
-    LABELLED,
-    MORE_IS_DARKER,
-    headline,
-    name_tokens,
-    new_figure,
-    plain,
-    save,
-    set_title,
-)
+from minprefix.show import drawing
+from minprefix.show.drawing import LABELLED, MORE_IS_DARKER, name_tokens, plain, save
 
 
 def patterns(model: GPT2, ids: Sequence[int], prefix: Prefix | None) -> list[Array]:
@@ -37,8 +29,8 @@ def patterns(model: GPT2, ids: Sequence[int], prefix: Prefix | None) -> list[Arr
 
 
 def shares(model: GPT2, ids: Sequence[int], prefix: Prefix) -> Array:
-    """-> (layers, NH, T): for each token the part of its attention that falls on the prefix, in
-    the layers that have one."""
+    """-> (layers, NH, T): the share of each token's attention that goes to the prefix, in the
+    layers that have one."""
     every = patterns(model, ids, prefix)
     return np.stack([every[i][:, :, : prefix.length].sum(axis=-1) for i in prefix.layers])
 
@@ -46,13 +38,13 @@ def shares(model: GPT2, ids: Sequence[int], prefix: Prefix) -> Array:
 def shares_picture(
     path: Path, share: Array, layers: Sequence[int], length: int, tokens: Sequence[str], name: str
 ) -> None:
-    """The share of attention on the prefix by head and token, layer below layer; above it the mean
-    at each token, on its right the mean of each head. `share` (layers, NH, T): see `shares`."""
+    """Draw the share of attention on the prefix by head and token, layer below layer; above it the
+    mean at each token, to its right each head's mean. `share` (layers, NH, T): see `shares`."""
     n, NH, T = share.shape
     rows = share.reshape(n * NH, T)
     width, height = _inches(T), min(10.0, max(2.6, 0.15 * len(rows)))
-    label = 0.9 if T <= LABELLED else 0.2  # what stands below
-    figure = new_figure(width + 3.4, height + 2.4 + label)
+    label = 0.9 if T <= LABELLED else 0.2  # room for the labels below
+    figure = drawing.new_figure(width + 3.4, height + 2.4 + label)
     grid = figure.add_gridspec(2, 2, width_ratios=(width, 1.3), height_ratios=(1.5, height))
     above, beside = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 1])
     heat = figure.add_subplot(grid[1, 0])
@@ -93,61 +85,55 @@ def shares_picture(
         f"Share of attention on the prefix: {name}\n{counted(length, 'slot')}, "
         f"{counted(T, 'token')}; {share.mean():.0%} over all layers, heads and tokens"
     )
-    _headlines(figure, title)
-    save(figure, path, title.partition("\n")[0])
+    _save(figure, path, title)
 
 
 class Columns(NamedTuple):
-    """Where the columns of a pattern lie: a token's is 1 wide."""
+    """Where the columns of a pattern lie; a token's column is 1 wide."""
 
     P: int
     T: int
+    slots: float  # the width of the prefix's columns together
+    start: float  # where the tokens' columns begin, after a gap
+    width: float
 
-    @property
-    def slots(self) -> float:
-        """How wide the columns of the prefix are together: many slots leave room for tokens."""
-        return min(self.P, 2.0 * max(self.T, 5))
-
-    @property
-    def start(self) -> float:
-        """Where those of the tokens begin: apart."""
-        return self.slots + max(1.0, self.T / 40) if self.P else 0.0
-
-    @property
-    def width(self) -> float:
-        return self.start + self.T
+    @classmethod
+    def of(cls, P: int, T: int) -> "Columns":
+        slots = min(P, 2.0 * max(T, 5))  # many slots leave room for the tokens
+        start = slots + max(1.0, T / 40) if P else 0.0
+        return cls(P, T, slots, start, start + T)
 
 
 def patterns_picture(
     path: Path, pattern: Array, length: int, tokens: Sequence[str], layer: int,
     heads: Sequence[int], name: str,
 ) -> None:  # fmt: skip
-    """The attention patterns (NH, T, P+T) of some heads of a layer: a row is a token that looks,
-    and its numbers add up to 1. The prefix's columns stand apart. `length`: P in this layer."""
+    """Draw the attention patterns (NH, T, P+T) of some heads of a layer: a row is a query token and
+    sums to 1. The prefix's columns stand apart. `length`: P in this layer."""
     P, T, one = length, pattern.shape[1], len(heads) == 1
-    columns = Columns(P, T)
+    columns = Columns.of(P, T)
     across = next((n for n in (5, 4, 3) if len(heads) % n == 0), 1 if one else 4)
     down = -(-len(heads) // across)
     height = min(_inches(T) * (1 if one else 0.7), 26 / down)
     width = min(height * columns.width / T, 14 / across)  # cells are square, or narrower
-    figure = new_figure(across * width + 2.2, down * (height + 0.5) + (1.9 if one else 1.2))
+    figure = drawing.new_figure(across * width + 2.2, down * (height + 0.5) + (1.9 if one else 1.2))
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axes in panels.flat[len(heads) :]:
         axes.set_visible(False)
     for axes, head in zip(panels.flat, heads, strict=False):
         image = _pattern(axes, pattern[head], columns)
         on = f": {pattern[head, :, :P].sum(axis=-1).mean():.0%} on the prefix" if P else ""
-        set_title(axes, f"head {head}{on}")
+        drawing.set_title(axes, f"head {head}{on}")
         if one and width / columns.width > 0.1:
             _name_columns(axes, columns, tokens)
-        else:  # they are in the order of the rows
+        else:  # the columns are in the order of the rows
             ends = [(0.0, columns.slots, "prefix"), (columns.start, columns.width, "tokens")]
             shown = ends if P else ends[1:]
             places = [(left + right) / 2 for left, right, _ in shown]
             axes.set_xticks(places, [what for _, _, what in shown], fontsize=7)
             axes.tick_params(axis="x", length=0)
         if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("token that looks")
+            axes.set_ylabel("query token")
             name_tokens(axes.yaxis, tokens, size=7 if one else 6)
     figure.colorbar(
         image, ax=panels, label="attention (hatched: hidden)", pad=0.02, aspect=30,
@@ -156,8 +142,7 @@ def patterns_picture(
     what = counted(T, "token")
     what = f"{counted(P, 'slot')} of the prefix and {what}" if P else f"{what}, no prefix"
     title = f"Attention in layer {layer}: {name}\n{what}"
-    _headlines(figure, title)
-    save(figure, path, title.partition("\n")[0])
+    _save(figure, path, title)
 
 
 def _pattern(axes: Any, pattern: Array, columns: Columns) -> Any:
@@ -194,18 +179,19 @@ def _name_columns(axes: Any, columns: Columns, tokens: Sequence[str]) -> None:
         places = [(i + 0.5) * columns.slots / P for i in slots] + list(axes.get_xticks())
         axes.set_xticks(places, [*(f"slot {i}" for i in slots), *named], parse_math=False)
         axes.tick_params(axis="x", rotation=90)
-    axes.set_xlabel("slots of the prefix, then tokens" if P else "token that is looked at")
+    axes.set_xlabel("slots of the prefix, then tokens" if P else "key token")
 
 
-def _headlines(figure: Any, title: str) -> None:
-    """Two lines: a line break of ours is one, a line break in a name is not."""
+def _save(figure: Any, path: Path, title: str) -> None:
+    """Under a headline of two lines: the last line break is ours, one in a name is not shown."""
     first, _, second = title.rpartition("\n")
-    headline(figure, first)
+    drawing.headline(figure, first)
     figure._suptitle.set_text(f"{figure._suptitle.get_text()}\n{second}")
+    save(figure, path, title.partition("\n")[0])
 
 
 def _inches(T: int) -> float:
-    """How wide T cells are drawn."""
+    """The width of T cells."""
     return min(11.0, max(3.0, 0.17 * T))
 
 

@@ -1,6 +1,6 @@
-"""What every picture shares. matplotlib is imported where it is used: it is slow to import.
+"""The parts that all pictures share. matplotlib is imported where it is used: it is slow to import.
 
-A picture is read in grey as well: what is more is darker, and lines differ in dashes and marks.
+Pictures can be read in grey: more is darker, and lines differ in dashes and marks.
 """
 
 import io
@@ -17,11 +17,11 @@ MORE_IS_DARKER = "Blues"
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")  # 4 and 7 have no common factor: 28 pairs
 COLOURS = ("#1f77b4", "#b04a00", "#1b7837", "#762a83", "#c51b7d", "#01665e", "#543005")  # dark
-LABELLED = 64  # so many tokens can be told apart below a picture
+LABELLED = 64  # more tokens than this cannot be told apart below a picture
 
 
 def check_ending(path: Path) -> None:
-    """Before anything is computed. Raises InputError."""
+    """Raises InputError for a picture of another kind, before anything is computed."""
     if path.suffix.lower() not in ENDINGS:
         raise InputError(
             f"picture {str(path)!r}: expected a name that ends in {' or '.join(ENDINGS)}"
@@ -29,14 +29,14 @@ def check_ending(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """In inches. Not pyplot's: no global state, no window."""
+    """A figure of this size in inches. It is not pyplot's: no global state, no window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def save(figure: Any, path: Path, title: str = "") -> None:
-    """PNG or SVG, by the ending. Equal figures are equal bytes."""
+    """Write PNG or SVG, by the name's ending. Equal figures give equal bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -44,7 +44,7 @@ def save(figure: Any, path: Path, title: str = "") -> None:
     check_ending(path)
     data, about = io.BytesIO(), {"Title": printable(title)}
     with rc_context({"svg.hashsalt": "minprefix"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # it draws a box for it
+        warnings.filterwarnings("ignore", message="Glyph")  # a box is drawn for a missing one
         if path.suffix.lower() == ".svg":
             FigureCanvasSVG(figure).print_svg(data, metadata=about | {"Date": None})
         else:
@@ -53,7 +53,7 @@ def save(figure: Any, path: Path, title: str = "") -> None:
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """On one line, with a blank in front that can be seen, cut to `most` characters."""
+    """The text on one line, its leading blank made visible, cut to `most` characters."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if shown.startswith(" "):
         shown = "␣" + shown[1:]
@@ -61,7 +61,7 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def set_title(axes: Any, text: str, **style: Any) -> None:
-    """A dollar in a name is a dollar, not the beginning of a formula."""
+    """A dollar sign in a name does not begin a formula."""
     axes.set_title(printable(text), parse_math=False, fontsize=10, loc="left", **style)
 
 
@@ -70,7 +70,7 @@ def headline(figure: Any, text: str) -> None:
 
 
 def plain(axes: Any, xlabel: str = "", ylabel: str = "") -> None:
-    """A panel of lines."""
+    """The look of a panel with curves or bars."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(True, color="0.92")
@@ -79,7 +79,7 @@ def plain(axes: Any, xlabel: str = "", ylabel: str = "") -> None:
 
 
 def name_tokens(axis: Any, tokens: Sequence[str], start: float = 0, size: float = 7) -> None:
-    """The tokens along an axis whose cells begin at `start`; numbers where they are too many."""
+    """Name the tokens along an axis whose cells begin at `start`; number them if they are many."""
     step = 1 if len(tokens) <= LABELLED else 10 if len(tokens) <= 200 else 50
     places = range(0, len(tokens), step)
     labels = [printable(tokens[i], 14) if step == 1 else str(i) for i in places]

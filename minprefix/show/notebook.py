@@ -22,25 +22,20 @@ SEQUENCES, TOKENS = 8, 24  # of a batch
 RECORDS = 12  # of a trace, at each end
 
 
-# ---- what is shown ----------------------------------------------------------------------------
-
-
 def model(m: "GPT2") -> str:
     c = m.config
-    return _facts(
-        f"GPT2 {m.name}",
-        [
-            ("layers", c.n_layer),
-            ("heads", f"{c.n_head} of size {c.head_size}"),
-            ("width", c.n_embd),
-            ("vocabulary", c.vocab_size),
-            ("positions", c.n_positions),
-            ("parameters", f"{m.n_parameters:,}, frozen"),
-            ("head", "tied to the embedding" if c.tie_word_embeddings else "separate"),
-            ("tokenizer", "none" if m.tokenizer is None else "yes"),
-            ("numbers", f"{m.dtype}, {DEVICES[m.backend]}"),
-        ],
-    )
+    facts = [
+        ("layers", c.n_layer),
+        ("heads", f"{c.n_head} of size {c.head_size}"),
+        ("width", c.n_embd),
+        ("vocabulary", c.vocab_size),
+        ("positions", c.n_positions),
+        ("parameters", f"{m.n_parameters:,}, frozen"),
+        ("head", "tied to the embedding" if c.tie_word_embeddings else "separate"),
+        ("tokenizer", "none" if m.tokenizer is None else "yes"),
+        ("numbers", f"{m.dtype}, {DEVICES[m.backend]}"),
+    ]
+    return _facts(f"GPT2 {m.name}", facts)
 
 
 def prefix(p: "Prefix") -> str:
@@ -98,19 +93,13 @@ def record(r: "Record") -> str:
 
 
 def trace(t: "Trace") -> str:
-    shown = t.records
-    if len(shown) > 2 * RECORDS:
-        shown = shown[:RECORDS] + shown[-RECORDS:]
-    rows: list[Sequence[str]] = [
-        (str(r.number), r.key, r.op, str(r.shape), str(r.summary)) for r in shown
-    ]
-    left_out = len(t) - len(shown)
+    left_out = max(0, len(t) - 2 * RECORDS)
+    shown = t.records[:RECORDS] + t.records[RECORDS + left_out :]
+    rows = [(str(r.number), r.key, r.op, str(r.shape), str(r.summary)) for r in shown]
     if left_out:
         rows.insert(RECORDS, ("…", f"{left_out} more", "", "", ""))
     return _headed(repr(t)) + _table(("number", "name", "op", "shape", "summary"), rows, 0)
 
-
-# ---- building blocks --------------------------------------------------------------------------
 
 LEFT = ' style="text-align:left"'
 
