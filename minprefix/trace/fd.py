@@ -125,19 +125,13 @@ class Differences:
         record that is neither, and for an index outside it."""
         record = self._record(key)
         index = inside(record, index)
-        analytic: float | None
+        moved, there, analytic = key, index, self._gradient(record, index)
         if record.direction == "backward":
-            moved, there = self._belongs(record, index)
-            analytic = float(record.value[index])
-        else:
-            moved, there, analytic = key, index, self._gradient(record, index)
-        losses, size = [], 1.0
-        for part in (-2 * STEP, -STEP, STEP, 2 * STEP):
-            value, size = self._loss(moved, there, part, key)
-            losses.append(value)
-        step = STEP * size
-        near, far = (losses[2] - losses[1]) / (2 * step), (losses[3] - losses[0]) / (4 * step)
-        resolves = ROUNDING * abs(losses[1]) / step + 0.01 * abs(near - far)
+            (moved, there), analytic = self._belongs(record, index), float(record.value[index])
+        runs = [self._loss(moved, there, n * STEP, key) for n in (-2, -1, 1, 2)]
+        (a, b, c, d), step = (loss for loss, _ in runs), STEP * runs[0][1]
+        near, far = (c - b) / (2 * step), (d - a) / (4 * step)
+        resolves = ROUNDING * abs(b) / step + 0.01 * abs(near - far)
         return Difference(moved, there, step, (4 * near - far) / 3, analytic, resolves)
 
     def _record(self, key: str) -> Record:
@@ -159,20 +153,18 @@ class Differences:
         return float(self._run[key].value.reshape(record.shape)[index])
 
     def _belongs(self, record: Record, index: Index) -> tuple[str, Index]:
-        """The value or weight, and its entry, of which an entry of a gradient is the gradient."""
+        """The value or weight, and the entry in it, that an entry of a gradient belongs to."""
         name, _, part = record.name.partition(".from_")  # logits that come in parts
-        site, _, last = name.rpartition(".")
-        config, start = self.model.config, 0
-        value = f"{site}.{last[1:]}" if site else last[1:]
-        if record.sequence is not None:
-            start = int(self.batch.offsets[record.sequence])
+        site, dot, last = name.rpartition(".")
         if not last.startswith("d"):
             raise _no_gradient(record.key)
+        config, value = self.model.config, f"{site}{dot}{last[1:]}"
+        start = 0 if record.sequence is None else int(self.batch.offsets[record.sequence])
         weight = Wiring(config.n_layer, ["lm_head.weight"]).weight_of.get(record.name)
         if site == "head":
             if len(self.batch.targets) > gpt2.HEAD_ROWS or weight is None:
-                said = "the head has no bias" if weight is None else "it is of some of the rows"
-                raise InputError(f"{record.key} is the gradient of nothing that can move: {said}")
+                said = "the head has no bias" if weight is None else "it covers some of the rows"
+                raise InputError(f"fd can move nothing whose gradient is {record.key}: {said}")
             return weight, index[::-1]  # the model's is (V, C)
         if weight is not None:
             return weight, index
@@ -217,11 +209,11 @@ class Differences:
 
 
 def inside(record: Record, index: Index) -> Index:
-    """The index with every number counted from the front. Raises InputError if it is not the index
-    of one number."""
+    """The index with all its numbers counted from the front. Raises InputError if it does not name
+    one entry of the record."""
     shape = record.shape
-    fits = len(index) == len(shape) and all(-n <= i < n for i, n in zip(index, shape, strict=True))
-    if not fits:
+    within = all(-n <= i < n for i, n in zip(index, shape, strict=False))
+    if len(index) != len(shape) or not within:
         raise InputError(
             f"{list(index)} is no entry of {record.key} {shape}: give "
             f"{counted(len(shape), 'number')}, each below its size"

@@ -1,5 +1,5 @@
-"""The stepper: pdb's habits over a trace. Everything is computed once, then walked: forward and
-backward, record by record, and back again."""
+"""The stepper: pdb's commands over a trace. The trace is computed once; the stepper then walks its
+records, in both directions."""
 
 import cmd
 import os
@@ -44,8 +44,8 @@ END = "--End-- back goes back, q quits"
 
 
 class Stepper(cmd.Cmd):
-    """It stands at a record of `trace`. `given`: further names for p. A command that cannot be done
-    is answered with a sentence after `***` and counted in `refused`."""
+    """It stands at one record of `trace`. `given`: more names for p. It answers a command that it
+    cannot do with a sentence after `***`, and counts it in `refused`."""
 
     prompt = "(step) "
 
@@ -232,14 +232,14 @@ class Stepper(cmd.Cmd):
             raise InputError(said) from error
 
     def _whole_name(self, name: str) -> Any:
-        """A weight, or the value of a record that has been computed; None for other names."""
+        """A weight, or the value of a record computed so far; None for other names."""
         if name in self._weights():
             return self._weights()[name]
         if not any(name in (r.name, r.key) for r in self.trace):
             return None
         record = self._named(name)
         if record.number > self.at:
-            raise InputError(f"{record.key} is computed further on: b {record.key} and c go there")
+            raise InputError(f"{record.key} is computed later: b {record.key} and c go there")
         return record.value
 
     def _weights(self) -> Weights:
@@ -287,7 +287,7 @@ class Stepper(cmd.Cmd):
     # ---- where, why ----
 
     def _line(self, r: Record) -> tuple[str, int, str]:
-        """The file, line and text that made a record; "", 0 and "" where no line is known."""
+        """The file, number and text of the line that made a record; "", 0 and "" if unknown."""
         if r.line:
             return self.source.path, r.line, r.text
         model, line = source_of(gpt2), model_line(r.name, r.op)
@@ -374,8 +374,8 @@ class Stepper(cmd.Cmd):
         self.say(f"  analytic    {d.analytic:+.10e}   of the backward")
         verdict = "they agree" if d.agrees else "THEY DO NOT AGREE"
         if d.agrees and d.apart and max(abs(d.numeric), abs(d.analytic)) <= d.resolves:
-            verdict = "both are too small for it"
-        resolves = f"it cannot see less than {d.resolves:.1e}"
+            verdict = "both are too small to tell"
+        resolves = f"fd cannot see less than {d.resolves:.1e}"
         self.say(f"  apart       {d.apart:.1e}; {resolves}: {verdict}")
         if r.direction == "backward" and r.value.dtype != np.float64:
             shown = float(r.value[index])
