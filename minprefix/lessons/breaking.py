@@ -20,7 +20,8 @@ class Planted:
     the operations changes `GPT2`, `Prefix`, `Batch`, `loss_and_grad`, `generate` and the modules
     (`gpt2`, `prefix`, `model`, `optim`, `train`): take all of them from here. A name that the bug
     leaves sound raises AttributeError. `see` says what one would notice, `lesson` why it is wrong;
-    printing it shows the changed lines.
+    printing it shows the changed lines. Raises InputError for an unknown bug, with the nearest
+    known ones.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,10 +66,7 @@ class Planted:
     __repr__ = __str__
 
 
-def planted(name: str) -> Planted:
-    """The package with this bug of the zoo in it. Raises InputError for an unknown name, with the
-    nearest known ones."""
-    return Planted(name)
+planted = Planted
 
 
 class Caught:

@@ -9,30 +9,23 @@ import unicodedata
 from xml.etree import ElementTree
 
 _MATHML = "http://www.w3.org/1998/Math/MathML"
-# fmt: off
-_TAGS = {
-    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mstyle",
-    "msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mpadded",
-    "mphantom", "menclose",
-}
-# fmt: on
+_TAG = re.compile(
+    "math|m(row|i|n|o|text|space|frac|sqrt|root|style|sub|sup|subsup|under|over|underover|table|tr"
+    "|td|padded|phantom|enclose)"
+)
 #: TeX that latex2mathml does not read -> the same in TeX that it reads
 _REWRITTEN = [
-    (re.compile(r"\{aligned\}"), "{split}"),
-    (re.compile(r"\\operatorname\*?\{arg *\\, *(max|min)\}"), r"\\arg\1"),
-    (re.compile(r"\\operatorname\*"), r"\\operatorname"),
-    (re.compile(r"\\arg(?![a-z])"), r"\\operatorname{arg}"),
+    (r"\{aligned\}", "{split}"),
+    (r"\\operatorname\*?\{arg *\\, *(max|min)\}", r"\\arg\1"),
+    (r"\\operatorname\*", r"\\operatorname"),
+    (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
 ]
 #: commands that latex2mathml answers and a formula on a page may not use
 _REFUSED = re.compile(r"\\(tag|label|ref|href|color|hline|newcommand|def)(?![a-zA-Z])")
-#: browsers know `mathvariant` only as "normal"; other alphabets have letters of their own
+#: `mathvariant` -> its letters in Unicode: browsers know only "normal"
 _ALPHABETS = {
-    "bold": "BOLD",
-    "bold-italic": "BOLD ITALIC",
-    "double-struck": "DOUBLE-STRUCK",
-    "monospace": "MONOSPACE",
-    "sans-serif": "SANS-SERIF",
-}
+    name: name.upper() for name in ("bold", "double-struck", "monospace", "sans-serif")
+} | {"bold-italic": "BOLD ITALIC"}
 #: operators with their limits below and above in a display
 _LARGE = {"∑", "∏", "⋃", "⋂", "max", "min", "lim", "sup", "inf", "arg\u2009max", "arg\u2009min"}
 _FUNCTIONS = {"ln", "log", "exp", "sin", "cos", "tanh", "max", "min", "det"}
@@ -72,7 +65,7 @@ def mathml(tex: str, block: bool = False) -> str:
 
 def _rewritten(tex: str) -> str:
     for pattern, instead in _REWRITTEN:
-        tex = pattern.sub(instead, tex)
+        tex = re.sub(pattern, instead, tex)
     return tex
 
 
@@ -127,7 +120,7 @@ def _broken(root: ElementTree.Element, block: bool) -> list[ElementTree.Element]
 
 def _mend(element: ElementTree.Element, block: bool) -> None:
     tag = element.tag
-    if tag not in _TAGS:
+    if not _TAG.fullmatch(tag):
         raise FormulaError(f"it holds the markup <{tag}>")
     if len(element) != _PARTS.get(tag, len(element)):
         raise FormulaError("a fraction, a root or a script lacks a part")
@@ -167,12 +160,9 @@ def _prime(scripts: ElementTree.Element) -> None:
 
 def _letter(char: str, alphabet: str) -> str:
     """The letter or digit in another alphabet; the character itself where Unicode has none."""
-    name = re.fullmatch(
-        r"(?:LATIN |GREEK )?(CAPITAL|SMALL|DIGIT)(?: LETTER)? (\w+)", unicodedata.name(char, "")
-    )
+    name = re.sub("LATIN |GREEK |LETTER ", "", unicodedata.name(char, ""))
     try:
-        found = f"MATHEMATICAL {alphabet} {name[1]} {name[2]}" if name else ""
-        return unicodedata.lookup(found)
+        return unicodedata.lookup(f"MATHEMATICAL {alphabet} {name}")
     except KeyError:  # such as the well-known double-struck letters, which have other names
         return char
 

@@ -31,11 +31,8 @@ _HEAD = re.compile(r"# (?P<title>.+)\n+(?P<items>(?:- .*\n(?:  .*\n)*)*)")
 _ITEM = re.compile(r"- \*\*(?P<name>.+?)\*\*[ \n](?P<text>.*(?:\n  .*)*)", re.MULTILINE)
 #: item -> its form, and an example
 _FORMS = {
-    "Time": (
-        re.compile(r"(\d+) minutes; it runs in (\d+) seconds?\."),
-        "30 minutes; it runs in 1 second.",
-    ),
-    "Difficulty": (re.compile(r"([123]) of 3\."), "2 of 3."),
+    "Time": (r"(\d+) minutes; it runs in (\d+) seconds?\.", "30 minutes; it runs in 1 second."),
+    "Difficulty": (r"([123]) of 3\.", "2 of 3."),
 }
 
 
@@ -89,7 +86,7 @@ class Lesson:
         return self._number("Difficulty", 1)
 
     def _number(self, item: str, group: int) -> int | None:
-        found = _FORMS[item][0].fullmatch(self.items.get(item, ""))
+        found = re.fullmatch(_FORMS[item][0], self.items.get(item, ""))
         return int(found[group]) if found else None
 
 
@@ -134,9 +131,9 @@ def read(path: Path) -> Lesson:
 
     text = read_text(path, "lesson")
     found = jupytext.reads(text, fmt="py:percent").cells
-    kinds: dict[str, Literal["text", "code"]] = {"markdown": "text", "code": "code"}
     cells = [
-        Cell(i, kinds.get(c.cell_type, "text"), c.source) for i, c in enumerate(found, start=1)
+        Cell(i, "code" if cell.cell_type == "code" else "text", cell.source)
+        for i, cell in enumerate(found, start=1)
     ]
     faults = []
     first = cells[0].source if cells and cells[0].kind == "text" else ""
@@ -163,6 +160,6 @@ def _faults(items: dict[str, str]) -> list[str]:
     elif not faults and list(items) != list(_ITEMS):
         faults.append(f"the items of the head are not in the order {', '.join(_ITEMS)}")
     for name, (form, example) in _FORMS.items():
-        if items.get(name) and not form.fullmatch(items[name]):
+        if items.get(name) and not re.fullmatch(form, items[name]):
             faults.append(f"{name} {quoted(items[name])} is not of the form `{example}`")
     return faults

@@ -57,12 +57,9 @@ class PrefixStore:
         if budget < 1:
             raise InputError(f"the budget is {budget} bytes: expected at least 1")
         self.model, self.budget = model, budget
-        self.folder: Path | None = None
-        self._places: dict[str, Path] = {}
-        if isinstance(places, Mapping):
-            self._places = {name: Path(place) for name, place in places.items()}
-        else:
-            self.folder = Path(places)
+        self.folder = None if isinstance(places, Mapping) else Path(places)
+        given = places if isinstance(places, Mapping) else {}
+        self._places = {name: Path(place) for name, place in given.items()}
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"the store {self.folder} is a file: give a folder")
         self._held: OrderedDict[str, _Held] = OrderedDict()  # last: asked for last

@@ -88,9 +88,12 @@ def verify(
         )
     if about.prefix.kind == "mlp":
         artifact.read_mlp(folder)
-    reason = ""
-    if model is None:
-        model, reason = _base(about)
+    reason = "no model was recorded: give --model"
+    if model is None and about.base.name is not None:
+        try:
+            model = recorded_model(about)
+        except InputError as error:
+            reason = f"{error} (or give --model)"
     found += [Finding("base", None, reason)] if model is None else _fingerprints(about.base, model)
     pairs: dict[str, list[Pair]] = {}
     for of, place in (("data", data), ("valid", valid)):
@@ -131,16 +134,6 @@ def recorded_model(about: Provenance) -> GPT2:
     if name == SHIPPED and (shipped := GPT2.load()).fingerprint() == about.base.sha256:
         return shipped
     return GPT2.load(name, revision=about.revision)
-
-
-def _base(about: Provenance) -> tuple[GPT2 | None, str]:
-    """The recorded model, or the reason why there is none."""
-    if about.base.name is None:
-        return None, "no model was recorded: give --model"
-    try:
-        return recorded_model(about), ""
-    except InputError as error:
-        return None, f"{error} (or give --model)"
 
 
 def _fingerprints(recorded: Base, model: GPT2) -> list[Finding]:
