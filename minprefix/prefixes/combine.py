@@ -62,13 +62,11 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
             f"weights are {given}: expected finite numbers with a finite sum that is not 0"
         )
     _warn("averaging prefixes")
-    dtype = prefixes[0].kv.dtype
     mean = sum(
         w / total * p.to("numpy").kv.astype(np.result_type(p.kv.dtype, np.float64))
         for w, p in zip(given, prefixes, strict=True)
     )
-    first = prefixes[0]
-    return first.like(np.asarray(mean).astype(dtype))
+    return prefixes[0].like(np.asarray(mean).astype(prefixes[0].kv.dtype))
 
 
 def interpolate(a: Prefix, b: Prefix, t: float) -> Prefix:
