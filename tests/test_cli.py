@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -371,7 +372,8 @@ def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh)
 
     def said_of(pairs):
         encoded = encode_pairs(model, pairs, Template(), model.room())
-        value = outlook.frozen_loss(model, encoded, Settings(steps=1))
+        read = {"model": model, "probe": encoded, "scored": ("data", None)}
+        value = outlook.frozen_loss(SimpleNamespace(settings=Settings(steps=1), **read))
         found = re.fullmatch(
             rf"the frozen model's loss on {len(pairs)} pairs? of --data is (.*) a token, (.*) "
             rf"tokens a word; a blind guess among its 1024 tokens has {chance:.2f}\n",

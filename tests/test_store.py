@@ -408,7 +408,7 @@ def test_a_dict_of_names_and_folders_is_a_store_too_but_does_not_grow(store, mod
     np.testing.assert_array_equal(by_name["Ein Name/mit Strich"].kv, drawn(CONFIG, 2, 2).kv)
     with pytest.raises(InputError, match="prefix folder 'nowhere' does not exist"):
         by_name["gone"]
-    with pytest.raises(InputError, match="list of folders: save the prefix, and name its folder"):
+    with pytest.raises(InputError, match="list of folders: save the prefix, name its folder"):
         by_name.add("new", drawn(CONFIG, 1))
     with pytest.raises(InputError, match="list of folders: remove the folder yourself"):
         by_name.remove("Ein Name/mit Strich")

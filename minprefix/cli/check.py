@@ -63,10 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     checks = select(args.only or (), args.level or ())
     if not checks:
-        raise InputError(
-            f"--only {' '.join(args.only)} names no check of level {' '.join(args.level)}: "
-            "leave one of them out"
-        )
+        only, levels = " ".join(args.only), " ".join(args.level)
+        raise InputError(f"--only {only} names no check of level {levels}: leave one of them out")
     if args.list:
         print(listing(checks))
         return 0
@@ -81,18 +79,15 @@ def run(args: argparse.Namespace) -> int:
         option = "--whole" if args.whole else "--torch"
         raise InputError(f"{option} says which stubs to write: give --new FILE as well")
     if args.implementation is None:
-        raise InputError(
-            "nothing to check: give a file, a module, 'reference' or 'numpy' (--new FILE writes "
-            "stubs to start from)"
-        )
+        stubs = "(--new FILE writes stubs to start from)"
+        raise InputError(f"nothing to check: give a file, a module, 'reference' or 'numpy' {stubs}")
     limit = TIME_LIMIT if args.time_limit is None else args.time_limit
     if not 0 < limit <= A_DAY:
         raise InputError(f"--time-limit is {limit}: expected seconds above 0, at most {A_DAY}")
     if args.json is not None and args.json.is_dir():
         raise InputError(f"--json {args.json} is a folder: give a file to write")
-    name = args.implementation
-    results = run_isolated(name, checks, limit, progress=True)
-    return report.show(results, name, args.all, args.json)
+    results = run_isolated(args.implementation, checks, limit, progress=True)
+    return report.show(results, args.implementation, args.all, args.json)
 
 
 def listing(checks: "Sequence[Check]") -> str:

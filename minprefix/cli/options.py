@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minprefix.cli.fields import Options, add_fields, given
 from minprefix.cli.parser import Parser
 from minprefix.errors import InputError
+from minprefix.settings import MATMULS
 
 if TYPE_CHECKING:
     from minprefix.generate import Decoding
@@ -33,13 +35,10 @@ def unescape(text: str) -> str:
 
 
 def at_least_one(text: str) -> int:
-    try:
-        n = int(text)
-    except ValueError:
-        n = 0
-    if n < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
-    return n
+    with suppress(ValueError):
+        if (n := int(text)) >= 1:
+            return n
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
 
 
 def flag(to: Options, name: str, help: str) -> None:
@@ -79,23 +78,18 @@ def add_columns(to: Options) -> None:
 
 
 def add_backend(p: Options, default: str | None = "numpy") -> None:
-    p.add_argument(
-        "--backend",
-        choices=("numpy", "cupy", "auto", "reference"),
-        default=default,
-        help="compute with numpy, on the CPU (default); cupy, on an NVIDIA GPU; auto, on the GPU "
-        "if there is one; reference, the readable implementation",
+    said = (
+        "compute with numpy, on the CPU (default); cupy, on an NVIDIA GPU; auto, on the GPU if "
+        "there is one; reference, the readable implementation"
     )
+    names = ("numpy", "cupy", "auto", "reference")
+    p.add_argument("--backend", choices=names, default=default, help=said)
 
 
 def add_matmul(p: Options, default: str | None = "float32") -> None:
-    p.add_argument(
-        "--matmul",
-        choices=("float32", "tf32"),
-        default=default,
-        help="precision of matrix products on a GPU: float32 (default), or tf32: faster, with 11 "
-        "bits of each factor",
-    )
+    tf32 = "tf32: faster, with 11 bits of each factor"
+    said = f"precision of matrix products on a GPU: float32 (default), or {tf32}"
+    p.add_argument("--matmul", choices=MATMULS, default=default, help=said)
 
 
 def add_machine(to: Options) -> None:

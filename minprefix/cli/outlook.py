@@ -6,11 +6,9 @@ import re
 from collections.abc import Sequence
 
 from minprefix import runs
-from minprefix.data.pairs import COLUMNS, Encoded, Pair
+from minprefix.data.pairs import COLUMNS, Pair
 from minprefix.errors import counted, note
-from minprefix.model import GPT2
 from minprefix.runs import Data, Work
-from minprefix.settings import Settings
 from minprefix.storage.places import TINY
 
 LINE = 300  # characters of a text that is shown
@@ -48,12 +46,11 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= LINE else f"{shown[:LINE]}..."
 
 
-def frozen_loss(
-    model: GPT2, probe: Sequence[Encoded], settings: Settings, option: str = "--data"
-) -> float:
-    """The loss without a prefix on pairs of `option`: it is printed, and a note says what it means
-    if it is near chance."""
-    value, V = runs.loss(model, None, probe, settings), model.config.vocab_size
+def frozen_loss(work: Work) -> float:
+    """The loss without a prefix on some pairs: it is printed, and a note says what it means if it
+    is near chance."""
+    model, probe, option = work.model, work.probe, f"--{work.scored[0]}"
+    value, V = runs.loss(model, None, probe, work.settings), model.config.vocab_size
     chance = math.log(V)
     words = sum(len(model.decode(e.ids[e.loss_from :]).split()) for e in probe)
     a_word = sum(len(e.ids) - e.loss_from for e in probe) / max(1, words)
@@ -62,9 +59,10 @@ def frozen_loss(
         f"token, {a_word:.1f} tokens a word; a blind guess among its {V} tokens has {chance:.2f}"
     )
     if value > 0.9 * chance:
-        ships = model.folder is not None and TINY is not None and model.folder.samefile(TINY)
-        why = ", it has read its own small world alone (minprefix demo)" if ships else ""
-        example = ", for example --model gpt2" if ships else ""
+        why = example = ""
+        if model.folder is not None and TINY is not None and model.folder.samefile(TINY):
+            why = ", it has read its own small world alone (minprefix demo)"
+            example = ", for example --model gpt2"
         note(
             f"{model.name!r} does not know such text{why}: a prefix steers what a model knows and "
             f"teaches it no language; give a model that has read such text{example}"

@@ -1,6 +1,7 @@
 """`minprefix train`: a prefix, trained on pairs of source and target."""
 
 import argparse
+from contextlib import suppress
 from typing import Any
 
 from minprefix.cli import options
@@ -51,15 +52,10 @@ def _layers(text: str) -> list[int]:
 
 def _samples(text: str) -> int:
     """How many; 0 is all."""
-    if text == "all":
-        return 0
-    try:
-        n = int(text)
-    except ValueError:
-        n = -1
-    if n < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1, or all")
-    return n
+    with suppress(ValueError):
+        if (n := 0 if text == "all" else int(text)) >= 0:
+            return n
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1, or all")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +75,7 @@ def _train(args: argparse.Namespace) -> int:
     outlook.show(work, job.skip_long)
     outlook.note_oddities(work.data, work.valid, (job.source_column, job.target_column))
     probe = work.probe
-    frozen = outlook.frozen_loss(model, probe, settings, f"--{work.scored[0]}")
+    frozen = outlook.frozen_loss(work)
 
     def measure(result: Any) -> dict[str, Any]:
         return {

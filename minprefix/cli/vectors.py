@@ -21,18 +21,13 @@ def add(command: Command) -> None:
         "`write` writes cases into a folder; your program reads v/cases and writes v/outputs; "
         "`check` grades them.",
     )
-    parts = p.add_subparsers(required=True, metavar="write|check")
-    for name, run, what in (
-        ("write", _write, "write the cases of the suite into an empty folder"),
-        ("check", _check, "grade the outputs that a program wrote beside the cases"),
-    ):
-        described = what[0].upper() + what[1:] + "."
-        part = parts.add_parser(name, help=what, description=described, allow_abbrev=False)
-        part.set_defaults(run=run)
+    p.add_subparsers(required=True, metavar="write|check")
+    write = p.command("write", _write, "write the cases of the suite into an empty folder")
+    check = p.command("check", _check, "grade the outputs that a program wrote beside the cases")
+    for part in (write, check):
         part.add_argument("folder", type=Path, metavar="DIR")
         add_only(part, "case")
-        if name == "check":
-            add_report(part)
+    add_report(check)
 
 
 def _write(args: argparse.Namespace) -> int:

@@ -49,10 +49,7 @@ class PrefixStore:
     """
 
     def __init__(
-        self,
-        places: str | Path | Mapping[str, str | Path],
-        model: GPT2,
-        budget: int = 256 * 2**20,
+        self, places: str | Path | Mapping[str, str | Path], model: GPT2, budget: int = 256 * 2**20
     ) -> None:
         if budget < 1:
             raise InputError(f"the budget is {budget} bytes: expected at least 1")
@@ -90,7 +87,8 @@ class PrefixStore:
             return False
         if self.folder is None:
             return name in self._places
-        return NAME.fullmatch(name) is not None and _holds_prefix(self.folder / name)
+        parts = (self.folder / name / part for part in (*artifact.TENSORS, SAVING))
+        return NAME.fullmatch(name) is not None and any(part.exists() for part in parts)
 
     def place(self, name: str) -> Path:
         """The folder of a prefix. Raises InputError for an unknown name or a missing folder."""
@@ -98,9 +96,8 @@ class PrefixStore:
             raise InputError(self.missing(name))
         place = self._places[name] if self.folder is None else self.folder / name
         if not place.is_dir():
-            raise InputError(
-                f"prefix folder {str(place)!r} does not exist: expected one that was saved"
-            )
+            wanted = "expected one that was saved"
+            raise InputError(f"prefix folder {str(place)!r} does not exist: {wanted}")
         return place
 
     def missing(self, name: str) -> str:
@@ -177,9 +174,7 @@ class PrefixStore:
         prefixes stay as they are.
         """
         if self.folder is None:
-            raise InputError(
-                "this store is a list of folders: save the prefix, and name its folder"
-            )
+            raise InputError("this store is a list of folders: save the prefix, name its folder")
         if not NAME.fullmatch(name) or name.endswith((".", " ")):
             raise InputError(
                 f"a prefix cannot be called {name!r}: expected 1 to 100 letters, digits, blanks, "
@@ -232,11 +227,9 @@ class PrefixStore:
         """
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
         for what, given in (("name", names), ("decoding", each)):
-            if len(given) != len(prompts):
-                raise InputError(
-                    f"{counted(len(given), what)} for {counted(len(prompts), 'prompt')}: give one "
-                    "each"
-                )
+            if (n := len(given)) != len(prompts):
+                asked_for = counted(len(prompts), "prompt")
+                raise InputError(f"{counted(n, what)} for {asked_for}: give one each")
         asked = [Prompt(*parts) for parts in zip(prompts, names, each, strict=True)]
         written = dict(self.answers(asked, batch_size, ops))
         return [written[i] for i in range(len(asked))]
@@ -285,10 +278,6 @@ class PrefixStore:
         which = [names.index(p.prefix) for p in prompts]
         ids, decoding = [p.ids for p in prompts], prompts[0].decoding
         return generate_ids(self.model, ids, prefixes, which, decoding, ops, numbers)
-
-
-def _holds_prefix(folder: Path) -> bool:
-    return any((folder / name).exists() for name in artifact.TENSORS) or (folder / SAVING).exists()
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
