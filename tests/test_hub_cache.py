@@ -128,14 +128,14 @@ def test_another_commit_is_not_used_and_its_folder_is_the_one_to_give(root, mode
     place = fill(root, repo, model, OTHER)
     said = refusal("gpt2")
     assert said.startswith(f"model 'openai-community/gpt2' at {PINNED} is not in the cache")
-    assert f"; {place} is a model of that name at some commit: " in said
+    assert f"; {place} has that name at some commit: " in said
     assert refusal("gpt2", "f" * 40).count(str(place)) == 1
     assert GPT2.load(place).config == CONFIG
 
 
 def test_a_copy_without_the_names_of_branches_names_its_folder(root, model):
     place = fill(root, "models--someone--stories", model, ref=None)
-    assert f"; {place} is a model of that name at some commit: " in refusal("someone/stories")
+    assert f"; {place} has that name at some commit: " in refusal("someone/stories")
 
 
 def test_a_snapshot_without_weights_is_not_called_one(root, model):

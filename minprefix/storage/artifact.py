@@ -22,21 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minprefix.errors import InputError, note, quoted
+from minprefix.storage import peft, provenance
 from minprefix.storage.adapters import is_adapters
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
-from minprefix.storage.peft import CONFIG as PEFT_CONFIG
-from minprefix.storage.peft import TENSOR as PEFT_TENSOR
 from minprefix.storage.peft import peft_files, read_peft, why_not_peft
-from minprefix.storage.provenance import (
-    ABOUT,
-    Base,
-    Evaluation,
-    Provenance,
-    Shape,
-    check_schema,
-    packages,
-    read_about,
-)
+from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, Shape, read_about
 from minprefix.storage.reading import inside
 from minprefix.storage.saved import Saved, check_finite, converted
 from minprefix.storage.saving import read_together, write_together
@@ -46,10 +36,10 @@ from minprefix.storage.writing import json_bytes
 T = TypeVar("T")
 
 OWN_TENSOR, MLP = "prefix.safetensors", "mlp.safetensors"
-TENSORS = (PEFT_TENSOR, OWN_TENSOR)  # a prefix has one of them
+TENSORS = (peft.TENSOR, OWN_TENSOR)  # a prefix has one of them
 TWO_SAVES = "the files are not of one save; copy them again, together"
 #: all files that a prefix may have
-FILES = (PEFT_CONFIG, PEFT_TENSOR, OWN_TENSOR, MLP, ABOUT)
+FILES = (peft.CONFIG, peft.TENSOR, OWN_TENSOR, MLP, ABOUT)
 
 
 def write_prefix(
@@ -81,19 +71,19 @@ def write_prefix(
     layers = None if saved.layers is None else list(saved.layers)
     about = Provenance(
         saved=datetime.now(UTC).isoformat(timespec="seconds"),
-        packages=packages(),
+        packages=provenance.packages(),
         base=base,
         prefix=Shape("flat" if saved.mlp is None else "mlp", P, layers, saved.position_offset),
         files={
             name: hashlib.sha256(contents[name]).hexdigest()
-            for name in sorted(contents, key=lambda name: name == PEFT_CONFIG)  # tensors first
+            for name in sorted(contents, key=lambda name: name == peft.CONFIG)  # tensors first
         },
         training=training,
         metrics=metrics,
         evaluation=evaluation,
     )
     contents[ABOUT] = json_bytes(about.as_json())
-    check_schema(Path(directory) / ABOUT, json.loads(contents[ABOUT]))
+    provenance.check_schema(Path(directory) / ABOUT, json.loads(contents[ABOUT]))
     write_together(Path(directory), contents, FILES)
 
 
@@ -125,17 +115,17 @@ def _of_one_save(directory: str | Path, dtype: str, read: Callable[[Path, str], 
 
 def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
     about = read_about(folder)
-    if _file(folder, PEFT_TENSOR).exists():
+    if _file(folder, peft.TENSOR).exists():
         saved = read_peft(folder, dtype)
     elif _file(folder, OWN_TENSOR).exists() and about is not None:
         saved = _read_own(folder, about, dtype)
     elif is_adapters(folder):
         library = "was written by the adapters library"
         raise InputError(f"{str(folder)!r} {library}: import it with `minprefix import`")
-    elif (why := unopened(os.listdir(folder), PEFT_TENSOR)) is not None:
-        raise InputError(f"{str(folder)!r} has no {PEFT_TENSOR}: {why}")
+    elif (why := unopened(os.listdir(folder), peft.TENSOR)) is not None:
+        raise InputError(f"{str(folder)!r} has no {peft.TENSOR}: {why}")
     else:
-        files = f"{PEFT_TENSOR} with {PEFT_CONFIG}, or {OWN_TENSOR} with {ABOUT}"
+        files = f"{peft.TENSOR} with {peft.CONFIG}, or {OWN_TENSOR} with {ABOUT}"
         raise InputError(f"{str(folder)!r} holds no prefix: expected {files}")
     if about is not None:
         _check_record(folder, about, saved)

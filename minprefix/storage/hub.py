@@ -26,20 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprefix.errors import InputError, listed
-from minprefix.storage import tokenizer
-from minprefix.storage.download import (
-    ATTEMPTS,
-    HASH,
-    File,
-    again,
-    fetch,
-    hash_of,
-    in_time,
-    is_network,
-    may_come,
-    reason_of,
-    wrong_file,
-)
+from minprefix.storage import download, tokenizer
+from minprefix.storage.download import HASH, File, hash_of
 from minprefix.storage.reading import read_json
 from minprefix.storage.tensors import ADAPTER_FILES, unopened
 from minprefix.storage.writing import write_json, write_text
@@ -150,10 +138,8 @@ def _why_not(repo: str, revision: str | None, error: Exception) -> str:
         case _:
             what = f"model {repo!r}{f' at {revision}' if revision else ''}"
             do = "put its .json, .txt and .safetensors files into a folder and give that folder"
-            return (
-                f"cannot fetch {what} from the hub ({reason_of(error)}): without a network, {do} "
-                "instead of the name"
-            )
+            why = f"cannot fetch {what} from the hub ({download.reason_of(error)})"
+            return f"{why}: without a network, {do} instead of the name"
     return f"model {repo!r} {why}: {do}"
 
 
@@ -171,10 +157,12 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         return cache.place(commit, "")
     there = any(other.holds(other.commit(revision)) for other in _caches(repo))
     try:
-        attempts = 1 if there else ATTEMPTS
-        found, listing = again(lambda: _listing(repo, revision), attempts, may_come)
+        attempts = 1 if there else download.ATTEMPTS
+        found, listing = download.again(
+            lambda: _listing(repo, revision), attempts, download.may_come
+        )
     except Exception as error:
-        if not is_network(error):
+        if not download.is_network(error):
             raise
         return _offline(repo, revision, error)
     hashes = {name: entry[0] for name, entry in checked.items()}
@@ -209,7 +197,7 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, File]]:
     from huggingface_hub import HfApi, constants
 
     wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    info = in_time(
+    info = download.in_time(
         lambda _: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=wait)
     )
     commit = str(info.sha)
@@ -350,7 +338,7 @@ def _check_offline(repo: str, commit: str, cache: Cache) -> None:
             raise InputError(f"{lost}: load the model once with a network")
         if (got := hash_of(path, want)) != want:
             cache.remove(path)
-            raise wrong_file(f"{name} of model {repo!r} in the cache", want, got)
+            raise download.wrong_file(f"{name} of model {repo!r} in the cache", want, got)
 
 
 def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
@@ -364,9 +352,9 @@ def _bring(repo: str, commit: str, name: str, file: File, cache: Cache) -> None:
                 return
     if not blob.exists():
         blob.parent.mkdir(parents=True, exist_ok=True)
-        partial = blob.with_name(f"{file.hash}.minprefix.incomplete")
-        fetch(repo, commit, name, file, partial)
-        os.replace(partial, blob)
+        begun = blob.with_name(f"{file.hash}.minprefix.incomplete")
+        download.fetch(repo, commit, name, file, begun)
+        os.replace(begun, blob)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     try:

@@ -44,10 +44,8 @@ def inside(folder: Path, name: str, what: str) -> Path:
         target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
         blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
         if home not in target.parents and target.parent != blobs:
-            raise InputError(
-                f"{path} is a link to {target}, outside its folder: copy the file there, or give "
-                f"the folder that it lies in; {what} is read from one folder only"
-            )
+            how = f"copy the file there; {what} is read from one folder only"
+            raise InputError(f"{path} is a link to {target}, outside its folder: {how}")
     regular(path, what)
     return path
 
@@ -80,9 +78,8 @@ def read_bytes(path: Path, what: str, largest: int | None = None) -> bytes:
     a Git LFS pointer; `what` it should be is in the sentence."""
     size = regular(path, what)
     if largest is not None and size > largest:
-        raise InputError(
-            f"{path} has {size:,} bytes: expected at most {largest:,} for {what}; it is damaged"
-        )
+        limit = f"expected at most {largest:,} for {what}"
+        raise InputError(f"{path} has {size:,} bytes: {limit}; it is damaged")
     try:
         data = path.read_bytes()
     except MemoryError as error:
@@ -102,15 +99,11 @@ def check_itself(path: Path, start: bytes, what: str, page: bool) -> None:
     """Raises InputError if a file is not the one that its name promises, but a Git LFS pointer or,
     with `page`, the web page about it."""
     if start.startswith(_POINTER):
-        raise InputError(
-            f"{path} is a Git LFS pointer, which only stands for {what}: run `git lfs pull` in its "
-            "folder"
-        )
+        pointer = f"{path} is a Git LFS pointer, which only stands for {what}"
+        raise InputError(f"{pointer}: run `git lfs pull` in its folder")
     if page and _PAGE.match(start):
-        raise InputError(
-            f"{path} is an HTML page and not {what}: a browser or a download saved the page about "
-            "the file; fetch the file itself (on the hub /resolve/ instead of /blob/)"
-        )
+        how = "fetch the file itself (on the hub /resolve/ instead of /blob/)"
+        raise InputError(f"{path} is an HTML page and not {what}: {how}")
 
 
 def too_large(path: Path, size: int) -> InputError:
@@ -132,9 +125,8 @@ def read_text(path: Path, what: str, largest: int | None = None) -> str:
     except UnicodeDecodeError as error:
         at, wrong = error.start, f"byte 0x{data[error.start]:02x} is not UTF-8"
     line = data.count(b"\n", 0, at) + 1
-    raise InputError(
-        _packed(path, data[:64]) or f"{path}, line {line}: {wrong}: save {what} as UTF-8"
-    )
+    as_text = f"{path}, line {line}: {wrong}: save {what} as UTF-8"
+    raise InputError(_packed(path, data[:64]) or as_text)
 
 
 #: first bytes of files that are no text: what the file is, and what to do
@@ -178,15 +170,10 @@ def read_json(path: Path, what: str, kind: type = dict) -> Any:
     text = read_text(path, what, LARGEST_JSON)
     try:
         value = loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}): {what} is damaged, fetch or "
-            "save it again"
-        ) from error
     except (ValueError, RecursionError) as error:  # a key twice, a number or brackets without end
-        raise InputError(
-            f"{path}: not JSON that can be read ({brief(error)}): {what} is damaged"
-        ) from error
+        at = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else path
+        damaged = f"{what} is damaged, fetch or save it again"
+        raise InputError(f"{at}: not JSON ({_why(error)}): {damaged}") from error
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
         raise InputError(f"{path} holds a {type(value).__name__}: expected {expected} ({what})")
@@ -208,11 +195,15 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = loads(line)
         except (ValueError, RecursionError) as error:
-            why = getattr(error, "msg", None) or brief(error)
-            raise InputError(f"{where}: not JSON ({why}): expected one object a line") from error
+            wrong = f"{where}: not JSON ({_why(error)})"
+            raise InputError(f"{wrong}: expected one object a line") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: a {type(value).__name__}: expected an object")
         yield where, value
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "msg", None) or brief(error)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from minprefix.errors import InputError
 from minprefix.storage.reading import read_json
 from minprefix.storage.writing import (
     Busy,
+    busy,
     fcntl,
     flush_folder,
     locked,
@@ -88,21 +89,17 @@ def finish_save(folder: Path, names: Iterable[str]) -> None:
             raise
     except OSError as error:
         if decided:
-            raise InputError(
-                f"a save into {folder} was cut short and cannot be finished "
-                f"({error.strerror or error}): make room, or open it once as a user who may write "
-                "there"
-            ) from error
+            why = f"a save into {folder} was cut short ({error.strerror or error})"
+            how = "make room, or open it once as a user who may write there"
+            raise InputError(f"{why} and cannot be finished: {how}") from error
 
 
 def _take_places(folder: Path, names: tuple[str, ...]) -> None:
     waiting = folder / SAVING
     complete = read_json(waiting / COMPLETE, "the list of a save", list)
     if not set(map(str, complete)) <= set(names):
-        raise InputError(
-            f"{waiting / COMPLETE} names files that are no part of a save: {complete}; remove "
-            f"{waiting}"
-        )
+        odd = f"{waiting / COMPLETE} names files that are no part of a save"
+        raise InputError(f"{odd}: {complete}; remove {waiting}")
     for name in names:
         if name not in complete:  # of an earlier save
             (folder / name).unlink(missing_ok=True)
@@ -133,7 +130,7 @@ def read_together(folder: Path, names: Iterable[str], read: Callable[[], T]) -> 
                     raise failed
                 return cast(T, value)
         time.sleep(0.002)
-    raise _busy(folder)
+    raise busy(f"into {folder}")
 
 
 def _standing(folder: Path, names: tuple[str, ...]) -> list[tuple[int, ...] | None] | None:
@@ -171,12 +168,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    try:
+    with refused(folder, "write into"):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"cannot write into {folder}: {error.strerror}: choose another folder"
-        ) from error
     try:
         found, me = os.fstat(handle), threading.get_ident()
         key = (found.st_dev, found.st_ino)
@@ -188,7 +181,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                     _held[key] = (me, times + 1)
                     break
             if time.monotonic() > end:
-                raise _busy(folder)
+                raise busy(f"into {folder}")
             time.sleep(0.005)
         try:
             yield
@@ -204,17 +197,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _busy(folder: Path) -> Busy:
-    return Busy(
-        f"another process is writing into {folder}: wait for it to end, or choose another folder"
-    )
-
-
 def new_folder(path: Path, marks: Iterable[str], force: bool, resume: bool = True) -> None:
     """Make a folder for a run. Raises InputError if another process writes there, and if one of
     `marks` shows that the folder already holds a run; `force` removes these files instead, and no
     others. `resume`: whether the sentence may advise it."""
-    with _making(path):
+    with refused(path, "make folder"):
         path.mkdir(parents=True, exist_ok=True)
         with only_writer(path):
             for mark in marks_in(path, marks, force, resume):
@@ -240,14 +227,6 @@ def marks_in(path: Path, marks: Iterable[str], force: bool, resume: bool) -> lis
 
 
 @contextlib.contextmanager
-def _making(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot make folder {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
 def no_empty_folder(path: Path) -> Iterator[None]:
     """If the block ends early, remove the folders that it made for `path`, unless something is in
     them."""
@@ -266,7 +245,7 @@ def run_folder(path: Path, marks: Iterable[str], force: bool, resume: bool) -> I
     """Hold the folder of a run while it runs: a new one (see `new_folder`) or, with `resume`, the
     one that is there. Raises InputError if another process has it, before anything is touched."""
     if not resume:
-        with _making(path):
+        with refused(path, "make folder"):
             path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
         if not resume:

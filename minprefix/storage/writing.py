@@ -59,9 +59,7 @@ def _only_writer_of(path: Path) -> Iterator[None]:
     try:
         # the other may have renamed what was opened here: then it is a whole file, not ours
         if not locked(handle) or not _same(handle, temporary(path)):
-            raise Busy(
-                f"another process is writing {path}: wait for it to end, or choose another folder"
-            )
+            raise busy(str(path))
         yield
     finally:
         os.close(handle)
@@ -90,6 +88,10 @@ class Busy(InputError):
     """Another process or thread writes there."""
 
 
+def busy(where: str) -> Busy:
+    return Busy(f"another process is writing {where}: wait for it to end, or choose another folder")
+
+
 def flush_folder(path: Path) -> None:
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
@@ -100,16 +102,14 @@ def flush_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def refused(path: Path) -> Iterator[None]:
+def refused(path: Path, do: str = "write") -> Iterator[None]:
     """Turn what the system refuses into a sentence about `path`."""
     try:
         yield
     except OSError as error:
-        kept = "; the last one saved is intact" if path.exists() else ""
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}{kept}; make room or choose another "
-            "folder"
-        ) from error
+        kept = "; the last one saved is intact" if do == "write" and path.exists() else ""
+        why = f"cannot {do} {path}: {error.strerror or error}{kept}"
+        raise InputError(f"{why}; make room or choose another folder") from error
 
 
 def partial(path: Path) -> Path:
@@ -127,10 +127,8 @@ def line_by_line(path: Path, what: str, of: int) -> Iterator[Callable[[str], Non
     """
     waiting, n = partial(path), 0
     if os.path.lexists(waiting):
-        raise InputError(
-            f"{waiting} is there already, the {what} of a run that was stopped: remove it, or "
-            "choose another --out"
-        )
+        stopped = f"{waiting} is there already, the {what} of a run that was stopped"
+        raise InputError(f"{stopped}: remove it, or choose another --out")
     with contextlib.ExitStack() as stack:
         file: io.BufferedWriter | None = None
 
