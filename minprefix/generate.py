@@ -53,30 +53,37 @@ class Decoding:
     def __post_init__(self) -> None:
         sampling = self.temperature is not None
         for wrong, sentence in (
-            (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}: at least 1"),
+            (
+                self.max_new_tokens < 1,
+                f"max_new_tokens is {self.max_new_tokens}: expected at least 1",
+            ),
             (
                 not 0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"min_new_tokens is {self.min_new_tokens}: 0 to max_new_tokens",
+                f"min_new_tokens is {self.min_new_tokens}: expected 0 to max_new_tokens",
             ),
             (
                 self.temperature is not None and not 0 < self.temperature < math.inf,
-                f"temperature is {self.temperature}: above 0, finite (leave it out for greedy)",
+                f"temperature is {self.temperature}: expected a finite number above 0 "
+                "(leave it out for greedy)",
             ),
-            (self.top_k is not None and self.top_k < 1, f"top_k is {self.top_k}: at least 1"),
+            (
+                self.top_k is not None and self.top_k < 1,
+                f"top_k is {self.top_k}: expected at least 1",
+            ),
             (
                 self.top_p is not None and not 0 < self.top_p <= 1,
-                f"top_p is {self.top_p}: above 0, at most 1",
+                f"top_p is {self.top_p}: expected above 0, at most 1",
             ),
             (
                 not sampling and (self.top_k is not None or self.top_p is not None),
                 "top_k and top_p restrict sampling: give a temperature as well",
             ),
-            (self.seed < 0, f"seed is {self.seed}: 0 or more"),
+            (self.seed < 0, f"seed is {self.seed}: expected 0 or more"),
             (
                 not math.isfinite(self.length_norm),
                 f"length_norm is {self.length_norm}: expected a finite number",
             ),
-            (self.beams < 1, f"beams is {self.beams}: at least 1"),
+            (self.beams < 1, f"beams is {self.beams}: expected at least 1"),
             (self.beams > 1 and sampling, "beam search does not sample: leave out temperature"),
         ):
             if wrong:
