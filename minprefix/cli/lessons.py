@@ -81,7 +81,7 @@ def add(command: Command) -> None:
         "lessons",
         run,
         "list the lessons, or build them as pages: text beside code",
-        "minprefix lessons --out lessons",
+        "minprefix lessons --out site",
         status="0 no warning, 1 a warning, or a lesson that did not run, 2 it cannot be built",
     )
     p.add_argument(
