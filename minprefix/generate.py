@@ -217,12 +217,7 @@ class Texts:
 
     @classmethod
     def start(
-        cls,
-        model: GPT2,
-        batch: Batch,
-        prefix: Prefixes,
-        limits: int | Sequence[int],
-        ops: Ops,
+        cls, model: GPT2, batch: Batch, prefix: Prefixes, limits: int | Sequence[int], ops: Ops
     ) -> "tuple[Texts, np.ndarray]":
         """Feed the prompts; `limits`: how many new tokens all of them, or each, may get. -> the
         texts, and (S, V) logits of each first new token."""
@@ -377,11 +372,7 @@ def _sample(logits: np.ndarray, decoding: Decoding, rng: "np.random.Generator") 
 
 
 def _beam_search(
-    texts: Texts,
-    logits: np.ndarray,
-    decoding: Decoding,
-    ends: tuple[int, ...],
-    limits: list[int],
+    texts: Texts, logits: np.ndarray, decoding: Decoding, ends: tuple[int, ...], limits: list[int]
 ) -> list[list[int]]:
     """For each prompt the `beams` best continuations of its live texts survive each step. One that
     ends leaves the beam and keeps its place, so one beam is greedy decoding. The texts of a prompt

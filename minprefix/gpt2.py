@@ -22,13 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix.ops.contract import (
-    Array,
-    AttentionCache,
-    GeluCache,
-    LayernormCache,
-    Ops,
-)
+from minprefix.ops.contract import Array, AttentionCache, GeluCache, LayernormCache, Ops
 
 Weights = Mapping[str, Array]
 #: what a sequence of the batch sees before its own tokens: keys and values, (NH, P, hs) each

@@ -280,11 +280,7 @@ class _Run:
 
 
 def _update(
-    prefix: Prefix,
-    grads: dict[str, np.ndarray],
-    norm: float,
-    settings: Settings,
-    state: State,
+    prefix: Prefix, grads: dict[str, np.ndarray], norm: float, settings: Settings, state: State
 ) -> float:
     """One step of AdamW. -> the learning rate."""
     s = settings

@@ -15,12 +15,7 @@ import torch
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minprefix.conformance.contract import (
-    MicroBatch,
-    ModelProblem,
-    TrainingProblem,
-    model_tensors,
-)
+from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.gpt2 import Config
 
 Array = np.ndarray

@@ -1344,8 +1344,7 @@ def test_weights_that_are_not_read_are_named_with_what_to_do(good, name, sentenc
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"],
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"]
 )
 def test_a_model_that_git_lfs_has_not_fetched_says_so(good, name):
     whole = {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": "#version: 0.2\n"}

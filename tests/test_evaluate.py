@@ -185,10 +185,7 @@ SAID = [
     "blue spice",
 ]
 REFERENCES = [
-    [
-        "the golden fox is a pub near the river .",
-        "a cheap pub called golden fox is near a river",
-    ],
+    ["the golden fox is a pub near the river .", "a cheap pub called golden fox is near a river"],
     ["it serves italian food and wine", "the food is italian", "italian food is what it serves"],
     ["there is a family place in the city centre"],
     ["the blue spice is a pub", "blue spice is a pub in the centre"],

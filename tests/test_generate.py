@@ -172,11 +172,7 @@ def test_decoding_changes_neither_the_weights_nor_the_prefix(model, config):
     prefix = prefixes(config)["a prefix"]
     for a in [*model.weights.values(), prefix.kv]:
         a.flags.writeable = False  # a write raises
-    for settings in (
-        Decoding(8),
-        Decoding(8, temperature=1.0, top_k=5),
-        Decoding(8, beams=3),
-    ):
+    for settings in (Decoding(8), Decoding(8, temperature=1.0, top_k=5), Decoding(8, beams=3)):
         first = generate_ids(model, PROMPTS, prefix, decoding=settings)
         # nor does anything of the first call linger: the second says the same
         assert generate_ids(model, PROMPTS, prefix, decoding=settings) == first

@@ -194,11 +194,7 @@ def test_the_complex_step_confirms_every_backward_of_the_reference_to_1e_12():
                 *reference.layernorm_backward_params(dout, ln),
             ],
         ),
-        (
-            lambda x: (dout * reference.gelu(x)[0]).sum(),
-            [x],
-            [reference.gelu_backward(dout, ge)],
-        ),
+        (lambda x: (dout * reference.gelu(x)[0]).sum(), [x], [reference.gelu_backward(dout, ge)]),
         (
             lambda x, w, b: (dout * reference.linear(x, w, b)).sum(),
             [x, w, bias],

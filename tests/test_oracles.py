@@ -99,12 +99,7 @@ def test_the_command_ends_with_1_when_a_target_is_missed(scores, monkeypatch, ca
 @pytest.mark.parametrize(
     ("op", "right", "wrong", "missed"),
     [
-        (
-            "attention",
-            "dq_b = dscores @ keys / hs**0.5",
-            "dq_b = dscores @ keys",
-            {"dq": ALL},
-        ),
+        ("attention", "dq_b = dscores @ keys / hs**0.5", "dq_b = dscores @ keys", {"dq": ALL}),
         (
             "attention",
             "pattern * (dpattern - row_sum)",

@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from minprefix import (
-    Batch,
-    Config,
-    MLPPrefix,
-    Prefix,
-    gpt2,
-    loss_and_grad,
-    loss_and_weight_grads,
-)
+from minprefix import Batch, Config, MLPPrefix, Prefix, gpt2, loss_and_grad, loss_and_weight_grads
 from minprefix import model as model_module
 from minprefix import prefix as prefix_module
 from minprefix.ops import numpy_ops, reference

@@ -9,15 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minprefix import (
-    Batch,
-    Config,
-    InputError,
-    Prefix,
-    gpt2,
-    loss_and_grad,
-    loss_and_weight_grads,
-)
+from minprefix import Batch, Config, InputError, Prefix, gpt2, loss_and_grad, loss_and_weight_grads
 from minprefix.ops import reference
 from minprefix.trace import Trace, trace
 from minprefix.trace.instrument import source_of
@@ -114,8 +106,7 @@ def test_the_names_are_the_fields_and_their_values_what_they_say(model, prefix, 
     assert t["blocks.1.attn.pattern#0"].shape == (4, 7, 12)
     np.testing.assert_allclose(t["blocks.1.attn.pattern#1"].value.sum(-1), 1)
     assert np.array_equal(
-        t["blocks.1.resid_mid"].value,
-        t["blocks.0.resid_post"].value + t["blocks.1.attn.out"].value,
+        t["blocks.1.resid_mid"].value, t["blocks.0.resid_post"].value + t["blocks.1.attn.out"].value
     )
     want = t["blocks.2.ln_2.out"].value @ w["h.2.mlp.c_fc.weight"] + w["h.2.mlp.c_fc.bias"]
     assert np.array_equal(t["blocks.2.mlp.pre"].value, want)

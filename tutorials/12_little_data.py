@@ -204,11 +204,7 @@ import matplotlib.pyplot as plt
 
 RATES = {"prefix": (0.03, 0.1, 0.3), "full": (1e-4, 3e-4, 1e-3)}
 few = pairs(4, "train", 0, SEEN)
-ON = {
-    "seen (valid)": pack(valid),
-    "books": pack(tests["books"]),
-    "other tasks": pack(others),
-}
+ON = {"seen (valid)": pack(valid), "books": pack(tests["books"]), "other tasks": pack(others)}
 runs, losses = {}, {}
 for how, rates in RATES.items():
     for rate in rates:

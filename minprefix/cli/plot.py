@@ -43,9 +43,7 @@ def _pattern(args: argparse.Namespace) -> None:
     patterns_picture(args.out, pattern, length, tokens, args.layer, heads, name)
 
 
-def _sequence(
-    args: argparse.Namespace,
-) -> "tuple[GPT2, Prefix | None, list[int], list[str], str]":
+def _sequence(args: argparse.Namespace) -> "tuple[GPT2, Prefix | None, list[int], list[str], str]":
     """The model, the prefix if one was named, the prompt's tokens and their texts, and a name for
     the picture."""
     model, prefix = load(args)

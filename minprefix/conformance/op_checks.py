@@ -9,14 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.cases import (
-    Case,
-    axes,
-    flatten,
-    numbers,
-    owner,
-    reference_cache,
-)
+from minprefix.conformance.cases import Case, axes, flatten, numbers, owner, reference_cache
 from minprefix.conformance.check import Expected, Finding, Grade, noise
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error

@@ -187,10 +187,7 @@ def expected_decoding(name: str) -> Mapping[str, Array]:
 
 
 def training_problem(
-    kinds: tuple[str, ...] = ("flat",),
-    n_steps: int = 1,
-    micro_batches: int = 1,
-    **settings: Any,
+    kinds: tuple[str, ...] = ("flat",), n_steps: int = 1, micro_batches: int = 1, **settings: Any
 ) -> TrainingProblem:
     """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths."""
     cfg, rng = SMALL, np.random.default_rng(11)

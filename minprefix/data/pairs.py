@@ -277,11 +277,7 @@ class Template:
 
 
 def encode_pairs(
-    model: "GPT2",
-    pairs: Sequence[Pair],
-    template: Template,
-    room: int,
-    skip_long: bool = False,
+    model: "GPT2", pairs: Sequence[Pair], template: Template, room: int, skip_long: bool = False
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError, with the line, for a pair that has no prompt, no
     target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out."""

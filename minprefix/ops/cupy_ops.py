@@ -16,12 +16,7 @@ import cupy
 import numpy as np
 
 from minprefix.errors import InputError
-from minprefix.ops.contract import (
-    Array,
-    AttentionGrads,
-    CrossEntropyCache,
-    LayernormCache,
-)
+from minprefix.ops.contract import Array, AttentionGrads, CrossEntropyCache, LayernormCache
 from minprefix.ops.numpy_ops import AttentionCache, GeluCache
 
 THREADS = 256  # of a block: a power of two

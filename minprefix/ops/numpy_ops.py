@@ -13,12 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minprefix.ops.contract import (
-    Array,
-    AttentionGrads,
-    CrossEntropyCache,
-    LayernormCache,
-)
+from minprefix.ops.contract import Array, AttentionGrads, CrossEntropyCache, LayernormCache
 from minprefix.ops.reference import (
     SQRT_2_OVER_PI,
     embed,

@@ -142,8 +142,9 @@ def losses_picture(path: Path, runs: Sequence[Run]) -> str | None:
     figure = new_figure(7 if panels == 1 else 11, 4.4 + 0.2 * -(-len(runs) // 3))
     axes = np.atleast_1d(figure.subplots(1, panels, sharey=True))
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
-        style = {"color": drawing.COLOURS[i % 7], "linestyle": drawing.DASHES[i % 4], "marker": drawing.MARKS[i % 7],
-                 "markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}  # fmt: skip
+        looks = (drawing.COLOURS[i % 7], drawing.DASHES[i % 4], drawing.MARKS[i % 7])
+        style: dict[str, Any] = dict(zip(("color", "linestyle", "marker"), looks, strict=True))
+        style |= {"markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}
         # marks in different places, so that those of overlapping lines can be seen
         marked = (0.04 + 0.11 * (i % len(runs)) / len(runs), 0.11)
         steps = c.steps[-len(c.mean) :]
@@ -226,8 +227,9 @@ def _layers_picture(
     if found is not None:
         total = np.sqrt((found.values**2).sum(axis=1))  # (steps, 2)
         for i, (what, dash, mark) in enumerate((("keys", "--", "s"), ("values", "-", "o"))):
-            axes.plot(found.steps, total[:, i], dash, marker=mark, color=drawing.COLOURS[i], markersize=4,
-                      markerfacecolor="white", label=f"{what} of all layers")  # fmt: skip
+            style = {"color": drawing.COLOURS[i], "markersize": 4, "markerfacecolor": "white"}
+            name = f"{what} of all layers"
+            axes.plot(found.steps, total[:, i], dash, marker=mark, label=name, **style)
     plain(axes, "step", f"{label}\n{more}")
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")

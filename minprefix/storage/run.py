@@ -108,10 +108,7 @@ _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".gitkeep", "
 
 
 def refuse_taken(
-    out: Path,
-    force: bool,
-    resume: bool | None = None,
-    marks: Sequence[str] = RUN_FILES,
+    out: Path, force: bool, resume: bool | None = None, marks: Sequence[str] = RUN_FILES
 ) -> None:
     """Raises InputError, before any work, if `out` is taken.
 

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from minprefix.conformance import cases, problems, suite
 from minprefix.conformance.cases import Case
-from minprefix.conformance.contract import (
-    FUNCTIONS,
-    TENSORS,
-    model_tensors,
-    training_tensors,
-)
+from minprefix.conformance.contract import FUNCTIONS, TENSORS, model_tensors, training_tensors
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.drawn import DRAWN_SIZES
 from tests.oracles import by_reference, by_torch

@@ -398,10 +398,7 @@ class Worker:
 
 
 def fuzz(
-    inputs: int,
-    seed: int = 0,
-    names: list[str] | None = None,
-    progress: bool = False,
+    inputs: int, seed: int = 0, names: list[str] | None = None, progress: bool = False
 ) -> dict[str, Tally]:
     """`inputs` inputs, shared out among the readers -> how they ended, by reader."""
     from tests.reliability.damage import draw_values

@@ -10,16 +10,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any, NamedTuple
 
-from tools.bench.work import (
-    DECODE,
-    NEW,
-    PREFIX,
-    PROMPT,
-    SHAPES,
-    Job,
-    Lengths,
-    typical,
-)
+from tools.bench.work import DECODE, NEW, PREFIX, PROMPT, SHAPES, Job, Lengths, typical
 
 #: the shapes that are measured without --shape
 BOTH = ("124m", "medium")

@@ -396,7 +396,7 @@ def _growth(results: Results) -> Table:
     c, deep = GROWTH_CONFIG, results.growth_fixed("L").get("T")
     table.notes = [
         f"- A training step of {c.n_embd} wide, {c.n_head} heads, V = {c.vocab_size}. Memory "
-        "is the high-water mark above what the process held before its first step.",
+        "is the high-water mark above what the process held before its first step."
     ]
     slots = found.get("growth: time that slots add")
     if slots is not None:

@@ -4,13 +4,7 @@ the model, decoding and training."""
 from minprefix.conformance.bug import Bug
 from minprefix.conformance.bugs import attention, loss, model, rows, training
 
-_ALL = (
-    *rows.BUGS,
-    *attention.BUGS,
-    *loss.BUGS,
-    *model.BUGS,
-    *training.BUGS,
-)
+_ALL = (*rows.BUGS, *attention.BUGS, *loss.BUGS, *model.BUGS, *training.BUGS)
 
 BUGS: dict[str, Bug] = {bug.name: bug for bug in _ALL}
 assert len(BUGS) == len(_ALL), "two bugs of one name"

@@ -183,12 +183,7 @@ _SOFTMAX = [
         "softmax-over-the-queries",
         "maths",
         "ops.reference",
-        (
-            (
-                "return e / e.sum(axis=-1, keepdims=True)",
-                "return e / e.sum(axis=-2, keepdims=True)",
-            ),
-        ),
+        (("return e / e.sum(axis=-1, keepdims=True)", "return e / e.sum(axis=-2, keepdims=True)"),),
         ("attention", "z"),
         see="What a token gives depends on later ones; columns of the pattern sum to 1, rows do "
         "not.",
@@ -364,12 +359,7 @@ _BACKWARD = [
         "dq-without-the-prefix",
         "maths",
         "ops.reference",
-        (
-            (
-                "dq_b = dscores @ keys / hs**0.5",
-                "dq_b = dscores[:, :, P:] @ keys[:, P:] / hs**0.5",
-            ),
-        ),
+        (("dq_b = dscores @ keys / hs**0.5", "dq_b = dscores[:, :, P:] @ keys[:, P:] / hs**0.5"),),
         ("attention", "dq"),
         see="The prefix of the top layer has the right gradient, those below have not.",
         lesson="A query chose between slots and tokens: both tell it where to move.",
@@ -457,12 +447,7 @@ _SHARING = [
         "queries-scaled-in-place",
         "plumbing",
         "ops.reference",
-        (
-            (
-                _SCORES,
-                "q_b *= hs**-0.5\n        scores = q_b @ keys.swapaxes(1, 2)",
-            ),
-        ),
+        ((_SCORES, "q_b *= hs**-0.5\n        scores = q_b @ keys.swapaxes(1, 2)"),),
         ("attention", "q"),
         see="z is right. Whoever looks at q again, the backward first of all, finds it too small.",
         lesson="A slice is a view: an operator with = writes into what it was given.",

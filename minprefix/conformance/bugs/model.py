@@ -110,12 +110,7 @@ _FORWARD = [
         "heads-interleaved",
         "plumbing",
         "gpt2",
-        (
-            (
-                "qkv.reshape(N, 3, NH, C // NH)[:, j]",
-                "qkv.reshape(N, NH, 3, C // NH)[:, :, j]",
-            ),
-        ),
+        (("qkv.reshape(N, 3, NH, C // NH)[:, j]", "qkv.reshape(N, NH, 3, C // NH)[:, :, j]"),),
         ("model", "blocks.0.attn.q"),
         see="Noise for text with more than one head; with one head all is well.",
         lesson="c_attn puts all queries first, then all keys, then all values.",
@@ -376,12 +371,7 @@ _BACKWARD = [
         "dqkv-interleaved",
         "plumbing",
         "gpt2",
-        (
-            (
-                "[grads.dq, grads.dk, grads.dv], axis=1)",
-                "[grads.dq, grads.dk, grads.dv], axis=2)",
-            ),
-        ),
+        (("[grads.dq, grads.dk, grads.dv], axis=1)", "[grads.dq, grads.dk, grads.dv], axis=2)"),),
         ("model", "blocks.2.ln_1.dout"),
         see="The top layer's prefix has the right gradient; those below have not.",
         lesson="A reshape is undone by the same axes in the same order.",
@@ -402,12 +392,7 @@ _BACKWARD = [
         "every-layer-gets-the-top-gradient",
         "plumbing",
         "gpt2",
-        (
-            (
-                "        if grads.dx is not None:\n            dx = grads.dx\n",
-                "",
-            ),
-        ),
+        (("        if grads.dx is not None:\n            dx = grads.dx\n", ""),),
         ("model", "blocks.1.dresid_post"),
         see="Only the top layer's prefix has the right gradient; the others look plausible.",
         lesson="The residual stream makes a wrong gradient a good guess of the right one: training "
@@ -428,12 +413,7 @@ _BACKWARD = [
         "prefix-gradient-keys-and-values-swapped",
         "plumbing",
         "gpt2",
-        (
-            (
-                "(grads.dprefix_k, grads.dprefix_v)",
-                "(grads.dprefix_v, grads.dprefix_k)",
-            ),
-        ),
+        (("(grads.dprefix_k, grads.dprefix_v)", "(grads.dprefix_v, grads.dprefix_k)"),),
         ("model", "prefix.0.dk"),
         see="Keys move where values should, and run away.",
         lesson="Keys and values have the same shape: only their order tells them apart.",
@@ -517,12 +497,7 @@ _DECODING = [
         "decoding-starts-at-position-0",
         "plumbing",
         "generate",
-        (
-            (
-                "filled, ends + 1)",
-                "filled, batch.lengths.copy())",
-            ),
-        ),
+        (("filled, ends + 1)", "filled, batch.lengths.copy())"),),
         ("decoding", "logits"),
         see="Training and the first new token are right; from the second on, text is a little "
         "worse than the loss promises.",

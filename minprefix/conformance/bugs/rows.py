@@ -183,12 +183,7 @@ _LAYERNORM = [
         "mean-term-dropped",
         "maths",
         "ops.reference",
-        (
-            (
-                "(dxhat - mean_dxhat - xhat * mean_dxhat_xhat)",
-                "(dxhat - xhat * mean_dxhat_xhat)",
-            ),
-        ),
+        (("(dxhat - mean_dxhat - xhat * mean_dxhat_xhat)", "(dxhat - xhat * mean_dxhat_xhat)"),),
         ("layernorm", "dx"),
         see="dx no longer sums to 0 over a row.",
         lesson="x reaches the output through the mean, too.",
@@ -208,12 +203,7 @@ _LAYERNORM = [
         "norm-gradient-unscaled",
         "maths",
         "ops.reference",
-        (
-            (
-                "return rstd * (dxhat - mean_dxhat",
-                "return (dxhat - mean_dxhat",
-            ),
-        ),
+        (("return rstd * (dxhat - mean_dxhat", "return (dxhat - mean_dxhat"),),
         ("layernorm", "dx"),
         see="Each row of dx is a multiple of the right one: gradients grow or shrink with depth.",
         lesson="The normalisation divides by the deviation, and so does its gradient.",
@@ -298,12 +288,7 @@ _LINEAR = [
         "dweight-averaged-over-rows",
         "maths",
         "ops.reference",
-        (
-            (
-                "return x.T @ dout, dout.sum(axis=0)",
-                "return x.T @ dout / len(x), dout.sum(axis=0)",
-            ),
-        ),
+        (("return x.T @ dout, dout.sum(axis=0)", "return x.T @ dout / len(x), dout.sum(axis=0)"),),
         ("linear", "dweight"),
         see="Weights learn N times too slowly, biases as they should.",
         lesson="The mean over the batch belongs to the loss, once.",
@@ -413,12 +398,7 @@ _GELU = [
         "relu-derivative",
         "maths",
         "ops.reference",
-        (
-            (
-                "dout * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du_dx)",
-                "dout * (x > 0)",
-            ),
-        ),
+        (("dout * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du_dx)", "dout * (x > 0)"),),
         ("gelu", "dx"),
         see="Training works, a little worse; nothing looks broken.",
         lesson="A gradient that is roughly right goes downhill, too: only numbers tell.",

@@ -143,12 +143,7 @@ _MLP = [
         "flattened-without-a-transpose",
         "plumbing",
         "storage.saved",
-        (
-            (
-                "kv.transpose(3, 0, 1, 2, 4).reshape",
-                "kv.reshape",
-            ),
-        ),
+        (("kv.transpose(3, 0, 1, 2, 4).reshape", "kv.reshape"),),
         ("training", "step.0.prefix.0.gradient.embedding"),
         see="The loss is right, and the MLP learns nonsense; a flat prefix is not affected.",
         lesson="The backward of a transpose is a transpose.",
@@ -250,12 +245,7 @@ _ADAM = [
         "decay-without-the-rate",
         "training",
         "optim",
-        (
-            (
-                _UPDATE,
-                "p -= lr * m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p",
-            ),
-        ),
+        ((_UPDATE, "p -= lr * m_hat / (np.sqrt(v_hat) + self.eps) + self.weight_decay * p"),),
         ("training", "step.0.prefix.0.kv"),
         see="With a decay of 0.1 every step takes a tenth of the parameters away.",
         lesson="Settings of the field count on lr * decay.",
