@@ -49,6 +49,10 @@ def test_a_short_demo_shows_and_writes_what_it_promises(tmp_path, capsys):
     assert metrics["trained_parameters"] == Prefix.load(out, model).n_parameters == 12_800
     assert metrics["base_unchanged"] is True
     assert (out / "samples.md").read_text().count("- record: ") == 12
+    assert main(["inspect", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("the tiny world  sha256 ") == 2  # data and valid
+    assert "None  sha256" not in said
 
 
 def test_a_demo_resumes_and_is_not_replaced_without_being_asked(tmp_path, capsys):

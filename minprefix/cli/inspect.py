@@ -81,8 +81,10 @@ def _inspect_prefix(path: Path) -> None:
     _say("kind", about.prefix.kind)
     for part in ("data", "valid"):
         place, sha = about.options.get(part), about.fingerprint(part)
+        if place is None and about.command == "demo":
+            place = "the tiny world"
         if place or sha:
-            _say(part, f"{place}{_sha(sha)}")
+            _say(part, f"{place or ''}{_sha(sha)}".strip())
     for said, name in (("start", "init"), ("settings", "settings")):
         if training.get(name):
             _say(said, _pairs(training[name]))
