@@ -30,7 +30,7 @@ def why_not_peft(saved: Saved) -> str | None:
     if saved.layers is not None:
         return f"only layers {', '.join(map(str, saved.layers))} see it"
     if saved.position_offset != P:
-        return f"tokens start at position {saved.position_offset}, and PEFT starts them at {P}"
+        return f"tokens start at position {saved.position_offset}, where PEFT puts them at {P}"
     return None
 
 
