@@ -121,7 +121,7 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
         saved = _read_own(folder, about, dtype)
     elif is_adapters(folder):
         library = "was written by the adapters library"
-        raise InputError(f"{str(folder)!r} {library}: import it with `minprefix import`")
+        raise InputError(f"{str(folder)!r} {library}: `minprefix import` takes it in")
     elif (why := unopened(os.listdir(folder), peft.TENSOR)) is not None:
         raise InputError(f"{str(folder)!r} has no {peft.TENSOR}: {why}")
     else:
