@@ -89,9 +89,9 @@ def finish_save(folder: Path, names: Iterable[str]) -> None:
             raise
     except OSError as error:
         if decided:
-            why = f"a save into {folder} was cut short ({error.strerror or error})"
+            why = f"a save into {folder} was cut short and cannot be finished"
             how = "make room, or open it once as a user who may write there"
-            raise InputError(f"{why} and cannot be finished: {how}") from error
+            raise InputError(f"{why} ({error.strerror or error}): {how}") from error
 
 
 def _take_places(folder: Path, names: tuple[str, ...]) -> None:
