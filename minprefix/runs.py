@@ -62,10 +62,6 @@ class Data:
             )
         return cls(path, pairs, encoded, drawn(encoded, size or len(encoded)), room)
 
-    @property
-    def probe(self) -> list[Encoded]:
-        return drawn(self.encoded, PROBE)
-
 
 def drawn(examples: Sequence[Encoded], size: int) -> list[Encoded]:
     """So many of them, in their order: the same ones in every run, so that runs can be compared."""
@@ -97,7 +93,7 @@ class Work:
 
     @property
     def probe(self) -> list[Encoded]:
-        return self.scored[1].probe
+        return drawn(self.scored[1].encoded, PROBE)
 
 
 def for_job(job: Job, out: Path) -> Work:
@@ -201,12 +197,11 @@ def start_of(job: Job) -> dict[str, Any]:
 def start_prefix(model: GPT2, job: Job) -> Prefix:
     """The untrained prefix that the options describe. Raises InputError for an option without
     effect."""
-    start, length = start_of(job), job.prefix_length
+    start, length, onto = start_of(job), job.prefix_length, None
     where: dict[str, Any] = {"layers": job.layers, "position_offset": job.position_offset}
     init = start["init"]
     if init == "prefix":
         return _saved_start(model, job)
-    onto = None
     if init == "text":
         onto = Prefix.text(model, start["init_text"], **where)
         if length not in (None, onto.length):
@@ -222,10 +217,10 @@ def start_prefix(model: GPT2, job: Job) -> Prefix:
         onto = Prefix.uniform(*size, start["init_bound"], job.seed, **where)
     elif init == "zero":
         onto = Prefix.zero(*size, **where)
-    if job.mlp_hidden is None:
-        assert onto is not None
-        return onto
-    return Prefix.mlp(*size, job.mlp_hidden, job.seed, onto, **where)
+    if job.mlp_hidden is not None:
+        return Prefix.mlp(*size, job.mlp_hidden, job.seed, onto, **where)
+    assert onto is not None
+    return onto
 
 
 def _saved_start(model: GPT2, job: Job) -> Prefix:
@@ -234,21 +229,17 @@ def _saved_start(model: GPT2, job: Job) -> Prefix:
     hidden, place = job.mlp_hidden, job.init_prefix
     assert place is not None
     prefix = (Prefix if hidden is None else MLPPrefix).load(place, model)
-    layers = list(prefix.layers) if prefix.subset else None
-    is_so: dict[str, Any] = {"prefix_length": prefix.length, "layers": layers}
-    is_so["position_offset"] = prefix.position_offset
-    if hidden is not None:
-        is_so["mlp_hidden"] = prefix.parameters["bias_1"].size
-    elif (Path(place) / MLP).exists():
+    if hidden is None and (Path(place) / MLP).exists():
         note(f"the MLP of {place} is left out; --mlp-hidden takes it along")
-    for option, value in is_so.items():
-        asked = getattr(job, option)
+    width = None if hidden is None else prefix.parameters["bias_1"].size
+    for option, asked, value, do in (
+        ("prefix-length", job.prefix_length, prefix.length, "leave it out"),
+        ("layers", job.layers, list(prefix.layers) if prefix.subset else None, "leave it out"),
+        ("position-offset", job.position_offset, prefix.position_offset, "leave it out"),
+        ("mlp-hidden", hidden, width, f"give {width}"),  # left out, the MLP would be, too
+    ):
         if asked not in (None, value):
-            # without --mlp-hidden the MLP would be left out
-            do = f"give {value}" if option == "mlp_hidden" else "leave it out"
-            raise InputError(
-                f"--{option.replace('_', '-')} is {asked}, the prefix in {place} has {value}: {do}"
-            )
+            raise InputError(f"--{option} is {asked}, the prefix in {place} has {value}: {do}")
     return prefix
 
 
@@ -289,23 +280,18 @@ def carry_out(
         of, data = work.scored
         with np.errstate(over="ignore", invalid="ignore"):  # refused in the next lines
             metrics = measure(result)
-            _check_finite(metrics, out, settings)
             found = evaluation(
                 model, prefix, data.pairs, data.encoded, work.template, of, settings.backend
             )
-        _check_finite(asdict(found), out, settings)
+        try:  # JSON has no NaN and no infinity, and a prefix with such a loss is of no use
+            json.dumps([metrics, asdict(found)], allow_nan=False)
+        except ValueError:
+            raise InputError(
+                f"the loss with the trained prefix is not a finite number, so no prefix was saved "
+                f"in {out}: train again with --force and a lower --lr (it was {settings.lr:g}) or "
+                "--clip"
+            ) from None
         kept = {name: metrics[name] for name in recorded or metrics}
         prefix.save(out, model, work.about | {"settings": vars(settings)}, kept, found)
         write_json(out / "metrics.json", metrics)
     return Done(result, metrics, found)
-
-
-def _check_finite(numbers: dict[str, Any], out: Path, settings: Settings) -> None:
-    """JSON has no NaN and no infinity, and a prefix with such a loss is of no use."""
-    try:
-        json.dumps(numbers, allow_nan=False)
-    except ValueError:
-        raise InputError(
-            f"the loss with the trained prefix is not a finite number, so no prefix was saved in "
-            f"{out}: train again with --force and a lower --lr (it was {settings.lr:g}) or --clip"
-        ) from None

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,9 +73,9 @@ def train(
     """
     if not examples:
         raise InputError("there are no examples to train on: expected at least one")
-    check_trainable(prefix)
-    operations(model, settings.backend)  # raises InputError where they are not in one place,
-    check_same_place(model, prefix)  # before a folder is made for a run that cannot begin
+    check_trainable(prefix)  # all before a folder is made for a run that cannot begin
+    operations(model, settings.backend)
+    check_same_place(model, prefix)
     memory.keep_freed()
     if settings.backend == "cupy":
         cast(Any, get("cupy")).matmul_precision(settings.matmul)
@@ -162,13 +163,13 @@ class _Run:
     def go_on(self) -> None:
         """To the last step, then back to the best prefix; or to a Ctrl-C. Both are saved."""
         state, settings, first = self.state, self.settings, self.state.step
-        batches, times = _Batches(self.examples, settings), list[float]()
         self.log, bar = Log(self.out / LOG, first), _bar(settings, state, self.progress)
+        times: list[float] = []
         with self.log, bar, ctrl_c() as self.stop:
             with suppress(Stopped):
                 while state.step < settings.steps:
                     due = state.step > first and state.step % settings.save_every == 0
-                    entry = self.step(batches.at(state.step), due)
+                    entry = self.step(_batch(self.examples, settings, state.step), due)
                     self.log.write(entry)
                     _show(bar, entry, state)
                     times.append(entry["seconds"])
@@ -329,20 +330,15 @@ def batch_gradient(
     Each adds the sum over its tokens; one division at the end, by the tokens (or sentences) of the
     whole batch, makes it the mean that the whole batch would have given.
     """
-    seen, mask = prefix, None
+    mask = None
     if settings.dropout:
-        rng = np.random.default_rng([settings.seed, _DROPOUT, step])
-        kv = prefix.kv
-        mask = dropout_mask(kv.shape, settings.dropout, rng).astype(kv.dtype)
-        mask = to(mask, prefix.backend)
-        seen = prefix.masked(mask)
-    else:
-        seen = prefix.fold()  # an MLP is run once, not once per micro-batch
+        rng, kv = np.random.default_rng([settings.seed, _DROPOUT, step]), prefix.kv
+        mask = to(dropout_mask(kv.shape, settings.dropout, rng).astype(kv.dtype), prefix.backend)
+    # an MLP is run once, not once per micro-batch
+    seen = prefix.fold() if mask is None else prefix.masked(mask)
     size = settings.micro_batch_size or len(chosen)
-    batches = []
-    for i in range(0, len(chosen), size):
-        part = chosen[i : i + size]
-        batches.append(Batch.pack([e.ids for e in part], loss_from=[e.loss_from for e in part]))
+    parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    batches = [Batch.pack([e.ids for e in p], loss_from=[e.loss_from for e in p]) for p in parts]
     n_targets = sum(len(e.ids) - e.loss_from for e in chosen)
     count = n_targets if settings.loss == "token-mean" else len(chosen)
     loss, (dkv,) = mean_gradient(model, [seen], batches, count, settings.backend)
@@ -365,39 +361,28 @@ def mean_gradient(
     return total / count, dkvs
 
 
-class _Batches:
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, _SHUFFLE, epoch]).permutation(n)
+
+
+def _batch(examples: Sequence[Encoded], settings: Settings, step: int) -> list[Encoded]:
     """The batch of any step, from the seed alone: each epoch has its own permutation."""
-
-    def __init__(self, examples: Sequence[Encoded], settings: Settings) -> None:
-        self.examples, self.settings = examples, settings
-        self.per_epoch = math.ceil(len(examples) / settings.batch_size)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def at(self, step: int) -> list[Encoded]:
-        epoch, i = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.settings.seed, _SHUFFLE, epoch])
-            self._epoch, self._order = epoch, rng.permutation(len(self.examples))
-        size = self.settings.batch_size
-        return [self.examples[j] for j in self._order[i * size : (i + 1) * size]]
+    size = settings.batch_size
+    epoch, i = divmod(step, math.ceil(len(examples) / size))
+    order = _order(settings.seed, epoch, len(examples))
+    return [examples[j] for j in order[i * size : (i + 1) * size]]
 
 
 # ---- the bar ----------------------------------------------------------------------------------
 
 
 def _bar(settings: Settings, state: State, progress: bool) -> Any:
-    from tqdm import (
-        tqdm,  # not at the top: the reference suite, which needs NumPy alone, imports us
-    )
+    from tqdm import tqdm  # not above: the reference suite imports this, and needs NumPy alone
 
-    return tqdm(
-        total=settings.steps,
-        initial=state.step,
-        unit="step",
-        disable=not progress,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file wants few lines
-    )
+    often = 0.1 if sys.stderr.isatty() else 10  # s; a log file wants few lines
+    more: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "mininterval": often}
+    return tqdm(total=settings.steps, initial=state.step, disable=not progress, **more)
 
 
 def _show(bar: Any, entry: dict[str, Any], state: State) -> None:
@@ -409,7 +394,7 @@ def _show(bar: Any, entry: dict[str, Any], state: State) -> None:
 
 
 def _say_how_long(bar: Any, times: Sequence[float], left: int) -> None:
-    """How long a long run will take, after its first steps; the very first one warms up."""
+    """Say how long a long run will take, by its first steps but the very first, which warms up."""
     a_step = sorted(times[1:])[(len(times) - 1) // 2]  # s
     minutes = round(a_step * left / 60)
     if minutes >= 10 and not bar.disable:

@@ -392,8 +392,8 @@ def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh)
     assert value > 0.9 * chance
     assert a_word > 3
     assert [str(w.message) for w in caught] == [
-        "'tiny' does not know such text, it has read its own small world alone (minprefix demo): a "
-        "prefix steers what a model knows and teaches it no language; give a model that has read "
+        "'tiny' does not know such text, only the small world of `minprefix demo`: a prefix steers "
+        "a model, but teaches it no language; give a model that was trained on "
         "such text, for example --model gpt2"
     ]
 
@@ -408,7 +408,7 @@ def test_only_the_model_that_ships_is_said_to_know_its_own_world_alone(
     assert main([str(a) for a in argv]) == 0
     out, err = capsys.readouterr()
     assert f"{str(another)!r} does not know such text: a prefix steers" in err
-    assert "give a model that has read such text\n" in err  # which may well be GPT-2 itself
+    assert "give a model that was trained on such text\n" in err  # which may well be GPT-2 itself
     assert f"{data}: 0 of 1 pair left out, too long\n1 example of " in out
     assert ", 1 step of 1 (all)\n" in out
     assert "the frozen model's loss on 1 pair of --data is " in out
@@ -459,7 +459,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_was(ok, model_dir, data, tmp_
     argv = train(model_dir, data, tmp_path / "cut", "--valid", valid, "--skip-long")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "minprefix.cli.train.asked_for",
+            "minprefix.cli.outlook.asked_for",
             lambda *args: replace(asked_for(*args), valid_samples=None),
         )
         patch.setattr(minprefix.train, "_update", lambda *args: signal.raise_signal(signal.SIGINT))
@@ -534,7 +534,7 @@ def test_a_prefix_that_makes_the_model_worse_is_said_and_is_status_1(
     monkeypatch.setattr(runs, "mean_loss", lambda model, prefix, *_: 9.0 if prefix else 4.0)
     assert main([str(a) for a in train(model_dir, data, out, "--lr", 0.5)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "minprefix: the loss is 9.00 with this prefix and 4.00 without one: it has made the model "
+        "minprefix: the loss is 9.00 with this prefix and 4.00 without one: it makes the model "
         "worse. Train again with a lower --lr (it was 0.5), or look at the data"
     )
     Prefix.load(out, GPT2.load(model_dir))  # it is written all the same
@@ -1193,6 +1193,17 @@ def test_parameters_that_overflow_in_the_last_step_are_not_saved(
     tensors = load_file(tmp_path / "out" / "state.safetensors")
     assert all(np.isfinite(a).all() for a in tensors.values())
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_scores_that_json_has_no_number_for_are_a_sentence(refused, model_dir, data, tmp_path):
+    model, out = GPT2.load(model_dir), tmp_path / "e"
+    prefix = Prefix.zero(model.config, 2)
+    prefix.kv[..., ::2], prefix.kv[..., 1::2] = 3e38, -3e38
+    prefix.save(tmp_path / "p", model)
+    call = ["evaluate", "--model", model_dir, "--data", data, "--out", out]
+    said = refused(*call, "--prefix", tmp_path / "p")
+    assert f"the loss with {tmp_path / 'p'} is nan nats a token, and no metrics.json" in said
+    assert {p.name for p in out.iterdir()} == {"predictions.jsonl"}
 
 
 @pytest.mark.parametrize("command", ["--out", "--prefix"])

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minprefix.batch import Batch
 from minprefix.cli import options
 from minprefix.cli.fields import add_fields
 from minprefix.cli.options import NEW_TOKENS
 from minprefix.cli.parser import Command
-from minprefix.cli.resume import asked_for, draw_loss, resumable, worse
+from minprefix.generate import Decoding
+from minprefix.model import GPT2, loss
+from minprefix.prefix import Prefix
 from minprefix.settings import Demo
+from minprefix.storage.writing import write_text
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the others are imported where they are used, so that --help does not wait
     from minprefix.data.pairs import Encoded, Pair
-    from minprefix.model import GPT2
-    from minprefix.prefix import Prefix
 
 SHOWN = 2
 SCORES = {"loss": ("loss", ".3f"), "exact_match": ("exact match", ".1%"),
@@ -39,14 +41,16 @@ def add(command: Command) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from minprefix.cli.resume import resumable
+
     return resumable("demo", args, lambda: _demo(args))
 
 
 def _demo(args: argparse.Namespace) -> int:
     from minprefix import runs
+    from minprefix.cli.resume import asked_for, draw_loss, worse
     from minprefix.data import demo as data
     from minprefix.storage.run import refuse_taken
-    from minprefix.storage.writing import write_text
 
     asked, out = asked_for("demo", args, Demo), args.out
     refuse_taken(out, args.force, args.resume)
@@ -104,40 +108,37 @@ def _show(test: "Sequence[Pair]", said: Sequence[str]) -> None:
 
 
 def score(
-    model: "GPT2", prefix: "Prefix | None", test: "list[Pair]"
+    model: GPT2, prefix: Prefix | None, test: "list[Pair]"
 ) -> tuple[dict[str, float], list[str]]:
-    """Loss, exact match and slot error rate on held-out records, and what the model said."""
+    """Loss, exact match and slot error rate on held-out records, and the model's texts."""
     from minprefix.data.pairs import Template
     from minprefix.evaluate import exact_match, mean_loss, predict, slot_error_rate
-    from minprefix.generate import Decoding
 
     sources = [pair.source for pair in test]
     said = predict(model, prefix, sources, Template(), Decoding(max_new_tokens=NEW_TOKENS))
     errors = slot_error_rate(sources, said)
     assert errors is not None  # all of them are records of the tiny world
     scores = {
-        "loss": round(mean_loss(model, prefix, encoded(model, test)), 4),
-        "exact_match": round(exact_match(said, [[pair.target] for pair in test]), 4),
-        "slot_error_rate": round(errors, 4),
+        "loss": mean_loss(model, prefix, encoded(model, test)),
+        "exact_match": exact_match(said, [[pair.target] for pair in test]),
+        "slot_error_rate": errors,
     }
-    return scores, said
+    return {name: round(value, 4) for name, value in scores.items()}, said
 
 
-def encoded(model: "GPT2", test: "list[Pair]") -> "list[Encoded]":
+def encoded(model: GPT2, test: "list[Pair]") -> "list[Encoded]":
     from minprefix.data.pairs import Template, encode_pairs
 
     return encode_pairs(model, test, Template(), model.room())
 
 
-def about_first(model: "GPT2", examples: "Sequence[Encoded]") -> str:
+def about_first(model: GPT2, examples: "Sequence[Encoded]") -> str:
     """Why the frozen model has a low loss and no text right."""
-    from minprefix.batch import Batch
     from minprefix.evaluate import mean_loss
-    from minprefix.model import loss
 
+    ids, starts = [e.ids for e in examples], [e.loss_from for e in examples]
     lengths = [len(e.ids) - e.loss_from for e in examples]
-    first = [[1.0] + [0.0] * (n - 1) for n in lengths]
-    batch = Batch.pack([e.ids for e in examples], [e.loss_from for e in examples], weights=first)
+    batch = Batch.pack(ids, starts, weights=[[1.0] + [0.0] * (n - 1) for n in lengths])
     share = loss(model, batch, None, "sum") / (mean_loss(model, None, examples) * sum(lengths))
     return (
         f"{share:.0%} of the loss before lies on the first token of each text: given that, the "
@@ -146,11 +147,7 @@ def about_first(model: "GPT2", examples: "Sequence[Encoded]") -> str:
 
 
 def about_hardest(
-    model: "GPT2",
-    prefix: "Prefix",
-    pairs: "list[Pair]",
-    examples: "Sequence[Encoded]",
-    total: float,
+    model: GPT2, prefix: Prefix, pairs: "list[Pair]", examples: "Sequence[Encoded]", total: float
 ) -> str:
     """Why the loss on the validation records may differ from that on the test records."""
     from minprefix.evaluate import mean_loss
@@ -171,8 +168,9 @@ def table(metrics: dict[str, Any]) -> str:
         before, after = metrics["before"][key], metrics["after"][key]
         rows.append(f"{label:<18}{before:>10{form}}{after:>10{form}}")
     trained, base = metrics["trained_parameters"], metrics["base_parameters"]
-    share = f"{trained / base:.2%} of the {base:,} of the base"
-    rows.append(f"\ntrained {trained:,} parameters, {share}")
+    rows.append(
+        f"\ntrained {trained:,} parameters, {trained / base:.2%} of the {base:,} of the base"
+    )
     rows.append(f"base model: unchanged, byte for byte; training {metrics['training_seconds']} s")
     return "\n".join(rows)
 

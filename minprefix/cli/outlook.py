@@ -1,17 +1,77 @@
-"""The sentences of `train` before it begins and when it has ended: the pairs as the model reads
-them, the frozen model's loss, and what seems odd."""
+"""The work of `minprefix train`, and what it says before the training and after it."""
 
+import argparse
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from minprefix import runs
+from minprefix.cli.fields import given
+from minprefix.cli.resume import asked_for, draw_loss, resumable, worse
 from minprefix.data.pairs import COLUMNS, Pair
-from minprefix.errors import counted, note
+from minprefix.errors import InputError, counted, note
 from minprefix.runs import Data, Work
+from minprefix.settings import Job
 from minprefix.storage.places import TINY
+from minprefix.storage.run import refuse_taken
+from minprefix.train import Result
 
 LINE = 300  # characters of a text that is shown
+
+
+def train(args: argparse.Namespace) -> int:
+    return resumable("train", args, lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> int:
+    job = _job(args)
+    refuse_taken(args.out, args.force, args.resume)
+    work = runs.for_job(job, args.out)
+    model, prefix, settings = work.model, work.prefix, work.settings
+    print(f"{model}\n{prefix}: {prefix.n_parameters / model.n_parameters:.2%} of the model's size")
+    show(work, job.skip_long)
+    note_oddities(work.data, work.valid, (job.source_column, job.target_column))
+    probe = work.probe
+    frozen = frozen_loss(work)
+
+    def measure(result: Result) -> dict[str, Any]:
+        return {
+            "steps": result.step,
+            "valid_loss": result.best_loss,
+            "best_step": result.best_step,
+            "frozen_loss": frozen,
+            "loss": runs.loss(model, prefix, probe, settings),
+            "loss_examples": len(probe),
+            "trained_parameters": prefix.n_parameters,
+            "base_parameters": model.n_parameters,
+            "base_unchanged": result.base_unchanged,
+        }
+
+    result, metrics, evaluation = runs.carry_out(work, args.out, measure, args.force, args.resume)
+    draw_loss(work, args.out)
+    if result.best_loss is not None:
+        best = f"{result.best_loss:.4f}, at step {result.best_step}"
+        print(f"best validation loss {best}; the prefix of that step is kept")
+    show_samples(evaluation.samples, work.scored[1].pairs)
+    print(
+        f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, "
+        f"{metrics['loss']:.4f} with the prefix"
+    )
+    print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
+    return worse(frozen, metrics["loss"], settings.lr)
+
+
+def _job(args: argparse.Namespace) -> Job:
+    job, typed = asked_for("train", args, Job), given(args, Job)
+    if job.data is None:
+        raise InputError("train needs --data FILE: a .jsonl, .csv or .tsv of source and target")
+    for name, says in (("eval_every", "how often"), ("valid_samples", "on how many pairs")):
+        if name in typed and job.valid is None:
+            raise InputError(
+                f"--{name.replace('_', '-')} says {says} --valid is scored: give --valid FILE, too"
+            )
+    return job
 
 
 # ---- before -----------------------------------------------------------------------------------
@@ -22,19 +82,22 @@ def show(work: Work, skip_long: bool) -> None:
     model, data, valid, settings = work.model, work.data, work.valid, work.settings
     for read in (data, valid):
         if skip_long and read is not None:
-            left_out, of = len(read.pairs) - len(read.encoded), counted(len(read.pairs), "pair")
-            print(f"{read.path}: {left_out} of {of} left out, too long")
+            left_out, n = len(read.pairs) - len(read.encoded), counted(len(read.pairs), "pair")
+            print(f"{read.path}: {left_out} of {n} left out, too long")
     lengths = [len(e.ids) for e in data.encoded]
-    n, batch = len(lengths), min(settings.batch_size, len(lengths))
-    sizes = f"{counted(n, 'example')} of {min(lengths)} to {max(lengths)} tokens ({data.room} fit)"
-    print(f"{sizes}, {counted(settings.steps, 'step')} of {batch}{' (all)' * (batch == n)}")
+    batch = min(settings.batch_size, len(lengths))
+    print(
+        f"{counted(len(lengths), 'example')} of {min(lengths)} to {max(lengths)} tokens "
+        f"({data.room} fit), {counted(settings.steps, 'step')} of {batch}"
+        f"{' (all)' * (batch == len(lengths))}"
+    )
     if settings.backend == "cupy":
         print(f"on the GPU, matrix products in {settings.matmul}")
     if valid:
-        all_of = f"{len(valid.sample)} of {len(valid.encoded)}"
-        more = "" if len(valid.sample) == len(valid.encoded) else " (--valid-samples all takes all)"
-        every = "step" if settings.eval_every == 1 else f"{settings.eval_every} steps"
-        print(f"validation on {all_of} pairs every {every}{more}")
+        size, of, steps = len(valid.sample), len(valid.encoded), settings.eval_every
+        more = "" if size == of else " (--valid-samples all takes all)"
+        every = "step" if steps == 1 else f"{steps} steps"
+        print(f"validation on {size} of {of} pairs every {every}{more}")
     ids, start = data.encoded[0]
     source, target = (one_line(model.decode(part)) for part in (ids[:start], ids[start:]))
     print(f"the first pair, {counted(start, 'token')} and {len(ids) - start} to predict:")
@@ -47,8 +110,8 @@ def one_line(text: str) -> str:
 
 
 def frozen_loss(work: Work) -> float:
-    """The loss without a prefix on some pairs: it is printed, and a note says what it means if it
-    is near chance."""
+    """The loss without a prefix on some pairs. It is printed; a note explains a loss that is near
+    chance."""
     model, probe, option = work.model, work.probe, f"--{work.scored[0]}"
     value, V = runs.loss(model, None, probe, work.settings), model.config.vocab_size
     chance = math.log(V)
@@ -61,23 +124,21 @@ def frozen_loss(work: Work) -> float:
     if value > 0.9 * chance:
         why = example = ""
         if model.folder is not None and TINY is not None and model.folder.samefile(TINY):
-            why = ", it has read its own small world alone (minprefix demo)"
+            why = ", only the small world of `minprefix demo`"
             example = ", for example --model gpt2"
         note(
-            f"{model.name!r} does not know such text{why}: a prefix steers what a model knows and "
-            f"teaches it no language; give a model that has read such text{example}"
+            f"{model.name!r} does not know such text{why}: a prefix steers a model, but teaches it "
+            f"no language; give a model that was trained on such text{example}"
         )
     return value
 
-
-# ---- what seems odd ---------------------------------------------------------------------------
 
 #: name[The Eagle], Alan_Bean | birthPlace | Wheeler, food=Thai, {"food": "Thai"}
 RECORD = re.compile(r"\w ?\[[^\]]*\]|\w ?[|=] ?\w|[\"\'] ?: ?[\"\'\d\[{]")
 
 
 def note_oddities(data: Data, valid: Data | None, columns: tuple[str | None, str | None]) -> None:
-    """A note for what is allowed and seldom meant."""
+    """A note for each thing that is allowed but rarely meant."""
     n, different = len(data.pairs), {(p.source, p.target) for p in data.pairs}
     sources, targets = ({pair[i] for pair in different} for i in (0, 1))
     if are_swapped(sources, targets) or columns[::-1] in COLUMNS:
@@ -88,20 +149,20 @@ def note_oddities(data: Data, valid: Data | None, columns: tuple[str | None, str
     if n > 1 and len(sources) == 1 < len(targets):
         note(f"{data.path}: every source is the same, so the target cannot be learnt from it")
     if n > 1 and len(targets) == 1:
-        note(f"{data.path}: every target is the same, and is learnt whatever the source says")
+        note(f"{data.path}: every target is the same, so the prefix learns to ignore the source")
     if 2 * len(different) <= n:
         note(f"{data.path}: only {len(different)} of {n} pairs differ, the others repeat them")
     both = sum((p.source, p.target) in different for p in valid.pairs) if valid else 0
     if valid and both:
         note(
-            f"{both} of the {len(valid.pairs)} pairs of --valid are in --data, too: what is best "
-            "on them may be learnt by heart"
+            f"{both} of the {len(valid.pairs)} pairs of --valid are in --data, too: a prefix that "
+            "is good at them may have memorised them"
         )
 
 
 def are_swapped(sources: set[str], targets: set[str]) -> bool:
-    """Whether records are to be written from texts, and there are several texts for a record. A
-    label, a summary and a translation are no records; a parse is one, and has a text of its own."""
+    """Whether the targets are records and the sources texts, several for each record. Labels,
+    summaries and translations are no records; a parse is one, but has one text."""
 
     def share(texts: set[str]) -> float:
         return sum(bool(RECORD.search(text)) for text in texts) / len(texts)
@@ -113,7 +174,7 @@ def are_swapped(sources: set[str], targets: set[str]) -> bool:
 
 
 def show_samples(samples: Sequence[dict[str, str]], pairs: Sequence[Pair]) -> None:
-    """The first two sources, what the model writes now, and what it should have written."""
+    """The first two sources, the model's text for each, and its target."""
     for sample in samples[:2]:
         wanted = next(pair.target for pair in pairs if pair.source == sample["source"])
         print(f"\n  source  {one_line(sample['source'])}")

@@ -6,26 +6,22 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from minprefix.cli.fields import given
 from minprefix.cli.options import resolved
 from minprefix.errors import InputError, counted
+from minprefix.runs import Work
 from minprefix.settings import Demo, Job
-
-if TYPE_CHECKING:
-    from minprefix.runs import Work
+from minprefix.show import training
+from minprefix.storage.run import LOG, PICTURE, PLACES, STATE, load_options, log_lines, saved_step
 
 Asked = TypeVar("Asked", Job, Demo)
-#: options that say where something lies
-PLACES = ("model", "data", "valid", "init_prefix")
 
 
 def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) -> int:
-    """`run`; after a Ctrl-C anywhere in it, say how to go on if --out holds a run to go on with.
-    One that --force was about to replace does not count."""
-    from minprefix.storage.run import STATE, load_options, saved_step
-
+    """Do `run`. After a Ctrl-C in it, say how to go on if --out holds a run to go on with; one that
+    --force was about to replace does not count."""
     out, state = args.out, args.out / STATE
     replaced = state.stat().st_mtime_ns if args.force and state.exists() else None
     try:
@@ -38,8 +34,9 @@ def resumable(command: str, args: argparse.Namespace, run: Callable[[], int]) ->
         except InputError:  # nothing was begun
             raise KeyboardInterrupt from None
         step, again = saved_step(out), f"minprefix {command} --out {shlex.quote(str(out))} --resume"
-    said = f"stopped, all of step {step} is saved; go on with: {again}"
-    print(f"\nminprefix: {said}", file=sys.stderr)
+    print(
+        f"\nminprefix: stopped, all of step {step} is saved; go on with: {again}", file=sys.stderr
+    )
     return 130
 
 
@@ -47,8 +44,6 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
     """What the command line asks for, or with --resume what the run in --out was started with.
     Raises InputError for an option that contradicts that run; the contents of a place that is given
     are compared later."""
-    from minprefix.storage.run import load_options
-
     now = given(args, kind)
     if "backend" in now:
         now["backend"] = resolved(now["backend"])
@@ -68,38 +63,38 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
             options[name] = value
             continue
         before = was.unsaid().get(name) if before is None else before
-        if value == before:
-            continue
-        said, longer = "was not given" if before is None else f"was {before!r}", ""
-        if command == "train" and name in ("steps", "epochs"):  # it ends with a learning rate of 0
-            start = f"--init prefix --init-prefix {shlex.quote(str(args.out))}"
-            longer = (
-                f"; to train longer, start another run from this one when it has ended: {start}"
+        if value != before:
+            said = "was not given" if before is None else f"was {before!r}"
+            longer = ""  # its learning rate falls to 0 at its last step
+            if command == "train" and name in ("steps", "epochs"):
+                longer = (
+                    "; to train longer, start another run from this one when it has ended: "
+                    f"--init prefix --init-prefix {shlex.quote(str(args.out))}"
+                )
+            raise InputError(
+                f"cannot resume {args.out}: --{name.replace('_', '-')} {said} and is now {value!r}"
+                ": leave it out to go on with the run as it began, or choose another --out"
+                f"{longer}"
             )
-        raise InputError(
-            f"cannot resume {args.out}: --{name.replace('_', '-')} {said} and is now {value!r}: "
-            f"leave it out to go on with the run as it began, or choose another --out{longer}"
-        )
     return kind.recorded(options)
 
 
-def draw_loss(work: "Work", out: Path) -> None:
-    from minprefix.show.training import loss_picture
-    from minprefix.storage.run import LOG, PICTURE, log_lines
-
+def draw_loss(work: Work, out: Path) -> None:
     prefix, name = work.prefix, Path(work.model.name).name
-    slots, n = counted(prefix.length, "slot"), prefix.n_parameters
-    title = f"{slots} on {name}: {n:,} trained parameters"
-    loss_picture(out / PICTURE, log_lines(out / LOG), title)
+    title = (
+        f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
+    )
+    training.loss_picture(out / PICTURE, log_lines(out / LOG), title)
 
 
 def worse(frozen: float, loss: float, lr: float) -> int:
-    """-> the exit status: 1, and a sentence, if a prefix leaves the model far worse than it was."""
+    """-> the exit status: 1, with a sentence, if the prefix makes the model far worse."""
     if loss <= frozen + max(0.5, 0.25 * frozen):
         return 0
     print(
-        f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it has "
-        f"made the model worse. Train again with a lower --lr (it was {lr:g}), or look at the data",
+        f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it "
+        f"makes the model worse. Train again with a lower --lr (it was {lr:g}), or look at the "
+        "data",
         file=sys.stderr,
     )
     return 1

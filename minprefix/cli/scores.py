@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from minprefix import console
 from minprefix import evaluate as scoring
@@ -53,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> int:
         about["seconds"] = round(time.time() - started, 1)
         write_json(args.out / SCORES, {**scores, "about": about})
 
-    with no_empty_folder(args.out):
+    with no_empty_folder(args.out), np.errstate(over="ignore", invalid="ignore"):  # see `_scores`
         new_folder(args.out, MARKS, args.force, resume=False)
         with only_writer(args.out):
             predictions, cut = _predict(args, job)
@@ -181,9 +184,16 @@ def _predict(args: argparse.Namespace, job: Job) -> tuple[list[str], int]:
 
 
 def _scores(args: argparse.Namespace, job: Job, predictions: Sequence[str]) -> dict[str, Any]:
-    """All scores but TER; BLEU and chrF if sacrebleu is installed."""
+    """All scores but TER; BLEU and chrF if sacrebleu is installed. Raises InputError for a loss or
+    a perplexity that is not finite: JSON has no such number."""
     targets, how = list(job.references.values()), (args.backend, args.batch_size, "loss")
     loss = scoring.mean_loss(job.model, job.prefix, job.encoded, *how)
+    if not math.isfinite(scoring.perplexity(loss)):
+        raise InputError(
+            f"the loss with {args.prefix or job.model.name} is {loss:g} nats a token, and no "
+            f"{SCORES} was written in {args.out}: its numbers are too large to be of use, train it "
+            "again with a lower --lr"
+        )
     scores: dict[str, Any] = {"loss": loss, "perplexity": scoring.perplexity(loss)}
     scores["exact_match"] = scoring.exact_match(predictions, targets)
     errors = scoring.slot_error_rate(list(job.references), predictions)

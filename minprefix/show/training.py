@@ -24,7 +24,7 @@ class Curves(NamedTuple):
 def _curves(lines: Sequence[dict[str, Any]]) -> Curves:
     losses = [e["loss"] for e in lines]
     width = max(1, len(losses) // 30)
-    mean = np.convolve(losses, np.ones(width) / width, mode="valid")
+    mean = np.convolve(losses, np.ones(width) / width, mode="valid") if losses else np.empty(0)
     valid = [(e["step"], e["valid_loss"]) for e in lines if "valid_loss" in e]
     return Curves([e["step"] for e in lines], losses, mean, valid)
 
@@ -142,9 +142,9 @@ def losses_picture(path: Path, runs: Sequence[Run]) -> str | None:
     figure = new_figure(7 if panels == 1 else 11, 4.4 + 0.2 * -(-len(runs) // 3))
     axes = np.atleast_1d(figure.subplots(1, panels, sharey=True))
     for i, (c, name) in enumerate(zip(curves, names, strict=True)):
-        looks = (drawing.COLOURS[i % 7], drawing.DASHES[i % 4], drawing.MARKS[i % 7])
-        style: dict[str, Any] = dict(zip(("color", "linestyle", "marker"), looks, strict=True))
-        style |= {"markersize": 5, "markerfacecolor": "white", "linewidth": 1.6}
+        colour, dash, mark = drawing.COLOURS[i % 7], drawing.DASHES[i % 4], drawing.MARKS[i % 7]
+        style = {"color": colour, "linestyle": dash, "linewidth": 1.6}
+        style |= {"marker": mark, "markersize": 5, "markerfacecolor": "white"}
         # marks in different places, so that those of overlapping lines can be seen
         marked = (0.04 + 0.11 * (i % len(runs)) / len(runs), 0.11)
         steps = c.steps[-len(c.mean) :]
@@ -227,9 +227,9 @@ def _layers_picture(
     if found is not None:
         total = np.sqrt((found.values**2).sum(axis=1))  # (steps, 2)
         for i, (what, dash, mark) in enumerate((("keys", "--", "s"), ("values", "-", "o"))):
-            style = {"color": drawing.COLOURS[i], "markersize": 4, "markerfacecolor": "white"}
-            name = f"{what} of all layers"
-            axes.plot(found.steps, total[:, i], dash, marker=mark, label=name, **style)
+            style = {"marker": mark, "markersize": 4, "markerfacecolor": "white"}
+            style |= {"color": drawing.COLOURS[i], "label": f"{what} of all layers"}
+            axes.plot(found.steps, total[:, i], dash, **style)
     plain(axes, "step", f"{label}\n{more}")
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")

@@ -119,22 +119,17 @@ def refuse_taken(
     if not out.is_dir():  # to be made, or no folder, which the system will say
         return
     with only_writer(out):
-        if not resume:
-            _refuse_taken(out, force, resume is False, marks)
-
-
-def _refuse_taken(out: Path, force: bool, resume: bool, marks: Sequence[str]) -> None:
-    held = {path.name for path in out.iterdir()}
-    left = {temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
-    if held <= left | _IGNORED:
-        return
-    if not is_ours(out):
-        replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
-        raise InputError(
-            f"{out} holds {listed(sorted(held))} and no run of minprefix: choose a new or an "
-            f"empty folder for --out{replaces}"
-        )
-    marks_in(out, marks, force, resume)
+        held = {path.name for path in out.iterdir()}
+        left = {temporary(out / name).name for name in RUN_FILES}  # of a save that was killed
+        if resume or held <= left | _IGNORED:
+            return
+        if not is_ours(out):
+            replaces = "; --force replaces what minprefix wrote, and nothing else" if force else ""
+            raise InputError(
+                f"{out} holds {listed(sorted(held))} and no run of minprefix: choose a new or an "
+                f"empty folder for --out{replaces}"
+            )
+        marks_in(out, marks, force, resume is False)
 
 
 def is_ours(folder: Path) -> bool:
@@ -142,22 +137,32 @@ def is_ours(folder: Path) -> bool:
     names from elsewhere do not have."""
     if (folder / "minprefix.json").is_file() or (folder / SAVING).is_dir():
         return True
-    with suppress(InputError):
-        if "minprefix" in map_tensors(folder / STATE, "the state of a run")[1]:
-            return True
+    what = "what minprefix wrote"
+
+    def state(path: Path) -> bool:
+        return "minprefix" in map_tensors(path, what)[1]
+
+    def adapter(path: Path) -> bool:
+        said = read_json(path, what)
+        peft = said.get("peft_type") == "PREFIX_TUNING"
+        return peft or said["config"]["architecture"] == "prefix_tuning"
+
+    def scores(path: Path) -> bool:
+        return {"decoding", "data_sha256"} <= read_json(path, what)["about"].keys()
+
+    def predictions(path: Path) -> bool:
+        _, line = next(json_lines(path, read_text(path, what)))
+        return {"source", "prediction", "references"} <= line.keys()
+
     for name, wrote_it in (
-        ("adapter_config.json", lambda said: said.get("peft_type") == "PREFIX_TUNING"),
-        ("adapter_config.json", lambda said: said["config"]["architecture"] == "prefix_tuning"),
-        ("metrics.json", lambda said: {"decoding", "data_sha256"} <= said["about"].keys()),
+        (STATE, state),
+        ("adapter_config.json", adapter),
+        ("metrics.json", scores),
+        ("predictions.jsonl", predictions),
+        ("predictions.jsonl.partial", predictions),  # an evaluation was stopped
     ):
-        with suppress(InputError, KeyError, TypeError, AttributeError):
-            if wrote_it(read_json(folder / name, "what minprefix wrote")):
-                return True
-    for name in ("predictions.jsonl", "predictions.jsonl.partial"):  # an evaluation was stopped
-        with suppress(InputError):
-            text = read_text(folder / name, "what minprefix wrote")
-            _, line = next(json_lines(folder / name, text), ("", {}))
-            if {"source", "prediction", "references"} <= line.keys():
+        with suppress(InputError, KeyError, TypeError, AttributeError, StopIteration):
+            if wrote_it(folder / name):
                 return True
     return False
 
@@ -175,12 +180,8 @@ def save_state(out: Path, state: State, record: dict[str, Any]) -> None:
         for group, arrays in groups.items()
         for name, a in arrays.items()
     }
-    numbers = {
-        "step": state.step,
-        "t": state.adam.t,
-        "best_loss": state.best_loss,
-        "best_step": state.best_step,
-    }
+    best = {"best_loss": state.best_loss, "best_step": state.best_step}
+    numbers = {"step": state.step, "t": state.adam.t, **best}
     # one key: the library does not keep the order of several, and equal states are equal bytes
     metadata = {"minprefix": json.dumps({"state": numbers, "run": record})}
     write_tensors(out / STATE, tensors, metadata)
@@ -211,26 +212,21 @@ def _read_state(out: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
     if not path.exists():
         raise InputError(f"{out} holds no run to resume ({STATE} is missing): leave out --resume")
     tensors, metadata = map_tensors(path, "the state of the run")
+    no_state = f"{path} is not the state of a run: "
     try:
         saved = loads(metadata["minprefix"])
         run, state = dict(saved["run"]), dict(saved["state"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not the state of a run: {brief(error)}") from error
+        raise InputError(no_state + brief(error)) from error
     for key in ("step", "t", "best_step", "best_loss"):
         value = state.get(key)
-        right = type(value) is int and 0 <= value < 2**63
-        if key == "best_loss":
-            right = right or (type(value) is float and math.isfinite(value))
-        if key.startswith("best") and key in state:
-            right = right or value is None
-        if not right:
-            raise InputError(
-                f"{path} is not the state of a run: its {key} is {quoted(value)}; it is damaged"
-            )
+        whole = type(value) is int and 0 <= value < 2**63
+        finite = key == "best_loss" and type(value) is float and math.isfinite(value)
+        none = key.startswith("best") and key in state and value is None
+        if not (whole or finite or none):
+            raise InputError(f"{no_state}its {key} is {quoted(value)}; it is damaged")
     if state["t"] != state["step"] or (state["best_step"] is None) != (state["best_loss"] is None):
-        raise InputError(
-            f"{path} is not the state of a run: its numbers contradict each other; it is damaged"
-        )
+        raise InputError(f"{no_state}its numbers contradict each other; it is damaged")
     return tensors, run, state
 
 
@@ -263,18 +259,14 @@ def _groups(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of a state, copied out of the file, which will be replaced. Raises InputError
     unless they fit the parameters and `numbers`, and are finite."""
-    wanted, at_start = (
-        {name: (a.shape, a.dtype) for name, a in arrays.items()}
-        for arrays in (state.parameters, state.start)
-    )
     place = home(next(iter(state.parameters.values())))
     stepped, found = numbers["t"] > 0, numbers["best_loss"] is not None
     there = {"parameter": True, "m": stepped, "v": stepped, "best": found}
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in (*there, "start")}
     for full, a in tensors.items():
         group, _, name = full.partition(".")
-        fits = at_start if group == "start" else wanted
-        if group not in groups or fits.get(name) != (a.shape, a.dtype):
+        ours = (state.start if group == "start" else state.parameters).get(name)
+        if group not in groups or ours is None or (ours.shape, ours.dtype) != (a.shape, a.dtype):
             raise InputError(
                 f"{path}: the tensors {quoted(full)} {quoted(a.shape)} ({a.dtype}) do "
                 "not fit the prefix: damaged"
@@ -287,10 +279,10 @@ def _groups(
             )
         groups[group][name] = to(np.array(a), place)
     for group, is_there in there.items():  # an earlier version kept no start
-        if groups[group].keys() != (wanted.keys() if is_there else set()):
+        if groups[group].keys() != (state.parameters.keys() if is_there else set()):
             raise InputError(
                 f"{path}: {counted(len(groups[group]), 'tensor')} {group!r} at step "
-                f"{numbers['step']}, for a prefix of {len(wanted)}: the file is damaged"
+                f"{numbers['step']}, for a prefix of {len(state.parameters)}: the file is damaged"
             )
     return groups
 
@@ -298,13 +290,8 @@ def _groups(
 # ---- which run it was -------------------------------------------------------------------------
 
 #: options that say where something lies; what lies there is compared by its fingerprint
-_PLACES = {
-    "about.options.model",
-    "about.options.data",
-    "about.options.valid",
-    "about.options.init_prefix",
-    "about.init.init_prefix",
-}
+PLACES = ("model", "data", "valid", "init_prefix")
+_PLACES = {"about.init.init_prefix", *(f"about.options.{name}" for name in PLACES)}
 #: what a fingerprint that differs means to the user
 _FINGERPRINTS = {
     "about.data_sha256": "--data is another file, or has changed: ",
@@ -318,8 +305,7 @@ def differences(a: Any, b: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(name, value of a, value of b) for each leaf in which two records differ; None stands for
     one that is not there."""
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        parts = [differences(a.get(k), b.get(k), f"{name}.{k}".strip(".")) for k in keys]
+        parts = (differences(a.get(k), b.get(k), f"{name}.{k}".strip(".")) for k in a | b)
         return [found for part in parts for found in part]
     return [] if a == b else [(name, a, b)]
 
