@@ -1009,6 +1009,22 @@ STRANGERS = {
 }
 
 
+def test_a_file_in_the_place_of_out_is_refused_before_any_work(tmp_path, capsys):
+    data = tmp_path / "pairs.csv"
+    data.write_text("source,target\na,b\n", encoding="utf-8")
+    before = data.read_bytes()
+    assert main(["train", "--data", str(data), "--out", str(data), "--force"]) == 2
+    out, err = capsys.readouterr()
+    assert f"{data} is a file: expected a folder for --out" in err
+    assert out == ""
+    assert data.read_bytes() == before
+
+
+def test_inspect_says_what_a_folder_has_to_hold(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "holds neither a prefix nor a model: expected minprefix.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("of", STRANGERS)
 def test_no_command_writes_into_a_strangers_folder_with_force_neither(
     refused, model_dir, data, tmp_path, of

@@ -21,6 +21,8 @@ from minprefix.data.pairs import Encoded
 from minprefix.generate import Decoding, generate_ids
 from minprefix.optim import AdamW
 from minprefix.prefix import MLPPrefix, flatten
+from minprefix.show.training import loss_picture, read_run
+from minprefix.storage.run import PICTURE
 from minprefix.train import Settings, train
 from tests.conftest import hf_logits, random_model, relative_error, to_hf
 
@@ -260,6 +262,7 @@ def test_the_folder_of_a_run_with_all_its_files_loads_in_peft(tmp_path, through_
     prefix, examples = kind(model.config, 4), [Encoded(ids, 1) for ids in sequences("deep")[::2]]
     settings = Settings(steps=2, batch_size=2, lr=1e-2)
     train(model, prefix, examples, settings, tmp_path, valid=examples, progress=False)
+    loss_picture(tmp_path / PICTURE, read_run(tmp_path).lines, "a run")
     prefix.save(tmp_path, model)
     beside = {p.name for p in tmp_path.iterdir()} - PEFT_FILES
     assert beside >= {"minprefix.json", "state.safetensors", "log.jsonl", "loss.png"}

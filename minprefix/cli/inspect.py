@@ -22,6 +22,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.storage.artifact import FILES
+    from minprefix.storage.provenance import ABOUT
     from minprefix.storage.saving import SAVING
 
     path = Path(args.path)
@@ -29,6 +30,11 @@ def run(args: argparse.Namespace) -> int:
         _inspect_prefix(path)
     elif (path / "state.safetensors").exists():
         raise InputError(f"{path} holds an unfinished run: finish it with --resume first")
+    elif path.is_dir() and not [*path.glob("config.json"), *path.glob("snapshots/*/config.json")]:
+        raise InputError(
+            f"{args.path} holds neither a prefix nor a model: expected {ABOUT}, "
+            "adapter_config.json or config.json in it"
+        )
     else:
         _inspect_model(args.path)
     return 0

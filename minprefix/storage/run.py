@@ -116,7 +116,9 @@ def refuse_taken(
     it (None: the command cannot resume); if it holds files and none that minprefix wrote, a home
     folder or a website, even with `force`; and if another process writes there.
     """
-    if not out.is_dir():  # to be made, or no folder, which the system will say
+    if not out.is_dir():
+        if out.exists():
+            raise InputError(f"{out} is a file: expected a folder for --out, or a new name")
         return
     with only_writer(out):
         held = {path.name for path in out.iterdir()}
