@@ -138,6 +138,18 @@ def test_the_report_of_a_bug_is_the_one_that_the_page_shows(monkeypatch, tmp_pat
     assert wanted in capsys.readouterr().out
 
 
+def test_the_attention_of_other_shapes_on_the_page_passes(monkeypatch, tmp_path, capsys):
+    (code,) = (block for block in blocks("docs/check.md") if "scaled_dot_product" in block)
+    (tmp_path / "theirs.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check", "theirs.py", "--only", "attention", "--level", "ops"]) == 0
+    assert "not graded: attention_backward" in capsys.readouterr().out
+    wrong = code.replace(".tril(P)", ".tril(0)")  # as is_causal=True has it
+    (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
+    assert cli.main(["check", "wrong.py", "--only", "attention", "--level", "ops"]) == 1
+    assert "mask-at-the-wrong-corner" in capsys.readouterr().out
+
+
 def test_the_numbers_of_the_pages_are_those_of_their_records():
     bugs = len(all_bugs())
     zoo = re.search(r"each is caught, and for (\d+) of them", read("tests/zoo/ZOO.md"))[1]
@@ -155,6 +167,10 @@ def test_the_numbers_of_the_pages_are_those_of_their_records():
     measured = re.findall(figures, read("BENCHMARKS.md"), re.M)
     told = re.findall(r"^\| a training step.* \| ([\d.]+) \|$", read("docs/how-fast.md"), re.M)
     assert sorted(told) == sorted(measured)
+    e2e = re.search(
+        r"^\| e2e-10 \| minprefix \| (.*? s) \| - \| (\d+ MB) ", read("BENCHMARKS.md"), re.M
+    )
+    assert f"takes {e2e[1]} and {e2e[2]}" in read("docs/train.md")
 
 
 def test_the_test_command_is_the_one_that_ci_runs():
