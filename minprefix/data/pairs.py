@@ -281,8 +281,10 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError, with the line, for a pair that has no prompt, no
     target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out."""
-    prompts = model.encode_many([template.prompt(pair.source) for pair in pairs])
-    completions = model.encode_many([template.completion(pair.target) for pair in pairs])
+    texts = [template.prompt(pair.source) for pair in pairs]
+    texts += [template.completion(pair.target) for pair in pairs]
+    ids_of = model.encode_many(texts)  # one call, so that a note counts what is lost in all
+    prompts, completions = ids_of[: len(pairs)], ids_of[len(pairs) :]
     end = model.config.end_tokens[:1]
     encoded = []
     for pair, prompt, completion in zip(pairs, prompts, completions, strict=True):
