@@ -527,8 +527,10 @@ def test_nan_in_a_prefix_is_refused(tmp_path, config, where, bad):
 def test_the_mlp_of_another_base_is_refused(tmp_path, config, base):
     Prefix.mlp(config, P, hidden=7).save(tmp_path, base)
     assert isinstance(MLPPrefix.load(tmp_path, base), MLPPrefix)
-    with pytest.raises(InputError, match="was trained on another base"):
-        MLPPrefix.load(tmp_path, random_model(config, seed=77, dtype="float32"))
+    other = random_model(config, seed=77, dtype="float32")
+    for model, known in ((other, None), (base, other.identity())):
+        with pytest.raises(InputError, match=rf"in '{tmp_path}' was trained on another base"):
+            MLPPrefix.load(tmp_path, model, base=known)
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path, base):
