@@ -329,6 +329,7 @@ def test_a_forward_keeps_the_inputs_of_linear_layers_only_for_the_gradients_of_w
 @pytest.mark.parametrize(
     "names",
     [
+        ["h.0.attn.c_attn.weight"],
         ["h.1.attn.c_attn.weight"],
         ["h.0.mlp.c_fc.bias", "h.2.ln_1.weight", "h.2.attn.c_proj.bias"],
         ["h.1.ln_1.bias", "h.1.ln_2.weight"],
