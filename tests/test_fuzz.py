@@ -218,7 +218,7 @@ def test_a_link_out_of_the_folder_is_refused_with_both_ends(folder, to):
     link = folder / "plain" / "link"
     link.symlink_to(to.format(folder))
     said = (
-        rf"plain/link is a link to {link.resolve()}, outside its folder: copy the file there, or "
+        rf"plain/link is a link to {link.resolve()}, outside its folder: copy the file there; it is"
     )
     with pytest.raises(InputError, match=said):
         reading.inside(folder / "plain", "link", "it")

@@ -17,7 +17,7 @@ from minprefix import GPT2, Config, InputError, Prefix
 from minprefix.generate import Decoding, generate_ids
 from minprefix.ops import threads
 from minprefix.prefixes.store import PrefixStore
-from minprefix.storage import artifact, saving
+from minprefix.storage import provenance, saving
 from tests.conftest import random_model
 
 CONFIG = Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, eos_token_id=0)
@@ -110,7 +110,7 @@ def test_a_thousand_prefixes_serve_two_thousand_requests_as_each_would_alone_ins
     prints, versions = (model.fingerprint(), model.tokenizer_fingerprint()), {}
     monkeypatch.setattr(model, "fingerprint", lambda: prints[0])
     monkeypatch.setattr(model, "tokenizer_fingerprint", lambda: prints[1])
-    monkeypatch.setattr(artifact, "packages", lambda: versions)
+    monkeypatch.setattr(provenance, "packages", lambda: versions)
     for name, prefix in prefixes.items():
         store.add(name, prefix)
     before = contents(tmp_path)
