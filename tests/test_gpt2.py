@@ -383,6 +383,11 @@ def test_a_backward_stops_at_the_lowest_layer_where_something_is_wanted(
     assert len(calls) == len(params) + names.count("ln_f.weight")
 
 
+def test_a_sequence_has_room_for_a_token_at_each_position_and_one_more(config):
+    assert config.room() == config.n_positions + 1
+    assert config.room(3) == config.n_positions - 2
+
+
 def test_a_weight_that_the_model_does_not_have_is_refused(model):
     with pytest.raises(InputError, match=r"no weight 'h.3.ln_1.bias': its names are the keys of"):
         weight_grads(model, Batch.pack([[1, 2, 3]]), names=["wte.weight", "h.3.ln_1.bias"])
