@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def take_every_character() -> None:
-    """What the encoding of standard output or error has no character for is spelled out, as in
-    \\u2192: no command may lose its result to a console. What comes through standard input and is
-    not in its encoding becomes the replacement character. The encodings stay as they are, and so do
-    the streams of a notebook, which do not encode."""
+    """Spell out each character that standard output or error cannot encode, as in \\u2192: no
+    command may lose its result to a console. Bytes of standard input that are not in its encoding
+    become the replacement character. The encodings stay as they are, and so do the streams of a
+    notebook, which do not encode."""
     for stream, errors in (
         (sys.stdin, "replace"),
         (sys.stdout, "backslashreplace"),

@@ -122,8 +122,8 @@ def _wanted(grads: dict[str, Array], need: Set[str]) -> dict[str, Array]:
 
 
 def _needed_input(x: Array, layer: str, need: Set[str]) -> Array | None:
-    """What a linear layer keeps of its input x (n, in): all of it for the gradient of the weight,
-    no column (n, 0) for that of the bias alone, None for neither."""
+    """The part of its input x (n, in) that a linear layer keeps: all of it for the gradient of the
+    weight, no column (n, 0) for that of the bias alone, None for neither."""
     if f"{layer}.weight" in need:
         return x
     return x[:, :0].copy() if f"{layer}.bias" in need else None

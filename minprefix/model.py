@@ -189,8 +189,8 @@ class GPT2(EncodesText):
         x = embedding(stream, self.weights, implementation)
         _, blocks = forward(x, stream, self.weights, self.config, implementation)
         caches = [block.attn.attention for block in blocks]
-        kv = np.stack([np.stack([c.k, c.v]) for c in caches])  # (L, 2, T, NH, hs)
-        return kv.swapaxes(2, 3)
+        kv = [np.stack([c.k, c.v]) for c in caches]  # each (2, T, NH, hs)
+        return np.stack(kv).swapaxes(2, 3)
 
 
 def digest(arrays: Weights, dtype: type | None = None) -> str:

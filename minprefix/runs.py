@@ -247,7 +247,7 @@ def _saved_start(model: GPT2, job: Job) -> Prefix:
 
 
 class Done(NamedTuple):
-    """What a run came to. `metrics` are those of metrics.json."""
+    """The outcome of a run. `metrics` are those of metrics.json."""
 
     result: Result
     metrics: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What `combine` and `prune` share: they read prefixes of one base, and save a new one."""
+"""Shared by `combine` and `prune`: both read prefixes of one base, and save a new one."""
 
 import argparse
 from collections.abc import Sequence

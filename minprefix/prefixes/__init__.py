@@ -1,1 +1,1 @@
-"""What one does with trained prefixes: keep many, compare, verify, mix, take elsewhere."""
+"""Many trained prefixes: store, combine, compare, verify."""

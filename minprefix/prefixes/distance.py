@@ -1,4 +1,4 @@
-"""What differs between two saved prefixes: in how they came to be, and layer by layer."""
+"""The distance between two prefixes, layer by layer."""
 
 from typing import NamedTuple
 

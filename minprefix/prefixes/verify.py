@@ -42,8 +42,8 @@ def evaluation(
     of: str,
     backend: str | None = None,
 ) -> Evaluation:
-    """What is recorded with a prefix, for `verify` to compute again: its loss on the first pairs of
-    the file `of` ("valid", or "data" without one), and the texts for the first sources."""
+    """The numbers that `verify` computes again: a prefix's loss on the first pairs of the file `of`
+    ("valid", or "data" without one), and the texts for the first sources."""
     encoded = encoded[:EXAMPLES]
     room = model.config.n_positions - prefix.position_offset
     fitting = (

@@ -1,5 +1,5 @@
-"""What a training leaves in its folder: a log with a line a step, and a state that it can go on
-from."""
+"""The files that a training leaves in its folder: a log with a line a step, and a state from which
+it can continue."""
 
 import json
 import math
@@ -86,7 +86,7 @@ class Log:
             self._file.flush()
 
     def flush(self) -> None:
-        """What was written reaches the disk."""
+        """Send to the disk all that was written."""
         with self._refused():
             os.fsync(self._file.fileno())
 

@@ -34,6 +34,6 @@ def check_finite(a: np.ndarray, what: str) -> None:
 
 
 def converted(a: np.ndarray, dtype: str) -> np.ndarray:
-    """What float32 cannot hold becomes infinity, which every reader refuses."""
+    """`a` in another type. A number that it cannot hold becomes infinity, which readers refuse."""
     with np.errstate(over="ignore"):
         return a.astype(dtype)

@@ -160,7 +160,7 @@ def write_tokenizer(tokenizer: "Tokenizer | None", folder: Path) -> None:
 
 
 class Beside(NamedTuple):
-    """What the files beside a tokenizer say: settings, special tokens by their roles (None for a
+    """The files beside a tokenizer: settings, special tokens by their roles (None for a
     role without a token) and without a role, and tokens by their ids."""
 
     path: Path
