@@ -13,12 +13,13 @@ from minprefix.generate import Decoding, generate_ids, no_room, room
 from minprefix.model import GPT2, loss
 
 if TYPE_CHECKING:
+    from minprefix.method import Method
     from minprefix.prefix import Prefix
 
 
 def mean_loss(
     model: GPT2,
-    prefix: "Prefix | None",
+    prefix: "Prefix | Method | None",
     examples: Sequence[Encoded],
     backend: str | None = None,
     batch_size: int = 32,
@@ -39,7 +40,7 @@ def mean_loss(
 
 def predict(
     model: GPT2,
-    prefix: "Prefix | None",
+    prefix: "Prefix | Method | None",
     sources: Sequence[str],
     template: Template,
     decoding: Decoding,
@@ -60,7 +61,7 @@ def predict(
 
 def predict_ids(
     model: GPT2,
-    prefix: "Prefix | None",
+    prefix: "Prefix | Method | None",
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     backend: str | None = None,

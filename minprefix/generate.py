@@ -17,6 +17,7 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch, one_each
 from minprefix.errors import InputError, counted
 from minprefix.gpt2 import BlockCache, Config, KeysValues, Stream, embedding, forward, head
+from minprefix.method import Method
 from minprefix.model import GPT2, operations, prepare
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix, Prefixes
@@ -93,7 +94,7 @@ class Decoding:
 def generate(
     model: GPT2,
     prompts: Sequence[str],
-    prefix: Prefixes = None,
+    prefix: Prefixes | Method = None,
     which: Sequence[int] | None = None,
     ops: str | Ops | None = None,
     **decoding: object,
@@ -117,7 +118,7 @@ def generate(
 def generate_ids(
     model: GPT2,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefixes = None,
+    prefix: Prefixes | Method = None,
     which: Sequence[int] | None = None,
     decoding: Decoding | None = None,
     ops: str | Ops | None = None,
@@ -131,6 +132,10 @@ def generate_ids(
     `limits`: one for each prompt, how many new tokens it may get, where that is less than
     `max_new_tokens`.
     """
+    if isinstance(prefix, Method):
+        if which is not None:
+            raise InputError(f"which names prefixes, and {prefix.name} is none: leave it out")
+        return prefix.generate_ids(model, prompts, decoding, ops, numbers, limits)
     decoding = decoding or Decoding()
     n = len(prompts)
     most = _limits(limits, n, decoding)

@@ -6,7 +6,7 @@ The arithmetic is in `gpt2`. This module checks what comes in, and hands it on.
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,8 +29,10 @@ from minprefix.gpt2 import (
     head_loss,
     head_loss_backward,
 )
+from minprefix.method import Method
 from minprefix.ops.contract import Array, Ops
 from minprefix.prefix import Prefix, Prefixes
+from minprefix.storage.fingerprint import digest
 from minprefix.text import EncodesText
 
 if TYPE_CHECKING:
@@ -112,9 +114,14 @@ class GPT2(EncodesText):
             if where != "cupy":
                 raise
             raise InputError(no_room_for(self.name, self.n_bytes)) from error
-        moved = GPT2(self.config, weights, self.tokenizer, self.name, self.folder)
-        moved._finite, moved.lost = self._finite, self.lost
-        return moved
+        return self.with_weights(weights)
+
+    def with_weights(self, weights: Weights) -> "GPT2":
+        """The model with these weights in place of its own of the same names."""
+        own = {**self.weights, **weights}
+        changed = GPT2(self.config, own, self.tokenizer, self.name, self.folder)
+        changed._finite, changed.lost = self._finite, self.lost
+        return changed
 
     @property
     def n_parameters(self) -> int:
@@ -125,7 +132,7 @@ class GPT2(EncodesText):
         """What the weights take in memory."""
         return sum(a.nbytes for a in self.weights.values())
 
-    def room(self, prefix: Prefix | None = None) -> int:
+    def room(self, prefix: Prefix | Method | None = None) -> int:
         """How many tokens a sequence may have whose targets are scored, behind this prefix."""
         return self.config.room(0 if prefix is None else prefix.position_offset)
 
@@ -193,20 +200,6 @@ class GPT2(EncodesText):
         return np.stack(kv).swapaxes(2, 3)
 
 
-def digest(arrays: Weights, dtype: type | None = None) -> str:
-    """sha256 over the arrays in the order of their names, converted to `dtype` (None: as they
-    are)."""
-    import hashlib  # takes longer to import than the rest of this module
-
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        a = _ops.to(arrays[name], "numpy")
-        a = np.ascontiguousarray(a if dtype is None else a.real.astype(dtype, copy=False))
-        sha.update(f"{name}{a.shape}{a.dtype}".encode())
-        sha.update(a.reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
-
-
 # ---- the implementation, and where arrays live --------------------------------------------------
 
 
@@ -224,7 +217,7 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
     return _ops.get(ops)
 
 
-def check_same_place(model: GPT2, prefix: Prefix) -> None:
+def check_same_place(model: GPT2, prefix: Prefix | Method) -> None:
     """Raises InputError unless both live in one place, and on a GPU have numbers of one type."""
     if prefix.backend != model.backend:
         raise InputError(
@@ -312,19 +305,21 @@ def _check_tokens(model: GPT2, batch: Batch) -> None:
 
 def loss_and_grad(
     model: GPT2,
-    prefix: Prefix | Sequence[Prefix | None],
+    prefix: Prefix | Sequence[Prefix | None] | Method,
     batch: Batch,
     reduction: str = "mean",
     ops: str | Ops | None = None,
-) -> tuple[float, "Array | list[Array | None]"]:
+) -> tuple[float, Any]:
     """The loss of the batch's targets and its gradient for the prefix; the model stays frozen.
 
     `reduction`: "mean" over the weights of the targets, or "sum". `ops`: "numpy", "cupy",
     "reference", or your own; by default those of the place where the model lives. -> loss, dkv of
     the shape of `prefix.kv`; for a list of prefixes a list of gradients, one for each, None where
-    the list has None. Raises InputError when there is nothing to predict, and for all that
-    `prepare` refuses.
+    the list has None; for a rival the gradient of each parameter, by name. Raises InputError when
+    there is nothing to predict, and for all that `prepare` refuses.
     """
+    if isinstance(prefix, Method):
+        return prefix.loss_and_grads(model, batch, reduction, ops)
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
     loss, dkvs, _ = loss_backward(model, prefix, batch, reduction, ops)
@@ -351,11 +346,13 @@ def loss_and_weight_grads(
 def loss(
     model: GPT2,
     batch: Batch,
-    prefix: Prefixes = None,
+    prefix: Prefixes | Method = None,
     reduction: str = "mean",
     ops: str | Ops | None = None,
 ) -> float:
     """The loss alone."""
+    if isinstance(prefix, Method):
+        return prefix.loss(model, batch, reduction, ops)
     implementation = operations(model, ops)
     return _forward_loss(model, prefix, batch, reduction, implementation, None)[0].item()
 

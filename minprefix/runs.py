@@ -13,12 +13,13 @@ from minprefix.data import demo as demo_pairs
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
-from minprefix.model import GPT2, digest
+from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import MLPPrefix, Prefix
 from minprefix.prefixes.verify import evaluation
 from minprefix.settings import INIT_STD, Demo, Job, Settings
 from minprefix.storage.artifact import MLP
+from minprefix.storage.fingerprint import digest
 from minprefix.storage.provenance import Evaluation
 from minprefix.storage.run import RUN_FILES
 from minprefix.storage.saving import run_folder

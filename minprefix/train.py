@@ -1,5 +1,5 @@
-"""The training loop: a frozen model, a prefix, AdamW; saved as it goes so that a kill loses nothing
-but time.
+"""The training loop: a frozen model, a prefix or one of its rivals, AdamW; saved as it goes so that
+a kill loses nothing but time.
 
 Everything random is drawn from (seed, what for, step or epoch), so a run that resumes at step s
 draws what the run that never stopped drew, and ends in the same bytes.
@@ -25,11 +25,13 @@ from minprefix.console import Stopped, ctrl_c
 from minprefix.data.pairs import Encoded
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss
-from minprefix.model import GPT2, check_same_place, digest, loss_and_grad, operations
+from minprefix.method import Method
+from minprefix.model import GPT2, check_same_place, loss_and_grad, operations
 from minprefix.ops import Ops, get, memory, to
 from minprefix.optim import AdamW, clip, global_norm, learning_rate
 from minprefix.prefix import Prefix, dropout_mask
 from minprefix.settings import Settings
+from minprefix.storage.fingerprint import digest
 from minprefix.storage.run import LOG, STATE, Log, State, load_state, save_state, saved_step
 from minprefix.storage.saving import run_folder
 
@@ -50,7 +52,7 @@ class Result:
 
 def train(
     model: GPT2,
-    prefix: Prefix,
+    prefix: Prefix | Method,
     examples: Sequence[Encoded],
     settings: Settings,
     out: str | Path,
@@ -59,7 +61,8 @@ def train(
     resume: bool = False,
     progress: bool = True,
 ) -> Result:
-    """Train `prefix` in place; with `valid` it ends as the best so far, else as the last.
+    """Train `prefix`, or another method, in place; with `valid` it ends as the best so far, else as
+    the last.
 
     Writes into `out` as it goes: state.safetensors (for `resume`) and log.jsonl (a line for each
     step; some say more of each layer, see `_sees_layers`). `about` is recorded, too; everything
@@ -86,7 +89,8 @@ def train(
         record = _record(model, prefix, examples, settings, valid, about)
         started, before = time.time(), digest(model.weights)
         adam = AdamW(weight_decay=settings.weight_decay)
-        state = State(prefix.parameters, adam, start={"kv": prefix.kv.copy()})
+        start = {"kv": prefix.kv.copy()} if isinstance(prefix, Prefix) else {}
+        state = State(prefix.parameters, adam, start=start)
         if resume:
             load_state(out, state, record)
         else:
@@ -103,9 +107,9 @@ def train(
         )
 
 
-def check_trainable(prefix: Prefix) -> None:
+def check_trainable(prefix: Prefix | Method) -> None:
     """Raises InputError for a prefix of no slots or in no layer."""
-    if not prefix.kv.size:
+    if isinstance(prefix, Prefix) and not prefix.kv.size:
         raise InputError(
             f"the prefix has {counted(prefix.length, 'slot')} in "
             f"{counted(len(prefix.layers), 'layer')}: there is "
@@ -115,22 +119,25 @@ def check_trainable(prefix: Prefix) -> None:
 
 def _record(
     model: GPT2,
-    prefix: Prefix,
+    prefix: Prefix | Method,
     examples: Sequence[Encoded],
     settings: Settings,
     valid: Sequence[Encoded] | None,
     about: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """All that decides a run: it is saved, and must be the same when the run is resumed."""
+    facts: dict[str, Any]
+    if isinstance(prefix, Prefix):
+        what, facts = "prefix", {"layers": list(prefix.layers)}
+        facts["position_offset"] = prefix.position_offset
+    else:
+        what, facts = "method", {"name": prefix.name, "options": prefix.options}
+    facts["parameters"] = {n: [str(p.dtype), *p.shape] for n, p in prefix.parameters.items()}
     return {
         "settings": asdict(settings),
         "about": about,
         "base_sha256": model.fingerprint(),
-        "prefix": {
-            "layers": list(prefix.layers),
-            "position_offset": prefix.position_offset,
-            "parameters": {n: [str(p.dtype), *p.shape] for n, p in prefix.parameters.items()},
-        },
+        what: facts,
         "examples_sha256": _fingerprint(examples),
         "valid_examples_sha256": _fingerprint(valid or ()),
     }
@@ -151,7 +158,7 @@ class _Run:
     """A training under way: what it trains, with what, and how far it has come."""
 
     model: GPT2
-    prefix: Prefix
+    prefix: Prefix | Method
     examples: Sequence[Encoded]
     valid: Sequence[Encoded]
     settings: Settings
@@ -211,6 +218,7 @@ class _Run:
             "tokens_per_second": round(tokens / seconds),
         }
         if dkv_norms is not None:
+            assert isinstance(self.prefix, Prefix)
             entry |= _layer_entry(self.prefix, dkv_norms, state)
         if before:
             try:
@@ -228,14 +236,19 @@ class _Run:
         self, chosen: Sequence[Encoded]
     ) -> tuple[float, dict[str, np.ndarray], float, np.ndarray | None]:
         """-> the loss, the gradient of each parameter, and their global norm, all of them finite;
-        and at some steps the norms of dkv by layer."""
-        settings, step = self.settings, self.state.step
+        and at some steps of a prefix the norms of dkv by layer."""
+        settings, step, prefix, dkv = self.settings, self.state.step, self.prefix, None
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that explodes is reported below
             with self.room(chosen, settings.micro_batch_size or len(chosen)):
-                loss, dkv = batch_gradient(self.model, self.prefix, chosen, settings, step)
-            grads = self.prefix.backward(dkv)
+                if isinstance(prefix, Prefix):
+                    loss, dkv = batch_gradient(self.model, prefix, chosen, settings, step)
+                    grads = prefix.backward(dkv)
+                else:
+                    loss, grads = method_gradient(self.model, prefix, chosen, settings, step)
             norm = global_norm(grads)
-        dkv_norms = norms(dkv) if _sees_layers(step + 1, settings) else None  # before clipping
+        dkv_norms = None
+        if dkv is not None and _sees_layers(step + 1, settings):
+            dkv_norms = norms(dkv)  # before clipping
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise self.not_finite(name, value, step + 1)
@@ -244,8 +257,9 @@ class _Run:
     def validate(self) -> float:
         size, bar = min(32, self.settings.micro_batch_size or 32), "validation"
         with np.errstate(over="ignore", invalid="ignore"), self.room(self.valid, size):
+            prefix = self.prefix.fold() if isinstance(self.prefix, Prefix) else self.prefix
             loss = mean_loss(
-                self.model, self.prefix.fold(), self.valid, self.settings.backend, size,
+                self.model, prefix, self.valid, self.settings.backend, size,
                 bar if self.progress else None,
             )  # fmt: skip
         if not math.isfinite(loss):
@@ -267,7 +281,9 @@ class _Run:
             if self.model.backend != "cupy":
                 raise
             lengths = sorted((len(e.ids) for e in examples), reverse=True)[:size]
-            said = out_of_memory(self.model.config, self.model.n_bytes, lengths, self.prefix.length)
+            of = self.prefix
+            slots = of.length if isinstance(of, Prefix) else of.position_offset
+            said = out_of_memory(self.model.config, self.model.n_bytes, lengths, slots)
             raise InputError(f"{said}; {self.out / STATE} keeps the last state") from error
 
     def not_finite(self, name: str, value: float, step: int) -> InputError:
@@ -281,7 +297,11 @@ class _Run:
 
 
 def _update(
-    prefix: Prefix, grads: dict[str, np.ndarray], norm: float, settings: Settings, state: State
+    prefix: Prefix | Method,
+    grads: dict[str, np.ndarray],
+    norm: float,
+    settings: Settings,
+    state: State,
 ) -> float:
     """One step of AdamW. -> the learning rate."""
     s = settings
@@ -336,13 +356,36 @@ def batch_gradient(
         mask = to(dropout_mask(kv.shape, settings.dropout, rng).astype(kv.dtype), prefix.backend)
     # an MLP is run once, not once per micro-batch
     seen = prefix.fold() if mask is None else prefix.masked(mask)
+    batches, count = micro_batches(chosen, settings)
+    loss, (dkv,) = mean_gradient(model, [seen], batches, count, settings.backend)
+    return loss, dkv if mask is None else dkv * mask
+
+
+def method_gradient(
+    model: GPT2, method: Method, chosen: Sequence[Encoded], settings: Settings, step: int
+) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss of a batch and its gradient for each parameter of a rival, in micro-batches as
+    `batch_gradient`."""
+    batches, count = micro_batches(chosen, settings)
+    rng = np.random.default_rng([settings.seed, _DROPOUT, step])
+    total, grads = 0.0, {name: np.zeros_like(p) for name, p in method.parameters.items()}
+    for batch in batches:
+        loss, parts = method.loss_and_grads(model, batch, "sum", settings.backend, rng)
+        total += loss
+        for name, part in parts.items():
+            grads[name] += part
+    for a in grads.values():
+        a /= count
+    return total / count, grads
+
+
+def micro_batches(chosen: Sequence[Encoded], settings: Settings) -> tuple[list[Batch], int]:
+    """A step's batches, and what the sum of their losses is divided by."""
     size = settings.micro_batch_size or len(chosen)
     parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     batches = [Batch.pack([e.ids for e in p], loss_from=[e.loss_from for e in p]) for p in parts]
     n_targets = sum(len(e.ids) - e.loss_from for e in chosen)
-    count = n_targets if settings.loss == "token-mean" else len(chosen)
-    loss, (dkv,) = mean_gradient(model, [seen], batches, count, settings.backend)
-    return loss, dkv if mask is None else dkv * mask
+    return batches, n_targets if settings.loss == "token-mean" else len(chosen)
 
 
 def mean_gradient(

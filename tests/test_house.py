@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("gpt2", "batch", "optim", "budget", "settings"),
     ("storage",),
     ("data", "text"),
-    ("prefix", "placement"),
+    ("prefix", "placement", "method"),
     ("model",),
     ("generate", "evaluate", "train"),
     ("",),  # what `import minprefix` gives

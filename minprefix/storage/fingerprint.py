@@ -1,10 +1,16 @@
-"""The fingerprint of a tokenizer, by which a prefix knows that its base reads text as before."""
+"""Fingerprints: of arrays, and of a tokenizer, by which a prefix knows that its base reads text as
+before."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from minprefix.ops import to
+from minprefix.ops.contract import Array
 from minprefix.storage.tokenizer import END, read_as_before
 
 if TYPE_CHECKING:
@@ -52,3 +58,15 @@ def _cut_out(tokenizer: "Tokenizer") -> list[Any]:
         if token.content in made or token.lstrip or token.rstrip or token.single_word
     )
     return [*cut, "special tokens are split"] if tokenizer.encode_special_tokens else cut
+
+
+def digest(arrays: Mapping[str, Array], dtype: type | None = None) -> str:
+    """sha256 over the arrays in the order of their names, converted to `dtype` (None: as they
+    are)."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        a = to(arrays[name], "numpy")
+        a = np.ascontiguousarray(a if dtype is None else a.real.astype(dtype, copy=False))
+        sha.update(f"{name}{a.shape}{a.dtype}".encode())
+        sha.update(a.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()

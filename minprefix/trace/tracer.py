@@ -21,9 +21,10 @@ from minprefix import ops as _ops
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import Weights
-from minprefix.model import GPT2, digest, loss_backward, needed
+from minprefix.model import GPT2, loss_backward, needed
 from minprefix.ops import reference
 from minprefix.ops.contract import Array, Ops
+from minprefix.storage.fingerprint import digest
 from minprefix.trace.instrument import read_source
 from minprefix.trace.keeper import Keeper
 from minprefix.trace.record import Trace, matches, unknown

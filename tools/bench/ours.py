@@ -11,11 +11,12 @@ from minprefix import ops
 from minprefix.batch import Batch
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
-from minprefix.model import GPT2, digest, loss_and_grad
+from minprefix.model import GPT2, loss_and_grad
 from minprefix.ops import memory, numpy_ops, threads
 from minprefix.ops.contract import Array
 from minprefix.optim import AdamW
 from minprefix.prefix import Prefix
+from minprefix.storage.fingerprint import digest
 from tools.bench import machine
 from tools.bench.device import Device
 from tools.bench.device import launches as launches_of
