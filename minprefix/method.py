@@ -7,6 +7,7 @@ of them: `loss_and_grad`, `loss`, `generate`, `evaluate`, `train`.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from minprefix.ops import DEVICES, home, to
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from minprefix.generate import Decoding
     from minprefix.gpt2 import Config
     from minprefix.model import GPT2
+    from minprefix.storage.provenance import Base, Evaluation
+    from minprefix.storage.saved import SavedMethod
 
 
 class Method(ABC):
@@ -97,6 +100,36 @@ class Method(ABC):
         moved = copy(self)
         moved.parameters = {name: to(a, where) for name, a in self.parameters.items()}
         return moved
+
+    # ---- on disk (`minprefix.methods.load` reads it) ----
+
+    def save(
+        self,
+        directory: str | Path,
+        model: "GPT2 | None" = None,
+        training: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        evaluation: "Evaluation | None" = None,
+        base: "Base | None" = None,
+    ) -> None:
+        """Write its files (see `minprefix.storage.rivals`), in place of what may be there: all of
+        them, or nothing. The arguments are those of `Prefix.save`; `model` or `base` is needed.
+
+        Raises InputError for numbers that no file can hold, if the disk refuses, and if another
+        process writes there.
+        """
+        from minprefix.storage.rivals import write_rival
+
+        if model is not None:
+            base = base or model.identity()
+        write_rival(self.saved, directory, base, training, metrics, evaluation)
+
+    @property
+    def saved(self) -> "SavedMethod":
+        """What its files hold."""
+        from minprefix.storage.saved import SavedMethod
+
+        return SavedMethod(self.name, self.options, self.to("numpy").parameters)
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} {value!r}" for name, value in self.options.items())

@@ -421,6 +421,7 @@ class MLPPrefix(Prefix):
 
         parameters, about = read_mlp(directory, dtype)
         own = about.prefix
+        assert own is not None  # `read_mlp`
         mlp = MLPPrefix(parameters, about.base.n_head, own.layers, own.position_offset)
         mlp._check_base(directory, about, model, base)
         return mlp

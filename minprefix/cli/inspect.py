@@ -84,7 +84,8 @@ def _inspect_prefix(path: Path) -> None:
     _say("saved", f"{about.saved} with {packages}")
     _say("base", f"{base.name or 'not recorded'}{_sha(base.sha256)}")
     _say("tokenizer", _sha(base.tokenizer_sha256).strip() or "not recorded")
-    _say("kind", about.prefix.kind)
+    if about.prefix is not None:
+        _say("kind", about.prefix.kind)
     for part in ("data", "valid"):
         place, sha = about.options.get(part), about.fingerprint(part)
         if place is None and about.command == "demo":

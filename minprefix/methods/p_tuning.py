@@ -20,6 +20,7 @@ from minprefix.methods.rival import check_shapes
 from minprefix.model import GPT2
 from minprefix.ops.contract import Array
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
+from minprefix.storage.saved import SavedMethod
 
 HIDDEN = 128
 
@@ -84,6 +85,12 @@ class PTuning(PromptTuning):
             "weight_2": dweight_2, "bias_2": dbias_2,
             "weight_3": dweight_3, "bias_3": dbias_3,
         }  # fmt: skip
+
+    @property
+    def saved(self) -> SavedMethod:
+        """The prompt, as PEFT saves it, and the encoder."""
+        host = self.to("numpy")
+        return SavedMethod(self.name, self.options, {"prompt": host.prompt()}, host.parameters)
 
     def folded(self) -> PromptTuning:
         """The prompt alone, without its encoder."""

@@ -1,4 +1,5 @@
-"""A saved prefix against its record: the fingerprints, then the recorded evaluation again."""
+"""A saved prefix or rival against its record: the fingerprints, then the recorded evaluation
+again."""
 
 import hashlib
 import math
@@ -7,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from minprefix import methods
 from minprefix.data import demo
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted
 from minprefix.evaluate import mean_loss, predict
 from minprefix.generate import Decoding
+from minprefix.method import Method
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
 from minprefix.storage import artifact
@@ -35,7 +38,7 @@ class Finding(NamedTuple):
 
 def evaluation(
     model: GPT2,
-    prefix: Prefix,
+    prefix: Prefix | Method,
     pairs: Sequence[Pair],
     encoded: Sequence[Encoded],
     template: Template,
@@ -66,8 +69,8 @@ def verify(
     data: str | Path | None = None,
     valid: str | Path | None = None,
 ) -> list[Finding]:
-    """Check a saved prefix against its record: its files, the fingerprints of the model, the
-    tokenizer and the data, then its loss and its samples, computed again.
+    """Check a saved prefix or rival against its record: its files, the fingerprints of the model,
+    the tokenizer and the data, then its loss and its samples, computed again.
 
     `model`: by default the one of the recorded name; `data` and `valid`: by default the files at
     the recorded places. What is missing is reported as not checked. If the prefix's own files
@@ -81,12 +84,12 @@ def verify(
     found = [] if about is None else [_files(folder, about.files)]
     if found and not found[0].right:
         return found
-    prefix = Prefix.load(folder)
+    prefix = methods.load(folder)
     if about is None:
         raise InputError(
             f"{str(folder)!r} has no {ABOUT}: PEFT wrote it, and there is no record to check it by"
         )
-    if about.prefix.kind == "mlp":
+    if about.prefix is not None and about.prefix.kind == "mlp":
         artifact.read_mlp(folder)
     reason = "no model was recorded: give --model"
     if model is None and about.base.name is not None:
@@ -184,7 +187,7 @@ def _replay(
     recorded: Evaluation,
     about: Provenance,
     model: GPT2,
-    prefix: Prefix,
+    prefix: Prefix | Method,
     pairs: dict[str, list[Pair]],
 ) -> list[Finding]:
     prefix = prefix.to(model.backend)

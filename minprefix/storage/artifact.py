@@ -5,6 +5,7 @@
     minprefix.json              ours: how it came to be (see artifact.schema.json)
     mlp.safetensors             the MLP's parameters, where there is one
 
+A rival has `method.safetensors` and `encoder.safetensors` in their place (`rivals`).
 What PEFT cannot express (a subset of layers, another position rule, P = 0) is written as
 `prefix.safetensors` instead of PEFT's two files, so that PEFT finds nothing it would misread.
 
@@ -26,8 +27,17 @@ from minprefix.storage import peft, provenance
 from minprefix.storage.adapters import is_adapters
 from minprefix.storage.fingerprint import earlier_tokenizer_fingerprint
 from minprefix.storage.peft import peft_files, read_peft, why_not_peft
-from minprefix.storage.provenance import ABOUT, Base, Evaluation, Provenance, Shape, read_about
-from minprefix.storage.reading import inside
+from minprefix.storage.peft_rivals import PEFT_TYPES
+from minprefix.storage.provenance import (
+    ABOUT,
+    Base,
+    Evaluation,
+    Provenance,
+    Rival,
+    Shape,
+    read_about,
+)
+from minprefix.storage.reading import inside, read_json
 from minprefix.storage.saved import Saved, check_finite, converted
 from minprefix.storage.saving import read_together, write_together
 from minprefix.storage.tensors import map_tensors, other_tensors, tensor_bytes, unopened
@@ -36,10 +46,11 @@ from minprefix.storage.writing import json_bytes
 T = TypeVar("T")
 
 OWN_TENSOR, MLP = "prefix.safetensors", "mlp.safetensors"
+METHOD, ENCODER = "method.safetensors", "encoder.safetensors"  # a rival's
 TENSORS = (peft.TENSOR, OWN_TENSOR)  # a prefix has one of them
 TWO_SAVES = "the files are not of one save; copy them again, together"
-#: all files that a prefix may have
-FILES = (peft.CONFIG, peft.TENSOR, OWN_TENSOR, MLP, ABOUT)
+#: all files that a prefix or a rival may have
+FILES = (peft.CONFIG, peft.TENSOR, OWN_TENSOR, MLP, METHOD, ENCODER, ABOUT)
 
 
 def write_prefix(
@@ -69,11 +80,27 @@ def write_prefix(
     if saved.mlp is not None:
         contents[MLP] = tensor_bytes(saved.mlp, {})
     layers = None if saved.layers is None else list(saved.layers)
+    shape = Shape("flat" if saved.mlp is None else "mlp", P, layers, saved.position_offset)
+    write_artifact(directory, contents, base, shape, training, metrics, evaluation)
+
+
+def write_artifact(
+    directory: str | Path,
+    contents: dict[str, bytes],
+    base: Base,
+    what: Shape | Rival,
+    training: dict[str, Any] | None,
+    metrics: dict[str, Any] | None,
+    evaluation: Evaluation | None,
+) -> None:
+    """Write the files `contents` with the record of what they hold, in place of what may be there:
+    all, or nothing."""
     about = Provenance(
         saved=datetime.now(UTC).isoformat(timespec="seconds"),
         packages=provenance.packages(),
         base=base,
-        prefix=Shape("flat" if saved.mlp is None else "mlp", P, layers, saved.position_offset),
+        prefix=what if isinstance(what, Shape) else None,
+        method=what if isinstance(what, Rival) else None,
         files={
             name: hashlib.sha256(contents[name]).hexdigest()
             for name in sorted(contents, key=lambda name: name == peft.CONFIG)  # tensors first
@@ -82,9 +109,9 @@ def write_prefix(
         metrics=metrics,
         evaluation=evaluation,
     )
-    contents[ABOUT] = json_bytes(about.as_json())
-    provenance.check_schema(Path(directory) / ABOUT, json.loads(contents[ABOUT]))
-    write_together(Path(directory), contents, FILES)
+    record = json_bytes(about.as_json())
+    provenance.check_schema(Path(directory) / ABOUT, json.loads(record))
+    write_together(Path(directory), contents | {ABOUT: record}, FILES)
 
 
 def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
@@ -102,10 +129,11 @@ def export_peft(saved: Saved, directory: str | Path, base: str | None) -> None:
 
 def read_prefix(directory: str | Path, dtype: str = "float32") -> tuple[Saved, Provenance | None]:
     """What `write_prefix` or PEFT wrote, without the MLP; and its record, of the same save."""
-    return _of_one_save(directory, dtype, _read_prefix)
+    return of_one_save(directory, dtype, _read_prefix)
 
 
-def _of_one_save(directory: str | Path, dtype: str, read: Callable[[Path, str], T]) -> T:
+def of_one_save(directory: str | Path, dtype: str, read: Callable[[Path, str], T]) -> T:
+    """`read(folder, dtype)`, with all files of one save."""
     folder = Path(directory)
     if not folder.is_dir():
         where = f"prefix folder {str(folder)!r} does not exist"
@@ -115,6 +143,11 @@ def _of_one_save(directory: str | Path, dtype: str, read: Callable[[Path, str], 
 
 def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
     about = read_about(folder)
+    if (name := rival_in(folder, about)) is not None:
+        raise InputError(
+            f"{str(folder)!r} holds {name}, a rival of prefix-tuning: expected a prefix; "
+            "`minprefix generate`, `evaluate`, `inspect`, `verify` and `export` take it"
+        )
     if _file(folder, peft.TENSOR).exists():
         saved = read_peft(folder, dtype)
     elif _file(folder, OWN_TENSOR).exists() and about is not None:
@@ -131,7 +164,7 @@ def _read_prefix(folder: Path, dtype: str) -> tuple[Saved, Provenance | None]:
         _check_record(folder, about, saved)
     check_finite(saved.kv, f"the prefix in {str(folder)!r}")
     if about is not None:
-        _check_files(folder, about, TENSORS)
+        check_files(folder, about, TENSORS)
     return saved, about
 
 
@@ -141,8 +174,18 @@ def _read_own(folder: Path, about: Provenance, dtype: str) -> Saved:
     if len(tensors) != 1 or kv.dtype.kind != "f" or kv.ndim != 5 or kv.shape[1] != 2:
         expected = "'kv' (layers, 2, heads, P, head size) of floating-point numbers"
         raise other_tensors(folder / OWN_TENSOR, tensors, expected)
+    assert about.prefix is not None  # `rival_in`
     layers, offset = about.prefix.layers, about.prefix.position_offset
     return Saved(converted(kv, dtype), None if layers is None else tuple(layers), offset)
+
+
+def rival_in(folder: Path, about: Provenance | None) -> str | None:
+    """The name of the rival whose files a folder holds; None for a prefix's, and for others."""
+    if about is not None:
+        return None if about.method is None else about.method.name
+    path = _file(folder, peft.CONFIG)
+    kind = read_json(path, "PEFT's config").get("peft_type") if path.exists() else None
+    return PEFT_TYPES.get(kind) if isinstance(kind, str) else None
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -155,12 +198,12 @@ def read_mlp(
 ) -> tuple[dict[str, np.ndarray], Provenance]:
     """The parameters of the MLP beside a folded prefix, and the record. Raises InputError where
     there is none."""
-    return _of_one_save(directory, dtype, _read_mlp)
+    return of_one_save(directory, dtype, _read_mlp)
 
 
 def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenance]:
     about = read_about(folder)
-    if about is None or not _file(folder, MLP).exists():
+    if about is None or about.prefix is None or not _file(folder, MLP).exists():
         why = "the prefix is flat, or PEFT wrote it without"
         raise InputError(f"{str(folder)!r} holds no MLP: {why}")
     tensors, _ = map_tensors(folder / MLP, "the prefix's MLP")
@@ -183,28 +226,30 @@ def _read_mlp(folder: Path, dtype: str) -> tuple[dict[str, np.ndarray], Provenan
     for name, a in parameters.items():
         check_finite(a, f"{folder / MLP}: {name}")
     _check_record(folder, about)
-    _check_files(folder, about, (MLP,))
+    check_files(folder, about, (MLP,))
     return parameters, about
 
 
-def check_base(directory: str | Path, recorded: Base, base: Base, folder: Path | None) -> None:
+def check_base(
+    directory: str | Path, recorded: Base, base: Base, folder: Path | None, what: str = "the prefix"
+) -> None:
     """Raises InputError if `base`, which was loaded from `folder`, is not the recorded one; both
     fingerprints are in the sentence. A fingerprint that either side lacks is not compared."""
-    where = f"the prefix in {str(directory)!r} was trained"
-    for what, was, now in (
+    where = f"{what} in {str(directory)!r} was trained"
+    for other, was, now in (
         ("another base: on", recorded.sha256, base.sha256),
         ("another tokenizer: that of", recorded.tokenizer_sha256, base.tokenizer_sha256),
     ):
         if was is None or now is None or was == now:
             continue
-        if "tokenizer" in what and was == earlier_tokenizer_fingerprint(folder):
+        if "tokenizer" in other and was == earlier_tokenizer_fingerprint(folder):
             note(
                 f"{where} before minprefix read the files beside the tokenizer of "
                 f"{recorded.name!r}: a text may be other tokens now"
             )
             continue
         raise InputError(
-            f"{where} on {what} {recorded.name!r} (sha256 {was[:12]}...), and this is "
+            f"{where} on {other} {recorded.name!r} (sha256 {was[:12]}...), and this is "
             f"{base.name!r} (sha256 {now[:12]}...); give the model that it was trained on"
         )
 
@@ -212,6 +257,7 @@ def check_base(directory: str | Path, recorded: Base, base: Base, folder: Path |
 def _check_record(folder: Path, about: Provenance, saved: Saved | None = None) -> None:
     """Raises InputError where minprefix.json and the tensors beside it are not of one save."""
     base, own = about.base, about.prefix
+    assert own is not None  # `rival_in`
     found: list[tuple[str, Any, Any]] = []  # key, recorded, in the tensors
     if saved is not None:
         n, _, NH, P, hs = saved.kv.shape
@@ -233,7 +279,7 @@ def _check_record(folder: Path, about: Provenance, saved: Saved | None = None) -
             )
 
 
-def _check_files(folder: Path, about: Provenance, names: tuple[str, ...]) -> None:
+def check_files(folder: Path, about: Provenance, names: tuple[str, ...]) -> None:
     """Raises InputError where one of these files was not saved with minprefix.json."""
     for name in names:
         if not _file(folder, name).exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minprefix.errors import InputError
+from minprefix.storage.peft_rivals import PEFT_TYPES
 from minprefix.storage.reading import inside, read_json, unexpected
 from minprefix.storage.saved import Saved, converted, flatten, unflatten
 from minprefix.storage.tensors import map_tensors, other_tensors, tensor_bytes
@@ -65,7 +66,10 @@ def read_peft(folder: Path, dtype: str) -> Saved:
         raise InputError(f"{str(folder)!r} has {TENSOR} but no {CONFIG}: copy both")
     config = read_json(path, "PEFT's config")
     if (kind := config.get("peft_type")) != "PREFIX_TUNING":
-        expected = "'PREFIX_TUNING'; minprefix reads no other kind of adapter"
+        others = "; minprefix.json says that it is a prefix"
+        if kind not in tuple(PEFT_TYPES):
+            others = f", or a rival's: {', '.join(map(repr, PEFT_TYPES))}"
+        expected = f"'PREFIX_TUNING'{others}"
         raise unexpected(path, "peft_type", kind, expected)
     numbers = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
     for key in numbers:

@@ -1,4 +1,4 @@
-"""How a prefix came to be: minprefix.json, described by artifact.schema.json."""
+"""How a prefix or a rival came to be: minprefix.json, described by artifact.schema.json."""
 
 import json
 import platform
@@ -39,6 +39,14 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """What a rival is: `minprefix.method.Method`'s `name` and `options`."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `minprefix verify` computes again."""
 
@@ -51,7 +59,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Provenance:
-    """minprefix.json. Its fields are the file's, in the file's order.
+    """minprefix.json. Its fields are the file's, in the file's order; of `prefix` and `method` one
+    is None, and not in the file.
 
     `training` is what the training recorded, with any keys of its own; the properties name the ones
     that minprefix itself reads.
@@ -60,7 +69,8 @@ class Provenance:
     saved: str  # when, ISO 8601
     packages: dict[str, str]
     base: Base
-    prefix: Shape
+    prefix: Shape | None
+    method: Rival | None
     files: dict[str, str]  # name -> sha256
     training: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
@@ -92,12 +102,13 @@ class Provenance:
         return (self.training or {}).get(f"{of}_sha256")
 
     def as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        absent = "method" if self.method is None else "prefix"
+        return {"format": FORMAT} | {k: v for k, v in asdict(self).items() if k != absent}
 
 
 def read_about(directory: str | Path) -> Provenance | None:
-    """The record of a prefix; None where PEFT alone wrote the directory. Raises InputError for
-    another format version and for what the schema does not allow."""
+    """The record of a prefix or a rival; None where PEFT alone wrote the directory. Raises
+    InputError for another format version and for what the schema does not allow."""
     path = inside(Path(directory), ABOUT, "a file of the prefix")
     if not path.exists():
         return None
@@ -107,7 +118,10 @@ def read_about(directory: str | Path) -> Provenance | None:
         raise InputError(f"{path} has {found}: use the minprefix that wrote it")
     check_schema(path, raw)
     del raw["format"]
-    raw |= {"base": Base(**raw["base"]), "prefix": Shape(**raw["prefix"])}
+    prefix, method = raw.get("prefix"), raw.get("method")
+    raw["base"] = Base(**raw["base"])
+    raw["prefix"] = None if prefix is None else Shape(**prefix)
+    raw["method"] = None if method is None else Rival(**method)
     if raw["evaluation"] is not None:
         raw["evaluation"] = Evaluation(**raw["evaluation"])
     return Provenance(**raw)
@@ -135,6 +149,10 @@ def check_schema(path: Path, raw: dict[str, Any]) -> None:
         elif error.validator == "additionalProperties":
             unknown = min(set(found) - set(error.schema.get("properties", {})))
             wrong = f"key '{_dotted([*at, unknown])}' is unknown: the file is damaged or edited"
+        elif error.validator == "oneOf":  # prefix or method
+            both = "keys 'prefix' and 'method' are both there: expected one of them"
+            missing = "key 'prefix' is missing: the file is damaged or edited"
+            wrong = both if {"prefix", "method"} <= found.keys() else missing
         else:
             expected = error.schema["description"]
             wrong = f"{_dotted(at)} is {quoted(found)}: expected {expected}"

@@ -15,6 +15,7 @@ import numpy as np
 from minprefix.errors import InputError, brief, counted, listed, quoted
 from minprefix.ops import home, to
 from minprefix.optim import AdamW
+from minprefix.storage.peft_rivals import PEFT_TYPES
 from minprefix.storage.reading import inside, json_lines, loads, read_bytes, read_json, read_text
 from minprefix.storage.saving import SAVING, marks_in, only_writer
 from minprefix.storage.tensors import map_tensors, write_tensors
@@ -24,8 +25,9 @@ STATE, LOG, PICTURE = "state.safetensors", "log.jsonl", "loss.png"
 #: the files of a run, an artifact and an evaluation: they mark a folder as taken
 RUN_FILES = (
     SAVING, STATE, LOG, PICTURE, "minprefix.json", "adapter_config.json",
-    "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "metrics.json",
-    "samples.md", "predictions.jsonl", "predictions.jsonl.partial",
+    "adapter_model.safetensors", "prefix.safetensors", "mlp.safetensors", "method.safetensors",
+    "encoder.safetensors", "metrics.json", "samples.md", "predictions.jsonl",
+    "predictions.jsonl.partial",
 )  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def is_ours(folder: Path) -> bool:
 
     def adapter(path: Path) -> bool:
         said = read_json(path, what)
-        peft = said.get("peft_type") == "PREFIX_TUNING"
+        peft = said.get("peft_type") in ("PREFIX_TUNING", *PEFT_TYPES)
         return peft or said["config"]["architecture"] == "prefix_tuning"
 
     def scores(path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""A prefix as files hold it: what the readers return, and what the writers take."""
+"""A prefix, or a rival, as files hold it: what the readers return, and what the writers take."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,17 @@ class Saved(NamedTuple):
     layers: tuple[int, ...] | None  # that see it; None: all of the model's
     position_offset: int  # the position of the first real token
     mlp: dict[str, np.ndarray] | None = None
+
+
+class SavedMethod(NamedTuple):
+    """One of prefix-tuning's rivals: see `minprefix.method.Method`."""
+
+    name: str
+    options: dict[str, Any]
+    parameters: dict[str, np.ndarray]  # P-tuning's: `prompt` (P, C), without its encoder
+    encoder: dict[str, np.ndarray] | None = None  # P-tuning's, where it was saved, too
+    n_layer: int | None = None  # of the base, where PEFT's files say it,
+    n_head: int | None = None  # and its heads
 
 
 def flatten(kv: np.ndarray) -> np.ndarray:
