@@ -20,7 +20,7 @@ import numpy as np
 from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.methods.paths import OnLinear, WithPath
-from minprefix.methods.rival import Applied, check_shapes
+from minprefix.methods.rival import Applied, check_parts, check_shapes
 from minprefix.model import GPT2
 from minprefix.ops.contract import Array, GeluCache, Ops
 
@@ -90,6 +90,12 @@ class Adapters(OnLinear):
 
     @classmethod
     def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        parts = {"down": 2, "down_bias": 1, "up": 2, "up_bias": 1}
+        layers = {key.rpartition(".")[0] for key in parameters}
+        every = {
+            f"{layer}.{part}": axes for layer in sorted(layers) for part, axes in parts.items()
+        }
+        check_parts(cls.name, parameters, every)
         return cls(parameters)
 
     def check(self, config: Config, name: str) -> None:

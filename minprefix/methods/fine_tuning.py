@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, listed
 from minprefix.gpt2 import Config
 from minprefix.methods.rival import Applied, Rival, check_shapes
 from minprefix.model import GPT2, loss_backward
@@ -86,6 +86,14 @@ class TopLayers(FineTuning):
     @property
     def options(self) -> dict[str, Any]:
         return {"top_layers": len({name.split(".")[1] for name in self.parameters})}
+
+    @classmethod
+    def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        if other := [name for name in parameters if name[:2] != "h."]:
+            raise InputError(
+                f"{cls.name} has the weights {listed(other)}: expected those of blocks"
+            )
+        return cls(parameters)
 
 
 class BitFit(FineTuning):

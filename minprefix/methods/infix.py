@@ -22,7 +22,7 @@ from minprefix.errors import InputError
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.methods.prompt_tuning import LENGTH, check_positions
-from minprefix.methods.rival import Rival, check_shapes
+from minprefix.methods.rival import Rival, check_parts, check_shapes
 from minprefix.model import GPT2, loss, loss_backward, operations
 from minprefix.ops import home, to
 from minprefix.ops.contract import Array, AttentionCache, AttentionGrads, Ops
@@ -60,6 +60,7 @@ class Infix(Rival):
 
     @classmethod
     def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        check_parts(cls.name, parameters, {"kv": 5})
         return cls(parameters)
 
     def check(self, config: Config, name: str) -> None:

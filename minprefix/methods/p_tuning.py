@@ -9,20 +9,21 @@ an embedding E (P, C), and three linear layers with a ReLU behind the first two:
     prompt = h2 W3 + b3      (P, C)
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.methods.prompt_tuning import LENGTH, PromptTuning, _checked, check_positions
-from minprefix.methods.rival import check_shapes
+from minprefix.methods.rival import check_parts, check_shapes
 from minprefix.model import GPT2
 from minprefix.ops.contract import Array
 from minprefix.ops.reference import linear, linear_backward, linear_backward_params
 from minprefix.storage.saved import SavedMethod
 
 HIDDEN = 128
+_PARTS = (("weight", 2), ("bias", 1))  # of a linear layer, with their axes
 
 
 class PTuning(PromptTuning):
@@ -45,6 +46,12 @@ class PTuning(PromptTuning):
             parameters[f"weight_{i}"] = rng.uniform(-bound, bound, (n_in, n_out))
             parameters[f"bias_{i}"] = rng.uniform(-bound, bound, n_out)
         return cls({name: a.astype(model.dtype) for name, a in parameters.items()})
+
+    @classmethod
+    def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        layers = {f"{part}_{i}": axes for i in (1, 2, 3) for part, axes in _PARTS}
+        check_parts(cls.name, parameters, {"embedding": 2, **layers})
+        return cls(parameters)
 
     @property
     def length(self) -> int:

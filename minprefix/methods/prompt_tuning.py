@@ -24,7 +24,7 @@ import numpy as np
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import BlockCache, Config, Stream, backward, forward
-from minprefix.methods.rival import Applied, Rival, check_shapes
+from minprefix.methods.rival import Applied, Rival, check_parts, check_shapes
 from minprefix.model import GPT2, loss_backward, operations
 from minprefix.ops import to
 from minprefix.ops.contract import Array, AttentionCache, AttentionGrads, Ops
@@ -99,6 +99,7 @@ class PromptTuning(Rival):
 
     @classmethod
     def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        check_parts(cls.name, parameters, {"prompt": 2})
         return cls(parameters)
 
     def check(self, config: Config, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from minprefix.batch import Batch
-from minprefix.errors import InputError, counted
+from minprefix.errors import InputError, counted, listed
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.method import Method
@@ -54,6 +54,16 @@ class Rival(Method):
         self.check(model.config, model.name)
         model, prefix, own = self.applied(model, operations(model, ops))
         return generate_ids(model, prompts, prefix, None, decoding, own, numbers, limits)
+
+
+def check_parts(method: str, parameters: dict[str, Array], expected: dict[str, int]) -> None:
+    """Raises InputError unless these are the parameters of a method, by name and number of
+    axes."""
+    found = {key: a.ndim for key, a in parameters.items()}
+    if found != expected or not found:
+        held = listed((key, a.shape) for key, a in parameters.items())
+        wanted = listed(expected) if expected else "at least one"
+        raise InputError(f"{method} has the parameters {held}: expected {wanted}")
 
 
 def check_shapes(

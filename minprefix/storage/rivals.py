@@ -115,9 +115,8 @@ def _read(folder: Path, dtype: str) -> tuple[SavedMethod, Provenance | None]:
         parameters = _own(_there(folder, METHOD), name, dtype)
         saved = SavedMethod(name, about.method.options if about.method else {}, parameters)
     else:
-        saved = read_rival(
-            name, *(_there(folder, part) for part in (peft.CONFIG, peft.TENSOR)), dtype
-        )
+        config, tensors = (_there(folder, part) for part in (peft.CONFIG, peft.TENSOR))
+        saved = read_rival(name, config, tensors, dtype)
         if name == "p-tuning" and about is not None and about.method is not None:
             encoder = _own(_there(folder, ENCODER), name, dtype)
             saved = saved._replace(name=name, options=about.method.options, encoder=encoder)
