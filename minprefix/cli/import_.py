@@ -1,4 +1,4 @@
-"""`minprefix import`: a prefix of another library."""
+"""`minprefix import`: a prefix or a rival of another library."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ def add(command: Command) -> None:
     p = command(
         "import",
         run,
-        "take in a prefix that PEFT or the adapters library wrote",
+        "take in a prefix or a rival that PEFT wrote, or a prefix of the adapters library",
         "minprefix import from-peft --model gpt2 --out runs/taken",
         "The base is recorded with it.",
     )
@@ -24,6 +24,8 @@ def add(command: Command) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from minprefix import methods
+    from minprefix.method import Method
     from minprefix.model import GPT2
     from minprefix.prefix import Prefix
     from minprefix.storage import adapters
@@ -32,13 +34,14 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_taken(args.out, args.force)
     model = GPT2.load(args.model, revision=args.revision)
+    prefix: Prefix | Method
     if adapters.is_adapters(args.path):
         prefix = Prefix.of(adapters.load_adapters(args.path, model.config.n_head))
         library = "adapters"
     elif (args.path / ABOUT).exists():
         raise InputError(f"{args.path} was saved by minprefix: it needs no import")
     else:
-        prefix, library = Prefix.load(args.path), "PEFT"
+        prefix, library = methods.load(args.path, model), "PEFT"
     prefix.check(model.config, model.name)
     of = [{"folder": str(args.path)}]
     training: dict[str, Any] = {"command": "import", "library": library, "of": of}

@@ -1,23 +1,26 @@
-"""`minprefix inspect`: what a model or a prefix is."""
+"""`minprefix inspect`: what a model, a prefix or a rival is."""
 
 import argparse
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minprefix import console
 from minprefix.cli.parser import Command
 from minprefix.errors import InputError, counted
+
+if TYPE_CHECKING:
+    from minprefix.storage.provenance import Provenance
 
 
 def add(command: Command) -> None:
     p = command(
         "inspect",
         run,
-        "show what a model or a prefix is, its size, and how it was trained",
+        "show what a model, a prefix or a rival is, its size, and how it was trained",
         "minprefix inspect runs/demo",
     )
-    p.add_argument("path", metavar="DIR|NAME", help="a model or a prefix")
+    p.add_argument("path", metavar="DIR|NAME", help="a model, a prefix or a rival")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,22 +66,36 @@ def _inspect_model(name: str) -> None:
 
 
 def _inspect_prefix(path: Path) -> None:
+    from minprefix import methods
     from minprefix.prefix import Prefix
     from minprefix.storage.artifact import read_prefix
     from minprefix.storage.peft import why_not_peft
+    from minprefix.storage.peft_rivals import PEFT_TYPES
+    from minprefix.storage.provenance import read_about
 
-    saved, about = read_prefix(path)
-    prefix = Prefix.of(saved)
-    _say("prefix", prefix)
-    if prefix.kv.size:
-        for i, name in enumerate(("keys", "values")):
-            a = abs(prefix.kv[:, i])
-            _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
-    reason = why_not_peft(saved)
+    method, about = methods.load(path), read_about(path)
+    reason: str | None = "PEFT's files have no such method"
+    if isinstance(method, methods.Method):
+        _say("rival", method)
+        if method.name in PEFT_TYPES.values():
+            reason = None
+    else:
+        saved, about = read_prefix(path)
+        prefix = Prefix.of(saved)
+        _say("prefix", prefix)
+        if prefix.kv.size:
+            for i, name in enumerate(("keys", "values")):
+                a = abs(prefix.kv[:, i])
+                _say(name, f"mean size {a.mean():.4f}, largest {a.max():.4f}")
+        reason = why_not_peft(saved)
     _say("PEFT", f"cannot express it: {reason}" if reason else "opens this folder as it is")
     if about is None:
         _say("base", "unknown: PEFT wrote it, without provenance")
-        return
+    else:
+        _say_record(about)
+
+
+def _say_record(about: "Provenance") -> None:
     base, training = about.base, about.training or {}
     packages = ", ".join(f"{name} {version}" for name, version in about.packages.items())
     _say("saved", f"{about.saved} with {packages}")

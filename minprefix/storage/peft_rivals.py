@@ -54,9 +54,8 @@ def rival_tensors(saved: SavedMethod) -> dict[str, np.ndarray]:
     }
 
 
-def rival_config(saved: SavedMethod, base: str | None, n_layer: int, n_head: int) -> dict[str, Any]:
-    """adapter_config.json, with the keys that every version of PEFT knows; `n_layer` and `n_head`
-    are the base's."""
+def rival_config(saved: SavedMethod, base: str | None) -> dict[str, Any]:
+    """adapter_config.json, with the keys that every version of PEFT knows."""
     common = {
         "auto_mapping": None,
         "base_model_name_or_path": base,
@@ -67,11 +66,11 @@ def rival_config(saved: SavedMethod, base: str | None, n_layer: int, n_head: int
         "task_type": "CAUSAL_LM",
     }
     if saved.name == "lora":
-        return dict(sorted((common | _lora_config(saved, n_layer)).items()))
+        return dict(sorted((common | _lora_config(saved)).items()))
     P, C = saved.parameters["prompt"].shape
     sizes = {
-        "num_attention_heads": n_head,
-        "num_layers": n_layer,
+        "num_attention_heads": saved.n_head,
+        "num_layers": saved.n_layer,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": P,
         "token_dim": C,
@@ -92,11 +91,11 @@ def rival_config(saved: SavedMethod, base: str | None, n_layer: int, n_head: int
     return dict(sorted((common | sizes | how).items()))
 
 
-def _lora_config(saved: SavedMethod, n_layer: int) -> dict[str, Any]:
+def _lora_config(saved: SavedMethod) -> dict[str, Any]:
     options, alpha = saved.options, saved.options["alpha"]
     layers = [name.removesuffix(".lora_A") for name in saved.parameters if name.endswith("_A")]
     targets = options["targets"]
-    if set(layers) != {f"h.{i}.{target}" for i in range(n_layer) for target in targets}:
+    if set(layers) != {f"h.{i}.{target}" for i in range(saved.n_layer or 0) for target in targets}:
         targets = layers  # not the same ones in each block: every layer is named
     return {
         "alpha_pattern": {},
@@ -181,7 +180,11 @@ def _read_lora(
             layers = f"GPT-2's {', '.join(LAYERS)}: is it a LoRA of another kind of model?"
             expected = f"lora_A.weight (r, in) and lora_B.weight (out, r) of {layers}"
             raise other_tensors(file, {full: a}, expected)
-        found.setdefault((int(match[1]), match[2]), {})[match[3]] = a
+        i, layer, part = int(match[1]), match[2], match[3]
+        if part in found.setdefault((i, layer), {}):
+            wrong = f"the tensor h.{i}.{layer}.lora_{part} is there twice"
+            raise InputError(f"{file}: {wrong}; save the LoRA again")
+        found[i, layer][part] = a
     every = _check_layers(path, config, file, set(found))
     parameters: dict[str, np.ndarray] = {}
     for i, target in sorted(found, key=lambda key: (key[0], list(LAYERS).index(key[1]))):
@@ -193,7 +196,7 @@ def _read_lora(
                 f"{file}: h.{i}.{target} has {shapes}: expected A {(r, C * n_in)} and B "
                 f"{(C * n_out, r)}, the rank from {path.name}"
             )
-        parameters |= {f"h.{i}.{target}.lora_{part}": pair[part].T for part in "AB"}
+        parameters |= {f"h.{i}.{target}.lora_{part}": pair[part].T.copy() for part in "AB"}
     options["targets"] = [layer for layer in LAYERS if any(layer == key[1] for key in found)]
     n_layer = 1 + max(i for i, _ in found) if every else None
     return SavedMethod("lora", options, parameters, None, n_layer)

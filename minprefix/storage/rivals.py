@@ -45,7 +45,8 @@ def write_rival(
             "that it was trained on"
         )
     if saved.name in PEFT_TYPES.values():
-        contents = rival_files(saved, base.name, base.n_layer, base.n_head)
+        saved = saved._replace(n_layer=base.n_layer, n_head=base.n_head)
+        contents = rival_files(saved, base.name)
     else:
         contents = {METHOD: _bytes(saved.name, saved.parameters)}
     if saved.encoder is not None:
@@ -54,24 +55,19 @@ def write_rival(
     write_artifact(directory, contents, base, what, training, metrics, evaluation)
 
 
-def rival_files(
-    saved: SavedMethod, base: str | None, n_layer: int, n_head: int
-) -> dict[str, bytes]:
-    """The contents of PEFT's two files, the tensors first."""
-    config = rival_config(saved, base, n_layer, n_head)
+def rival_files(saved: SavedMethod, base: str | None) -> dict[str, bytes]:
+    """The contents of PEFT's two files, the tensors first; `base`: the name of the model."""
     tensors = _bytes(saved.name, rival_tensors(saved), {"format": "pt"})
-    return {peft.TENSOR: tensors, peft.CONFIG: json_bytes(config)}
+    return {peft.TENSOR: tensors, peft.CONFIG: json_bytes(rival_config(saved, base))}
 
 
-def export_rival(
-    saved: SavedMethod, directory: str | Path, base: str | None, n_layer: int, n_head: int
-) -> None:
-    """Write PEFT's two files, in place of what may be there. Raises InputError for a rival that
-    PEFT does not know."""
+def export_rival(saved: SavedMethod, directory: str | Path, base: str | None) -> None:
+    """Write PEFT's two files, in place of what may be there; see `artifact.export_peft`. Raises
+    InputError for a rival that PEFT does not know."""
     if saved.name not in PEFT_TYPES.values():
-        known = ", ".join(PEFT_TYPES.values())
-        raise InputError(f"PEFT's files cannot hold {saved.name}: expected one of {known}")
-    write_together(Path(directory), rival_files(saved, base, n_layer, n_head), FILES)
+        how = "fine-tuned weights make a whole model with --merged"
+        raise InputError(f"PEFT's files cannot hold {saved.name}: {how}")
+    write_together(Path(directory), rival_files(saved, base), FILES)
 
 
 def _bytes(
