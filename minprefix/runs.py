@@ -13,11 +13,22 @@ from minprefix.data import demo as demo_pairs
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, fingerprint, read_pairs
 from minprefix.errors import InputError, counted, note
 from minprefix.evaluate import mean_loss
+from minprefix.method import Method
+from minprefix.methods import (
+    Adapters,
+    BitFit,
+    FineTuning,
+    Infix,
+    LoRA,
+    PromptTuning,
+    PTuning,
+    TopLayers,
+)
 from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import MLPPrefix, Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.settings import INIT_STD, Demo, Job, Settings
+from minprefix.settings import INIT_STD, LENGTH, Demo, Job, Settings
 from minprefix.storage.artifact import MLP
 from minprefix.storage.fingerprint import digest
 from minprefix.storage.provenance import Evaluation
@@ -80,7 +91,7 @@ class Work:
     """All that a training needs, read and checked. `about` is recorded."""
 
     model: GPT2
-    prefix: Prefix
+    prefix: Prefix | Method
     template: Template
     data: Data
     valid: Data | None
@@ -101,7 +112,7 @@ def for_job(job: Job, out: Path) -> Work:
     """Raises InputError for all that cannot be trained."""
     model = GPT2.load(job.model, revision=job.revision)
     model.check_finite()  # before a folder is made for a run that cannot begin
-    prefix = start_prefix(model, job)
+    prefix = start_method(model, job)
     if job.init_prefix is not None and out.exists() and out.samefile(job.init_prefix):
         why = "is the folder of --init-prefix, which --resume reads again: choose another --out"
         raise InputError(f"--out {out} {why}")
@@ -156,10 +167,18 @@ def for_demo(demo: Demo) -> Work:
     return Work(model, prefix, template, data, valid, demo.settings(), about)
 
 
-def loss(model: GPT2, prefix: Prefix | None, probe: Sequence[Encoded], settings: Settings) -> float:
+def loss(
+    model: GPT2, prefix: Prefix | Method | None, probe: Sequence[Encoded], settings: Settings
+) -> float:
     size = min(8, settings.micro_batch_size or 8)
+    folded = prefix.fold() if isinstance(prefix, Prefix) else prefix
     with np.errstate(over="ignore", invalid="ignore"):
-        return mean_loss(model, prefix and prefix.fold(), probe, settings.backend, size, "loss")
+        return mean_loss(model, folded, probe, settings.backend, size, "loss")
+
+
+def called(prefix: Prefix | Method) -> str:
+    """What a sentence calls it: "the prefix", or a rival's name."""
+    return "the prefix" if isinstance(prefix, Prefix) else prefix.name
 
 
 # ---- the untrained prefix ---------------------------------------------------------------------
@@ -174,14 +193,15 @@ STARTS = {
 
 
 def start_of(job: Job) -> dict[str, Any]:
-    """How the prefix starts, with every default filled in: it is recorded. Raises InputError for
-    an option without effect, and for a missing one."""
+    """How the prefix, or a rival, starts, with every default filled in: it is recorded. Raises
+    InputError for an option without effect, and for a missing one."""
     unsaid = job.unsaid()
     init = job.init or unsaid["init"]
     for wanted, (option, _) in STARTS.items():
         if getattr(job, option) is not None and init != wanted:
             raise InputError(
-                f"--{option.replace('_', '-')} belongs to --init {wanted}, and --init is {init}"
+                f"--{option.replace('_', '-')} belongs to --init {wanted}, and --init is "
+                f"{init or 'not given'}"
             )
     if init == "network" and job.mlp_hidden is None:
         raise InputError("--init network is the MLP's own start: give --mlp-hidden as well")
@@ -224,6 +244,35 @@ def start_prefix(model: GPT2, job: Job) -> Prefix:
     return onto
 
 
+def start_method(model: GPT2, job: Job) -> Prefix | Method:
+    """What is trained, as it starts. Raises InputError for an option without effect, and for all
+    that the method refuses."""
+    start, own, seed, length = start_of(job), job.own(), job.seed, job.prefix_length
+    slots = LENGTH if length is None else length
+    match job.trained, start["init"]:
+        case "full", _:
+            return FineTuning.start(model)
+        case "top-layers", _:
+            return TopLayers.start(model, own["top_layers"])
+        case "bitfit", _:
+            return BitFit.start(model)
+        case "lora", _:
+            return LoRA.start(model, **own, dropout=job.dropout, seed=seed)
+        case "adapters", _:
+            return Adapters.start(model, **own, seed=seed)
+        case "p-tuning", _:
+            return PTuning.start(model, slots, own["encoder_hidden"], seed)
+        case "infix", _:
+            return Infix.start(model, slots, start["init_std"], seed)
+        case "prompt-tuning", "vocabulary":
+            return PromptTuning.vocabulary(model, slots, seed)
+        case "prompt-tuning", "text":
+            return PromptTuning.text(model, start["init_text"], length)
+        case "prompt-tuning", _:
+            return PromptTuning.normal(model, slots, start["init_std"], seed)
+    return start_prefix(model, job)
+
+
 def _saved_start(model: GPT2, job: Job) -> Prefix:
     """The prefix of --init-prefix, or with --mlp-hidden its MLP. Raises InputError for an option
     that contradicts it."""
@@ -263,10 +312,11 @@ def carry_out(
     resume: bool,
     recorded: Sequence[str] | None = None,
 ) -> Done:
-    """Train, and write the prefix and metrics.json into `out`, beside what `train` writes.
+    """Train, and write the prefix, or the rival, and metrics.json into `out`, beside what `train`
+    writes.
 
-    `measure` gives the metrics of the trained prefix; those named in `recorded` (default all) are
-    recorded with the prefix. Raises KeyboardInterrupt where Ctrl-C stopped the training, and
+    `measure` gives the metrics of what was trained; those named in `recorded` (default all) are
+    recorded with it. Raises KeyboardInterrupt where Ctrl-C stopped the training, and
     InputError for a folder that is taken, for all that `train` refuses, and for a prefix whose loss
     is not a finite number.
     """
@@ -287,10 +337,12 @@ def carry_out(
         try:  # JSON has no NaN and no infinity, and a prefix with such a loss is of no use
             json.dumps([metrics, asdict(found)], allow_nan=False)
         except ValueError:
+            trained, none = "the trained prefix", "no prefix"
+            if not isinstance(prefix, Prefix):
+                trained, none = prefix.name, "nothing"
             raise InputError(
-                f"the loss with the trained prefix is not a finite number, so no prefix was saved "
-                f"in {out}: train again with --force and a lower --lr (it was {settings.lr:g}) or "
-                "--clip"
+                f"the loss with {trained} is not a finite number, so {none} was saved in {out}: "
+                f"train again with --force and a lower --lr (it was {settings.lr:g}) or --clip"
             ) from None
         kept = {name: metrics[name] for name in recorded or metrics}
         prefix.save(out, model, work.about | {"settings": vars(settings)}, kept, found)

@@ -2,6 +2,7 @@
 and a run records them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -23,7 +24,7 @@ def option(default: Any, help: str = "", **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a prefix is trained.
+    """How a prefix, or one of its rivals, is trained.
 
     `loss`: "token-mean", the mean over all target tokens of a batch; "sentence-sum", the sum over
     the tokens of each sentence, averaged over the sentences (the paper's code). `micro_batch_size`:
@@ -90,13 +91,54 @@ def _setting(name: str, kind: Any = Settings, **more: Any) -> Any:
 
 EPOCHS, LENGTH, MLP_LR, INIT_STD, INIT_BOUND = 5, 10, 5e-4, 0.02, 0.05
 
+# ---- the methods ------------------------------------------------------------------------------
+
+PREFIX, SAME = "prefix", "p-tuning-v2"  # P-tuning v2 (Liu et al., 2022) is prefix-tuning
+#: method -> its learning rate, which was good on the demo's task
+RATES = {
+    PREFIX: Settings.lr, "full": 5e-4, "top-layers": 5e-4, "bitfit": 5e-3, "prompt-tuning": 5e-2,
+    "p-tuning": 5e-3, "infix": 5e-3, "lora": 5e-3, "adapters": 5e-3,
+}  # fmt: skip
+METHODS = (PREFIX, SAME, *list(RATES)[1:])
+#: method -> the values of --init that it takes, the first by default; the others have one start
+INITS = {
+    PREFIX: ("normal", "uniform", "zero", "text", "prefix", "network"),
+    "prompt-tuning": ("normal", "vocabulary", "text"),
+    "infix": ("normal",),
+}
+#: option -> the methods that have it
+BELONGS = {
+    "prefix_length": (PREFIX, "prompt-tuning", "p-tuning", "infix"),
+    "init_std": (PREFIX, "prompt-tuning", "infix"),
+    "init_bound": (PREFIX,),
+    "init_text": (PREFIX, "prompt-tuning"),
+    "mlp_hidden": (PREFIX,),
+    "layers": (PREFIX,),
+    "position_offset": (PREFIX,),
+    "dropout": (PREFIX, "lora"),
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "targets": ("lora",),
+    "bottleneck": ("adapters",),
+    "placement": ("adapters",),
+    "top_layers": ("top-layers",),
+    "encoder": ("p-tuning",),
+    "encoder_hidden": ("p-tuning",),
+}
+#: what a rival's own options come to that are not given
+OWN = {
+    "rank": 8, "targets": ["attn.c_attn"], "bottleneck": 8, "placement": "houlsby", "top_layers": 2,
+    "encoder": "mlp", "encoder_hidden": 128,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of `minprefix train`: the data, the prefix, and the fields of `Settings`.
+    """What is asked of `minprefix train`: the data, what is trained, and the fields of `Settings`.
 
     None: not asked for; `unsaid` says what that comes to. The order of the fields is the order in
-    which a run records them.
+    which a run records them. Raises InputError for an unknown method, and for an option or a start
+    that the method does not have.
     """
 
     model: str | None = None
@@ -111,18 +153,22 @@ class Job:
     skip_long: bool = option(
         False, "leave out pairs that do not fit (without it, the file is refused)"
     )
-    prefix_length: int | None = option(None, "slots of the prefix", unsaid=LENGTH)
+    prefix_length: int | None = option(
+        None, "slots of the prefix, the prompt or the infix", unsaid=LENGTH
+    )
     init: str | None = option(
         None,
         "how the prefix starts; with --mlp-hidden, network is the MLP's own start, prefix a "
         "trained prefix's MLP, and any other is what the MLP is first fitted to",
-        choices=("normal", "uniform", "zero", "text", "prefix", "network"),
+        choices=("normal", "uniform", "zero", "text", "vocabulary", "prefix", "network"),
         unsaid="normal; network with --mlp-hidden",
     )
     init_std: float | None = option(None, "with --init normal", unsaid=INIT_STD)
     init_bound: float | None = option(None, "with --init uniform", unsaid=INIT_BOUND)
     init_text: str | None = option(None, "with --init text")
-    init_prefix: str | None = option(None, "with --init prefix: a trained one", metavar="DIR")
+    init_prefix: str | None = option(
+        None, "with --init prefix: a trained one, of the same --method", metavar="DIR"
+    )
     mlp_hidden: int | None = option(None, "train through an MLP of this width")
     layers: list[int] | None = option(  # noqa: RUF009
         None, "only these layers see the prefix", metavar="I,J,..."
@@ -135,13 +181,17 @@ class Job:
     batch_size: int = _setting("batch_size")
     micro_batch_size: int | None = _setting("micro_batch_size")
     lr: float | None = _setting(
-        "lr", default=None, unsaid=f"{Settings.lr:g}; {MLP_LR:g} with --mlp-hidden"
+        "lr",
+        default=None,
+        unsaid=f"{Settings.lr:g}; {MLP_LR:g} with --mlp-hidden; each --method has its own",
     )
     warmup: int = _setting("warmup")
     schedule: str = _setting("schedule")
     weight_decay: float = _setting("weight_decay")
     clip: float | None = _setting("clip")
-    dropout: float = _setting("dropout")
+    dropout: float = _setting(
+        "dropout", help="on the prefix's keys and values, or on what LoRA's A sees"
+    )
     loss: str = _setting("loss")
     eval_every: int = _setting("eval_every")
     valid_samples: int | None = option(
@@ -153,6 +203,60 @@ class Job:
     seed: int = _setting("seed")
     backend: str = _setting("backend")
     matmul: str = _setting("matmul")
+    method: str | None = option(
+        None, "what is trained (p-tuning-v2 is prefix-tuning)", choices=METHODS, unsaid=PREFIX
+    )
+    rank: int | None = option(None, "lora: r", unsaid=OWN["rank"])
+    alpha: float | None = option(None, "lora: its scale is alpha/r", unsaid="r")
+    targets: list[str] | None = option(  # noqa: RUF009
+        None,
+        "lora: the linear layers, or the ends of their names",
+        metavar="NAME,...",
+        unsaid="attn.c_attn",
+    )
+    bottleneck: int | None = option(None, "adapters: their width", unsaid=OWN["bottleneck"])
+    placement: str | None = option(
+        None,
+        "adapters: behind attention and MLP, or the MLP alone",
+        choices=("houlsby", "pfeiffer"),
+        unsaid=OWN["placement"],
+    )
+    top_layers: int | None = option(None, "top-layers: how many", unsaid=OWN["top_layers"])
+    encoder: str | None = option(
+        None, "p-tuning: what the prompt comes from", choices=("mlp",), unsaid=OWN["encoder"]
+    )
+    encoder_hidden: int | None = option(
+        None, "p-tuning: the encoder's width", unsaid=OWN["encoder_hidden"]
+    )
+
+    def __post_init__(self) -> None:
+        if self.method is not None and self.method not in METHODS:
+            expected = f"expected one of {', '.join(METHODS)}"
+            raise InputError(f"--method is {self.method!r}: {expected}")
+        for name, methods in BELONGS.items():
+            default = self.__dataclass_fields__[name].default
+            if getattr(self, name) != default and self.trained not in methods:
+                raise InputError(
+                    f"{_typed(name)} belongs to --method {_either(methods)}, and --method is "
+                    f"{self.method or PREFIX}"
+                )
+        starts = INITS.get(self.trained, ())
+        if self.init is not None and self.init not in starts:
+            expected = f"expected {_either(starts)}" if starts else "leave it out"
+            raise InputError(
+                f"--init {self.init} is no start of --method {self.method or PREFIX}: {expected}"
+            )
+
+    @property
+    def trained(self) -> str:
+        """The method, "prefix" where it has another name or none."""
+        return PREFIX if self.method is None or self.method == SAME else self.method
+
+    def own(self) -> dict[str, Any]:
+        """The options that this method alone has, with every default filled in."""
+        names = [name for name, methods in BELONGS.items() if methods == (self.trained,)]
+        given = {name: getattr(self, name) for name in names}
+        return {name: OWN.get(name) if v is None else v for name, v in given.items()}
 
     @classmethod
     def recorded(cls, options: dict[str, Any]) -> "Job":
@@ -161,9 +265,13 @@ class Job:
 
     def unsaid(self) -> dict[str, Any]:
         """What the options come to that were not given."""
-        flat = self.mlp_hidden is None
-        lr, start = (Settings.lr, "normal") if flat else (MLP_LR, "network")
-        unsaid: dict[str, Any] = {"lr": lr, "init": start}
+        method = self.trained
+        lr, start = RATES[method], INITS.get(method, (None,))[0]
+        if self.mlp_hidden is not None:
+            lr, start = MLP_LR, "network"
+        unsaid: dict[str, Any] = {"lr": lr, "init": start, "method": method}
+        if method != PREFIX:
+            unsaid |= {name: value for name, value in OWN.items() if method in BELONGS[name]}
         init = self.init or start
         if init == "normal":
             unsaid["init_std"] = INIT_STD
@@ -171,7 +279,7 @@ class Job:
             unsaid["init_bound"] = INIT_BOUND
         if self.steps is None:
             unsaid["epochs"] = EPOCHS
-        if init not in ("text", "prefix"):
+        if init not in ("text", "prefix") and method in BELONGS["prefix_length"]:
             unsaid["prefix_length"] = LENGTH
         return unsaid
 
@@ -188,11 +296,22 @@ class Job:
         return Settings(**chosen)
 
 
+def _typed(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _either(names: Sequence[str]) -> str:
+    """a, b or c"""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 @dataclass(frozen=True)
 class Demo:
     """What is asked of `minprefix demo`."""
 
-    prefix_length: int = _setting("prefix_length", Job, default=LENGTH)
+    prefix_length: int = _setting("prefix_length", Job, default=LENGTH, help="slots of the prefix")
     steps: int = option(250, "how many steps")
     batch_size: int = _setting("batch_size", default=16)
     lr: float = _setting("lr", default=1e-2)

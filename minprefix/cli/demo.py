@@ -57,6 +57,7 @@ def _demo(args: argparse.Namespace) -> int:
     started = time.time()
     work = runs.for_demo(asked)
     model, prefix = work.model, work.prefix
+    assert isinstance(prefix, Prefix)
     test = data.pairs("test", data.TEST, seed=0)  # the same for every seed, to compare runs
     share = prefix.n_parameters / model.n_parameters
     print(f"{model}\n{prefix}: {share:.1%} of the model's size\n")

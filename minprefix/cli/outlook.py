@@ -11,8 +11,9 @@ from minprefix.cli.fields import given
 from minprefix.cli.resume import asked_for, draw_loss, resumable, worse
 from minprefix.data.pairs import COLUMNS, Pair
 from minprefix.errors import InputError, counted, note
-from minprefix.runs import Data, Work
-from minprefix.settings import Job
+from minprefix.prefix import Prefix
+from minprefix.runs import Work
+from minprefix.settings import SAME, Job
 from minprefix.storage.places import TINY
 from minprefix.storage.run import refuse_taken
 from minprefix.train import Result
@@ -26,13 +27,15 @@ def train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     job = _job(args)
+    if job.method == SAME:
+        print("P-tuning v2 (Liu et al., 2022) is prefix-tuning: a prefix is trained")
     refuse_taken(args.out, args.force, args.resume)
     work = runs.for_job(job, args.out)
     model, prefix, settings = work.model, work.prefix, work.settings
     print(f"{model}\n{prefix}: {prefix.n_parameters / model.n_parameters:.2%} of the model's size")
     show(work, job.skip_long)
-    note_oddities(work.data, work.valid, (job.source_column, job.target_column))
-    probe = work.probe
+    note_oddities(work, (job.source_column, job.target_column))
+    probe, what = work.probe, runs.called(prefix)
     frozen = frozen_loss(work)
 
     def measure(result: Result) -> dict[str, Any]:
@@ -52,14 +55,15 @@ def _train(args: argparse.Namespace) -> int:
     draw_loss(work, args.out)
     if result.best_loss is not None:
         best = f"{result.best_loss:.4f}, at step {result.best_step}"
-        print(f"best validation loss {best}; the prefix of that step is kept")
+        print(f"best validation loss {best}; {what} of that step is kept")
     show_samples(evaluation.samples, work.scored[1].pairs)
     print(
         f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, "
-        f"{metrics['loss']:.4f} with the prefix"
+        f"{metrics['loss']:.4f} with {what}"
     )
     print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
-    return worse(frozen, metrics["loss"], settings.lr)
+    rival = None if isinstance(prefix, Prefix) else prefix.name
+    return worse(frozen, metrics["loss"], settings.lr, rival)
 
 
 def _job(args: argparse.Namespace) -> Job:
@@ -126,9 +130,12 @@ def frozen_loss(work: Work) -> float:
         if model.folder is not None and TINY is not None and model.folder.samefile(TINY):
             why = ", only the small world of `minprefix demo`"
             example = ", for example --model gpt2"
+        steers = "a prefix steers a model, but teaches it no language"
+        if not isinstance(work.prefix, Prefix):
+            steers = "some thousand pairs adapt a model, but teach it no language"
         note(
-            f"{model.name!r} does not know such text{why}: a prefix steers a model, but teaches it "
-            f"no language; give a model that was trained on such text{example}"
+            f"{model.name!r} does not know such text{why}: {steers}; give a model that was trained "
+            f"on such text{example}"
         )
     return value
 
@@ -137,26 +144,28 @@ def frozen_loss(work: Work) -> float:
 RECORD = re.compile(r"\w ?\[[^\]]*\]|\w ?[|=] ?\w|[\"\'] ?: ?[\"\'\d\[{]")
 
 
-def note_oddities(data: Data, valid: Data | None, columns: tuple[str | None, str | None]) -> None:
+def note_oddities(work: Work, columns: tuple[str | None, str | None]) -> None:
     """A note for each thing that is allowed but rarely meant."""
+    data, valid, prefix = work.data, work.valid, work.prefix
+    learner = "the prefix" if isinstance(prefix, Prefix) else f"the model with {prefix.name}"
     n, different = len(data.pairs), {(p.source, p.target) for p in data.pairs}
     sources, targets = ({pair[i] for pair in different} for i in (0, 1))
     if are_swapped(sources, targets) or columns[::-1] in COLUMNS:
         note(
-            f"{data.path}: the targets look like records and the sources like sentences, so the "
-            "prefix learns to write records: are --source-column and --target-column swapped?"
+            f"{data.path}: the targets look like records and the sources like sentences, so "
+            f"{learner} learns to write records: are --source-column and --target-column swapped?"
         )
     if n > 1 and len(sources) == 1 < len(targets):
         note(f"{data.path}: every source is the same, so the target cannot be learnt from it")
     if n > 1 and len(targets) == 1:
-        note(f"{data.path}: every target is the same, so the prefix learns to ignore the source")
+        note(f"{data.path}: every target is the same, so {learner} learns to ignore the source")
     if 2 * len(different) <= n:
         note(f"{data.path}: only {len(different)} of {n} pairs differ, the others repeat them")
     both = sum((p.source, p.target) in different for p in valid.pairs) if valid else 0
     if valid and both:
         note(
-            f"{both} of the {len(valid.pairs)} pairs of --valid are in --data, too: a prefix that "
-            "is good at them may have memorised them"
+            f"{both} of the {len(valid.pairs)} pairs of --valid are in --data, too: "
+            f"{learner.replace('the', 'a', 1)} that is good at them may have memorised them"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from minprefix.cli.fields import given
 from minprefix.cli.options import resolved
 from minprefix.errors import InputError, counted
+from minprefix.prefix import Prefix
 from minprefix.runs import Work
 from minprefix.settings import Demo, Job
 from minprefix.show import training
@@ -81,20 +82,20 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
 
 def draw_loss(work: Work, out: Path) -> None:
     prefix, name = work.prefix, Path(work.model.name).name
-    title = (
-        f"{counted(prefix.length, 'slot')} on {name}: {prefix.n_parameters:,} trained parameters"
-    )
+    what = counted(prefix.length, "slot") if isinstance(prefix, Prefix) else prefix.name
+    title = f"{what} on {name}: {prefix.n_parameters:,} trained parameters"
     training.loss_picture(out / PICTURE, log_lines(out / LOG), title)
 
 
-def worse(frozen: float, loss: float, lr: float) -> int:
-    """-> the exit status: 1, with a sentence, if the prefix makes the model far worse."""
+def worse(frozen: float, loss: float, lr: float, rival: str | None = None) -> int:
+    """-> the exit status: 1, with a sentence, if the prefix, or the rival of this name, makes the
+    model far worse."""
     if loss <= frozen + max(0.5, 0.25 * frozen):
         return 0
     print(
-        f"minprefix: the loss is {loss:.2f} with this prefix and {frozen:.2f} without one: it "
-        f"makes the model worse. Train again with a lower --lr (it was {lr:g}), or look at the "
-        "data",
+        f"minprefix: the loss is {loss:.2f} with {rival or 'this prefix'} and {frozen:.2f} without "
+        f"{'it' if rival else 'one'}: it makes the model worse. Train again with a lower --lr (it "
+        f"was {lr:g}), or look at the data",
         file=sys.stderr,
     )
     return 1
