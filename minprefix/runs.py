@@ -23,12 +23,14 @@ from minprefix.methods import (
     PromptTuning,
     PTuning,
     TopLayers,
+    load,
 )
+from minprefix.methods.lora import check_targets
 from minprefix.model import GPT2
 from minprefix.ops import BACKENDS
 from minprefix.prefix import MLPPrefix, Prefix
 from minprefix.prefixes.verify import evaluation
-from minprefix.settings import INIT_STD, LENGTH, Demo, Job, Settings
+from minprefix.settings import BELONGS, INIT_STD, LENGTH, PREFIX, Demo, Job, Settings
 from minprefix.storage.artifact import MLP
 from minprefix.storage.fingerprint import digest
 from minprefix.storage.provenance import Evaluation
@@ -178,7 +180,8 @@ def loss(
 
 def called(prefix: Prefix | Method) -> str:
     """What a sentence calls it: "the prefix", or a rival's name."""
-    return "the prefix" if isinstance(prefix, Prefix) else prefix.name
+    words = {"full": "full fine-tuning", "top-layers": "fine-tuned top layers"}
+    return "the prefix" if isinstance(prefix, Prefix) else words.get(prefix.name, prefix.name)
 
 
 # ---- the untrained prefix ---------------------------------------------------------------------
@@ -250,6 +253,8 @@ def start_method(model: GPT2, job: Job) -> Prefix | Method:
     start, own, seed, length = start_of(job), job.own(), job.seed, job.prefix_length
     slots = LENGTH if length is None else length
     match job.trained, start["init"]:
+        case method, "prefix" if method != PREFIX:
+            return _saved_method(model, job)
         case "full", _:
             return FineTuning.start(model)
         case "top-layers", _:
@@ -271,6 +276,33 @@ def start_method(model: GPT2, job: Job) -> Prefix | Method:
         case "prompt-tuning", _:
             return PromptTuning.normal(model, slots, start["init_std"], seed)
     return start_prefix(model, job)
+
+
+def _saved_method(model: GPT2, job: Job) -> Method:
+    """The rival of --init-prefix. Raises InputError for another method, and for an option that
+    contradicts it."""
+    place = job.init_prefix
+    assert place is not None
+    saved = load(place, model, str(model.dtype))
+    name = PREFIX if isinstance(saved, Prefix) else saved.name
+    if isinstance(saved, Prefix) or name != job.trained:
+        raise InputError(
+            f"--init-prefix {place} holds what --method {name} trained, and --method is "
+            f"{job.trained}: give one of the same method"
+        )
+    facts = saved.options | {"prefix_length": saved.position_offset}
+    if isinstance(saved, LoRA):
+        saved.dropout = facts["dropout"] = job.dropout  # of the training, as a prefix's
+    for option, methods in BELONGS.items():
+        asked = getattr(job, option) if name in methods else None
+        if option == "targets" and asked is not None:
+            asked = check_targets(asked)
+        if asked is not None and option != "init_text" and asked != facts.get(option, asked):
+            raise InputError(
+                f"--{option.replace('_', '-')} is {asked}, {name} in {place} has {facts[option]}: "
+                "leave it out"
+            )
+    return saved
 
 
 def _saved_start(model: GPT2, job: Job) -> Prefix:
@@ -339,7 +371,7 @@ def carry_out(
         except ValueError:
             trained, none = "the trained prefix", "no prefix"
             if not isinstance(prefix, Prefix):
-                trained, none = prefix.name, "nothing"
+                trained, none = called(prefix), "nothing"
             raise InputError(
                 f"the loss with {trained} is not a finite number, so {none} was saved in {out}: "
                 f"train again with --force and a lower --lr (it was {settings.lr:g}) or --clip"

@@ -100,11 +100,12 @@ RATES = {
     "p-tuning": 5e-3, "infix": 5e-3, "lora": 5e-3, "adapters": 5e-3,
 }  # fmt: skip
 METHODS = (PREFIX, SAME, *list(RATES)[1:])
-#: method -> the values of --init that it takes, the first by default; the others have one start
+#: method -> the values of --init that it takes, the first by default; the others have a start of
+#: their own, or go on from a saved one
 INITS = {
     PREFIX: ("normal", "uniform", "zero", "text", "prefix", "network"),
-    "prompt-tuning": ("normal", "vocabulary", "text"),
-    "infix": ("normal",),
+    "prompt-tuning": ("normal", "vocabulary", "text", "prefix"),
+    "infix": ("normal", "prefix"),
 }
 #: option -> the methods that have it
 BELONGS = {
@@ -158,8 +159,10 @@ class Job:
     )
     init: str | None = option(
         None,
-        "how the prefix starts; with --mlp-hidden, network is the MLP's own start, prefix a "
-        "trained prefix's MLP, and any other is what the MLP is first fitted to",
+        "how the prefix starts: normal, uniform, zero, text, prefix (a trained one), for a prompt "
+        "also vocabulary; with --mlp-hidden, network is the MLP's own start, prefix a trained "
+        "prefix's MLP, and any other is what the MLP is first fitted to",
+        metavar="HOW",
         choices=("normal", "uniform", "zero", "text", "vocabulary", "prefix", "network"),
         unsaid="normal; network with --mlp-hidden",
     )
@@ -204,7 +207,12 @@ class Job:
     backend: str = _setting("backend")
     matmul: str = _setting("matmul")
     method: str | None = option(
-        None, "what is trained (p-tuning-v2 is prefix-tuning)", choices=METHODS, unsaid=PREFIX
+        None,
+        "what is trained: prefix, p-tuning-v2 (the same), full (all weights), top-layers, bitfit "
+        "(biases), prompt-tuning, p-tuning, infix, lora, adapters",
+        metavar="M",
+        choices=METHODS,
+        unsaid=PREFIX,
     )
     rank: int | None = option(None, "lora: r", unsaid=OWN["rank"])
     alpha: float | None = option(None, "lora: its scale is alpha/r", unsaid="r")
@@ -240,11 +248,11 @@ class Job:
                     f"{_typed(name)} belongs to --method {_either(methods)}, and --method is "
                     f"{self.method or PREFIX}"
                 )
-        starts = INITS.get(self.trained, ())
+        starts = INITS.get(self.trained, ("prefix",))
         if self.init is not None and self.init not in starts:
-            expected = f"expected {_either(starts)}" if starts else "leave it out"
             raise InputError(
-                f"--init {self.init} is no start of --method {self.method or PREFIX}: {expected}"
+                f"--init {self.init} is no start of --method {self.method or PREFIX}: expected "
+                f"{_either(starts)}"
             )
 
     @property

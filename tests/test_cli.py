@@ -369,10 +369,11 @@ def test_a_text_that_the_model_does_not_know_is_said_at_the_start(capsys, fresh)
     model, chance = GPT2.load("tiny"), math.log(1024)
     world = [Pair(*pair, "") for pair in table_to_text(4, "train", 0)]
     foreign = [Pair("Zürich", "Grüezi mitenand, wie gaats?", "")]
+    prefix = Prefix.zero(model.config, 1)
 
     def said_of(pairs):
         encoded = encode_pairs(model, pairs, Template(), model.room())
-        read = {"model": model, "probe": encoded, "scored": ("data", None)}
+        read = {"model": model, "probe": encoded, "scored": ("data", None), "prefix": prefix}
         value = outlook.frozen_loss(SimpleNamespace(settings=Settings(steps=1), **read))
         found = re.fullmatch(
             rf"the frozen model's loss on {len(pairs)} pairs? of --data is (.*) a token, (.*) "

@@ -16,7 +16,7 @@ def add(command: Command) -> None:
         f"{options.ENDS} The predictions that are cut are counted.",
     )
     options.add_model(p)
-    options.path(p, "--prefix", "DIR", "a trained prefix")
+    options.path(p, "--prefix", "DIR", "a trained prefix, or another method's folder")
     options.path(p, "--data", "FILE", "pairs: .jsonl, .csv or .tsv", required=True)
     options.add_columns(p)
     joined = "how source and target are joined (default: the prefix's own)"

@@ -36,7 +36,7 @@ def add_fields(
             to.add_argument(option, action="store_true", default=None, help=help_)
             continue
         choices, nargs = f.metadata.get("choices"), "+" if many and name not in types else None
-        metavar = None if choices else f.metadata.get("metavar", METAVARS[type_])
+        metavar = f.metadata.get("metavar", None if choices else METAVARS[type_])
         to.add_argument(
             option,
             type=types.get(name, type_),

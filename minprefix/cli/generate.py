@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minprefix.data.pairs import Template
     from minprefix.data.requests import Request
     from minprefix.generate import Decoding
+    from minprefix.method import Method
     from minprefix.model import GPT2
     from minprefix.prefixes.store import PrefixStore, Prompt
 
@@ -38,7 +39,7 @@ def add(command: Command) -> None:
         options.ENDS,
     )
     options.add_model(p)
-    prefix = "a trained prefix; with --data several, each with a name"
+    prefix = "a trained prefix, or another method's folder; with --data several prefixes by name"
     p.add_argument("--prefix", action="append", metavar="[NAME=]DIR", help=prefix)
     prompt = (
         "the text to continue; with a prefix it is the source in the prefix's template; may be "
@@ -73,6 +74,7 @@ def add(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from minprefix.data.requests import Request, read_requests
+    from minprefix.evaluate import predict_ids
     from minprefix.prefixes.store import PrefixStore
 
     places = named(args.prefix or [])
@@ -87,12 +89,17 @@ def run(args: argparse.Namespace) -> int:
         budget = {} if args.store_bytes is None else {"budget": args.store_bytes}
         store = PrefixStore(args.store or inside, model, **budget)
         requests = read_requests(args.data, BARE if None in places else None, args.source_column)
-    templates, starts = _named(args, store, requests)
+    rival = _rival(places, model)
+    templates, starts = _named(args, store, requests, rival)
     asked = args.max_new_tokens is not None
     prompts = _prompts(model, requests, templates, starts, decoding, asked)
 
     def answers() -> Answers:
-        written = store.answers(prompts, args.batch_size or BATCH, args.backend)
+        size, ids_of = args.batch_size or BATCH, [p.ids for p in prompts]
+        if rival is None:
+            written = store.answers(prompts, size, args.backend)
+        else:
+            written = enumerate(predict_ids(model, rival, ids_of, decoding, args.backend, size))
         bar = None if args.data is None else "answers"
         for i, ids in console.bar(written, bar, "answer", len(prompts)):
             template, text = templates[prompts[i].prefix], model.decode(ids)
@@ -151,22 +158,53 @@ def _check(args: argparse.Namespace, places: Mapping[str | None, Path]) -> None:
         raise InputError(f"--prefix: a prefix beside a bare folder cannot be called {BARE!r}")
 
 
+def _rival(places: Mapping[str | None, Path], model: "GPT2") -> "Method | None":
+    """The rival that one of these folders holds, None where all are prefixes. Raises InputError for
+    a rival among several: they can share a batch, it cannot."""
+    from minprefix.methods import load
+    from minprefix.prefix import Prefix
+    from minprefix.storage.rivals import holds_rival
+
+    for place in places.values():
+        if not holds_rival(place):
+            continue
+        method = load(place, model, str(model.dtype))
+        assert not isinstance(method, Prefix)
+        if len(places) > 1:
+            raise InputError(
+                f"--prefix {place} was trained with --method {method.name}: prefixes can be mixed "
+                f"in a batch, {method.name} cannot; give it alone"
+            )
+        return method.to(model.backend)
+    return None
+
+
 def _named(
-    args: argparse.Namespace, store: "PrefixStore", requests: "Sequence[Request]"
+    args: argparse.Namespace,
+    store: "PrefixStore",
+    requests: "Sequence[Request]",
+    rival: "Method | None",
 ) -> "tuple[dict[str | None, Template | None], dict[str | None, int]]":
     """For each prefix that the requests name, which is read once: its template (None: the prompt as
-    it is), and the position of the first token. Raises InputError if it cannot be read."""
+    it is), and the position of the first token. Raises InputError if it cannot be read, and for a
+    request without the `rival` that is in the place of a prefix."""
     from minprefix.data.pairs import Template
     from minprefix.storage.provenance import recorded_template
 
     for request in requests:
         if request.prefix is not None and request.prefix not in store:
             raise InputError(f"{request.where}: {store.missing(request.prefix)}")
+        if request.prefix is None and rival is not None:
+            raise InputError(
+                f"{request.where}: no prefix is asked for, and --prefix was trained with --method "
+                f"{rival.name}: prefixes can be mixed in a batch, {rival.name} cannot; give such "
+                "requests a file of their own"
+            )
     templates: dict[str | None, Template | None] = {}
     starts: dict[str | None, int] = {}
     for name in dict.fromkeys(request.prefix for request in requests):
         text = args.template
-        starts[name] = 0 if name is None else store[name].position_offset
+        starts[name] = 0 if name is None else (rival or store[name]).position_offset
         if text is None and name is not None:
             text = recorded_template(store.place(name)) or Template().text
         templates[name] = None if args.raw or text is None else Template(text)

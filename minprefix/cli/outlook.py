@@ -36,6 +36,7 @@ def _train(args: argparse.Namespace) -> int:
     show(work, job.skip_long)
     note_oddities(work, (job.source_column, job.target_column))
     probe, what = work.probe, runs.called(prefix)
+    rival = None if isinstance(prefix, Prefix) else what
     frozen = frozen_loss(work)
 
     def measure(result: Result) -> dict[str, Any]:
@@ -55,14 +56,16 @@ def _train(args: argparse.Namespace) -> int:
     draw_loss(work, args.out)
     if result.best_loss is not None:
         best = f"{result.best_loss:.4f}, at step {result.best_step}"
-        print(f"best validation loss {best}; {what} of that step is kept")
+        kept = "the prefix of that step is kept"
+        if rival is not None:
+            kept = "what was trained up to that step is kept"
+        print(f"best validation loss {best}; {kept}")
     show_samples(evaluation.samples, work.scored[1].pairs)
     print(
         f"loss on {counted(len(probe), 'pair')}: {frozen:.4f} of the frozen model, "
         f"{metrics['loss']:.4f} with {what}"
     )
     print(f"{result.seconds:.0f} s; the base model is unchanged; written to {args.out}")
-    rival = None if isinstance(prefix, Prefix) else prefix.name
     return worse(frozen, metrics["loss"], settings.lr, rival)
 
 
@@ -147,7 +150,7 @@ RECORD = re.compile(r"\w ?\[[^\]]*\]|\w ?[|=] ?\w|[\"\'] ?: ?[\"\'\d\[{]")
 def note_oddities(work: Work, columns: tuple[str | None, str | None]) -> None:
     """A note for each thing that is allowed but rarely meant."""
     data, valid, prefix = work.data, work.valid, work.prefix
-    learner = "the prefix" if isinstance(prefix, Prefix) else f"the model with {prefix.name}"
+    learner = "the prefix" if isinstance(prefix, Prefix) else "the model"
     n, different = len(data.pairs), {(p.source, p.target) for p in data.pairs}
     sources, targets = ({pair[i] for pair in different} for i in (0, 1))
     if are_swapped(sources, targets) or columns[::-1] in COLUMNS:

@@ -13,7 +13,7 @@ from minprefix.cli.options import resolved
 from minprefix.errors import InputError, counted
 from minprefix.prefix import Prefix
 from minprefix.runs import Work
-from minprefix.settings import Demo, Job
+from minprefix.settings import PREFIX, Demo, Job
 from minprefix.show import training
 from minprefix.storage.run import LOG, PICTURE, PLACES, STATE, load_options, log_lines, saved_step
 
@@ -67,10 +67,11 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
         if value != before:
             said = "was not given" if before is None else f"was {before!r}"
             longer = ""  # its learning rate falls to 0 at its last step
-            if command == "train" and name in ("steps", "epochs"):
+            if isinstance(was, Job) and name in ("steps", "epochs"):
+                method = "" if was.trained == PREFIX else f"--method {was.trained} "
                 longer = (
                     "; to train longer, start another run from this one when it has ended: "
-                    f"--init prefix --init-prefix {shlex.quote(str(args.out))}"
+                    f"{method}--init prefix --init-prefix {shlex.quote(str(args.out))}"
                 )
             raise InputError(
                 f"cannot resume {args.out}: --{name.replace('_', '-')} {said} and is now {value!r}"

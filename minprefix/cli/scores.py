@@ -17,6 +17,8 @@ from minprefix.cli.options import decoding_of, load_model
 from minprefix.data import pairs as data
 from minprefix.errors import InputError, counted, listed, note
 from minprefix.generate import Decoding, no_room, room
+from minprefix.method import Method
+from minprefix.methods import load
 from minprefix.model import GPT2
 from minprefix.prefix import Prefix
 from minprefix.storage.provenance import recorded_template
@@ -34,7 +36,7 @@ class Job(NamedTuple):
     """What is evaluated, and on what."""
 
     model: GPT2
-    prefix: Prefix | None
+    prefix: Prefix | Method | None
     template: data.Template
     decoding: Decoding
     prompts: dict[str, list[int]]  # source -> the token ids of its prompt
@@ -92,7 +94,7 @@ def _read(args: argparse.Namespace) -> Job:
     model, decoding = load_model(args), decoding_of(args)
     prefix, text = None, args.template
     if args.prefix is not None:
-        prefix = Prefix.load(args.prefix, model).to(model.backend)
+        prefix = load(args.prefix, model).to(model.backend)
         text = recorded_template(args.prefix) if text is None else text
     template = data.Template() if text is None else data.Template(text)
     pairs = data.read_pairs(args.data, args.source_column, args.target_column)
