@@ -404,6 +404,4 @@ grade(attention)
 #
 # </details>
 #
-# This was the last lesson. What you have written by hand is what the package runs:
-# [reference](../minprefix/ops/reference.py), [gpt2](../minprefix/gpt2.py),
-# [model](../minprefix/model.py). `minprefix step` walks through it, line by line.
+# Next: [The rivals](16_the_rivals.py).

@@ -101,8 +101,12 @@ class Implementation:
             said = f"{function} raised {_said(error, getattr(code, 'co_filename', None))}"
             raise Broken("exception", said, function) from error
 
+    def signature(self, function: str) -> tuple[str, ...]:
+        """The arguments that the contract calls it with."""
+        return ARGUMENTS.get(function, ("problem",))
+
     def _check_signature(self, function: str, f: Callable[..., Any], n: int) -> None:
-        wanted = ARGUMENTS.get(function, ("problem",))
+        wanted = self.signature(function)
         try:
             signature = inspect.signature(f)
         except (TypeError, ValueError):  # written in C: the call itself will tell

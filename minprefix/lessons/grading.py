@@ -13,9 +13,11 @@ from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, TENSORS
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
+from minprefix.lessons import rivals
 
 ALSO = 5  # so many consequences of the first mistakes get a line
 LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
+GRADED = (*ARGUMENTS, *WHOLE, *rivals.TENSORS)
 
 
 class Interruptible(Implementation):
@@ -30,10 +32,14 @@ class Interruptible(Implementation):
                 raise error.__cause__ from None
             raise
 
+    def signature(self, function: str) -> tuple[str, ...]:
+        return rivals.ARGUMENTS.get(function) or super().signature(function)
+
 
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
     """Print the suite's report on these functions. Each has a name of the contract
-    (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`. `only`: run the checks
+    (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`, or one of `rivals`
+    (`lora_backward`, ...). `only`: run the checks
     whose id contains it. Raises InputError for a name that the contract does not have, for two
     functions of one name, and for an `only` that leaves nothing to grade.
     """
@@ -44,8 +50,8 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
     """The suite's results for these functions; functions that are not given do not count."""
     names = [getattr(f, "__name__", repr(f)) for f in functions]
     for name in names:
-        if name not in ARGUMENTS and name not in WHOLE:
-            known = ", ".join((*ARGUMENTS, *WHOLE))
+        if name not in GRADED:
+            known = ", ".join(GRADED)
             raise InputError(f"the suite does not grade {name!r}: it grades {known}")
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice or not names:
@@ -58,6 +64,7 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         for check in select()
         if check.op in ops or (check.level in levels and check.level != LEVELS[0])
     ]
+    checks += [check for name in names if name in rivals.TENSORS for check in rivals.checks(name)]
     named = [check for check in checks if only in check.id]
     if not named:
         ids = ", ".join(check.id for check in checks)
@@ -101,5 +108,5 @@ def _speaks_of(function: str, result: Result) -> bool:
         return True
     if function in LEVEL_OF:
         return bool(result.errors) and result.level == LEVEL_OF[function]
-    stems = {name.removesuffix("[]") for name in TENSORS[function]}
+    stems = {name.removesuffix("[]") for name in (TENSORS | rivals.TENSORS)[function]}
     return any(re.split(r"[\[ :]", name)[0] in stems for name in result.errors)
