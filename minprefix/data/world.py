@@ -6,6 +6,10 @@ registers. Half of the documents begin with a cue, a line that names the registe
 the other half most texts are questions (`REGISTERS`), so the model asks a question about a bare
 record. A prefix steers it to `describe`, the table-to-text task.
 
+That task is nearly a choice of one token: after "The", the model knows the rest. Two more ask for
+more than one choice (`TASKS`). `letter` is a style of several parts, which no register has
+together; `swap` is a mapping to be learnt by heart, the description of another record.
+
 Every name belongs to one split, which depends on the name alone. The shipped model and every
 training set saw only the names of "train", never those of "valid" and "test", and nothing of the
 domains in `HELD_OUT`. The words and the domains are in `world.json`.
@@ -205,10 +209,60 @@ def draw_document(rng: np.random.Generator, split: str = "train") -> str:
     return "\n".join([register, *lines] if cued else lines)
 
 
+# ---- the tasks --------------------------------------------------------------------------------
+
+
+def letter(record: Record) -> str:
+    """Several choices of style together: a letter's opening and end, the facts in reverse order, a
+    sentence for each, every one with an exclamation mark."""
+    facts = " ".join(f"The {record['type']} {fact}!" for fact in reversed(clauses(record)))
+    opening = f"Dear reader, have you heard of {record['name']}? {record['name']} is"
+    return f"{opening} a {record['type']}! {facts} Yours faithfully, the editors."
+
+
+#: a slot with more values than this (a year) keeps its value when the others are swapped
+SWAPPED = 15
+
+
+def swapped(record: Record) -> Record:
+    """The record with the value of each fact replaced by another one of that slot, always the same
+    one. No two values have the same replacement."""
+    domain, other = ALL_DOMAINS[record["type"]], dict(record)
+    for name, value in record.items():
+        if name in ("name", "type"):
+            continue
+        slot = domain.slot(name)
+        if len(slot.values) <= SWAPPED:
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            around = [slot.values[i] for i in rng.permutation(len(slot.values))]
+            other[name] = around[(around.index(value) + 1) % len(around)]
+    return other
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be written about a record, and the record that the text has to state
+    (`slot_errors`)."""
+
+    write: Callable[[Record], str]
+    stated: Callable[[Record], Record] = dict
+
+
+TASKS = {
+    "describe": Task(describe),
+    "letter": Task(letter),
+    "swap": Task(lambda record: describe(swapped(record)), swapped),
+}
+
+
 def table_to_text(
-    n: int, split: str, seed: int, domains: dict[str, Domain] | None = None
+    n: int,
+    split: str,
+    seed: int,
+    domains: dict[str, Domain] | None = None,
+    task: Task = TASKS["describe"],
 ) -> Iterator[tuple[str, str]]:
-    """n pairs of a record and its description, no two records equal. The demo trains on these."""
+    """n pairs of a record and its text, no two records equal. The demo trains on descriptions."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     seen: set[str] = set()
     while len(seen) < n:
@@ -216,7 +270,7 @@ def table_to_text(
         source = write_record(record)
         if source not in seen:
             seen.add(source)
-            yield source, describe(record)
+            yield source, task.write(record)
 
 
 # ---- scoring ----------------------------------------------------------------------------------
