@@ -245,6 +245,9 @@ def _as_list(model: GPT2, prefix: Prefixes) -> list[Prefix]:
             "loss(model, batch, prefix) and model.logits(batch, prefix)"
         )
     given: Sequence[Prefix | None] = [prefix] if isinstance(prefix, Prefix) else prefix
+    for p in given:
+        if isinstance(p, Method):
+            raise InputError(f"{p.name} is no prefix, and a batch mixes prefixes: give it alone")
     none = np.zeros((0, 2, model.config.n_head, 0, model.config.head_size), model.dtype)
     return [Prefix(none, layers=()).to(model.backend) if p is None else p for p in given]
 
