@@ -13,7 +13,7 @@ def add(command: Command) -> None:
     p = command(
         "export",
         run,
-        "write a prefix or a rival for PEFT, a prefix for the adapters library, or a merged model",
+        "write a prefix or a rival for another library",
         "minprefix export runs/e2e --to peft --base openai-community/gpt2 --out peft",
     )
     p.add_argument("path", type=Path, metavar="DIR", help="a prefix or a rival")

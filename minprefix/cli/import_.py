@@ -14,7 +14,7 @@ def add(command: Command) -> None:
     p = command(
         "import",
         run,
-        "take in a prefix or a rival that PEFT wrote, or a prefix of the adapters library",
+        "take in a prefix or a rival that another library wrote",
         "minprefix import from-peft --model gpt2 --out runs/taken",
         "The base is recorded with it.",
     )

@@ -17,7 +17,7 @@ def add(command: Command) -> None:
     p = command(
         "inspect",
         run,
-        "show what a model, a prefix or a rival is, its size, and how it was trained",
+        "show what a model, prefix or rival is, and how it was trained",
         "minprefix inspect runs/demo",
     )
     p.add_argument("path", metavar="DIR|NAME", help="a model, a prefix or a rival")

@@ -15,7 +15,6 @@ import numpy as np
 from minprefix.errors import InputError, brief, counted, listed, quoted
 from minprefix.ops import home, to
 from minprefix.optim import AdamW
-from minprefix.storage.peft_rivals import PEFT_TYPES
 from minprefix.storage.reading import inside, json_lines, loads, read_bytes, read_json, read_text
 from minprefix.storage.saving import SAVING, marks_in, only_writer
 from minprefix.storage.tensors import map_tensors, write_tensors
@@ -148,7 +147,8 @@ def is_ours(folder: Path) -> bool:
 
     def adapter(path: Path) -> bool:
         said = read_json(path, what)
-        peft = said.get("peft_type") in ("PREFIX_TUNING", *PEFT_TYPES)
+        # another program's LoRA is a common thing: it takes a record to make a rival ours
+        peft = said.get("peft_type") == "PREFIX_TUNING"
         return peft or said["config"]["architecture"] == "prefix_tuning"
 
     def scores(path: Path) -> bool:

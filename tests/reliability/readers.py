@@ -23,8 +23,9 @@ from tokenizers import (
     trainers,
 )
 
-from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, train
+from minprefix import GPT2, Batch, Config, InputError, MLPPrefix, Prefix, methods, train
 from minprefix.data import pairs, requests
+from minprefix.method import Method
 from minprefix.optim import AdamW
 from minprefix.storage import adapters, artifact, peft, provenance, run
 from minprefix.storage.run import State
@@ -349,6 +350,64 @@ def right_mlp(folder: Path, prefix: MLPPrefix) -> None:
     assert kv.shape[1] == 2
 
 
+# ---- rivals -----------------------------------------------------------------------------------
+
+
+def make_rivals(folder: Path) -> None:
+    """All of them, with no parameter that is zero."""
+    rng = np.random.default_rng(0)
+    for method in (
+        methods.FineTuning.start(BASE),
+        methods.TopLayers.start(BASE, 1),
+        methods.PromptTuning.normal(BASE, 3),
+        methods.PTuning.start(BASE, 2, hidden=4),
+        methods.Infix.start(BASE, 2),
+        methods.LoRA.start(BASE, 2, targets=["attn.c_attn", "c_proj"]),
+        methods.Adapters.start(BASE, 2),
+    ):
+        for name, a in method.parameters.items():
+            method.parameters[name] = (a + rng.normal(0, 0.02, a.shape)).astype(np.float32)
+        method.save(folder / method.name, BASE)
+
+
+def make_peft_rivals(folder: Path) -> None:
+    """What PEFT alone writes: two files."""
+    make_rivals(folder)
+    for path in folder.glob("*/*"):
+        if not (path.parent / peft.CONFIG).exists() or not path.name.startswith("adapter_"):
+            path.unlink()
+
+
+def read_rival(folder: Path) -> Method:
+    loaded = methods.load(folder, BASE)
+    assert isinstance(loaded, Method)  # no damage makes a prefix of it
+    return loaded
+
+
+def right_rival(folder: Path, method: Method) -> None:
+    """Every number of the method is in its files, and no other is."""
+    own = [folder / name for name in (artifact.METHOD, artifact.ENCODER)]
+    path = next((path for path in own if path.exists()), folder / peft.TENSOR)
+    with np.errstate(all="ignore"):
+        held = {name: a.astype(np.float32) for name, a in stored(path).items()}
+    names = {"prompt": "prompt_embeddings"}
+    for name, a in method.parameters.items():
+        assert a.dtype == np.float32
+        assert np.isfinite(a).all()
+        if method.name == "lora":
+            (name,) = (full for full in held if full.endswith(f".{name}.weight"))
+            a = a.T
+        assert np.array_equal(a, held.pop(names.get(name, name))), name
+    assert not held
+    if method.name == "lora":
+        config = json.loads((folder / peft.CONFIG).read_text("utf-8-sig"))
+        assert method.options["rank"] == config["r"]
+        assert method.options["alpha"] == config.get("lora_alpha", 8)
+    batch = Batch.pack([[1, 2, 3]])
+    with np.errstate(all="ignore"):
+        method.loss(BASE, batch)
+
+
 # ---- the adapters library's folders ----------------------------------------------------------
 
 
@@ -588,6 +647,15 @@ READERS = {
                make_prefixes, read_prefix, right_prefix, writes=True),
         Reader("mlp", "a prefix's MLP", (artifact.MLP, provenance.ABOUT), "tensors or json",
                make_mlps, read_mlp, right_mlp, writes=True),
+        Reader("rival", "minprefix.json and PEFT's config, seven rivals",
+               (provenance.ABOUT, peft.CONFIG), "json",
+               make_rivals, read_rival, right_rival, writes=True),
+        Reader("rival tensors", "the tensors of a rival, beside minprefix.json",
+               (peft.TENSOR, artifact.METHOD, artifact.ENCODER), "tensors",
+               make_rivals, read_rival, right_rival, writes=True),
+        Reader("peft rival", "a rival's two files, of PEFT alone",
+               (peft.CONFIG, peft.TENSOR), "tensors or json",
+               make_peft_rivals, read_rival, right_rival),
         Reader("jsonl", "pairs in JSONL", ("data.jsonl",), "lines",
                make_jsonl, read_data, right_data, outside=True, times=160),
         Reader("adapters", "a folder of the adapters library",
