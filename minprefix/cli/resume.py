@@ -12,7 +12,7 @@ from minprefix.cli.fields import given
 from minprefix.cli.options import resolved
 from minprefix.errors import InputError, counted
 from minprefix.prefix import Prefix
-from minprefix.runs import Work
+from minprefix.runs import Work, called
 from minprefix.settings import PREFIX, Demo, Job
 from minprefix.show import training
 from minprefix.storage.run import LOG, PICTURE, PLACES, STATE, load_options, log_lines, saved_step
@@ -83,7 +83,7 @@ def asked_for(command: str, args: argparse.Namespace, kind: type[Asked]) -> Aske
 
 def draw_loss(work: Work, out: Path) -> None:
     prefix, name = work.prefix, Path(work.model.name).name
-    what = counted(prefix.length, "slot") if isinstance(prefix, Prefix) else prefix.name
+    what = counted(prefix.length, "slot") if isinstance(prefix, Prefix) else called(prefix)
     title = f"{what} on {name}: {prefix.n_parameters:,} trained parameters"
     training.loss_picture(out / PICTURE, log_lines(out / LOG), title)
 
