@@ -6,8 +6,10 @@ import functools
 import inspect
 import json
 import re
+import subprocess
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 import minprefix.train
@@ -16,7 +18,16 @@ from minprefix.cli import main
 from minprefix.settings import BELONGS, INITS, LENGTH, METHODS, OWN, PREFIX, RATES, Job
 from minprefix.show import training
 from tests.conftest import relative_error
-from tests.reliability.runs import log, make_world
+from tests.reliability.runs import (
+    MINPREFIX,
+    STATE,
+    STEPS,
+    assert_same_end,
+    finish,
+    kill_at_random,
+    log,
+    make_world,
+)
 
 RIVALS = [*methods.METHODS]
 #: a value for each option that belongs to some methods alone
@@ -373,3 +384,91 @@ def test_a_saved_rival_is_trained_further_and_no_other_method_takes_it(
     assert again.options == {k: v for k, v in started.options.items() if k not in dropout}
     for name, a in started.parameters.items():
         assert (again.parameters[name] == a).all()
+
+
+# ---- what it is used for ----
+
+
+def lines_in(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_one_rival_answers_all_requests_and_is_not_mixed_with_others(
+    world, tmp_path, ended, refused, capsys
+):
+    model, lora = ["--model", str(world / "model")], ended("lora")
+    Prefix.normal(GPT2.load(world / "model").config, 2).save(tmp_path / "p")
+    asked = [{"prompt": "red fox"}, {"prompt": "thai food inn near", "id": 7}]
+    many = lines_in(tmp_path / "many.jsonl", *asked)
+    call = ["generate", *model, "--max-new-tokens=5"]
+    for place in (lora, ended("infix"), ended("p-tuning")):
+        capsys.readouterr()
+        one = [*call, "--prefix", str(place), "--beams=2"]
+        assert main([*one, "--data", str(many), "--batch-size=1"]) == 0
+        answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [a.pop("text") for a in answers] == texts_of(one, asked, capsys)
+        assert answers == asked
+    mixed = lines_in(tmp_path / "mixed.jsonl", {"prompt": "a", "prefix": "x"})
+    said = refused(
+        *call, "--prefix", f"x={tmp_path / 'p'}", "--prefix", f"y={lora}", "--data", mixed
+    )
+    assert said == (
+        f"--prefix {lora} was trained with --method lora: prefixes can be mixed in a batch, lora "
+        "cannot; give it alone"
+    )
+    frozen = lines_in(tmp_path / "frozen.jsonl", {"prompt": "a", "prefix": None})
+    said = refused(*call, "--prefix", lora, "--data", frozen)
+    assert "frozen.jsonl, line 1: no prefix is asked for, and --prefix was trained with" in said
+    unknown = lines_in(tmp_path / "unknown.jsonl", {"prompt": "a", "prefix": "z"})
+    assert "there is no prefix 'z'" in refused(*call, "--prefix", lora, "--data", unknown)
+
+
+def texts_of(call, asked, capsys):
+    texts = []
+    for request in asked:
+        assert main([*call, "--prompt", request["prompt"]]) == 0
+        texts.append(capsys.readouterr().out.removesuffix("\n"))
+    return texts
+
+
+def test_the_template_that_a_rival_was_trained_with_is_used_and_raw_leaves_it_out(
+    world, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    assert main(argv_of(world, "infix", out, "--template", r"{source} near the\t{target}")) == 0
+    call = ["generate", "--model", str(world / "model"), "--prefix", str(out)]
+    capsys.readouterr()
+    said = texts_of(call, [{"prompt": "red fox"}], capsys)
+    raw = texts_of([*call, "--raw"], [{"prompt": "red fox near the\t"}, {"prompt": "fox"}], capsys)
+    assert said[0] == raw[0].strip() != raw[1].strip()
+
+
+def test_a_rival_that_makes_the_model_far_worse_is_said_and_is_status_1(world, tmp_path, capsys):
+    argv = argv_of(world, "bitfit", tmp_path / "run", "--lr", "30")
+    assert main(argv) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"minprefix: the loss is \d.* with bitfit and \d.* without it: it makes", last)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_rival_that_is_killed_at_random_moments_ends_in_the_same_bytes(world, tmp_path, method):
+    whole, out, rng = tmp_path / "whole", tmp_path / "run", np.random.default_rng(0)
+
+    def command(out, *more):
+        return [*MINPREFIX, *argv_of(world, method, out, "--steps", STEPS, "--save-every=4", *more)]
+
+    assert finish(command(whole)).returncode == 0
+    for moment in ("start-up", "training", "saving the state", "training", "drawing the loss"):
+        more = "--resume" if (out / STATE).exists() else "--force"
+        process = subprocess.Popen(
+            command(out, more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if not kill_at_random(process, out, moment, rng):
+            assert process.returncode == 0
+    for hidden in out.glob(".*"):
+        hidden.unlink()
+    done = finish(command(out, "--resume" if (out / STATE).exists() else "--force"))
+    assert done.returncode == 0, done.stderr
+    assert_same_end(out, whole)
