@@ -393,6 +393,37 @@ def test_of_two_functions_the_one_that_is_not_written_is_named(capsys):
     assert capsys.readouterr().out == "embed, linear_backward_params: not written yet\n"
 
 
+def test_an_exercise_on_the_rivals_is_graded_by_its_own_checks(capsys):
+    def said_of(function):
+        grade(function)
+        return " ".join(capsys.readouterr().out.split())
+
+    def lora_backward(dout, x, W, A, B):
+        return dout @ W.T, x, A
+
+    said = said_of(lora_backward)
+    assert "the contract calls it with (dout, x, W, A, B, s), in this order" in said
+
+    def lora_backward(dout, x, W, A, B, s):
+        dout *= s  # the caller's
+        return dout @ (W / s + A @ B).T, x.T @ dout @ B.T, (x @ A).T @ dout
+
+    said = said_of(lora_backward)
+    assert "lora_backward writes into its argument dout" in said
+    assert "off by" not in said
+
+    def prompt_backward(dkv, w, blocks, ops):
+        return {"prompt": dkv}
+
+    assert "dprompt is a dict" in said_of(prompt_backward)
+
+    def lora_backward(dout, x, W, A, B, s):
+        return dout @ W.T
+
+    said = said_of(lora_backward)
+    assert "lora_backward returns ndarray: expected dx, dA, dB" in said
+
+
 def test_the_line_of_a_notebooks_cell_is_named(capsys):
     names = {}
     code = "def gelu_backward(dout, cache):\n    return dout * tanhh\n"

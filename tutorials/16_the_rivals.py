@@ -94,12 +94,15 @@ def gradients(method, ops="numpy"):
 def check_gradient(method, ops="numpy", eps=1e-5):
     u = {key: rng.normal(size=a.shape) for key, a in method.parameters.items()}
     said = sum((u[key] * d).sum() for key, d in gradients(method, ops).items())
-    found = []
-    for step in (eps, -2 * eps, eps):  # up, down, and back to where it was
+
+    def moved(step):  # by so much along u
         for key, a in method.parameters.items():
             a += step * u[key]
-        found.append(loss(model, batch, method))
-    slope = (found[0] - found[1]) / (2 * eps)
+        return method
+
+    up, down = loss(model, batch, moved(eps)), loss(model, batch, moved(-2 * eps))
+    moved(eps)  # back to where it was
+    slope = (up - down) / (2 * eps)
     error = abs(said - slope) / abs(slope)
     assert error < 1e-5, f"the loss rises by {slope:.6g} along u, not by {said:.6g}"
 
@@ -613,5 +616,5 @@ grade(prompt_backward)
 #
 # This was the last lesson. What you have written by hand is what the package runs:
 # [reference](../minprefix/ops/reference.py), [gpt2](../minprefix/gpt2.py),
-# [model](../minprefix/model.py), [methods](../minprefix/methods). `minprefix step` walks through
-# it, line by line.
+# [model](../minprefix/model.py), [LoRA](../minprefix/methods/lora.py). `minprefix step` walks
+# through it, line by line.
