@@ -266,7 +266,7 @@ def start_method(model: GPT2, job: Job) -> Prefix | Method:
         case "adapters", _:
             return Adapters.start(model, **own, seed=seed)
         case "p-tuning", _:
-            return PTuning.start(model, slots, own["encoder_hidden"], seed)
+            return PTuning.start(model, slots, own["encoder_hidden"], seed, own["encoder"])
         case "infix", _:
             return Infix.start(model, slots, start["init_std"], seed)
         case "prompt-tuning", "vocabulary":

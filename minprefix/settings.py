@@ -231,7 +231,7 @@ class Job:
     )
     top_layers: int | None = option(None, "top-layers: how many", unsaid=OWN["top_layers"])
     encoder: str | None = option(
-        None, "p-tuning: what the prompt comes from", choices=("mlp",), unsaid=OWN["encoder"]
+        None, "p-tuning: what the prompt comes from", choices=("mlp", "lstm"), unsaid=OWN["encoder"]
     )
     encoder_hidden: int | None = option(
         None, "p-tuning: the encoder's width", unsaid=OWN["encoder_hidden"]

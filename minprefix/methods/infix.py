@@ -8,8 +8,9 @@ into two, each an ordinary one:
     the source without its last token    sees itself
     the rest                             sees the source's keys and values, the infix, and itself
 
-In the backward, what comes back to the source's keys and values joins the source's own dk and dv.
-The rest has the positions behind the infix, as if its P slots were tokens.
+The rest has the positions behind the infix, as if its P slots were tokens. No gradient of the infix
+comes through the source, because the source does not see it: what comes back to the source's keys
+and values is dropped.
 """
 
 from collections.abc import Sequence
@@ -170,14 +171,10 @@ class _Between:
 
     def attention_backward(self, dz: Array, cache: AttentionCache) -> AttentionGrads:
         grads = self.ops.attention_backward(dz, cache)
-        dk, dv = grads.dk, grads.dv
         dprefix_k, dprefix_v, part = list[Array](), list[Array](), 0
         for start, split in zip(self.starts, self.splits, strict=True):
             part += bool(split > start)  # the source's part sees no past
-            T, dpast_k, dpast_v = split - start, grads.dprefix_k[part], grads.dprefix_v[part]
-            dk[start:split] += dpast_k[:, :T].swapaxes(0, 1)
-            dv[start:split] += dpast_v[:, :T].swapaxes(0, 1)
-            dprefix_k.append(dpast_k[:, T:])
-            dprefix_v.append(dpast_v[:, T:])
+            dprefix_k.append(grads.dprefix_k[part][:, split - start :])
+            dprefix_v.append(grads.dprefix_v[part][:, split - start :])
             part += 1
-        return AttentionGrads(grads.dq, dk, dv, dprefix_k, dprefix_v)
+        return grads._replace(dprefix_k=dprefix_k, dprefix_v=dprefix_v)

@@ -84,10 +84,25 @@ def _adapters(p: dict[str, Tensor]) -> Around:
 
 
 def _encoded(p: dict[str, Tensor]) -> Tensor:
-    h = p["embedding"]
-    for i in (1, 2):
+    h, last = p["embedding"], sum(name.startswith("weight_") for name in p)
+    for layer in range(sum(name.startswith("lstm") for name in p) // 6):
+        ways = []
+        for direction, step in (("forward", 1), ("backward", -1)):
+            w_x, w_h, b = (
+                p[f"lstm_{layer}.{direction}.{part}"] for part in ("weight_x", "weight_h", "bias")
+            )
+            cell = state = torch.zeros(len(w_h), dtype=torch.float64)
+            rows = []
+            for row in h.flip(0) if step < 0 else h:
+                i, f, g, o = (row @ w_x + state @ w_h + b).chunk(4)
+                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+                state = torch.sigmoid(o) * torch.tanh(cell)
+                rows.append(state)
+            ways.append(torch.stack(rows[::step]))
+        h = torch.cat(ways, dim=1)
+    for i in range(1, last):
         h = torch.relu(h @ p[f"weight_{i}"] + p[f"bias_{i}"])
-    return h @ p["weight_3"] + p["bias_3"]
+    return h @ p[f"weight_{last}"] + p[f"bias_{last}"]
 
 
 def _logits(
