@@ -65,14 +65,15 @@ class Data:
         room: int,
         skip_long: bool = False,
         size: int | None = None,
+        rival: str | None = None,
     ) -> "Data":
-        """`size`: how many make the sample, None or 0 for all. Raises InputError for all that
-        `encode_pairs` refuses, and where no pair fits."""
-        encoded = encode_pairs(model, pairs, template, room, skip_long)
+        """`size`: how many make the sample, None or 0 for all; `rival`: as in `encode_pairs`.
+        Raises InputError for all that it refuses, and where no pair fits."""
+        encoded = encode_pairs(model, pairs, template, room, skip_long, rival)
         if not encoded:
             raise InputError(
                 f"data file {path}: every pair is longer than the {room} tokens of room: shorten "
-                "the pairs or the prefix"
+                f"the pairs{'' if rival else ' or the prefix'}"
             )
         return cls(path, pairs, encoded, drawn(encoded, size or len(encoded)), room)
 
@@ -126,9 +127,11 @@ def for_job(job: Job, out: Path) -> Work:
     # an earlier version left out pairs whose last token has no position; it took no sample
     room = model.room(prefix) - (skip and size is None)
 
+    rival = None if isinstance(prefix, Prefix) else called(prefix)
+
     def read(path: str) -> Data:
         pairs = read_pairs(path, job.source_column, job.target_column)
-        return Data.of(path, pairs, model, template, room, skip, size)
+        return Data.of(path, pairs, model, template, room, skip, size, rival)
 
     assert job.data is not None
     data, valid = read(job.data), read(job.valid) if job.valid else None

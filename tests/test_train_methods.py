@@ -386,6 +386,30 @@ def test_a_saved_rival_is_trained_further_and_no_other_method_takes_it(
         assert (again.parameters[name] == a).all()
 
 
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("lora", "the model has room for 49 with lora: shorten the line, or leave such lines out"),
+        (
+            "infix",
+            "the model has room for 46 with infix: shorten the line, lower --prefix-length, ",
+        ),
+    ],
+)
+def test_a_pair_without_room_is_told_what_the_method_leaves(
+    world, tmp_path, refused, method, sentence
+):
+    model = GPT2.load(world / "model")
+    words = ["fox"] * 44  # with source and end token 47 to 49
+    while len(model.encode(" ".join(words))) > 44:
+        words.pop()
+    long = " ".join(words * (2 if method == "lora" else 1))
+    data = lines_in(tmp_path / "long.jsonl", {"source": "red fox", "target": long})
+    said = refused(*argv_of(world, method, tmp_path / "out", data=data))
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
 # ---- what it is used for ----
 
 

@@ -112,7 +112,8 @@ def _read(args: argparse.Namespace) -> Job:
     if not prompts:
         raise InputError(f"data file {args.data}: no source leaves room for what is to be written")
     pairs, longest = [p for p in pairs if p.source in prompts], model.room(prefix)
-    encoded = data.encode_pairs(model, pairs, template, longest, args.skip_long)
+    rival = prefix.name if isinstance(prefix, Method) else None
+    encoded = data.encode_pairs(model, pairs, template, longest, args.skip_long, rival)
     if not encoded:
         says = f"every pair is longer than the {longest} tokens of room"
         raise InputError(f"data file {args.data}: {says}")

@@ -277,10 +277,16 @@ class Template:
 
 
 def encode_pairs(
-    model: "GPT2", pairs: Sequence[Pair], template: Template, room: int, skip_long: bool = False
+    model: "GPT2",
+    pairs: Sequence[Pair],
+    template: Template,
+    room: int,
+    skip_long: bool = False,
+    rival: str | None = None,
 ) -> list[Encoded]:
     """Token ids of every pair. Raises InputError, with the line, for a pair that has no prompt, no
-    target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out."""
+    target, or more than `room` tokens (`GPT2.room`); with `skip_long` long pairs are left out.
+    `rival`: what is in the prefix's place, for that sentence."""
     texts = [template.prompt(pair.source) for pair in pairs]
     texts += [template.completion(pair.target) for pair in pairs]
     ids_of = model.encode_many(texts)  # one call, so that a note counts what is lost in all
@@ -304,9 +310,11 @@ def encode_pairs(
         if len(ids) > room:
             shorten = "shorten the line"
             if len(ids) <= model.room():  # it fits where the prefix takes no positions
-                shorten += " or the prefix, train with --position-offset 0"
+                option = "lower --prefix-length" if rival else "train with --position-offset 0"
+                shorten += f", {option}" if rival else f" or the prefix, {option}"
+            behind = f"with {rival}" if rival else "after the prefix"
             raise InputError(
-                f"{pair.where}: {len(ids)} tokens, the model has room for {room} after the prefix: "
+                f"{pair.where}: {len(ids)} tokens, the model has room for {room} {behind}: "
                 f"{shorten}, or leave such lines out (train and evaluate do so with --skip-long)"
             )
         encoded.append(Encoded(ids, len(prompt)))
