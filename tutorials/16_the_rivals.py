@@ -208,7 +208,7 @@ plt.show()
 # layer 0 and the adapter change what the layer *adds to the stream*; the layers above then read
 # another stream, and look elsewhere in the way in which they have learned to react.
 #
-# ## Who can learn to look elsewhere
+# ## Which method can learn to look elsewhere
 #
 # Does that matter for what can be learned? Lesson 10 had a model of one layer, and a task that no
 # prefix in it can learn. Here it is again, this time as a GPT-2, so that all five can try. A text
@@ -219,8 +219,9 @@ plt.show()
 # three, so nothing changes for them.)
 #
 # The texts `2 0 ?` and `0 2 ?` then give the question mark the same keys and values, in another
-# order. Whatever leaves queries, keys and values alone gives both texts one answer, and no
-# loss for `first` below $\ln\, 2$. That holds for a prefix, and for all that follows attention.
+# order. A method that leaves queries, keys and values alone gives both texts one answer, so its
+# loss for `first` stays at $\ln\, 2$ or above. That holds for a prefix, and for everything that
+# comes after attention.
 #
 # **Predict.** LoRA gets rank 1 on `c_attn`, 32 numbers; an adapter of width 4 behind attention and
 # MLP has 152. Which methods get below $\ln\, 2 = 0.693$, and which do not?
@@ -300,9 +301,10 @@ plt.show()
 
 # %% [markdown]
 # As predicted by the law: a LoRA of 32 numbers learns `first`, an adapter of 152 cannot, nor can
-# the prefix or the prompt. The number of parameters does not decide it; what they can reach does.
+# the prefix or the prompt. What decides is not how many numbers a method trains, but whether it
+# reaches $W_k$.
 #
-# Full fine-tuning and LoRA reach $W_k$. The adapter sees one row at a time, after attention, and
+# Full fine-tuning and LoRA do. The adapter sees one row at a time, after attention, and
 # the row of the question mark is the same for `2 0 ?` and `0 2 ?`. It does learn `smaller`, which
 # needs no other look at the tokens. The prompt is the weakest of all. Why?
 #
