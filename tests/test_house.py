@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("generate", "evaluate", "train"),
     ("",),  # what `import minprefix` gives
-    ("methods", "prefixes", "runs"),
+    ("methods", "prefixes", "runs", "comparison"),
     ("show", "conformance", "trace", "lessons"),
     ("cli", "__main__"),
 )

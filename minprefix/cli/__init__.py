@@ -16,6 +16,7 @@ from minprefix.cli import (
     check,
     combine,
     compare,
+    compare_methods,
     demo,
     diff,
     evaluate,
@@ -38,7 +39,7 @@ from minprefix.errors import InputError, Note
 #: the commands in the groups of `minprefix --help`
 GROUPS = {
     "start": (demo, lessons),
-    "train": (train, generate, evaluate),
+    "train": (train, generate, evaluate, compare_methods),
     "keep": (inspect, verify, diff, export, import_),
     "look": (view, step, plot),
     "check": (check, compare, vectors),
@@ -107,7 +108,7 @@ def _parser() -> Parser:
     lines = ["Prefix-tuning of GPT-2 in plain NumPy."]  # argparse has no groups of commands
 
     def command(name: str, run: Run, what: str, *texts: str, **more: str) -> Parser:
-        lines.append(f"  {name:<10}{what}")
+        lines.append(f"  {name:<17}{what}")
         return parser.command(name, run, what, *texts, **more)
 
     for group, modules in GROUPS.items():
