@@ -16,7 +16,7 @@ import pytest
 from minprefix import ops
 from minprefix.errors import InputError
 from minprefix.ops.threads import VARIABLES
-from tools.bench import agree, command, machine, ours, report, run, summary, work
+from tools.bench import agree, command, machine, ours, pictures, report, run, summary, work
 from tools.bench.__main__ import main, parser
 from tools.bench.summary import Figure, Target
 from tools.bench.work import Job
@@ -53,6 +53,7 @@ def answer_of(job: Job, r: int) -> dict:
             "peaks": [memory] * (n + 1),
             "peak": memory,
             "sha256": "0",
+            "trained": 7,
         }
     if job.task == "products":
         times = {"steps": [1.0, 1.0], "linear": [0.7, 0.72], "attention": [0.2, 0.2]}
@@ -70,6 +71,7 @@ def made_up(shape: str = "124m", whos: tuple[str, ...] = ("ours", "torch", "peft
     """A record of everything, with numbers that one can check in one's head."""
     config, histogram = work.SHAPES[shape], work.stored_histogram()
     jobs = work.train_jobs(config, histogram, whos, 3)
+    jobs += work.method_jobs(config, histogram, [w for w in whos if w != "torch"], 3)
     jobs += work.memory_jobs(config, histogram, whos, trained=True)
     jobs += work.decode_jobs(config, [w for w in whos if w != "torch"], 3)
     jobs += work.start_jobs(config, peers=True, rounds=3)
@@ -84,7 +86,7 @@ def made_up(shape: str = "124m", whos: tuple[str, ...] = ("ours", "torch", "peft
         "date": "today",
         "command": "python -m tools.bench all",
         "minprefix": "0",
-        "sections": list(command.SECTIONS),
+        "sections": [*command.SECTIONS, "methods"],
         "threads": 2,
         "rounds": 3,
         "shape": shape,
@@ -140,6 +142,46 @@ def test_everyone_computes_the_same_losses():
     for who, got in losses.items():
         np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=who)
     assert peers.train(SMALL, "peft-dropout")["losses"] != losses["peft"]
+
+
+def test_peft_and_we_start_a_method_with_the_same_numbers_and_take_the_same_steps(monkeypatch):
+    assert asked(monkeypatch, "methods") == (["torch", "peft", "peft-dropout"], {})
+
+
+def test_every_method_trains_and_counts_what_it_trains():
+    counts = {}
+    for method in work.METHODS:
+        answer = ours.train(SMALL | work.method_arguments(method))
+        assert len(set(answer["losses"])) == 4, method
+        counts[method] = answer["trained"]
+    L, C, P, r = TINY["n_layer"], TINY["n_embd"], work.PREFIX, 8
+    assert counts["lora"] == L * r * (C + 3 * C)
+    assert counts["prompt-tuning"] == P * C
+    assert counts["prefix"] == 2 * L * P * C
+    assert counts["full"] > counts["adapters"] > counts["bitfit"]
+
+
+def test_a_peft_whose_lora_computes_something_else_is_not_timed_at_that(monkeypatch):
+    pytest.importorskip("peft")
+    from tools.bench import peers
+
+    config = peers._peft_config
+
+    def scaled(method):
+        made = config(method)
+        if method.__class__.__name__ == "LoRA":
+            made.lora_alpha *= 2
+        return made
+
+    monkeypatch.setattr(peers, "_peft_config", scaled)
+    there, skipped = asked(monkeypatch, "methods")
+    assert "peft" in there
+    assert skipped.keys() == {"peft lora"}
+    assert "computes other losses" in skipped["peft lora"]
+    args = parser().parse_args(["methods"])
+    jobs = command.plan(args, ("methods",), None, ["peft"], skipped)
+    assert {j.work for j in jobs if j.who == "peft"} == {"prefix", "prompt-tuning"}
+    assert {j.work for j in jobs if j.who == "ours"} == set(work.METHODS)
 
 
 def test_everyone_writes_as_many_tokens():
@@ -420,6 +462,26 @@ def test_the_page_is_made_of_the_record_alone(tmp_path, capsys):
     assert max(len(table.rows) for table in report.tables(record)) == len(summary.TARGETS)
 
 
+def test_the_page_takes_the_rivals_from_a_record_of_their_own(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda record, folder: {})
+    paths = {name: tmp_path / f"{name}.json" for name in ("all", "methods")}
+    both = made_up()
+    for name, path in paths.items():
+        rival = name == "methods"
+        record = {**both, "sections": ["methods"] if rival else [*command.SECTIONS]}
+        record["runs"] = [r for r in both["runs"] if (r["section"] == "methods") == rival]
+        path.write_text(json.dumps(record), encoding="utf-8")
+    page = tmp_path / "page.md"
+    given = ["report", str(paths["all"]), "--out", str(page)]
+    assert main([*given, "--methods", str(paths["methods"])]) == 0
+    text = page.read_text(encoding="utf-8")
+    rivals = text.split("## Prefix-tuning's rivals\n")[1].split("## On a GPU\n")[0]
+    assert "| methods lora: time against peft | at most 0.5 | 0.25 | met |" in rivals
+    assert "| lora | 7 | PyTorch + PEFT | 8.16 s | 0.25 (0.25 to 0.25) | " in rivals
+    assert "methods lora" not in text.replace(rivals, "")
+    assert "has no methods" in refused(*given, "--methods", paths["all"])
+
+
 def test_work_that_was_not_the_same_is_called_so():
     record = made_up()
     assert "the first losses are" not in report.text(record)
@@ -502,6 +564,9 @@ def test_nonsense_is_answered_before_anything_runs(tmp_path, refused, monkeypatc
     assert "--work e2e-11 does not exist: expected one of e2e-10, " in refused(
         "train", "--work", "e2e-11"
     )
+    assert "--work e2e-10 does not exist: expected one of prefix, lora, " in refused(
+        "methods", "--work", "e2e-10"
+    )
     assert "is a folder: give a file" in refused("start", "--json", tmp_path)
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert "cannot write" in refused("start", "--json", tmp_path / "file" / "bench.json")
@@ -522,7 +587,7 @@ def test_an_unknown_command_of_bench_is_refused(capsys):
 
 
 def test_every_recorded_command_can_be_given_again():
-    for what in (*command.SECTIONS, "all"):
+    for what in (*command.SECTIONS, "all", "methods"):
         args = parser().parse_args([what, "--shape", "tiny", "--threads", "3"])
         again = command._command(args, 3).split()
         assert vars(parser().parse_args(again[3:])) == vars(args)

@@ -10,6 +10,7 @@ from minprefix import console
 from minprefix.cli.parser import Parser
 from minprefix.errors import InputError
 from tools.bench import command
+from tools.bench.work import METHODS
 
 COMMAND = "python -m tools.bench"
 
@@ -21,7 +22,8 @@ WHAT = {
     "memory": "peak memory of training, and whether it grows from step to step",
     "start": "import, --help, opening a checkpoint, the first token",
     "growth": "time and memory against T, P, B and layers",
-    "all": "all of them: about 25 minutes on two cores",
+    "all": "all of these: about 25 minutes on two cores",
+    "methods": "a training step of prefix-tuning and its rivals, three against PEFT",
 }
 
 
@@ -62,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument(
         "--gpu", type=Path, metavar="FILE",
         help="another record, of --backend cupy: the page's section on a GPU",
+    )  # fmt: skip
+    part.add_argument(
+        "--methods", type=Path, metavar="FILE",
+        help="another record, of the command methods: the page's section on the rivals",
     )  # fmt: skip
     return p
 
@@ -105,7 +111,10 @@ def _measuring_options(part: argparse.ArgumentParser, name: str) -> None:
         works = "of train: e2e-10, e2e-32, rectangle, long; with --backend cupy e2e-10, -32, -128"
         add("--work", action="append", metavar="NAME", help=f"{works}; may be given again")
         add("--with-dropout", action="store_true", help="PEFT with GPT-2's dropout trains, too")
-    if name in ("train", "memory", "all"):
+    if name == "methods":
+        add("--work", action="append", metavar="NAME",
+            help=f"a method: {', '.join(METHODS)}; may be given again")  # fmt: skip
+    if name in ("train", "memory", "all", "methods"):
         add(
             "--data", type=Path, metavar="DIR",
             help="holds e2e/trainset.csv and gpt2-bpe/; default: the environment's "

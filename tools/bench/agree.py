@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tools.bench.run import Record
-from tools.bench.work import NEEDS, PREFIX, SHAPES, Job
+from tools.bench.work import METHODS, NEEDS, PREFIX, SHAPES, Job, method_arguments
 
 LENGTHS = [(3, 9), (12, 5), (7, 1)]
 CASES = [("greedy", 2, 1, 1), ("beams", 2, 3, 1)]
@@ -29,6 +29,11 @@ def questions(peers: Sequence[str], sections: Sequence[str], on_gpu: bool) -> li
     if trainers and {"train", "memory"} & set(sections):
         jobs += [Job("agree", "losses", who, "train", steps) for who in ("ours", *trainers)]
         jobs.append(Job("agree", "no prefix", "ours", "train", steps | {"prefix": 0}))
+    if "peft" in peers and "methods" in sections:
+        for method in (name for name, work in METHODS.items() if "peft" in work.expected):
+            asked = steps | method_arguments(method)
+            jobs += [Job("agree", method, who, "train", asked) for who in ("ours", "peft")]
+        jobs.append(Job("agree", "no prefix", "ours", "train", steps | {"prefix": 0}))
     if "peft" in peers and "decode" in sections:
         jobs += [Job("agree", "tokens", who, "written", decoding) for who in ("ours", "peft")]
         jobs.append(Job("agree", "no prefix", "ours", "written", decoding | {"prefix": 0}))
@@ -37,8 +42,8 @@ def questions(peers: Sequence[str], sections: Sequence[str], on_gpu: bool) -> li
 
 def disagreements(runs: Sequence[Record]) -> dict[str, str]:
     """Peer that computes something else -> why it is not measured. `generate` is PEFT's decoding,
-    which may be wrong where its training is right. A process without an answer proves nothing: it
-    will fail again, and then count."""
+    which may be wrong where its training is right; "peft lora" is its LoRA, and so on. A process
+    without an answer proves nothing: it will fail again, and then count."""
     answers = {(run["task"], run["work"], run["who"]): run["answer"] for run in runs}
     wrong = {}
     for (task, work, who), theirs in answers.items():
@@ -47,9 +52,10 @@ def disagreements(runs: Sequence[Record]) -> dict[str, str]:
         if who == "ours" or not (theirs and ours and bare) or _same(task, theirs, ours):
             continue
         name, what = (who, "losses") if task == "train" else ("generate", "tokens")
+        name = f"{who} {work}" if work in METHODS else name
         how = f"computes other {what} than minprefix"
         if _same(task, theirs, bare):
-            how = "computes without its prefix"
+            how = f"computes without its {'prefix' if work not in METHODS else work}"
         wrong[name] = f"with {_versions(who)} it {how}"
     return wrong
 

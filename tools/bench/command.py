@@ -34,7 +34,8 @@ def bench(args: argparse.Namespace) -> int:
     for option, value in (("--threads", threads), ("--rounds", rounds)):
         if not 1 <= value <= A_LOT:
             raise InputError(f"{option} is {value}: expected 1 to {A_LOT}")
-    known = gpu.BATCHES if on_gpu else work.TRAIN
+    known: Collection[str] = gpu.BATCHES if on_gpu else work.TRAIN
+    known = work.METHODS if args.what == "methods" else known
     unknown = [name for name in args.work or () if name not in known]
     if unknown:
         raise InputError(
@@ -51,9 +52,12 @@ def bench(args: argparse.Namespace) -> int:
         _check_page(args.report)
         if args.json is not None and args.json.resolve() == args.report.resolve():
             raise InputError(f"--json and --report are both {args.json}: give two files")
-    lengths_matter = "train" in sections or "memory" in sections
+    lengths_matter = bool({"train", "memory", "methods"} & set(sections))
     data = work.find_data(args.data) if lengths_matter else None
     peers, skipped = _peers(args.with_dropout, args.no_peers, on_gpu)
+    if args.what == "methods":  # our algorithm in PyTorch has a prefix alone
+        peers = [who for who in peers if who == "peft"]
+        skipped.pop("torch", None)
     peers, wrong = _agreeing(peers, sections, threads, on_gpu)
     skipped |= wrong
     jobs = plan(args, sections, data, peers, skipped)
@@ -84,13 +88,20 @@ def bench_report(args: argparse.Namespace) -> int:
     """The page of an earlier run."""
     record = report.read(args.record)
     on_gpu = None if args.gpu is None else report.read(args.gpu)
+    rivals = None if args.methods is None else report.read(args.methods)
     if on_gpu is not None and (report.is_gpu(record) or not report.is_gpu(on_gpu)):
         raise InputError(
             f"--gpu {args.gpu} beside {args.record}: expected a record of --backend cupy beside "
             "one of the CPU"
         )
+    if rivals is not None and "methods" not in rivals["sections"]:
+        raise InputError(
+            f"--methods {args.methods} has no methods: expected what `python -m tools.bench "
+            "methods --json` wrote"
+        )
     _check_page(args.out)
-    print("written: " + ", ".join(str(path) for path in report.write(record, args.out, on_gpu)))
+    written = report.write(record, args.out, on_gpu, rivals)
+    print("written: " + ", ".join(str(path) for path in written))
     return 0
 
 
@@ -119,6 +130,9 @@ def plan(
     config = work.SHAPES[shape]
     if "train" in sections:
         jobs += work.train_jobs(config, histogram, whos, args.rounds, args.work or ())
+    if "methods" in sections:
+        only = args.work or ()
+        jobs += work.method_jobs(config, histogram, whos, args.rounds, only, skipped)
     if "memory" in sections:
         trained = "train" in sections and not args.work
         jobs += work.memory_jobs(config, histogram, without_dropout, trained)

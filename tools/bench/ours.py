@@ -11,6 +11,8 @@ from minprefix import ops
 from minprefix.batch import Batch
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
+from minprefix.method import Method
+from minprefix.methods import METHODS, LoRA, PromptTuning
 from minprefix.model import GPT2, loss_and_grad
 from minprefix.ops import memory, numpy_ops, threads
 from minprefix.ops.contract import Array
@@ -50,20 +52,21 @@ def timed_steps(
 
 
 def train(arguments: Answer) -> Answer:
-    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
-    answer = timed_steps(_training(model, prefix), arguments, device)
-    return {**answer, "sha256": digest(prefix.parameters)}
+    device, (model, method) = _device(arguments), _model_and_method(arguments)
+    answer = timed_steps(_training(model, method), arguments, device)
+    trained = sum(a.size for a in method.parameters.values())
+    return {**answer, "sha256": digest(method.parameters), "trained": trained}
 
 
 def launches(arguments: Answer) -> Answer:
     """How many kernels a step launches."""
-    device, (model, prefix) = _device(arguments), _model_and_prefix(arguments)
-    step = _training(model, prefix)(arguments["lengths"])
+    device, (model, method) = _device(arguments), _model_and_method(arguments)
+    step = _training(model, method)(arguments["lengths"])
     return {"launches": launches_of(step, device)}
 
 
 def _training(
-    model: GPT2, prefix: Prefix
+    model: GPT2, method: Prefix | Method
 ) -> Callable[[Sequence[Sequence[int]]], Callable[[], float]]:
     """The `on` of `timed_steps`."""
     memory.keep_freed()  # as `minprefix.train` does
@@ -73,9 +76,9 @@ def _training(
         batch = _batch(lengths, model)
 
         def step() -> float:
-            loss, dkv = loss_and_grad(model, prefix, batch)
-            assert not isinstance(dkv, list)
-            adam.step(prefix.parameters, {"kv": dkv}, LR)
+            loss, grads = loss_and_grad(model, method, batch)
+            grads = {"kv": grads} if isinstance(method, Prefix) else grads
+            adam.step(method.parameters, grads, LR)
             return loss
 
         return step
@@ -98,10 +101,32 @@ def _device(arguments: Answer) -> Device:
     return Device(wait, cupy.get_default_memory_pool().total_bytes)
 
 
-def _model_and_prefix(arguments: Answer) -> tuple[GPT2, Prefix]:
-    config = Config(**arguments["config"])
+def _model_and_method(arguments: Answer) -> tuple[GPT2, Prefix | Method]:
+    model = GPT2.random(Config(**arguments["config"]))
     where = "numpy" if arguments.get("device", "cpu") == "cpu" else "cupy"
-    return GPT2.random(config).to(where), Prefix.normal(config, arguments["prefix"]).to(where)
+    return model.to(where), method_of(arguments, model).to(where)
+
+
+def _model_and_prefix(arguments: Answer) -> tuple[GPT2, Prefix]:
+    model, prefix = _model_and_method(arguments)
+    assert isinstance(prefix, Prefix)
+    return model, prefix
+
+
+def method_of(arguments: Answer, model: GPT2) -> Prefix | Method:
+    """Where everyone starts: the method that the job names, by default a prefix."""
+    name, options = arguments.get("method", "prefix"), arguments.get("options", {})
+    if name == "prefix":
+        return Prefix.normal(model.config, arguments["prefix"])
+    if name == "prompt-tuning":
+        return PromptTuning.normal(model, **options)
+    method = cast(Any, METHODS[name]).start(model, **options)
+    if isinstance(method, LoRA):  # behind a B of zero A has no gradient, and the loss no LoRA
+        rng = np.random.default_rng(0)
+        for key, a in method.parameters.items():
+            if key.endswith("lora_B"):
+                a[...] = rng.normal(0, 0.02, a.shape)
+    return cast(Method, method)
 
 
 def _batch(lengths: Sequence[Sequence[int]], model: GPT2) -> Batch:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from minprefix.gpt2 import Config
+from minprefix.method import Method
+from minprefix.methods import LoRA, PromptTuning
 from minprefix.model import GPT2
 from minprefix.ops import memory
 from minprefix.prefix import Prefix, flatten
@@ -23,6 +25,7 @@ from tools.bench.ours import (
     LR,
     Answer,
     Write,
+    method_of,
     timed_decoding,
     timed_steps,
     token_ids,
@@ -64,11 +67,11 @@ def _device(arguments: Answer) -> Device:
 
 
 class Peft:
-    """GPT2LMHeadModel with PEFT's prefix tuning: a padded batch, a mask, `labels=`."""
+    """GPT2LMHeadModel with a method of PEFT's: a padded batch, a mask, `labels=`."""
 
     def __init__(self, arguments: Answer, dropout: float = 0.0) -> None:
         # here, so that the other peer needs PyTorch alone and has nothing else in its memory
-        from peft import PrefixTuningConfig, get_peft_model
+        from peft import get_peft_model
         from transformers import GPT2Config, GPT2LMHeadModel
 
         config = Config(**arguments["config"])
@@ -89,17 +92,17 @@ class Peft:
                 resid_pdrop=dropout,
             )
         )
-        state, weights = hf.state_dict(), GPT2.random(config).weights
+        model = GPT2.random(config)
+        state, weights, start = hf.state_dict(), model.weights, method_of(arguments, model)
         for name in list(weights):
             state[f"transformer.{name}"].copy_(torch.from_numpy(weights.pop(name)))
-        P = arguments["prefix"]
-        self.model: Any = get_peft_model(
-            hf, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
-        )
-        rows = flatten(Prefix.normal(config, P).kv)  # (P, L*2*C)
-        (embedding,) = [p for p in self.model.parameters() if p.requires_grad]
+        self.model: Any = get_peft_model(hf, _peft_config(start))
+        numbers = _as_peft_has_them(start)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            embedding.copy_(torch.from_numpy(rows))
+            for name, p in trained.items():
+                p.copy_(torch.from_numpy(numbers.pop(name)))
+        assert not numbers
         self.device = arguments.get("device", "cpu")
         self.model.to(self.device)
 
@@ -127,6 +130,35 @@ class Peft:
             return loss.item()
 
         return step
+
+
+def _peft_config(method: Prefix | Method) -> Any:
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
+
+    if isinstance(method, LoRA):
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=method.rank,
+            lora_alpha=method.alpha,
+            lora_dropout=0.0,
+            target_modules=["c_attn"],
+            fan_in_fan_out=True,
+        )
+    if isinstance(method, PromptTuning):
+        return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=method.length)
+    assert isinstance(method, Prefix)
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=method.kv.shape[3])
+
+
+def _as_peft_has_them(method: Prefix | Method) -> dict[str, np.ndarray]:
+    """The trained numbers, by PEFT's names and in its layout."""
+    if isinstance(method, LoRA):  # PEFT's are (out, in)
+        return {
+            f"base_model.model.transformer.{name}.default.weight": a.T
+            for name, a in method.parameters.items()
+        }
+    rows = flatten(method.kv) if isinstance(method, Prefix) else method.parameters["prompt"]
+    return {"prompt_encoder.default.embedding.weight": rows}
 
 
 def decode(arguments: Answer, who: str) -> Answer:

@@ -27,6 +27,8 @@ from tools.bench.work import (
     DECODE,
     GROWTH,
     GROWTH_CONFIG,
+    METHOD_BATCH,
+    METHODS,
     NEW,
     PREFIX,
     PROMPT,
@@ -128,6 +130,7 @@ def tables(record: Record) -> list[Table]:
         _train(results),
         _gpu_train(results),
         _products(results),
+        _methods(results),
         _decode(results),
         _gpu_decode(results),
         _memory(results),
@@ -205,6 +208,36 @@ def _train(results: Results) -> Table:
         "weights, prefix and token ids. PEFT's model has a dropout of 0, so that all compute the "
         "same function; its documentation trains with 0.1 (`--with-dropout`).",
         A_RATIO.format(" (for long: one of a short sequence)"),
+    ]
+    return table
+
+
+def _methods(results: Results) -> Table:
+    header = ["method", "trained numbers", "who", "a step", "minprefix's time to it"]
+    table = Table("A step of each method", [*header, "peak memory", "memory to it"])
+    for method in METHODS:
+        mine = results.answers("methods", method)
+        trained = next((f"{a['trained']:,}" for a in mine.values()), NONE)
+        losses = []
+        for who in ("ours", *results.peers("methods")):
+            answers = results.answers("methods", method, who)
+            if not answers:
+                continue
+            losses += [a["losses"][0] for a in answers.values()]
+            row = [method, trained, TITLES[who]]
+            for measured, show in ((results.step_seconds, seconds), (results.peak, mega)):
+                theirs = measured(method, who, "methods")
+                to = ratio(measured(method, "ours", "methods"), theirs)
+                row += [_median_of(theirs, show), NONE if who == "ours" else spread(to)]
+            table.rows.append(row)
+        table.notes += _unlike(method, losses)
+    lora = METHODS["lora"].options
+    table.notes += [
+        f"- {TRAIN[METHOD_BATCH].what}. A step is forward, backward and AdamW's update of what the "
+        "method trains, from the same weights, numbers and token ids. LoRA: rank "
+        f"{lora['rank']}, alpha {lora['alpha']:g}, c_attn in every layer. Adapters: Houlsby's, "
+        f"{METHODS['adapters'].options['bottleneck']} wide. No dropout.",
+        A_RATIO.format(""),
     ]
     return table
 
@@ -474,7 +507,12 @@ def on_a_gpu(record: Record | None) -> list[str]:
     """The section beside the CPU's figures."""
     if record is None:
         return ["## On a GPU", "", UNMEASURED]
-    lines = ["## On a GPU", "", f"From the record of `{record['command']}`.", ""]
+    return _section("On a GPU", record)
+
+
+def _section(title: str, record: Record) -> list[str]:
+    """Of another record than the page's."""
+    lines = [f"## {title}", "", f"From the record of `{record['command']}`.", ""]
     lines += [*_facts(record), ""]
     for table in tables(record):
         lines += [table.markdown("###"), ""]
@@ -491,10 +529,15 @@ def _facts(record: Record) -> list[str]:
 
 
 def markdown(
-    record: Record, pictures: dict[str, str], by_hand: str, gpu_record: Record | None = None
+    record: Record,
+    pictures: dict[str, str],
+    by_hand: str,
+    gpu_record: Record | None = None,
+    rivals: Record | None = None,
 ) -> str:
     """`pictures`: table title -> the picture's path beside the page; `by_hand`: what a person
-    wrote, included as it is; `gpu_record`: of another run, with --backend cupy."""
+    wrote, included as it is; `gpu_record`: of another run, with --backend cupy; `rivals`: of
+    another, of the command methods."""
     lines = [
         "# Benchmarks",
         "",
@@ -507,12 +550,16 @@ def markdown(
         lines += [table.markdown(), ""]
         if table.title in pictures:
             lines += [f"![{table.title}]({pictures[table.title]})", ""]
+    if rivals is not None:
+        lines += _section("Prefix-tuning's rivals", rivals)
     if not is_gpu(record):
         lines += on_a_gpu(gpu_record)
     return "\n".join(lines) + ("\n" + by_hand if by_hand else "")
 
 
-def write(record: Record, page: Path, gpu_record: Record | None = None) -> list[Path]:
+def write(
+    record: Record, page: Path, gpu_record: Record | None = None, rivals: Record | None = None
+) -> list[Path]:
     """The page and its pictures, in a folder `benchmarks` beside it. -> what was written."""
     from tools.bench.pictures import draw
 
@@ -521,5 +568,5 @@ def write(record: Record, page: Path, gpu_record: Record | None = None) -> list[
     paths = {title: f"{folder.name}/{path.name}" for title, path in drawn.items()}
     by_hand = folder / "optimisations.md"
     said = read_text(by_hand, "what paid") if by_hand.exists() else ""
-    write_text(page, markdown(record, paths, said, gpu_record))
+    write_text(page, markdown(record, paths, said, gpu_record, rivals))
     return [page, *drawn.values()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tools.bench import gpu
-from tools.bench.work import DECODE, GROWTH, GROWTH_CONFIG, PROMPT, TRAIN
+from tools.bench.work import DECODE, GROWTH, GROWTH_CONFIG, METHODS, PROMPT, TRAIN
 
 NOISY = 1.25  # highest / lowest ratio of the rounds of one comparison
 Record = dict[str, Any]
@@ -80,12 +80,12 @@ class Results:
         whos = [run["who"] for run in self.record["runs"] if run["section"] in sections]
         return [who for who in dict.fromkeys(whos) if who not in ("ours", "start")]
 
-    def step_seconds(self, work: str, who: str) -> dict[int, float]:
-        return {r: median(a["times"]) for r, a in self.answers("train", work, who).items()}
+    def step_seconds(self, work: str, who: str, section: str = "train") -> dict[int, float]:
+        return {r: median(a["times"]) for r, a in self.answers(section, work, who).items()}
 
-    def peak(self, work: str, who: str) -> dict[int, float]:
+    def peak(self, work: str, who: str, section: str = "train") -> dict[int, float]:
         """Of the training processes, in bytes; on a GPU of its memory."""
-        answers = self.answers("train", work, who) or self.answers("memory", work, who)
+        answers = self.answers(section, work, who) or self.answers("memory", work, who)
         return {r: a.get("device_peak", a["peak"]) for r, a in answers.items()}
 
     def tokens_per_second(self, work: str, who: str) -> dict[int, float]:
@@ -168,6 +168,9 @@ def figures(record: Record) -> dict[str, Figure]:
         digests = {a["sha256"] for a in results.answers("train", work).values()}
         if digests:
             put(f"train {work}: different results", Figure.of([len(digests)]))
+    for method, who in product(METHODS, results.peers("methods")):
+        of_each = (results.step_seconds(method, each, "methods") for each in ("ours", who))
+        put(f"methods {method}: time against {who}", ratio(*of_each))
     for answer in results.answers("memory", "flatness").values():
         peaks = answer["peaks"]
         if len(peaks) > 2:
@@ -280,6 +283,8 @@ TARGETS = (
         for work in TRAIN
     ),
     *(Target("train", f"train {work}: different results", "at most", 1) for work in TRAIN),
+    Target("methods", "methods lora: time against peft", "at most", 0.5),
+    Target("methods", "methods prompt-tuning: time against peft", "at most", 0.5),
     Target("memory", "train e2e-32: peak memory against peft", "at most", 0.35),
     Target("memory", "train long: peak memory against peft", "at most", 1.0),
     Target("memory", "memory: last step against step 2", "at most", 1.02),

@@ -10,7 +10,7 @@ their joint histogram.
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ TITLES = {
     "peft-dropout": "PyTorch + PEFT, dropout 0.1",
     "torch": "our algorithm in PyTorch",
     "generate": "transformers' generate, through PEFT",  # what of PEFT decodes
+    "peft prefix": "PEFT's prefix tuning",
+    "peft lora": "PEFT's LoRA",
+    "peft prompt-tuning": "PEFT's prompt tuning",
 }
 #: the libraries that each peer needs
 NEEDS = {
@@ -213,6 +216,55 @@ def train_jobs(
         sizes = {"config": asdict(config), "prefix": PREFIX, "lengths": lengths, "steps": 2}
         expected = _SETUP["ours"] + 5 * work.expected["ours"]
         jobs.append(Job("products", work.name, "ours", "products", sizes, 1, expected))
+    return jobs
+
+
+@dataclass(frozen=True)
+class MethodWork:
+    options: dict[str, Any]  # what everyone starts it with
+    #: seconds of a step at the 124m shape on two cores, for the estimate; those who have it
+    expected: dict[str, float]
+
+
+#: the batch of every method, and its name in TRAIN
+METHOD_BATCH = "e2e-10"
+#: prefix-tuning and its rivals; PEFT has the first three
+METHODS = {
+    "prefix": MethodWork({}, {"ours": 1.6, "peft": 4.5}),
+    "lora": MethodWork({"rank": 8, "alpha": 16.0}, {"ours": 2.2, "peft": 5}),
+    "prompt-tuning": MethodWork({"length": PREFIX}, {"ours": 2, "peft": 5}),
+    "adapters": MethodWork({"bottleneck": 64}, {"ours": 2.2}),
+    "bitfit": MethodWork({}, {"ours": 2.2}),
+    "full": MethodWork({}, {"ours": 6}),
+}
+
+
+def method_arguments(method: str) -> dict[str, Any]:
+    """What a job of a method has besides the sizes."""
+    return {"prefix": PREFIX, "method": method, "options": METHODS[method].options}
+
+
+def method_jobs(
+    config: Config,
+    histogram: dict[Lengths, int],
+    whos: Sequence[str],
+    rounds: int | None,
+    only: Sequence[str] = (),
+    skipped: Collection[str] = (),
+) -> list[Job]:
+    """`skipped`: "peft lora", say, where PEFT's LoRA is not to be measured."""
+    batch, jobs = TRAIN[METHOD_BATCH], list[Job]()
+    lengths = batch.lengths(histogram)
+    for method, work in METHODS.items():
+        for who in whos if not only or method in only else ():
+            if who not in work.expected or f"{who} {method}" in skipped:
+                continue
+            steps = batch.steps[who]
+            arguments = {"config": asdict(config), **method_arguments(method), "steps": steps}
+            arguments |= {"lengths": lengths, "warm_up": lengths}
+            expected = _SETUP[who] + work.expected[who] * (steps + 1)
+            n = rounds or batch.rounds
+            jobs.append(Job("methods", method, who, "train", arguments, n, expected))
     return jobs
 
 
