@@ -160,6 +160,7 @@ sys.meta_path.insert(0, Missing())
 from minprefix import GPT2, Batch, Config, Prefix, loss_and_grad
 from minprefix.conformance import load, run, select
 from minprefix.generate import generate_ids
+from minprefix.methods import METHODS, PromptTuning
 from minprefix.trace import trace
 
 model = GPT2.random(Config(2, 2, 16, 20, 64), dtype="float64")
@@ -168,6 +169,11 @@ loss, dkv = loss_and_grad(model, prefix, batch)
 assert 2 < loss < 4 and dkv.shape == prefix.kv.shape
 assert len(generate_ids(model, [[1, 2]], prefix)[0]) == 40
 assert trace(model, batch, prefix)["loss"].value == loss
+for kind in METHODS.values():
+    method = kind.normal(model, 3) if kind is PromptTuning else kind.start(model)
+    loss, grads = loss_and_grad(model, method, batch)
+    assert 2 < loss < 4 and grads.keys() == method.parameters.keys()
+    assert len(generate_ids(model, [[1, 2]], method)[0]) == 40
 for name in ("reference", "numpy"):
     results = run(load(name), select(levels=["ops"]))
     for r in results:

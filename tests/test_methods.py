@@ -129,6 +129,21 @@ def test_every_rival_is_made():
     assert {kind.split()[0].strip(",") for kind in MADE} == set(METHODS)
 
 
+def test_fine_tuning_trains_the_weights_that_its_name_says():
+    model, _, _, _ = drawn(3)
+    weights, L = set(model.weights), model.config.n_layer
+    trained = {kind: set(MADE[kind](model).parameters) for kind in ("full", "top-layers", "bitfit")}
+    assert trained["full"] == weights
+    top = tuple(f"h.{i}." for i in (L - 2, L - 1))
+    assert trained["top-layers"] == {name for name in weights if name.startswith(top)}
+    assert len(trained["top-layers"]) == 2 * 12
+    assert trained["bitfit"] == {name for name in weights if model.weights[name].ndim == 1} - {
+        name for name in weights if "ln_" in name and name.endswith("weight")
+    }
+    for name, a in methods.FineTuning.start(model).parameters.items():
+        assert a is not model.weights[name]  # the frozen model is not what is trained
+
+
 # ---- against PEFT -------------------------------------------------------------------------------
 
 
