@@ -97,7 +97,7 @@ PREFIX, SAME = "prefix", "p-tuning-v2"  # P-tuning v2 (Liu et al., 2022) is pref
 #: method -> its learning rate, which was good on the demo's task
 RATES = {
     PREFIX: Settings.lr, "full": 5e-4, "top-layers": 1e-3, "bitfit": 1e-2, "prompt-tuning": 3e-2,
-    "p-tuning": 3e-3, "infix": 5e-3, "lora": 5e-3, "adapters": 3e-3,
+    "p-tuning": 3e-3, "infix": 1e-2, "lora": 5e-3, "adapters": 3e-3,
 }  # fmt: skip
 METHODS = (PREFIX, SAME, *list(RATES)[1:])
 #: method -> the values of --init that it takes, the first by default; the others have a start of
