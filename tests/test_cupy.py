@@ -27,6 +27,7 @@ from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.suite import run
 from minprefix.data.pairs import Encoded
 from minprefix.generate import Decoding, generate_ids
+from minprefix.methods import METHODS
 from minprefix.model import loss_and_weight_grads
 from minprefix.optim import AdamW
 from minprefix.train import Settings, train
@@ -725,3 +726,23 @@ def test_the_kernels_compile_for_a_gpu(real):
         pytest.fail(nvrtc.getProgramLog(program))
     ptx = nvrtc.getPTX(program).decode()
     assert all(f".entry {name}(" in ptx for name in stand_in.signatures(KERNELS.read_text()))
+
+
+@pytest.mark.parametrize("rival", METHODS)
+def test_a_rivals_loss_gradients_and_texts_are_the_cpus(cupy, rival):
+    model = GPT2.random(WORDS)
+    kind = METHODS[rival]
+    method = getattr(kind, "start", getattr(kind, "normal", None))(model)
+    batch = Batch.pack([[1, 2, 3, 4], [5, 6]], [2, 1])
+    want, dwant = method.loss_and_grads(model, batch)
+    there, moved = model.to("cupy"), method.to("cupy")
+    value, grads = moved.loss_and_grads(there, batch)
+    assert value == pytest.approx(want, rel=1e-5)
+    assert moved.loss(there, batch) == pytest.approx(want, rel=1e-5)
+    top = max(abs(g).max() for g in dwant.values())
+    for name, g in dwant.items():
+        assert abs(ops.to(grads[name], "numpy") - g).max() <= 1e-4 * top, name
+    prompts = [[1, 2, 3], [4]]
+    texts = [generate_ids(m, prompts, a, None, Decoding(4)) for m, a in
+             ((model, method), (there, moved))]  # fmt: skip
+    assert texts[0] == texts[1]
