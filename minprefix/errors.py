@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class Diverged(InputError):
+    """A training whose numbers are no longer finite."""
+
+
 class Note(UserWarning):
     """A sentence on something that was left out or has no effect, and that stops nothing.
 

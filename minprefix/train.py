@@ -23,7 +23,7 @@ from minprefix.batch import Batch
 from minprefix.budget import out_of_memory
 from minprefix.console import Stopped, ctrl_c
 from minprefix.data.pairs import Encoded
-from minprefix.errors import InputError, counted
+from minprefix.errors import Diverged, InputError, counted
 from minprefix.evaluate import mean_loss
 from minprefix.method import Method
 from minprefix.model import GPT2, check_same_place, loss_and_grad, operations
@@ -286,8 +286,8 @@ class _Run:
             said = out_of_memory(self.model.config, self.model.n_bytes, lengths, slots)
             raise InputError(f"{said}; {self.out / STATE} keeps the last state") from error
 
-    def not_finite(self, name: str, value: float, step: int) -> InputError:
-        return InputError(
+    def not_finite(self, name: str, value: float, step: int) -> Diverged:
+        return Diverged(
             f"the {name} became {value} at step {step}: stopped, {self.out / STATE} keeps the last "
             "good state; start again with a lower --lr or with --clip"
         )

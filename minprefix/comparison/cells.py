@@ -18,7 +18,7 @@ from minprefix import evaluate
 from minprefix.comparison.entrants import Entrant, Trained, read_entrant
 from minprefix.data import world
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, group_references, read_pairs
-from minprefix.errors import InputError, brief
+from minprefix.errors import Diverged
 from minprefix.generate import Decoding
 from minprefix.methods import PTuning
 from minprefix.model import GPT2
@@ -165,13 +165,9 @@ class Bench:
                     self.model, method, self.subset(cell.examples, cell.seed), settings,
                     Path(folder) / "run", self.valid, progress=False,
                 )  # fmt: skip
-            except InputError as error:
-                if "became" not in str(error):
-                    raise
-                return about | {
-                    "failed": brief(error),
-                    "cpu_seconds": time.process_time() - started,
-                }
+            except Diverged as error:
+                about["failed"] = str(error).partition(":")[0]
+                return about | {"cpu_seconds": time.process_time() - started}
         if result.interrupted:
             raise KeyboardInterrupt
         about |= {"valid_loss": result.best_loss, "best_step": result.best_step}

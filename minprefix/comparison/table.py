@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from minprefix.comparison.cells import Plan
+from minprefix.errors import counted
 
 
 class Spread(NamedTuple):
@@ -148,5 +149,5 @@ def text(found: Sequence[Row]) -> str:
         for line in table:
             first, *rest = (cell.rjust(w) for cell, w in zip(line, widths, strict=True))
             lines.append("  ".join([first.strip().ljust(widths[0]), *rest]))
-        parts.append("\n".join([f"{n or 'all'} examples", *lines]))
+        parts.append("\n".join([counted(n, "example") if n else "all examples", *lines]))
     return "\n\n".join(parts)
