@@ -578,6 +578,32 @@ def drawn(seed, split="train", domains=None):
     return world.draw_record(np.random.default_rng(seed), split, domains or world.ALL_DOMAINS)
 
 
+@pytest.mark.parametrize("name", world.TASKS)
+def test_the_text_of_a_task_states_the_record_that_it_has_to_state(name):
+    task = world.TASKS[name]
+    for source, text in world.table_to_text(100, "test", 0, world.ALL_DOMAINS, task):
+        record = world.read_record(source)
+        assert world.slot_errors(task.stated(record), text) == []
+
+
+def test_swapping_gives_each_value_another_one_and_no_two_the_same():
+    for domain in world.ALL_DOMAINS.values():
+        for slot in domain.slots:
+            records = [{"name": "X", "type": domain.type, slot.name: v} for v in slot.values]
+            others = [world.swapped(record)[slot.name] for record in records]
+            assert sorted(others) == sorted(slot.values)
+            kept = [a == b for a, b in zip(slot.values, others, strict=True)]
+            assert set(kept) == {len(slot.values) > world.SWAPPED}
+
+
+def test_a_letter_has_its_opening_its_end_and_the_facts_in_reverse():
+    record = {"name": "Mill", "type": "film", "genre": "comedy", "year": "1940"}
+    assert world.letter(record) == (
+        "Dear reader, have you heard of Mill? Mill is a film! The film came out in 1940! "
+        "The film belongs to the genre of comedy! Yours faithfully, the editors."
+    )
+
+
 def test_one_seed_is_one_world():
     def documents(seed):
         rng = np.random.default_rng(seed)

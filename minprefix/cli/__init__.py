@@ -108,7 +108,7 @@ def _parser() -> Parser:
     lines = ["Prefix-tuning of GPT-2 in plain NumPy."]  # argparse has no groups of commands
 
     def command(name: str, run: Run, what: str, *texts: str, **more: str) -> Parser:
-        lines.append(f"  {name:<17}{what}")
+        lines.append(f"  {f'{name} ':<10}{what}")
         return parser.command(name, run, what, *texts, **more)
 
     for group, modules in GROUPS.items():

@@ -29,7 +29,8 @@ def add(command: Command) -> None:
         "compare prefix-tuning with its rivals on the same data",
         "minprefix compare-methods --task letter --out runs/rivals --jobs 2\n"
         "minprefix compare-methods --data train.csv --valid valid.csv --test test.csv \\\n"
-        "    --method prefix:length=10 --method lora:rank=4,lr=3e-3/1e-2 --out runs/rivals",
+        "    --method prefix:length=10 --method lora:rank=4,lr=1e-3/3e-3 \\\n"
+        "    --out runs/rivals",
         "The first seed tries every learning rate; the one of the lowest validation loss is kept, "
         "and the other seeds take it. The scores are those of the test pairs, as the mean over "
         "the seeds and their standard deviation. Each finished training is a file in --out, so "

@@ -20,7 +20,6 @@ from minprefix.data import world
 from minprefix.data.pairs import Encoded, Pair, Template, encode_pairs, group_references, read_pairs
 from minprefix.errors import Diverged
 from minprefix.generate import Decoding
-from minprefix.methods import PTuning
 from minprefix.model import GPT2
 from minprefix.optim import AdamW
 from minprefix.prefix import Prefix
@@ -204,16 +203,13 @@ class Bench:
         return costs
 
     def _size(self, method: Trained) -> dict[str, Any]:
-        from safetensors.numpy import save
-
+        """Of the file: the tensors that `save` writes. A prefix's MLP is no part of them."""
         kept = method.fold() if isinstance(method, Prefix) else method
-        kept = kept.folded() if isinstance(kept, PTuning) else kept
+        with tempfile.TemporaryDirectory() as folder:
+            kept.save(folder, self.model)
+            n_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
         n = method.n_parameters
-        return {
-            "parameters": n,
-            "share": n / self.model.n_parameters,
-            "file_bytes": len(save(dict(kept.parameters))),
-        }
+        return {"parameters": n, "share": n / self.model.n_parameters, "file_bytes": n_bytes}
 
     def _memory(self, method: Trained, batch: Sequence[Encoded]) -> dict[str, int]:
         """The weights, the method, and the peak of what a step allocates: activations, gradients
