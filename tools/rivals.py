@@ -36,6 +36,13 @@ ALL = (
     "full:lr=1e-3/3e-3",
 )
 FEW = ("prefix:length=10", "prompt-tuning:length=10", "lora:rank=8,lr=1e-2", "full:lr=1e-3")
+SWAP = (
+    "prefix:length=10,lr=3e-2/1e-1",
+    "prompt-tuning:length=10,lr=3e-2/1e-1",
+    "lora:rank=8,lr=1e-2",
+    "adapters:bottleneck=8,lr=1e-2",
+    "full:lr=1e-3",
+)
 LENGTHS = tuple(
     f"{kind}:length={n}" for kind in ("prefix", "infix", "prompt-tuning") for n in (1, 5, 20)
 )
@@ -58,8 +65,8 @@ COMPARISONS = {
     "few": _plan(FEW, task="describe", examples=(50, 200), steps=100),
     "starts": _plan(STARTS, task="describe", examples=(50,), steps=100),
     "letter": _plan(ALL),
-    "lengths": _plan(LENGTHS),
-    "swap": _plan((*FEW, "adapters:bottleneck=8,lr=1e-2"), task="swap"),
+    "lengths": _plan(LENGTHS, lrs=(1e-1,)),
+    "swap": _plan(SWAP, task="swap"),
 }
 
 
