@@ -23,6 +23,7 @@ from minprefix.conformance import (
     all_checks,
     grade,
     load,
+    method_case,
     model_case,
     run,
     select,
@@ -1471,3 +1472,30 @@ def test_an_object_is_an_implementation(tmp_path):
     with pytest.raises(InputError, match="has no 'nothing'"):
         load("minprefix.ops:nothing")
     assert load("minprefix.ops:numpy_ops").has("attention")
+
+
+# ---- the rivals ---------------------------------------------------------------------------------
+
+
+def test_a_method_that_trains_other_parameters_is_told_which():
+    def run_method(problem):
+        found = dict(House(reference).run_method(problem))
+        found["dh.0.ln_1.weight"] = found.pop("dh.0.ln_1.bias")
+        return found
+
+    check = all_checks()["bitfit/usual"]
+    result = check.grade(Implementation(types.SimpleNamespace(run_method=run_method), "mine"))
+    assert [(f.tensor, f.kind) for f in result.findings] == [
+        ("dh.0.ln_1.weight", "missing"),
+        ("dh.0.ln_1.bias", "missing"),
+    ]
+
+
+def test_the_masks_of_a_problem_are_what_its_seed_draws(monkeypatch: pytest.MonkeyPatch):
+    problem = method_case("lora/dropout")
+    right, masks = House(reference).run_method(problem), iter(problem.masks.values())
+    monkeypatch.setattr("minprefix.methods.lora.dropout_mask", lambda *_: next(masks))
+    found = House(reference).run_method(problem)
+    assert found.keys() == right.keys()
+    assert all(np.array_equal(found[name], right[name]) for name in right)
+    assert next(masks, None) is None

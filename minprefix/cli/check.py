@@ -28,7 +28,7 @@ def add(command: Command) -> None:
     )
     p.add_argument("implementation", nargs="?", metavar="IMPLEMENTATION", help=IMPLEMENTATION)
     add_only(p, "check")
-    levels, many = ("ops", "model", "training"), "default all; may be given again"
+    levels, many = ("ops", "model", "methods", "training"), "default all; may be given again"
     p.add_argument("--level", action="append", choices=levels, help=many)
     add_report(p)
     limit = "for each check (default 20)"
@@ -36,7 +36,7 @@ def add(command: Command) -> None:
     add_threads(p)
     flag(p, "--list", "show the checks, and run none")
     path(p, "--new", "FILE", "write a file of stubs to fill in")
-    whole = "of a whole model (run_model, run_decoding, run_training), not of its operations"
+    whole = "of a whole model (run_model, run_method, run_training ...), not of its operations"
     flag(p, "--whole", f"with --new: {whole}")
     flag(p, "--torch", "with --new: in PyTorch")
 

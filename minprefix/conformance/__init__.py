@@ -4,15 +4,17 @@ and where.
     minprefix check my_ops.py
     MINPREFIX_IMPL=my_ops pytest --pyargs minprefix.conformance
 
-`contract` says what is graded; `cases` and `problems` with which inputs; `op_checks`, `by_hand`,
-`laws` and `model_checks` how; `diagnosis` puts a difference into words; `zoo` and `bugs` prove that
-the suite itself has power; `vectors` are the same cases as files.
+`contract` says what is graded; `cases`, `problems` and `method_problems` with which inputs;
+`op_checks`, `by_hand`, `laws`, `model_checks` and `method_checks` how; `diagnosis` puts a
+difference into words; `zoo` and `bugs` prove that the suite itself has power; `vectors` are the
+same cases as files.
 """
 
 from minprefix.conformance.cases import Case, flatten, reference_cache
 from minprefix.conformance.check import Check, Finding, Result
-from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem
+from minprefix.conformance.contract import MethodProblem, MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
+from minprefix.conformance.method_problems import method_case, method_problem
 from minprefix.conformance.op_checks import tensors
 from minprefix.conformance.problems import (
     model_case,
@@ -28,6 +30,7 @@ __all__ = [
     "Check",
     "Finding",
     "Implementation",
+    "MethodProblem",
     "MicroBatch",
     "ModelProblem",
     "Result",
@@ -36,6 +39,8 @@ __all__ = [
     "flatten",
     "grade",
     "load",
+    "method_case",
+    "method_problem",
     "model_case",
     "model_problem",
     "reference_cache",

@@ -105,6 +105,11 @@ class Grade:
         """Note a finding that is no wrong number."""
         self.findings.append(Finding(function, tensor, kind, said, reproducer=reproducer))
 
+    def absent(self, function: str, tensor: str, said: str, reproducer: str = "") -> None:
+        """Note a tensor that is missing, or one too many."""
+        self.say("missing", function, tensor, said, reproducer)
+        self.found[tensor], self.errors[tensor] = np.zeros(0), math.inf
+
     def broken(self, function: str, error: Broken, reproducer: str = "") -> None:
         self.say(error.kind, error.function or function, "", str(error), reproducer)
 

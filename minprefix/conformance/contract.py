@@ -1,12 +1,13 @@
 """What the suite asks of an implementation: which functions, and which tensors each of them gives.
 
-There are three levels, and each is graded as far as it is implemented:
+There are four levels, and each is graded as far as it is implemented:
 
     ops        the functions of `minprefix.ops.contract.Ops`
     model      `run_model(problem)`, `run_decoding(problem)`: a whole GPT-2 with prefixes
+    methods    `run_method(problem)`: a GPT-2 adapted by a rival of prefix-tuning
     training   `run_training(problem)`: AdamW on the prefixes
 
-The ops are enough: the project's own model and training then run over them
+The ops are enough: the project's own model, methods and training then run over them
 (`minprefix.conformance.house`). An implementation that has a whole model but no such ops, as PEFT
 has, offers the other functions alone.
 
@@ -16,13 +17,14 @@ array to its own kind before a call, and `asnumpy(a)`, which takes its results b
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from minprefix.gpt2 import Config
+from minprefix.methods import METHODS
 from minprefix.ops.contract import Array, Ops
 
-LEVELS = ("ops", "model", "training")
+LEVELS = ("ops", "model", "methods", "training")
 
 #: op -> its functions in the order in which the model calls them: the forward, which has the op's
 #: name, and the backwards, which may consume the cache
@@ -61,6 +63,8 @@ TENSORS: dict[str, dict[str, str]] = {
 
 def level_of(op: str) -> str:
     """The level of what stands before the slash in a check's id."""
+    if op in METHODS:
+        return "methods"
     return "ops" if op in FUNCTIONS else "training" if op == "training" else "model"
 
 
@@ -94,6 +98,28 @@ class ModelProblem:
     position_offsets: Sequence[int]  # per prefix: the position of the first real token; P is usual
     reduction: str = "mean"  # over all targets of the batch, or "sum"
     need: Literal["prefix", "all"] = "prefix"  # "all": the gradients of weights, too
+
+
+@dataclass(frozen=True)
+class MethodProblem:
+    """A frozen GPT-2, adapted by a rival of prefix-tuning, and some sequences.
+
+    `method` and `options` are as `minprefix.methods` has them. `parameters`: what the method adds
+    to the model, by the names of its class there. Fine-tuning adds nothing: its parameters are
+    empty, it starts at the weights, and which of them it trains is part of what is graded.
+    """
+
+    config: Config
+    weights: Mapping[str, Array]  # by their names in the checkpoint: Config.shapes()
+    sequences: Sequence[Sequence[int]]  # token ids
+    loss_from: Sequence[int]  # per sequence: the index of the first token that is predicted
+    method: str
+    options: Mapping[str, Any]
+    parameters: Mapping[str, Array]
+    reduction: str = "mean"  # over all targets of the batch, or "sum"
+    #: LoRA with dropout: per layer what is multiplied onto the input of A (N, in), 0 or 1 / (1 - p)
+    masks: Mapping[str, Array] = field(default_factory=dict)
+    seed: int = 0  # the masks are what `numpy.random.default_rng(seed)` draws, the lowest first
 
 
 @dataclass(frozen=True)
@@ -132,7 +158,8 @@ class MicroBatch:
 
 class Whole(Protocol):
     """The functions of the levels above the ops. Each gives tensors by name; more may be given than
-    is asked for, and is graded under the names of `model_tensors` and `training_tensors`."""
+    is asked for, and is graded under the names of `model_tensors`, `method_tensors` and
+    `training_tensors`."""
 
     def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
         """Asked for: `loss`, and per prefix `prefix.{i}.dk` and `prefix.{i}.dv` (L, NH, P, hs)."""
@@ -141,12 +168,16 @@ class Whole(Protocol):
         """The sequences fed one token at a time through a cache of keys and values. Asked for:
         `logits` (N, V): each token's prediction of the next."""
 
+    def run_method(self, problem: MethodProblem) -> Mapping[str, Array]:
+        """Asked for: `loss`, and `d{name}` for each parameter that the method trains, as
+        `dh.0.attn.c_attn.lora_A`. A method that is not there raises NotImplementedError."""
+
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
         """Asked for: per step `step.{s}.loss`, and per prefix and parameter
         `step.{s}.prefix.{i}.{name}`, as they are after the step."""
 
 
-WHOLE = ("run_model", "run_decoding", "run_training")
+WHOLE = ("run_model", "run_decoding", "run_method", "run_training")
 
 
 def model_tensors(config: Config, n_prefixes: int, B: int, need: str) -> dict[str, str]:
@@ -175,6 +206,14 @@ def model_tensors(config: Config, n_prefixes: int, B: int, need: str) -> dict[st
     if need == "all":
         names |= {f"d{name}": " ".join("?" * len(s)) for name, s in config.shapes().items()}
     return names
+
+
+def method_tensors(trained: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name -> axes of every tensor of `run_method`, in the order in which they arise. `trained`:
+    the shapes of the parameters by name, the lowest first."""
+    grads = {f"d{name}": " ".join("?" * len(shape)) for name, shape in trained.items()}
+    # no logits where there is dropout
+    return {"logits": "N V", "loss": ""} | dict(reversed(grads.items()))
 
 
 def training_tensors(problem: TrainingProblem) -> dict[str, str]:

@@ -18,6 +18,8 @@ SUSPICIONS = {
     ("hs", -0.5): "1/sqrt(hs): is the scale applied twice, or is hs used instead of sqrt(hs)?",
     ("hs", 1.0): "hs: is it multiplied by sqrt(hs) instead of divided by it?",
     ("hs", -1.0): "1/hs",
+    ("alpha/r", 1.0): "alpha/r: is the scale applied twice?",
+    ("alpha/r", -1.0): "r/alpha: is the scale alpha/r missing?",
 }
 SUM_FOR_MEAN = "is a sum taken where a mean belongs?"
 MEAN_FOR_SUM = "is a mean taken where a sum belongs?"

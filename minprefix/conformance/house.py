@@ -1,15 +1,25 @@
 """The levels above the ops, as this project's own code fulfils them over any implementation of the
-ops: `run_model`, `run_decoding` and `run_training` of `minprefix.conformance.contract`."""
+ops: `run_model`, `run_decoding`, `run_method` and `run_training` of
+`minprefix.conformance.contract`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
 from minprefix.batch import Batch
-from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
+from minprefix.conformance.contract import (
+    MethodProblem,
+    MicroBatch,
+    ModelProblem,
+    TrainingProblem,
+    model_tensors,
+)
 from minprefix.conformance.record import Recorder
 from minprefix.generate import Texts
+from minprefix.methods import METHODS, FineTuning
+from minprefix.methods.rival import Rival
 from minprefix.model import GPT2, loss_backward, needed
 from minprefix.ops.contract import Array, Ops
 from minprefix.optim import AdamW, clip, global_norm, learning_rate
@@ -59,6 +69,18 @@ class House:
             texts = texts.take(stay)
             logits = texts.feed(np.array([texts_ids[b][len(rows[b])] for b in alive]))
 
+    def run_method(self, problem: MethodProblem) -> Mapping[str, Array]:
+        model, batch = _model(problem), Batch.pack(problem.sequences, problem.loss_from)
+        method = _method(problem, model)
+        rng = None
+        if problem.masks:  # they have a row for every token
+            rng, batch = np.random.default_rng(problem.seed), _every_row(batch)
+        loss, grads = method.loss_and_grads(model, batch, problem.reduction, self.ops, rng)
+        found = {"loss": np.array(loss)} | {f"d{name}": a for name, a in grads.items()}
+        if rng is None:
+            found["logits"] = method.logits(model, batch, self.ops)
+        return found
+
     def run_training(self, problem: TrainingProblem) -> Mapping[str, Array]:
         p = problem
         model = _model(p)
@@ -106,7 +128,16 @@ def _every_row(batch: Batch) -> Batch:
     return replace(batch, rows=np.arange(N), targets=targets, weights=weights)
 
 
-def _model(problem: ModelProblem | TrainingProblem) -> GPT2:
+def _method(problem: MethodProblem, model: GPT2) -> Rival:
+    kind = cast(type[Rival], METHODS[problem.method])
+    if issubclass(kind, FineTuning):
+        start: Any = kind.start  # of the top layers alone their number is given
+        return cast(Rival, start(model, *problem.options.values()))
+    parameters = {name: a.copy() for name, a in problem.parameters.items()}
+    return kind.of(dict(problem.options), parameters)
+
+
+def _model(problem: ModelProblem | MethodProblem | TrainingProblem) -> GPT2:
     return GPT2(problem.config, dict(problem.weights), name="the suite's")
 
 

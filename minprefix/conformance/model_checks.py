@@ -48,7 +48,7 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         return
     for name in sorted(set(found) - set(question.axes)):
         said = f"{name} is no tensor of {function}: the contract names its tensors"
-        grade.say("missing", function, name, said, paste)
+        grade.absent(function, name, said, paste)
     given = [name for name in question.axes if name in found]
     if getattr(question.problem, "need", "") == "all" and not any(map(_of_weights, given)):
         grade.not_implemented.append(NO_WEIGHTS)
@@ -58,7 +58,7 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         if name not in found or name not in expected.tensors:
             if ASKED[function](name):
                 said = f"{name} is missing: {function} is asked for it"
-                grade.say("missing", function, name, said, paste)
+                grade.absent(function, name, said, paste)
             continue
         try:
             got = implementation.asnumpy(found[name], name)
@@ -101,19 +101,19 @@ def _law(
     grade.law("run_model", tensor, law, off, terms, TOLERANCE["float64"], rounding)
 
 
-def _numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
+def numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
     return {n: np.array(implementation.asnumpy(a, n), dtype=np.float64) for n, a in found.items()}
 
 
 def _batch(implementation: Implementation, grade: Grade) -> None:
     problem = replace(model_case("own-prefixes"), reduction="sum")
     run = whole(implementation, "run_model")
-    together = _numbers(run(problem), implementation)
+    together = numbers(run(problem), implementation)
     total: dict[str, Array] = {}
     for b in range(len(problem.sequences)):
         own = (problem.sequences[b], problem.loss_from[b], problem.prefix_of[b])
         one = replace(problem, sequences=[own[0]], loss_from=[own[1]], prefix_of=[own[2]])
-        single = _numbers(run(one), implementation)
+        single = numbers(run(one), implementation)
         for name in together:
             if name == "loss" or name.startswith("prefix."):
                 total[name] = total.get(name, np.zeros(())) + single[name]
@@ -126,7 +126,7 @@ def _permutation(implementation: Implementation, grade: Grade) -> None:
     problem, order = model_case("shared-prefix"), np.array([2, 0, 3, 1])
     moved = replace(problem, prefixes=[kv[:, :, :, order] for kv in problem.prefixes])
     run = whole(implementation, "run_model")
-    a, b = (_numbers(run(p), implementation) for p in (problem, moved))
+    a, b = (numbers(run(p), implementation) for p in (problem, moved))
     law = "permuting the slots permutes their gradients and changes nothing else"
     _law(grade, "loss", law, a["loss"] - b["loss"], a["loss"])
     for name in ("prefix.0.dk", "prefix.0.dv"):
@@ -139,14 +139,14 @@ def _derivative(implementation: Implementation, grade: Grade) -> None:
     if implementation.in_a_hurry:  # the gradient of the lowest has come through all others
         layers = layers[:1]
     run = whole(implementation, "run_model")
-    found = _numbers(run(problem), implementation)
+    found = numbers(run(problem), implementation)
     right = expected_model("own-prefixes")["loss"]
     of_rounding = noise(relative_error(found["loss"], right), float(np.abs(right)), h)
 
     def loss(j: int, moved: Array) -> float:
         prefixes = [*problem.prefixes[:j], moved, *problem.prefixes[j + 1 :]]
         given = run(replace(problem, prefixes=prefixes))
-        return float(_numbers({"loss": given["loss"]}, implementation)["loss"])
+        return float(numbers({"loss": given["loss"]}, implementation)["loss"])
 
     for j, which in np.ndindex(len(problem.prefixes), 2):
         kv, name = problem.prefixes[j], f"prefix.{j}.{('dk', 'dv')[which]}"
@@ -171,9 +171,9 @@ def _again(implementation: Implementation, grade: Grade) -> None:
     before = [kv.copy() for kv in problem.prefixes]
     weights = {name: a.copy() for name, a in problem.weights.items()}
     run = whole(implementation, "run_model")
-    first = _numbers(run(problem), implementation)
+    first = numbers(run(problem), implementation)
     run(other)
-    second = _numbers(run(problem), implementation)
+    second = numbers(run(problem), implementation)
     law = "the same problem gives the same answer again"
     for name, a in first.items():
         if name in second and a.shape == second[name].shape:

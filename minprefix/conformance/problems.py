@@ -15,6 +15,7 @@ import numpy as np
 from minprefix.conformance.cases import wide
 from minprefix.conformance.check import Expected
 from minprefix.conformance.contract import (
+    MethodProblem,
     MicroBatch,
     ModelProblem,
     TrainingProblem,
@@ -52,7 +53,7 @@ def _drawn_weights(config: Config, seed: int) -> dict[str, Array]:
     return weights
 
 
-def _texts(rng: np.random.Generator, config: Config, lengths: Sequence[int]) -> list[list[int]]:
+def texts(rng: np.random.Generator, config: Config, lengths: Sequence[int]) -> list[list[int]]:
     return [rng.integers(0, config.vocab_size, T).tolist() for T in lengths]
 
 
@@ -73,7 +74,7 @@ def model_problem(
     return ModelProblem(
         config=cfg,
         weights=weights_of(cfg, seed, dtype),
-        sequences=_texts(rng, cfg, lengths),
+        sequences=texts(rng, cfg, lengths),
         loss_from=list(loss_from),
         prefix_of=list(prefix_of),
         prefixes=[
@@ -159,7 +160,9 @@ def dimensions(problem: ModelProblem) -> dict[str, int]:
     return {letter: n for letter, n in sizes.items() if n > 1}
 
 
-def _answer(function: str, problem: ModelProblem | TrainingProblem) -> Mapping[str, Array]:
+def answer(
+    function: str, problem: ModelProblem | MethodProblem | TrainingProblem
+) -> Mapping[str, Array]:
     """This project's own, over the reference ops."""
     from minprefix.conformance.house import House  # not at the top: training needs more than NumPy
 
@@ -169,7 +172,7 @@ def _answer(function: str, problem: ModelProblem | TrainingProblem) -> Mapping[s
 
 @cache
 def expected_model(name: str) -> Mapping[str, Array]:
-    return _answer("run_model", widened(model_case(name)))
+    return answer("run_model", widened(model_case(name)))
 
 
 @cache
@@ -179,7 +182,7 @@ def expected_decoding(name: str) -> Mapping[str, Array]:
     for ids, which in zip(problem.sequences, problem.prefix_of, strict=True):
         # the loss of a sequence with one token more has a row of logits for each token of this one
         one = replace(problem, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
-        rows.append(_answer("run_model", one)["logits"])
+        rows.append(answer("run_model", one)["logits"])
     return {"logits": np.concatenate(rows)}
 
 
@@ -207,7 +210,7 @@ def training_problem(
     def part(m: int) -> MicroBatch:
         lengths, loss_from = ([4, 6], [1, 4]) if m == 0 else ([3], [2])
         prefix_of = [(b + m) % len(kinds) for b in range(len(lengths))]
-        return MicroBatch(_texts(rng, cfg, lengths), loss_from, prefix_of)
+        return MicroBatch(texts(rng, cfg, lengths), loss_from, prefix_of)
 
     steps = [[part(m) for m in range(micro_batches)] for _ in range(n_steps)]
     return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
@@ -251,7 +254,7 @@ def training_case(name: str) -> TrainingProblem:
 
 @cache
 def expected_training(name: str) -> Mapping[str, Array]:
-    return _answer("run_training", training_case(name))
+    return answer("run_training", training_case(name))
 
 
 # ---- what a check asks ---------------------------------------------------------------------------
@@ -260,6 +263,7 @@ def expected_training(name: str) -> Mapping[str, Array]:
 ASKED: dict[str, Callable[[str], bool]] = {
     "run_model": lambda name: name.startswith(("loss", "prefix.")),
     "run_decoding": lambda name: True,
+    "run_method": lambda name: name != "logits",
     "run_training": lambda name: ".gradient." not in name,
 }
 
@@ -271,7 +275,7 @@ class Question:
 
     function: str
     source: str
-    problem: ModelProblem | TrainingProblem
+    problem: ModelProblem | MethodProblem | TrainingProblem
     axes: Mapping[str, str]
     expected: Expected
 
@@ -299,7 +303,7 @@ def drawn_question(sizes: Mapping[str, Any]) -> Question:
     """`sizes`: the arguments of `model_problem`, in float64."""
     problem, source = model_problem(**sizes), f"model_problem(**{sizes!r})"
     if source not in _DRAWN:
-        _DRAWN[source] = _answer("run_model", problem)
+        _DRAWN[source] = answer("run_model", problem)
     return _question(source, problem, _DRAWN[source])
 
 

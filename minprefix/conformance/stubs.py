@@ -1,4 +1,4 @@
-"""The files that `minprefix check --new` writes: every function of the contract, or the three of a
+"""The files that `minprefix check --new` writes: every function of the contract, or those of a
 whole model, in NumPy or in PyTorch, to be filled in. `heads/` has how each of them begins."""
 
 import inspect
@@ -13,8 +13,8 @@ from minprefix.ops import contract
 from minprefix.ops.contract import CONSUMED, Ops
 
 _MODEL = """
-# Levels `model` and `training` run the project's own GPT-2 over the functions above. To have your
-# own graded there, too, define {whole}:
+# The levels above `ops` run the project's own GPT-2 over the functions above. To have your own
+# graded there, too, define {whole}:
 # `minprefix check --new FILE --whole` writes them.
 """
 
@@ -38,7 +38,7 @@ def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
     else:
         for functions in FUNCTIONS.values():
             parts += [_stub(getattr(Ops, f), f, f in OPTIONAL, torch) for f in functions]
-        parts.append(_MODEL.format(whole=", ".join(f"{f}(problem)" for f in WHOLE)))
+        parts.append(_MODEL.format(whole=", ".join(WHOLE)))
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -50,7 +50,8 @@ def _function(line: str, doc: Sequence[str]) -> str:
 
 def _whole_stub(function: str, torch: bool) -> str:
     kind = "np.ndarray | Tensor" if torch else "np.ndarray"
-    problem = "TrainingProblem" if function == "run_training" else "ModelProblem"
+    others = {"run_training": "TrainingProblem", "run_method": "MethodProblem"}
+    problem = others.get(function, "ModelProblem")
     doc = inspect.cleandoc(getattr(Whole, function).__doc__ or "").splitlines()
     if function == "run_model":
         doc += ["", "Graded, too, where it is given:", "", *_intermediates()]

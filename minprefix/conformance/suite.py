@@ -12,6 +12,7 @@ from minprefix.conformance.check import PRECISION, Check, Grade, Result
 from minprefix.conformance.contract import LEVELS
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
 from minprefix.conformance.laws import LAWS
+from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
 from minprefix.conformance.op_checks import derivative, grade_case, two_calls
 from minprefix.conformance.problems import QUESTIONS
@@ -21,7 +22,7 @@ from minprefix.errors import InputError
 
 @cache
 def all_checks() -> dict[str, Check]:
-    """id -> check: ops, then the model, then training; the most telling of an op first."""
+    """id -> check, level by level; the most telling of an op first."""
     checks: list[Check] = []
     pencil = "numbers that one can work out with a pencil"
     again = "each function twice in a row: nothing is shared between calls"
@@ -39,7 +40,7 @@ def all_checks() -> dict[str, Check]:
             Check(f"{op}/drawn", shapes, partial(_draw, "grade_op", op)),
         ]
     whole = [Check(id_, why, partial(ask, id_)) for id_, (why, _) in QUESTIONS.items()]
-    whole += [Check(id_, *law) for id_, law in MODEL_LAWS.items()]
+    whole += [Check(id_, *each) for id_, each in (MODEL_LAWS | METHOD_CHECKS).items()]
     models = f"{problems.DRAWS} models and batches {drawn}"
     whole.append(Check("model/drawn", models, partial(_draw, "grade_model")))
     whole.sort(key=lambda check: LEVELS.index(check.level))

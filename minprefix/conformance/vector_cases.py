@@ -14,7 +14,7 @@ import numpy as np
 from minprefix.conformance import suite
 from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, owner
 from minprefix.conformance.check import Check, Expected, Grade
-from minprefix.conformance.contract import MicroBatch, ModelProblem, model_tensors
+from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.problems import QUESTIONS, SMALL, TOLERANCE, weights_of
 from minprefix.conformance.record import Recorder
@@ -110,6 +110,7 @@ def _whole_case(id_: str) -> VectorCase:
         inputs |= {f"prefixes[{j}]": Tensor(kv, "L 2 NH P hs") for j, kv in enumerate(p.prefixes)}
         settings |= {"reduction": p.reduction, "need": p.need}
     else:
+        assert isinstance(p, TrainingProblem)  # the methods have no vectors
         dtype = "float64"
         for s, step in enumerate(p.steps):
             for m, part in enumerate(step):

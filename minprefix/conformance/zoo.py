@@ -20,6 +20,7 @@ from minprefix.conformance.check import PRECISION, Check, Grade
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
+from minprefix.methods import METHODS
 
 #: the modules in which bugs are planted, each after all that it imports
 MODULES = (
@@ -32,6 +33,15 @@ MODULES = (
     "minprefix.model",
     "minprefix.generate",
     "minprefix.train",
+    "minprefix.methods.rival",
+    "minprefix.methods.paths",
+    "minprefix.methods.fine_tuning",
+    "minprefix.methods.prompt_tuning",
+    "minprefix.methods.p_tuning",
+    "minprefix.methods.infix",
+    "minprefix.methods.lora",
+    "minprefix.methods.adapters",
+    "minprefix.methods",
     "minprefix.conformance.record",
     "minprefix.conformance.house",
 )
@@ -128,6 +138,11 @@ def affects(bug: Bug, check: Check) -> bool:
     """Whether a check can see the code that the bug is in."""
     if check.level == "ops":
         return bug.module == "ops.reference" and bug.truth[0] == check.op
+    if check.level == "methods":  # each on a model that the other checks have seen
+        made_of = {kind.__module__ for kind in METHODS[check.op].__mro__}
+        return f"minprefix.{bug.module}" in made_of
+    if bug.module.startswith("methods."):
+        return False
     return check.level == "training" or bug.module not in ONLY_TRAINING
 
 

@@ -16,7 +16,12 @@ from minprefix.errors import InputError
 from minprefix.lessons import rivals
 
 ALSO = 5  # so many consequences of the first mistakes get a line
-LEVEL_OF = {"run_model": "model", "run_decoding": "model", "run_training": "training"}
+LEVEL_OF = {
+    "run_model": "model",
+    "run_decoding": "model",
+    "run_method": "methods",
+    "run_training": "training",
+}
 GRADED = (*ARGUMENTS, *WHOLE, *rivals.TENSORS)
 
 
