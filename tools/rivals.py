@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minprefix.cli.parser import Parser
 from minprefix.comparison import table
 from minprefix.comparison.cells import Plan
@@ -62,7 +64,7 @@ def _plan(methods: Sequence[str], **more: Any) -> Plan:
 
 
 COMPARISONS = {
-    "few": _plan(FEW, task="describe", examples=(50, 200), steps=100),
+    "few": _plan(FEW, task="describe", examples=(50, 200, 500, 2000), steps=100),
     "starts": _plan(STARTS, task="describe", examples=(50,), steps=100),
     "letter": _plan(ALL),
     "lengths": _plan(LENGTHS, lrs=(1e-1,)),
@@ -83,6 +85,8 @@ def carry_out(
     record: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
     }
     for name, plan in plans.items():
         folder = out / name
@@ -103,6 +107,8 @@ TABLES = {
     "sizes": ("letter", ("method", "parameters", "share", "file")),
     "describe 50": ("few", (*SCORES, "unseen loss")),
     "describe 200": ("few", (*SCORES, "unseen loss")),
+    "describe 500": ("few", (*SCORES, "unseen loss")),
+    "describe 2000": ("few", (*SCORES, "unseen loss")),
     "starts": ("starts", (*SCORES, "unseen loss")),
     "letter": ("letter", SCORES),
     "unseen": ("letter", ("method", "test loss", "test slot errors %", *UNSEEN)),

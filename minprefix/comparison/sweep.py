@@ -30,7 +30,15 @@ def compare_methods(
     loss. Each cell computes on one thread: their number changes the last bits of a result. `jobs`:
     processes. Raises InputError for a folder that is taken, and when resuming another plan.
     """
+    before = threads.count()
     threads.limit(1)
+    try:
+        return _compare(plan, out, jobs, resume, progress)
+    finally:
+        threads.limit(before)
+
+
+def _compare(plan: Plan, out: Path, jobs: int, resume: bool, progress: bool) -> list[Row]:
     bench = Bench(plan)
     _settle(plan, out, resume)
     if not (out / COSTS).exists():
