@@ -64,7 +64,7 @@ def _plan(methods: Sequence[str], **more: Any) -> Plan:
 
 
 COMPARISONS = {
-    "few": _plan(FEW, task="describe", examples=(50, 200, 500, 2000), steps=100),
+    "few": _plan(FEW, task="describe", examples=(50, 200, 500), steps=100),
     "starts": _plan(STARTS, task="describe", examples=(50,), steps=100),
     "letter": _plan(ALL),
     "lengths": _plan(LENGTHS, lrs=(1e-1,)),
@@ -108,7 +108,6 @@ TABLES = {
     "describe 50": ("few", (*SCORES, "unseen loss")),
     "describe 200": ("few", (*SCORES, "unseen loss")),
     "describe 500": ("few", (*SCORES, "unseen loss")),
-    "describe 2000": ("few", (*SCORES, "unseen loss")),
     "starts": ("starts", (*SCORES, "unseen loss")),
     "letter": ("letter", SCORES),
     "unseen": ("letter", ("method", "test loss", "test slot errors %", *UNSEEN)),
