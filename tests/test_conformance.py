@@ -1499,3 +1499,12 @@ def test_the_masks_of_a_problem_are_what_its_seed_draws(monkeypatch: pytest.Monk
     assert found.keys() == right.keys()
     assert all(np.array_equal(found[name], right[name]) for name in right)
     assert next(masks, None) is None
+
+
+def test_a_wrong_gradient_of_lora_is_put_into_words_and_named():
+    planted = zoo.plant(zoo.all_bugs()["lora-dA-scaled-twice"]).functions
+    results = run(Implementation(planted, "mine"), select(["lora/"]), zoo=True)
+    said = re.sub(r"\s+", " ", text(results, "mine"))
+    assert "1. run_method, dh.1.attn.c_attn.lora_A in lora/usual" in said
+    assert "1.5 = alpha/r: is the scale applied twice?" in said
+    assert "the zoo's lora-dA-scaled-twice gives exactly this dh.1.attn.c_attn.lora_A" in said

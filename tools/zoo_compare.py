@@ -94,8 +94,9 @@ class Found:
 
 def bugs() -> list[Bug]:
     """Those of arithmetic and plumbing. What the zoo calls training (optimisers, schedules,
-    micro-batches) is no part of a forward and backward."""
-    return [bug for bug in all_bugs().values() if bug.kind in KINDS]
+    micro-batches) is no part of a forward and backward, and a trace has no rivals."""
+    found = (bug for bug in all_bugs().values() if bug.kind in KINDS)
+    return [bug for bug in found if not bug.module.startswith("methods.")]
 
 
 def where(bug: Bug) -> str:
