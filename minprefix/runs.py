@@ -211,7 +211,7 @@ def start_of(job: Job) -> dict[str, Any]:
             )
     if init == "network" and job.mlp_hidden is None:
         raise InputError("--init network is the MLP's own start: give --mlp-hidden as well")
-    start: dict[str, Any] = {"init": init}
+    start: dict[str, Any] = {} if init is None else {"init": init}
     if init in STARTS:
         option, what = STARTS[init]
         given = getattr(job, option)
@@ -255,7 +255,7 @@ def start_method(model: GPT2, job: Job) -> Prefix | Method:
     that the method refuses."""
     start, own, seed, length = start_of(job), job.own(), job.seed, job.prefix_length
     slots = LENGTH if length is None else length
-    match job.trained, start["init"]:
+    match job.trained, start.get("init"):
         case method, "prefix" if method != PREFIX:
             return _saved_method(model, job)
         case "full", _:
