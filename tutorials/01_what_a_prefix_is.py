@@ -382,7 +382,7 @@ assert digest(nudged) != digest(model.weights)
 #
 # ## Break it yourself
 #
-# `planted` makes a copy of the package with one bug in it. There are 217 such bugs in its *zoo*,
+# `planted` makes a copy of the package with one bug in it. There are 223 such bugs in its *zoo*,
 # and every one is a mistake that people make. In this one, each layer sees the keys and values that
 # were meant for layer 0. Print the copy, and it shows the line that was changed, before and after.
 # We train with the broken package, by the same ten lines.

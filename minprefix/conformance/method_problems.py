@@ -90,6 +90,10 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "p-tuning/usual": ("the prompt through an encoder", {"length": 3, "hidden": 6}),
     "p-tuning/wide": ("an encoder that is wider than the model", {"length": 2, "hidden": 17}),
+    "p-tuning/lstm": (
+        "the prompt through an LSTM of two layers that reads it both ways",
+        {"length": 3, "hidden": 4, "encoder": "lstm"},
+    ),
     "infix/usual": (
         "sources of unequal lengths; one has a single token, before which the infix stands",
         {"length": 3},

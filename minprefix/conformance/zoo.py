@@ -37,6 +37,7 @@ MODULES = (
     "minprefix.methods.paths",
     "minprefix.methods.fine_tuning",
     "minprefix.methods.prompt_tuning",
+    "minprefix.methods.lstm",
     "minprefix.methods.p_tuning",
     "minprefix.methods.infix",
     "minprefix.methods.lora",
@@ -140,7 +141,8 @@ def affects(bug: Bug, check: Check) -> bool:
         return bug.module == "ops.reference" and bug.truth[0] == check.op
     if check.level == "methods":  # each on a model that the other checks have seen
         made_of = {kind.__module__ for kind in METHODS[check.op].__mro__}
-        return f"minprefix.{bug.module}" in made_of
+        lstm = bug.module == "methods.lstm" and check.op == "p-tuning"
+        return lstm or f"minprefix.{bug.module}" in made_of
     if bug.module.startswith("methods."):
         return False
     return check.level == "training" or bug.module not in ONLY_TRAINING

@@ -195,16 +195,19 @@ _PROMPTS = [
     ),
 ]
 
-_H2 = 'h2 = _relu(linear(h1, p["weight_2"], p["bias_2"]))'
-_DU2 = 'du2 = linear_backward(dprompt, p["weight_3"]) * (h2.real > 0)'
-_DU1 = 'du1 = linear_backward(du2, p["weight_2"]) * (h1.real > 0)'
+_LINEAR = 'linear(h[-1], p[f"weight_{i}"], p[f"bias_{i}"])'
+_LAST = 'linear(h[-1], p[f"weight_{last}"], p[f"bias_{last}"])'
+_RELU = "dout = dout * (h[i - 1].real > 0)"
+_ENCODER_GRADS = "linear_backward_params(dout, h[i - 1])"
+_C, _H = "c[t + 1] = f * c[t] + i * g", "h[t + 1] = o * np.tanh(c[t + 1])"
+_BACK = "x = np.concatenate([there, back[::-1]], axis=1)"
 
 _P_TUNING = [
     Bug(
         "encoder-without-a-bias",
         "maths",
         "methods.p_tuning",
-        ((_H2, _H2.replace('p["bias_2"]', "None")),),
+        ((_LINEAR, _LINEAR.replace('p[f"bias_{i}"]', "None")),),
         ("p-tuning", "logits"),
         see="Right where the bias is 0, as many encoders start.",
         lesson="Test with numbers that are not the start's.",
@@ -214,12 +217,7 @@ _P_TUNING = [
         "encoder-ends-in-a-relu",
         "maths",
         "methods.p_tuning",
-        (
-            (
-                'return h1, h2, linear(h2, p["weight_3"], p["bias_3"])',
-                'return h1, h2, _relu(linear(h2, p["weight_3"], p["bias_3"]))',
-            ),
-        ),
+        ((_LAST, f"_relu({_LAST})"),),
         ("p-tuning", "logits"),
         see="No number of a prompt is negative, and half of its gradient is wrong.",
         lesson="The last layer is linear: embeddings have both signs.",
@@ -229,7 +227,7 @@ _P_TUNING = [
         "encoder-relu-of-the-wrong-layer",
         "maths",
         "methods.p_tuning",
-        ((_DU1, _DU1.replace("h1.real", "h2.real")),),
+        ((_RELU, _RELU.replace("h[i - 1]", "h[len(h) - 2]")),),
         ("p-tuning", "dbias_1"),
         see="The upper layers learn rightly, the lower ones drift.",
         lesson="A ReLU's derivative is of its own output.",
@@ -239,7 +237,7 @@ _P_TUNING = [
         "encoder-relu-derivative-missing",
         "maths",
         "methods.p_tuning",
-        ((_DU2, _DU2.replace(" * (h2.real > 0)", "")),),
+        ((_RELU, "pass"),),
         ("p-tuning", "dbias_2"),
         see="The last layer's gradient alone is right.",
         lesson="Where a ReLU was 0, nothing goes back.",
@@ -249,21 +247,81 @@ _P_TUNING = [
         "encoder-weight-from-the-wrong-input",
         "maths",
         "methods.p_tuning",
-        (("linear_backward_params(dprompt, h2)", "linear_backward_params(dprompt, h1)"),),
+        ((_ENCODER_GRADS, "linear_backward_params(dout, h[i])"),),
         ("p-tuning", "dweight_3"),
-        see="One matrix learns something else; its shape fits.",
-        lesson="dW is the layer's own input transposed times what comes back.",
+        see="The gradient has the weight's shape only where all layers have one width.",
+        lesson="dW is the layer's input, transposed, times what comes back; not its output.",
         source="layers of equal width hide it",
     ),
     Bug(
         "encoder-embedding-stays",
         "training",
         "methods.p_tuning",
-        (('linear_backward(du1, p["weight_1"])', '0 * p["embedding"]'),),
+        (('{"embedding": dout, **grads}', '{"embedding": 0 * dout, **grads}'),),
         ("p-tuning", "dembedding"),
         see="The loss goes down, because the network learns around it.",
         lesson="The embedding is a parameter: P-tuning's indices are trained.",
         source="an embedding that is made without a gradient",
+    ),
+    Bug(
+        "lstm-gates-in-another-order",
+        "maths",
+        "methods.lstm",
+        (("i, f, g, o = gates[t]\n        c[t", "f, i, g, o = gates[t]\n        c[t"),),
+        ("p-tuning", "logits"),
+        see="It trains as well as ever; what PyTorch saved gives nonsense.",
+        lesson="PyTorch keeps i, f, g, o; others keep i, g, f, o. The order is part of the format.",
+        source="weights moved between libraries",
+    ),
+    Bug(
+        "lstm-without-the-last-tanh",
+        "maths",
+        "methods.lstm",
+        ((_H, "h[t + 1] = o * c[t + 1]"),),
+        ("p-tuning", "logits"),
+        see="Nearly right for small cells.",
+        lesson="h = o tanh(c).",
+        source=_SLIP,
+    ),
+    Bug(
+        "lstm-backward-direction-not-turned",
+        "plumbing",
+        "methods.lstm",
+        ((_BACK, _BACK.replace("back[::-1]", "back")),),
+        ("p-tuning", "logits"),
+        see="Each vector gets the summary of another one.",
+        lesson="What was read backwards is turned round again before both are set side by side.",
+        source=_SLIP,
+    ),
+    Bug(
+        "lstm-cell-gradient-of-one-step",
+        "maths",
+        "methods.lstm",
+        (("dc = dc + dh * o * (1 - tanh * tanh)", "dc = dh * o * (1 - tanh * tanh)"),),
+        ("p-tuning", "dlstm_1.backward.bias"),
+        see="It learns what the next vector needs, and nothing over a distance.",
+        lesson="The cell passes its gradient on: dc_t has f dc_{t+1} in it.",
+        source="a backward written for a plain recurrent network",
+    ),
+    Bug(
+        "lstm-forget-gate-from-the-new-cell",
+        "maths",
+        "methods.lstm",
+        (("dc * cache.c[t] * f", "dc * cache.c[t + 1] * f"),),
+        ("p-tuning", "dlstm_1.backward.bias"),
+        see="The forget gate alone learns something else.",
+        lesson="c_t = f c_{t-1} + i g: f's factor is the cell before.",
+        source="an index off by one",
+    ),
+    Bug(
+        "lstm-directions-share-a-gradient",
+        "plumbing",
+        "methods.lstm",
+        (("dout = dxs[0] + dxs[1][::-1]", "dout = dxs[0] + dxs[1]"),),
+        ("p-tuning", "dlstm_0.backward.bias"),
+        see="The upper layer's gradient is right, the lower one's is that of another order.",
+        lesson="What the backward direction gives back is in its own order: turn it round.",
+        source=_SLIP,
     ),
 ]
 
@@ -329,7 +387,7 @@ _INFIX = [
         "infix-gradient-from-the-first-slots",
         "plumbing",
         "methods.infix",
-        (("dprefix_k.append(dpast_k[:, T:])", "dprefix_k.append(dpast_k[:, : self.P])"),),
+        (("grads.dprefix_k[part][:, split - start :]", "grads.dprefix_k[part][:, : self.P]"),),
         ("infix", "dkv"),
         see="Right for a source of one token.",
         lesson="The past is the source's keys first, then the infix.",
