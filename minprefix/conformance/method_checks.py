@@ -214,7 +214,7 @@ _CHECKS: dict[str, tuple[str, _Check]] = {
     "prompt-tuning/derivative": (_SLOPE, partial(_derivative, "prompt-tuning/usual")),
     "p-tuning/derivative": (_SLOPE, partial(_derivative, "p-tuning/usual")),
     "infix/derivative": (_SLOPE, partial(_derivative, "infix/usual")),
-    "lora/derivative": (_SLOPE, partial(_derivative, "lora/all-linear")),
+    "lora/derivative": (_SLOPE, partial(_derivative, "lora/usual")),
     "adapters/derivative": (_SLOPE, partial(_derivative, "adapters/houlsby")),
     "prompt-tuning/law-tokens": (
         "a prompt of real embeddings is prompting with their tokens",
