@@ -38,7 +38,8 @@ def by_examples(path: Path, rows: Sequence[Row], title: str, test: str = "test")
                 dash = drawing.DASHES[i % 4]
                 axes.errorbar(n, means, sds, **_style(i, label, dash))
 
-    _panels(path, rows, title, "training pairs", test, draw)
+    sizes = sorted({row.examples for row in rows})
+    _panels(path, rows, title, "training pairs", test, draw, sizes)
 
 
 def _spread(row: Row, test: str, score: str) -> Spread | None:
@@ -51,7 +52,8 @@ def _spread(row: Row, test: str, score: str) -> Spread | None:
 def _style(i: int, label: str, dash: str) -> dict[str, Any]:
     return {
         "color": drawing.COLOURS[i % 7], "marker": drawing.MARKS[i % 7], "linestyle": dash,
-        "fillstyle": "full" if i < 7 else "none", "capsize": 3, "label": printable(label, 60),
+        "fillstyle": "full" if i < 7 else "none", "capsize": 3,
+        "clip_on": False, "label": printable(label, 60),
     }  # fmt: skip
 
 
@@ -62,6 +64,7 @@ def _panels(
     xlabel: str,
     test: str,
     draw: Callable[[Any, str], None],
+    ticks: Sequence[int] = (),
 ) -> None:
     """The loss on the left, the exact matches on the right, one legend below."""
     n = len({row.label for row in rows})
@@ -69,6 +72,9 @@ def _panels(
     for axes, score in zip(figure.subplots(1, 2), QUALITY, strict=True):
         draw(axes, score)
         axes.set_xscale("log")
+        if ticks:
+            axes.set_xticks(ticks, list(map(str, ticks)))
+            axes.minorticks_off()
         plain(axes, xlabel, f"{test} {SCORES[score]}")
         axes.set_ylim(bottom=0)
     headline(figure, title)
