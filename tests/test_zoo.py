@@ -167,7 +167,7 @@ def test_the_page_has_each_bug_with_its_change_and_its_lesson(rows: list[matrix.
         section = page.split(f"### {row.bug.name}\n")[1].split("\n### ")[0]
         assert row.bug.diff() in section
         assert row.bug.lesson in section
-        assert re.search(r"\*\*Caught by\*\* `\w+` ", section)
+        assert re.search(r"\*\*Caught by\*\* `[\w-]+` ", section)
 
 
 def test_the_command_writes_where_it_is_told(
