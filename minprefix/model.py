@@ -244,6 +244,11 @@ def _as_list(model: GPT2, prefix: Prefixes) -> list[Prefix]:
             "a Batch stands where a prefix is expected: it is loss_and_grad(model, prefix, batch), "
             "loss(model, batch, prefix) and model.logits(batch, prefix)"
         )
+    if isinstance(prefix, Method):
+        raise InputError(
+            f"{prefix.name} is no prefix, and this takes prefixes only: give it to loss, "
+            "loss_and_grad or generate, or call its own logits"
+        )
     given: Sequence[Prefix | None] = [prefix] if isinstance(prefix, Prefix) else prefix
     for p in given:
         if isinstance(p, Method):

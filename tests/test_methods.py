@@ -1,15 +1,28 @@
 """The rivals' arithmetic: against PyTorch, PEFT and the complex step; decoding; laws."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from minprefix import GPT2, Batch, Config, InputError, Prefix, loss, loss_and_grad, methods
+from minprefix import (
+    GPT2,
+    Batch,
+    Config,
+    InputError,
+    Prefix,
+    loss,
+    loss_and_grad,
+    loss_and_weight_grads,
+    methods,
+)
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.data.pairs import Encoded
 from minprefix.generate import Decoding, generate_ids
 from minprefix.methods import METHODS
 from minprefix.methods.p_tuning import PTuning
 from minprefix.settings import Settings
+from minprefix.trace import trace
 from minprefix.train import method_gradient
 from tests.oracles import rivals
 
@@ -421,3 +434,12 @@ def test_a_rival_does_not_stand_in_a_list_of_prefixes():
     model, batch, _, _ = drawn(0)
     with pytest.raises(InputError, match="lora is no prefix"):
         loss(model, batch, [made("lora", model)])
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning", "infix"])
+def test_what_takes_prefixes_only_says_so_of_a_rival(kind):
+    model, batch, _, _ = drawn(0)
+    method = made(kind, model)
+    for run in (model.logits, partial(loss_and_weight_grads, model), partial(trace, model)):
+        with pytest.raises(InputError, match=f"{kind} is no prefix, and this takes prefixes only"):
+            run(batch, method)
