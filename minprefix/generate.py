@@ -18,7 +18,7 @@ from minprefix.batch import Batch, one_each
 from minprefix.errors import InputError, counted
 from minprefix.gpt2 import BlockCache, Config, KeysValues, Stream, embedding, forward, head
 from minprefix.method import Method
-from minprefix.model import GPT2, operations, prepare
+from minprefix.model import GPT2, check_same_place, operations, prepare
 from minprefix.ops.contract import Ops
 from minprefix.prefix import Prefix, Prefixes
 
@@ -135,6 +135,7 @@ def generate_ids(
     if isinstance(prefix, Method):
         if which is not None:
             raise InputError(f"which names prefixes, and {prefix.name} is none: leave it out")
+        check_same_place(model, prefix)
         return prefix.generate_ids(model, prompts, decoding, ops, numbers, limits)
     decoding = decoding or Decoding()
     n = len(prompts)

@@ -219,15 +219,16 @@ def operations(model: GPT2, ops: str | Ops | None) -> Ops:
 
 def check_same_place(model: GPT2, prefix: Prefix | Method) -> None:
     """Raises InputError unless both live in one place, and on a GPU have numbers of one type."""
+    who = prefix.name if isinstance(prefix, Method) else "the prefix"
     if prefix.backend != model.backend:
         raise InputError(
-            f"the prefix lives with {prefix.backend!r} and model {model.name!r} with "
-            f"{model.backend!r}: prefix.to({model.backend!r}) takes it there"
+            f"{who} lives with {prefix.backend!r} and model {model.name!r} with {model.backend!r}: "
+            f"its to({model.backend!r}) takes it there"
         )
     dtype = next(iter(prefix.parameters.values())).dtype
     if model.backend == "cupy" and dtype != model.dtype:
         raise InputError(
-            f"the prefix has {dtype} numbers and model {model.name!r} {model.dtype}: on the GPU "
+            f"{who} has {dtype} numbers and model {model.name!r} {model.dtype}: on the GPU "
             "they have to be of one precision"
         )
 
@@ -244,15 +245,11 @@ def _as_list(model: GPT2, prefix: Prefixes) -> list[Prefix]:
             "a Batch stands where a prefix is expected: it is loss_and_grad(model, prefix, batch), "
             "loss(model, batch, prefix) and model.logits(batch, prefix)"
         )
-    if isinstance(prefix, Method):
-        raise InputError(
-            f"{prefix.name} is no prefix, and this takes prefixes only: give it to loss, "
-            "loss_and_grad or generate, or call its own logits"
-        )
-    given: Sequence[Prefix | None] = [prefix] if isinstance(prefix, Prefix) else prefix
+    given: Any = [prefix] if isinstance(prefix, Prefix | Method) else prefix
     for p in given:
         if isinstance(p, Method):
-            raise InputError(f"{p.name} is no prefix, and a batch mixes prefixes: give it alone")
+            do = "give it, alone, to loss, loss_and_grad or generate, or call its own logits"
+            raise InputError(f"{p.name} is no prefix, and this takes prefixes only: {do}")
     none = np.zeros((0, 2, model.config.n_head, 0, model.config.head_size), model.dtype)
     return [Prefix(none, layers=()).to(model.backend) if p is None else p for p in given]
 
@@ -327,6 +324,7 @@ def loss_and_grad(
     there is nothing to predict, and for all that `prepare` refuses.
     """
     if isinstance(prefix, Method):
+        check_same_place(model, prefix)
         return prefix.loss_and_grads(model, batch, reduction, ops)
     if prefix is None:
         raise InputError("there is no prefix to take the gradient for: see loss_and_weight_grads")
@@ -360,6 +358,7 @@ def loss(
 ) -> float:
     """The loss alone."""
     if isinstance(prefix, Method):
+        check_same_place(model, prefix)
         return prefix.loss(model, batch, reduction, ops)
     implementation = operations(model, ops)
     return _forward_loss(model, prefix, batch, reduction, implementation, None)[0].item()

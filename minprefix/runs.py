@@ -193,7 +193,7 @@ def called(prefix: Prefix | Method) -> str:
 STARTS = {
     "normal": ("init_std", ""),
     "uniform": ("init_bound", ""),
-    "text": ("init_text", "the text whose keys and values to start from"),
+    "text": ("init_text", "the text to start from"),
     "prefix": ("init_prefix", "the folder of a trained prefix"),
 }
 

@@ -398,6 +398,13 @@ def test_a_folded_prompt_is_its_encoder():
         (lambda m: methods.PromptTuning.normal(m, 2, std=-1), "std is -1: expected 0 or more"),
         (lambda m: PTuning.start(m, 2, 0), "hidden width of 0: expected at least 1"),
         (lambda m: PTuning.start(m, 2, encoder="gru"), "encoder is 'gru': expected one of mlp, l"),
+        (lambda m: methods.LoRA.start(m, 2.5), "rank is 2.5: expected 1 to "),
+        (lambda m: methods.LoRA.start(m, 2, "x"), "alpha is 'x': expected a positive number"),
+        (lambda m: methods.LoRA.start(m, targets="c_atn"), "target 'c_atn' names no linear"),
+        (lambda m: methods.Adapters.start(m, std=float("nan")), "std is nan: expected 0 or more"),
+        (lambda m: methods.PromptTuning.tokens(m, [-1]), "expected token ids from 0"),
+        (lambda m: methods.PromptTuning.tokens(m, [23]), "token id 23 of the prompt lies outside"),
+        (lambda m: methods.PromptTuning.tokens(m, []), "expected a flat list of at least one"),
         (lambda m: methods.Infix.start(m, 0), "the infix has 0 slots: expected at least 1"),
         (lambda m: methods.Adapters.start(m, 0), "bottleneck is 0: expected a width of at least"),
         (lambda m: methods.Adapters.start(m, 2, "left"), "placement is 'left': expected one of"),
@@ -428,6 +435,43 @@ def test_a_prompt_or_infix_without_room_is_a_sentence():
     full = methods.PromptTuning.normal(model, 30)
     with pytest.raises(InputError, match="takes 30 positions, model 'random' has 30: none is left"):
         loss(model, batch, full)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        (methods.LoRA, {"h.0.foo.lora_A": np.ones((2, 1)), "h.0.foo.lora_B": np.ones((1, 2))}),
+        (methods.LoRA, {"h.0.attn.c_attn.lora_A": np.ones((2, 1))}),
+        (methods.LoRA, {}),
+        (methods.FineTuning, {}),
+        (methods.BitFit, {"wte.weight": np.ones((2, 2))}),
+    ],
+)
+def test_parameters_that_are_not_a_methods_are_refused(kind, parameters):
+    with pytest.raises(InputError, match="expected"):
+        kind.of({}, parameters)
+
+
+def test_an_infix_without_room_for_the_new_tokens_says_the_prompts_own_length():
+    model, _, _, _ = drawn(0)
+    method = made("infix", model)
+    said = "prompt 0 has 27 tokens: with the infix and 5 new tokens it needs 33 of the model's 30"
+    with pytest.raises(InputError, match=said):
+        generate_ids(model, [[1] * 27], method, decoding=Decoding(max_new_tokens=5))
+    assert generate_ids(model, [[1] * 27], method, decoding=Decoding(max_new_tokens=2))
+
+
+def test_a_rival_on_a_gpu_does_not_adapt_a_model_on_the_host(monkeypatch):
+    model, batch, _, _ = drawn(0)
+    method = made("lora", model)
+    monkeypatch.setattr(methods.LoRA, "backend", "cupy")
+    for run in (
+        lambda: loss(model, batch, method),
+        lambda: loss_and_grad(model, method, batch),
+        lambda: generate_ids(model, PROMPTS, method),
+    ):
+        with pytest.raises(InputError, match="lora lives with 'cupy' and model 'random' with 'nu"):
+            run()
 
 
 def test_a_rival_does_not_stand_in_a_list_of_prefixes():

@@ -115,8 +115,8 @@ def add_run(p: Parser) -> None:
 
 def add_out(p: Options) -> None:
     """--out and --force of the commands that write a prefix."""
-    path(p, "--out", "DIR", "the folder for the new prefix", required=True)
-    flag(p, "--force", "replace the prefix in --out")
+    path(p, "--out", "DIR", "the new folder", required=True)
+    flag(p, "--force", "replace what minprefix wrote in --out")
 
 
 def resolved(backend: str) -> str:

@@ -12,6 +12,7 @@ stream, and a bottleneck of width m:
 Both papers leave the nonlinearity open; this is GPT-2's own.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -64,6 +65,8 @@ class Adapters(OnLinear):
         unknown placement."""
         if placement not in PLACEMENTS:
             raise InputError(f"placement is {placement!r}: expected one of {', '.join(PLACEMENTS)}")
+        if not 0 <= std < math.inf:
+            raise InputError(f"std is {std}: expected 0 or more, finite")
         if bottleneck < 1:
             raise InputError(f"bottleneck is {bottleneck}: expected a width of at least 1")
         rng, C, m = np.random.default_rng(seed), model.config.n_embd, bottleneck

@@ -42,6 +42,8 @@ class FineTuning(Rival):
 
     @classmethod
     def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        if not parameters:
+            raise InputError(f"{cls.name} has no weights: expected at least one")
         return cls(parameters)
 
     def check(self, config: Config, name: str) -> None:
@@ -104,3 +106,9 @@ class BitFit(FineTuning):
     @classmethod
     def start(cls, model: GPT2) -> Self:
         return cls._copied(model, [name for name in model.weights if name.endswith(".bias")])
+
+    @classmethod
+    def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        if other := [name for name in parameters if not name.endswith(".bias")]:
+            raise InputError(f"{cls.name} has the weights {listed(other)}: expected biases")
+        return super().of(options, parameters)

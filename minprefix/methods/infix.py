@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from minprefix.batch import Batch
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
 from minprefix.methods.prompt_tuning import LENGTH, check_positions
@@ -115,6 +115,16 @@ class Infix(Rival):
         """The prompt is the source. All of it but its last token, and the infix, are a prefix of
         that token."""
         self.check(model.config, model.name)
+        most = (decoding or Decoding()).max_new_tokens
+        asked = limits or [most] * len(prompts)  # their number is checked below
+        for i, (ids, limit) in enumerate(zip(prompts, asked, strict=False)):
+            needed = len(ids) + self.length + min(limit, most) - 1  # the last one is not fed
+            if needed > model.config.n_positions:
+                raise InputError(
+                    f"prompt {i} has {counted(len(ids), 'token')}: with the infix and "
+                    f"{counted(min(limit, most), 'new token')} it needs {needed} of the model's "
+                    f"{model.config.n_positions} positions; shorten it or lower max_new_tokens"
+                )
         pasts = []
         for ids in prompts:
             kv, T = self.parameters["kv"], len(ids) - 1

@@ -21,7 +21,7 @@ import numpy as np
 from minprefix.errors import InputError, listed
 from minprefix.gpt2 import Config
 from minprefix.methods.paths import LINEAR, OnLinear
-from minprefix.methods.rival import Applied, check_shapes
+from minprefix.methods.rival import Applied, check_parts, check_shapes
 from minprefix.model import GPT2
 from minprefix.ops import home, to
 from minprefix.ops.contract import Array, Ops
@@ -53,9 +53,10 @@ class LoRA(OnLinear):
         if not self.layers:
             raise InputError("LoRA without a matrix: expected a lora_A and a lora_B for a layer")
         self.rank = parameters[f"{self.layers[0]}.lora_A"].shape[1]
-        self.alpha = float(self.rank if alpha is None else alpha)
-        if not 0 < self.alpha < math.inf:
-            raise InputError(f"alpha is {alpha}: expected a positive number")
+        self.alpha = self.rank if alpha is None else alpha
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
+            raise InputError(f"alpha is {alpha!r}: expected a positive number")
+        self.alpha = float(self.alpha)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}: expected 0 or more, below 1")
         self.dropout = dropout
@@ -77,7 +78,7 @@ class LoRA(OnLinear):
             for target in check_targets(targets):
                 layer = f"h.{i}.{target}"
                 n_in, n_out = model.weights[f"{layer}.weight"].shape
-                if not 1 <= rank <= min(n_in, n_out):
+                if not isinstance(rank, int) or not 1 <= rank <= min(n_in, n_out):
                     raise InputError(
                         f"rank is {rank}: expected 1 to {min(n_in, n_out)}, the rank of {layer} "
                         f"({n_in} x {n_out})"
@@ -101,6 +102,11 @@ class LoRA(OnLinear):
 
     @classmethod
     def of(cls, options: dict[str, Any], parameters: dict[str, Array]) -> Self:
+        layers = sorted({key.rpartition(".")[0] for key in parameters})
+        every = {f"{layer}.lora_{matrix}": 2 for layer in layers for matrix in "AB"}
+        check_parts(cls.name, parameters, every)
+        if other := [n for n in layers if not n.startswith("h.") or not n.endswith(LINEAR)]:
+            raise InputError(f"lora is on {listed(other)}: expected {listed(LINEAR)} of blocks")
         return cls(parameters, options.get("alpha"), options.get("dropout", 0.0))
 
     def check(self, config: Config, name: str) -> None:
@@ -171,7 +177,7 @@ def check_targets(targets: Sequence[str]) -> list[str]:
     a layer's name, so "c_proj" is both of that name. Raises InputError, with the names that there
     are, for a word that names none."""
     named = []
-    for word in targets:
+    for word in [targets] if isinstance(targets, str) else targets:
         found = [layer for layer in LINEAR if layer == word or layer.endswith(f".{word}")]
         if not found:
             raise InputError(

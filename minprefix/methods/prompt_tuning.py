@@ -72,7 +72,13 @@ class PromptTuning(Rival):
     @classmethod
     def tokens(cls, model: GPT2, ids: Sequence[int] | Array) -> "PromptTuning":
         """The embeddings of these tokens: before it is trained, the same as prompting with them."""
-        return cls({"prompt": model.weights["wte.weight"][np.asarray(ids)].copy()})
+        tokens, V = Batch.pack([ids]).tokens, model.config.vocab_size
+        if tokens.max() >= V:
+            raise InputError(
+                f"token id {tokens.max()} of the prompt lies outside the vocabulary of model "
+                f"{model.name!r}, 0 to {V - 1}"
+            )
+        return cls({"prompt": model.weights["wte.weight"][to(tokens, model.backend)]})
 
     # ---- the prompt ----
 

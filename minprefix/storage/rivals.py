@@ -65,7 +65,9 @@ def export_rival(saved: SavedMethod, directory: str | Path, base: str | None) ->
     """Write PEFT's two files, in place of what may be there; see `artifact.export_peft`. Raises
     InputError for a rival that PEFT does not know."""
     if saved.name not in PEFT_TYPES.values():
-        how = "fine-tuned weights make a whole model with --merged"
+        how = "copy the folder itself"
+        if saved.name in ("full", "top-layers", "bitfit"):
+            how = "fine-tuned weights make a whole model with --merged"
         raise InputError(f"PEFT's files cannot hold {saved.name}: {how}")
     write_together(Path(directory), rival_files(saved, base), FILES)
 
