@@ -6,7 +6,7 @@
 #   and choose one of them for a reason.
 # - **You need** λ and the relative attention: [lesson 10](10_what_a_prefix_can_do.py); the two
 #   halves of a backward: [lesson 7](07_half_a_backward.py).
-# - **Time** 60 minutes; it runs in 3 seconds.
+# - **Time** 60 minutes; it runs in 4 seconds.
 # - **Difficulty** 2 of 3.
 #
 # ## Five ways to adapt one model
