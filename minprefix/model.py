@@ -223,7 +223,7 @@ def check_same_place(model: GPT2, prefix: Prefix | Method) -> None:
     if prefix.backend != model.backend:
         raise InputError(
             f"{who} lives with {prefix.backend!r} and model {model.name!r} with {model.backend!r}: "
-            f"its to({model.backend!r}) takes it there"
+            f"{who.split()[-1]}.to({model.backend!r}) takes it there"
         )
     dtype = next(iter(prefix.parameters.values())).dtype
     if model.backend == "cupy" and dtype != model.dtype:
