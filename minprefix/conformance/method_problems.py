@@ -11,6 +11,7 @@ import numpy as np
 from minprefix.conformance.check import Expected
 from minprefix.conformance.contract import MethodProblem, method_tensors
 from minprefix.conformance.problems import SMALL, TOLERANCE, Question, answer, texts, weights_of
+from minprefix.method import Method
 from minprefix.methods import (
     Adapters,
     BitFit,
@@ -21,13 +22,12 @@ from minprefix.methods import (
     PTuning,
     TopLayers,
 )
-from minprefix.methods.rival import Rival
 from minprefix.model import GPT2
 from minprefix.ops.contract import Array
 from minprefix.prefix import dropout_mask
 
 #: method -> what makes one for a model
-_START: dict[str, Callable[..., Rival]] = {
+_START: dict[str, Callable[..., Method]] = {
     "full": FineTuning.start,
     "top-layers": TopLayers.start,
     "bitfit": BitFit.start,

@@ -22,15 +22,16 @@ from minprefix.batch import Batch
 from minprefix.errors import InputError, counted
 from minprefix.generate import Decoding, generate_ids
 from minprefix.gpt2 import Config
+from minprefix.method import Method
 from minprefix.methods.prompt_tuning import LENGTH, check_positions
-from minprefix.methods.rival import Rival, check_parts, check_shapes
+from minprefix.methods.rival import check_parts, check_shapes
 from minprefix.model import GPT2, loss, loss_backward, operations
 from minprefix.ops import home, to
 from minprefix.ops.contract import Array, AttentionCache, AttentionGrads, Ops
 from minprefix.prefix import Prefix
 
 
-class Infix(Rival):
+class Infix(Method):
     """`parameters`: `kv` (L, 2, NH, P, hs), as a prefix's."""
 
     name: ClassVar[str] = "infix"
@@ -116,7 +117,7 @@ class Infix(Rival):
         that token."""
         self.check(model.config, model.name)
         most = (decoding or Decoding()).max_new_tokens
-        asked = limits or [most] * len(prompts)  # their number is checked below
+        asked = [most] * len(prompts) if limits is None else limits  # their number is checked below
         for i, (ids, limit) in enumerate(zip(prompts, asked, strict=False)):
             needed = len(ids) + self.length + min(limit, most) - 1  # the last one is not fed
             if needed > model.config.n_positions:

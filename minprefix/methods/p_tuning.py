@@ -21,7 +21,7 @@ from minprefix.errors import InputError
 from minprefix.gpt2 import Config
 from minprefix.methods.lstm import lstm, lstm_backward
 from minprefix.methods.lstm import shapes as lstm_shapes
-from minprefix.methods.prompt_tuning import LENGTH, PromptTuning, _checked, check_positions
+from minprefix.methods.prompt_tuning import LENGTH, PromptTuning, check_length, check_positions
 from minprefix.methods.rival import check_parts, check_shapes
 from minprefix.model import GPT2
 from minprefix.ops.contract import Array
@@ -55,7 +55,7 @@ class PTuning(PromptTuning):
             raise InputError(f"the encoder has a hidden width of {hidden}: expected at least 1")
         if encoder not in ENCODERS:
             raise InputError(f"encoder is {encoder!r}: expected one of {', '.join(ENCODERS)}")
-        rng, C, P = np.random.default_rng(seed), model.config.n_embd, _checked(length)
+        rng, C, P = np.random.default_rng(seed), model.config.n_embd, check_length(length)
         parameters = {"embedding": rng.normal(0, 1, (P, C))}
         for name, shape in _shapes(C, hidden, encoder).items():
             n_in = shape[0] if name.startswith("weight") else hidden

@@ -24,6 +24,7 @@ import numpy as np
 from minprefix.batch import Batch
 from minprefix.errors import InputError
 from minprefix.gpt2 import BlockCache, Config, Stream, backward, forward
+from minprefix.method import Method
 from minprefix.methods.rival import Applied, Rival, check_parts, check_shapes
 from minprefix.model import GPT2, loss_backward, operations
 from minprefix.ops import to
@@ -50,7 +51,7 @@ class PromptTuning(Rival):
         """Independent draws from N(0, std^2)."""
         if not 0 <= std < math.inf:
             raise InputError(f"std is {std}: expected 0 or more, finite")
-        shape = (_checked(length), model.config.n_embd)
+        shape = (check_length(length), model.config.n_embd)
         drawn = np.random.default_rng(seed).normal(0, std, shape)
         return cls({"prompt": drawn.astype(model.dtype)})
 
@@ -58,7 +59,7 @@ class PromptTuning(Rival):
     def vocabulary(cls, model: GPT2, length: int = LENGTH, seed: int = 0) -> "PromptTuning":
         """The embeddings of tokens drawn from the vocabulary."""
         rng = np.random.default_rng(seed)
-        return cls.tokens(model, rng.integers(model.config.vocab_size, size=_checked(length)))
+        return cls.tokens(model, rng.integers(model.config.vocab_size, size=check_length(length)))
 
     @classmethod
     def text(cls, model: GPT2, text: str, length: int | None = None) -> "PromptTuning":
@@ -66,7 +67,7 @@ class PromptTuning(Rival):
         ids = model.encode(text)
         if not ids:
             raise InputError("the text of a prompt is empty: give at least one token")
-        n = len(ids) if length is None else _checked(length)
+        n = len(ids) if length is None else check_length(length)
         return cls.tokens(model, [ids[i % len(ids)] for i in range(n)])
 
     @classmethod
@@ -180,13 +181,13 @@ class _WithGradients:
         return grads._replace(dk=grads.dk + dk, dv=grads.dv + dv)
 
 
-def _checked(length: int) -> int:
+def check_length(length: int) -> int:
     if length < 1:
         raise InputError(f"prompt length is {length}: expected at least 1")
     return length
 
 
-def check_positions(method: Rival, config: Config, name: str) -> None:
+def check_positions(method: Method, config: Config, name: str) -> None:
     """Raises InputError where a method leaves no position for a token."""
     if method.position_offset >= config.n_positions:
         raise InputError(

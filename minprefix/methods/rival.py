@@ -1,6 +1,7 @@
 """What the rivals share: they score and decode by a model, a prefix and an implementation of the
 ops that together compute what the adapted model computes."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,8 +27,8 @@ class Rival(Method):
     """A method whose forward is that of some model behind some prefix: a subclass says which
     (`applied`)."""
 
-    def applied(self, model: GPT2, ops: Ops) -> Applied:
-        raise NotImplementedError
+    @abstractmethod
+    def applied(self, model: GPT2, ops: Ops) -> Applied: ...
 
     def loss(
         self, model: GPT2, batch: Batch, reduction: str = "mean", ops: str | Ops | None = None
