@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("generate", "evaluate", "train"),
     ("",),  # what `import minprefix` gives
     ("methods", "prefixes", "runs", "comparison"),
-    ("show", "conformance", "trace", "lessons"),
+    ("show", "conformance", "gradcheck", "trace", "lessons"),
     ("cli", "__main__"),
 )
 

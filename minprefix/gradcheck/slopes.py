@@ -1,0 +1,116 @@
+"""Derivatives that are measured, not derived: by the complex step where the function lets it
+through, and otherwise by differences whose step is chosen by the error that it measures."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minprefix.conformance.implementation import Broken
+from minprefix.gradcheck.arrays import is_real, library, like, to_numpy
+from minprefix.gradcheck.function import Pair, outputs
+from minprefix.ops.contract import Array
+
+COMPLEX, DIFFERENCES = "complex step", "differences"
+
+#: the first step of the differences, relative to the size of the input, and by how much each next
+#: one is smaller
+FIRST, SHRINK, STEPS = 0.05, 2.0, 12
+
+TINY = 1e-30  # a complex step has no rounding, so it can be as small as this
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A derivative, how large its error is about, and how it was measured."""
+
+    value: float
+    error: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """sum(out * dout) as a function of input `which`; all in double precision, where the forward
+    gives that."""
+
+    pair: Pair
+    inputs: Sequence[Any]
+    dout: Sequence[Array]
+    which: int
+
+    def __call__(self, a: Array) -> Any:
+        """Raises Broken."""
+        given = list(self.inputs)
+        if a.dtype.kind == "c":  # PyTorch multiplies no real matrix with a complex one
+            given = [_complex(each) for each in given]
+        given[self.which] = like(self.inputs[self.which], a)
+        out = outputs(self.pair.run(given)[0])
+        return sum((o * d).sum() for o, d in zip(out, self.dout, strict=True))
+
+    def slope(self, x: Array, direction: Array, method: str) -> Slope:
+        if method == COMPLEX:
+            return Slope(complex_step(self, x, direction), 0.0, COMPLEX)
+        return differences(self, x, direction)
+
+
+def _complex(a: Any) -> Any:
+    return like(a, to_numpy(a).astype(np.complex128)) if library(a) != "numpy" and is_real(a) else a
+
+
+def complex_step(f: Callable[[Array], Any], x: Array, direction: Array) -> float:
+    """The derivative of f at x along a direction, exact to rounding: Im f(x + ih d) / h (Squire &
+    Trapp, 1998). f must be analytic: neither abs, nor a buffer of real numbers."""
+    return float(np.imag(f(x + 1j * TINY * direction))) / TINY
+
+
+def differences(f: Callable[[Array], Any], x: Array, direction: Array, steps: int = STEPS) -> Slope:
+    """The derivative of f at x along a direction, by central differences at ever smaller steps that
+    are extrapolated to step 0 (Ridders, 1982); the step is the one whose neighbours agree best."""
+    size = float(np.abs(direction).max(initial=0.0))
+    if size == 0.0:
+        return Slope(0.0, 0.0, DIFFERENCES)
+    h = FIRST * max(float(np.abs(x).max(initial=0.0)), 1.0) ** 0.5 / size
+    best, least = math.nan, math.inf
+    row: list[float] = []
+    for i in range(steps):
+        new = [float(np.real(f(x + h * direction) - f(x - h * direction))) / (2 * h)]
+        factor = 1.0
+        for j in range(i):  # Neville: the error is a series in h^2
+            factor *= SHRINK**2
+            new.append((factor * new[j] - row[j]) / (factor - 1))
+            error = max(abs(new[j + 1] - new[j]), abs(new[j + 1] - row[j]))
+            if error <= least:
+                best, least = new[j + 1], error
+        if i > 3 and abs(new[-1] - row[-1]) >= 4 * least:
+            break  # smaller steps only add rounding
+        row, h = new, h / SHRINK
+    return Slope(best, least, DIFFERENCES)
+
+
+def method_of(scalar: Scalar, x: Array, direction: Array) -> str:
+    """The complex step where the forward lets it through: it takes complex numbers, gives them
+    back, and agrees with differences. A forward that uses abs, or compares, may only seem to."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            exact = complex_step(scalar, x, direction)
+    except (Broken, TypeError, ValueError, RuntimeError, np.exceptions.ComplexWarning):
+        return DIFFERENCES
+    rough = differences(scalar, x, direction)
+    close = 1e-6 * max(abs(exact), abs(rough.value)) + 100 * rough.error
+    return COMPLEX if math.isfinite(exact) and abs(exact - rough.value) <= close else DIFFERENCES
+
+
+def gradient(scalar: Scalar, x: Array, entries: Sequence[int], method: str) -> tuple[Array, float]:
+    """The derivatives along single entries of x (flat indices), and the largest of their errors."""
+    found, worst = np.zeros(len(entries)), 0.0
+    for n, i in enumerate(entries):
+        direction = np.zeros(x.size)
+        direction[i] = 1.0
+        slope_ = scalar.slope(x, direction.reshape(x.shape), method)
+        found[n], worst = slope_.value, max(worst, slope_.error)
+    return found, worst
