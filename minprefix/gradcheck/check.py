@@ -217,7 +217,9 @@ class _Check:
         kinds = [self.values[0].dtype, self.grads[i].dtype, to_numpy(self.inputs[i]).dtype]
         return min((str(k) for k in kinds), key=lambda k: np.dtype(k).itemsize)
 
-    def _along_directions(self, i: int, first: Array, doubles: Sequence[Any], allowed: float) -> None:
+    def _along_directions(
+        self, i: int, first: Array, doubles: Sequence[Any], allowed: float
+    ) -> None:
         x, method, worst = to_numpy(doubles[i]), "", 0.0
         rng = np.random.default_rng([self.seed, 100 + i])
         known = 0
