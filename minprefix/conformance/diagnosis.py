@@ -10,19 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from minprefix.conformance.fitting import named
 from minprefix.ops.contract import Array
-
-#: a ratio that is one of these powers of a dimension: its name and the suspicion
-SUSPICIONS = {
-    ("hs", 0.5): "sqrt(hs): is 1/sqrt(hs) missing?",
-    ("hs", -0.5): "1/sqrt(hs): is the scale applied twice, or is hs used instead of sqrt(hs)?",
-    ("hs", 1.0): "hs: is it multiplied by sqrt(hs) instead of divided by it?",
-    ("hs", -1.0): "1/hs",
-    ("alpha/r", 1.0): "alpha/r: is the scale applied twice?",
-    ("alpha/r", -1.0): "r/alpha: is the scale alpha/r missing?",
-}
-SUM_FOR_MEAN = "is a sum taken where a mean belongs?"
-MEAN_FOR_SUM = "is a mean taken where a sum belongs?"
 
 #: numbers that are equal but for float32's rounding are equal to this at worst
 COARSEST = 1e-5
@@ -143,29 +132,13 @@ def _multiple(got: Array, want: Array, dimensions: Mapping[str, float], close: f
     if c == 0 or not math.isfinite(c) or relative_error(got, c * want) > close * min(1, abs(c)):
         return None
     if want.size == 1:  # one number is a multiple of any other: only a known one says something
-        name = _name_of(c, dimensions)
+        name = named(c, dimensions)
         return f"is {c:.4g} times the right one{name}" if name else None
     if abs(c - 1) <= 10 * close:
         return None
     if abs(c + 1) < close:
         return "has the wrong sign"
-    return f"is {c:.4g} times the right one everywhere{_name_of(c, dimensions)}"
-
-
-def _name_of(c: float, dimensions: Mapping[str, float]) -> str:
-    for sign, minus in ((1, ""), (-1, "-")):
-        for (letter, power), suspicion in SUSPICIONS.items():
-            size = dimensions.get(letter, 0)
-            if size > 1 and math.isclose(sign * c, size**power, rel_tol=1e-6):
-                return f": {c:.4g} = {minus}{suspicion}"
-        for factor, said in ((2.0, "counted twice"), (0.5, "halved")):
-            if math.isclose(sign * c, factor, rel_tol=1e-6):
-                return f": {said}{' and negated' if minus else ''}?"
-        for letter, size in dimensions.items():
-            for power, over, said in ((1, "", SUM_FOR_MEAN), (-1, "1/", MEAN_FOR_SUM)):
-                if size > 1 and math.isclose(sign * c, float(size) ** power, rel_tol=1e-6):
-                    return f": {c:.4g} = {minus}{over}{letter}: {said}"
-    return ""
+    return f"is {c:.4g} times the right one everywhere{named(c, dimensions)}"
 
 
 def _other(got: Array, others: Mapping[str, Array], close: float) -> str | None:
