@@ -1,0 +1,1 @@
+"""Functions, right and wrong, that `minprefix.gradcheck` is tried on."""
