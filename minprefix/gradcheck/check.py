@@ -2,7 +2,7 @@
 gives the same again."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from minprefix.conformance.check import Finding
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
+from minprefix.conformance.fitting import explain
 from minprefix.conformance.implementation import Broken
 from minprefix.gradcheck.arrays import is_array, is_real, library, like, to_numpy, wide
 from minprefix.gradcheck.function import Pair, as_upstream, differentiable, outputs, upstream
@@ -236,7 +237,7 @@ class _Check:
             worst = max(worst, error)
             if error > max(allowed, 20 * doubt):
                 self._note(i, error, method)
-                self._wrong(i, got, scalar, x, method, error, allowed)
+                self._wrong(i, got, scalar, n, method, error, allowed)
                 return
         self._note(i, worst, method)
         if not known and x.size:
@@ -253,13 +254,13 @@ class _Check:
         i: int,
         got: Array,
         scalar: Scalar,
-        x: Array,
+        draw: int,
         method: str,
         error: float,
         allowed: float,
     ) -> None:
         """Measure the gradient entry by entry, and say how the backward's differs."""
-        start = time.perf_counter()
+        x, start = to_numpy(wide(self.inputs[i])), time.perf_counter()
         scalar.slope(x, np.ones_like(x), method)
         fit = int(SECONDS / max(time.perf_counter() - start, 1e-6))
         n = min(x.size, ENTRIES, max(fit, 8))
@@ -286,21 +287,32 @@ class _Check:
                 ([int(k) for k in index], a, b)
                 for index, (_, a, b) in zip(flat, finding.worst, strict=True)
             ]
-        finding.hints = self._hints(i, mine, want, close)
+        finding.hints = self._hints(i, mine, want, draw, close)
         index = tuple(finding.worst[0][0]) if finding.worst else (0,) * x.ndim
-        finding.reproducer = self.reproducer(i, index)
+        finding.reproducer = self.reproducer(i, index, draw)
         self.report.findings.append(finding)
         self.report.errors[self.d(i)] = error
 
-    def _hints(self, i: int, mine: Array, want: Array, close: float) -> list[str]:
-        axes = " ".join(f"axis{k}" for k in range(want.ndim))
-        sizes: dict[str, float] = {}
-        for k, n in enumerate(self.values[0].shape):
-            sizes[f"the output's axis {k}"] = n
-        for k, n in enumerate(want.shape):
-            sizes[f"axis{k}"] = n
+    def _hints(self, i: int, mine: Array, want: Array, n: int, close: float) -> list[str]:
+        """How the gradient differs from the measured one, for the n-th upstream gradient."""
+        names = [f"axis {k}" for k in range(want.ndim)]
+        sizes: dict[str, float] = {
+            f"the output's axis {k}": m for k, m in enumerate(self.values[0].shape)
+        }
+        sizes |= {f"axis {k}": m for k, m in enumerate(want.shape)}
         others = {self.d(j): a.astype(np.float64) for j, a in self.grads.items() if j != i}
-        return diagnose(mine, want, axes, sizes, others, close)
+        hints = diagnose(mine, want, "", sizes, others, close)
+        if hints and not hints[0].startswith("is right but for"):
+            return hints
+        terms: dict[str, Array] = {"1": np.ones(1)}
+        terms |= {self.pair.names[j]: to_numpy(self.inputs[j]) for j in self.wanted}
+        for k, (out, dout) in enumerate(zip(self.values, self.upstream(n), strict=True)):
+            which = f" {k}" if len(self.values) > 1 else ""
+            terms |= {f"dout{which}": dout, f"the output{which}": out}
+            terms[f"dout{which} times the output{which}"] = dout * out
+        fit = {name: a for name, a in terms.items() if _summed_to(want.shape, a.shape)}
+        missing = _row_sum(want - mine, {n: a for n, a in fit.items() if not n.startswith("dout")})
+        return (explain(mine, want, fit, names, sizes, close) or hints) + missing
 
     # ---- how arrays lie in memory, and two calls -------------------------------------------------
 
@@ -369,11 +381,12 @@ class _Check:
             else self._fresh(a)
         )
 
-    def reproducer(self, i: int, index: tuple[int, ...] | None = None) -> str:
+    def reproducer(self, i: int, index: tuple[int, ...] | None = None, draw: int = 0) -> str:
         """Lines that show the backward's value and the measured one when they are pasted."""
         lines = [self.source or source_of(self.pair, self.inputs)]
         lines.insert(0, "from minprefix.gradcheck import entry")
-        where = f"inputs, {self.pair.names[i]!r}, {index!r}, seed={self.seed}"
+        where = f"inputs, {self.pair.names[i]!r}, {index!r}, seed={self.seed}, draw={draw}"
+        where += f", has_cache={self.pair.has_cache}"
         lines.append(f"print(entry(forward, backward, {where}))  # yours, and measured")
         return "\n".join(lines)
 
@@ -389,6 +402,21 @@ def _summed_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(shape, wanted) == shape
     except ValueError:
         return False
+
+
+def _row_sum(missing: Array, terms: Mapping[str, Array]) -> list[str]:
+    """What is missing, if it is a multiple of one term in each row: the trace of a sum over the row
+    that the forward takes and the backward forgets."""
+    if missing.ndim < 2 or min(missing.shape[-1], missing[..., 0].size) < 2:
+        return []
+    for name, term in terms.items():
+        a = np.broadcast_to(term, missing.shape).astype(np.float64)
+        with np.errstate(all="ignore"):
+            c = (missing * a).sum(-1, keepdims=True) / (a * a).sum(-1, keepdims=True)
+            off = np.abs(missing - c * a).max()
+        if off <= 1e-6 * np.abs(missing).max() and np.ptp(c) > 1e-6 * np.abs(c).max():
+            return [f"lacks a multiple of {name} in each row: is a sum over the row missing?"]
+    return []
 
 
 def _apart(got: Array, direction: Array, slope: Slope) -> tuple[float, float]:

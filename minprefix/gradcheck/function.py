@@ -122,10 +122,10 @@ def outputs(out: Any, which: str = "forward") -> list[Array]:
 
 
 def as_upstream(out: Any, values: Sequence[Array]) -> Any:
-    """Upstream gradients in the form that `out` has."""
+    """Copies of upstream gradients in the form that `out` has."""
     if not isinstance(out, tuple | list):
-        return like(out, values[0]) if is_array(out) else values[0]
-    return tuple(like(a, d) for a, d in zip(out, values, strict=True))
+        return like(out, values[0].copy()) if is_array(out) else values[0].copy()
+    return tuple(like(a, d.copy()) for a, d in zip(out, values, strict=True))
 
 
 def upstream(values: Sequence[Array], seed: int, n: int) -> list[Array]:

@@ -17,15 +17,17 @@ def entry(
     name: str,
     index: tuple[int, ...] | None,
     seed: int = 0,
+    draw: int = 0,
+    has_cache: bool | None = None,
 ) -> tuple[Any, Any]:
     """One entry of the gradient of the input `name`: as the backward gives it, and as it is
-    measured, for the upstream gradient that `gradcheck` draws first. `index` None: the shapes of
-    both gradients."""
-    pair = Pair.of(forward, backward, inputs)
+    measured, for an upstream gradient that `gradcheck` draws. `index` None: the shapes of both
+    gradients."""
+    pair = Pair.of(forward, backward, inputs, has_cache)
     which = pair.names.index(name)
     given = [like(a, to_numpy(a)) if is_array(a) else a for a in inputs]
     out, cache = pair.run(given)
-    dout = upstream(outputs(out), seed, 0)
+    dout = upstream(outputs(out), seed, draw)
     result = pair.back(as_upstream(out, dout), cache, given)
     wanted = differentiable(inputs, pair.names, None)
     got = to_numpy(pair.gradients(result, wanted, len(inputs))[which])
