@@ -147,12 +147,12 @@ def page(outcomes: Mapping[str, Mapping[str, Any]], right: Mapping[str, bool], w
         f"Written by `{COMMAND}` on {when}: Python {sys.version.split()[0]}, "
         f"NumPy {np.__version__}, minprefix {__version__}.",
         "",
-        f"**{len(caught)} of {n} are caught** ({len(caught) / n:.1%}); of these, the first entry of "
-        f"the report names what is wrong first for {named} ({named / of:.1%}), and gives the right "
+        f"**{len(caught)} of {n} are caught** ({len(caught) / n:.1%}); of these, the first entry "
+        f"of the report names what is wrong first for {named} ({named / of:.1%}), and gives the right "
         f"reason for {reasons} ({reasons / of:.1%}; {len(right)} were judged, one by one).",
         "",
-        "How they were made: [one](unseen1.md), [two](unseen2.md). No author of the suite read them "
-        "before they were measured.",
+        "How they were made: [one](unseen1.md), [two](unseen2.md). No author of the suite read "
+        "them before they were measured.",
         "",
         "| bug | first wrong | caught by | first named | named | reason |",
         "|---|---|---|---|---|---|",
