@@ -148,8 +148,8 @@ def page(outcomes: Mapping[str, Mapping[str, Any]], right: Mapping[str, bool], w
         f"NumPy {np.__version__}, minprefix {__version__}.",
         "",
         f"**{len(caught)} of {n} are caught** ({len(caught) / n:.1%}); of these, the first entry "
-        f"of the report names what is wrong first for {named} ({named / of:.1%}), and gives the right "
-        f"reason for {reasons} ({reasons / of:.1%}; {len(right)} were judged, one by one).",
+        f"of the report names what is wrong first for {named} ({named / of:.1%}), and gives the "
+        f"right reason for {reasons} ({reasons / of:.1%}; {len(right)} were judged, one by one).",
         "",
         "How they were made: [one](unseen1.md), [two](unseen2.md). No author of the suite read "
         "them before they were measured.",
