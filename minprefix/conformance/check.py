@@ -5,30 +5,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from types import SimpleNamespace
 
 import numpy as np
 
-from minprefix.conformance.contract import ARGUMENTS, level_of
+from minprefix.conformance.contract import LEVELS, level_of
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.ops import reference
+from minprefix.conformance.rounding import (
+    PRECISIONS,
+    REFERENCES,
+    SLACK,
+    is_held,
+    is_noise,
+    least,
+    words,
+)
 from minprefix.ops.contract import Array
 
 #: how many findings of a check are explained: later ones mostly follow from them
 EXPLAINED = 4
 
-#: another order of summation rounds differently: an error up to this many times the reference's
-#: own in float32 is called rounding
-SLACK = 8
-
-#: where the right value is 0, an error has nothing to be relative to: a layernorm of one column may
-#: magnify the rounding of its input by 1/sqrt(eps)
-OF_NOTHING = 320
+#: level -> the least tolerance of an implementation that is given float32: what single precision
+#: leaves of sums over a few dozen terms, and of a whole model
+IN_SINGLE = dict.fromkeys(LEVELS, 2e-4) | {"ops": 2e-5}
+IN_SINGLE_SAID = (
+    "asarray rounds float64: graded in single precision, in which smaller differences do not show"
+)
 
 #: kinds of findings that only say that something was computed in another precision
 PRECISION = ("precision", "dtype")
-ROUNDED = "no more than float32's rounding. Is it computed in float32 somewhere?"
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Finding:
     """One thing that is wrong. `kind`: value, shape, dtype, precision, not finite, modified,
     exception, signature, missing, not an array, law, derivative, not computed, time or crash. A
     tensor of kind dtype is right but for its type; one of kind precision is off by no more than
-    float32's rounding."""
+    a precision's rounding."""
 
     function: str
     tensor: str
@@ -44,6 +49,7 @@ class Finding:
     sentence: str
     error: float | None = None  # max |delta| / max |right|
     tolerance: float | None = None
+    precision: str = ""  # the one whose rounding explains the error: float32, float16 or bfloat16
     worst: list[tuple[list[int], float, float]] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     reproducer: str = ""
@@ -60,6 +66,7 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)  # tensor -> relative error
     not_implemented: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was granted, in a sentence each
     zoo: list[str] = field(default_factory=list)  # bugs that give the same numbers
     zoo_distance: float = 0.0  # relative, from those numbers: rounding
     seconds: float = 0.0
@@ -95,11 +102,21 @@ class Grade:
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     not_implemented: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     found: dict[str, Array] = field(default_factory=dict)  # what was compared, for the zoo
     explained: int = EXPLAINED
-    #: the reference's own errors here in float32, under the names of `errors`. It is called only
-    #: where something is off; None: nothing is called rounding
-    in_single: Callable[[], Mapping[str, float]] | None = None
+    #: the tolerance at least, where asarray makes float32: single precision is asked for, and what
+    #: its rounding explains is right. 0: it is not
+    single: float = 0.0
+    #: precision -> what this check collects of the reference in it. It is called only where
+    #: something is off; None: nothing is called rounding
+    reference_in: Callable[[str], "Grade"] | None = None
+    #: what asarray makes of an array, where it rounds
+    given: Callable[[Array], Array] | None = None
+
+    def another(self) -> "Grade":
+        """An empty one that grades alike, but of errors in single precision."""
+        return Grade(explained=self.explained, single=self.single, given=self.given)
 
     def say(self, kind: str, function: str, tensor: str, said: str, reproducer: str = "") -> None:
         """Note a finding that is no wrong number."""
@@ -113,15 +130,25 @@ class Grade:
     def broken(self, function: str, error: Broken, reproducer: str = "") -> None:
         self.say(error.kind, error.function or function, "", str(error), reproducer)
 
-    def rounding(self, name: str, want: Array | None = None) -> float:
-        """How large an error float32's rounding explains here."""
-        if self.in_single is None:
+    def rounding(self, name: str, want: Array | None = None, precision: str = "float32") -> float:
+        """How large an error the precision's rounding explains here."""
+        if self.reference_in is None:
             return 0.0
-        least = float(np.finfo("f4").eps)  # one number may be right by luck
-        if want is not None and not want.any():
-            least *= OF_NOTHING
-        error = self.in_single().get(name, 0.0)
-        return SLACK * max(error if math.isfinite(error) else 0.0, least)
+        error = self.reference_in(precision).errors.get(name, 0.0)
+        at_least = least(PRECISIONS[precision][0], want)
+        return SLACK * max(error if math.isfinite(error) else 0.0, at_least)
+
+    def coarse(self, name: str, got: Array, want: Array, error: float) -> str:
+        """The precision below float32 whose rounding explains this error, or an empty text. Numbers
+        of more bits than the precision leaves are a mistake, and so are those off in a pattern."""
+        bits = PRECISIONS["float16" if self.single else "float32"][0]
+        if self.reference_in is None or not is_held(bits, got):
+            return ""
+        for precision in list(PRECISIONS)[1:]:
+            like = self.reference_in(precision).found.get(name)
+            if error <= self.rounding(name, want, precision) and like is not None:
+                return precision if is_noise(got, want, like) else ""
+        return ""
 
     def expect(self, name: str, finding: Finding, rounding: float | None = None) -> None:
         """Note the finding's error under `name`, and the finding if that is above its tolerance.
@@ -129,10 +156,14 @@ class Grade:
         assert finding.error is not None
         assert finding.tolerance is not None
         self.errors[name] = finding.error
+        finding.tolerance = max(finding.tolerance, self.single)
         if finding.error <= finding.tolerance:
             return
         if finding.error <= (self.rounding(name) if rounding is None else rounding):
-            finding.sentence += f": {ROUNDED}"
+            if self.single:
+                return
+            finding.precision = "float32"
+            finding.sentence += f": {words('float32', finding.error)}"
             if finding.kind != "derivative":  # the forward may be the one that rounds
                 finding.kind = "precision"
         self.findings.append(finding)
@@ -169,18 +200,20 @@ class Grade:
     ) -> None:
         """Grade one tensor: shape, finite, values, dtype. `where`: which one of several, in words;
         `because`: why it should have this dtype."""
-        shown, want, tolerance = tensor + where, expected.tensors[tensor], expected.tolerance
+        shown, want = tensor + where, expected.tensors[tensor]
+        tolerance = max(expected.tolerance, self.single)
         if shown in self.errors:
             raise AssertionError(f"{shown} is compared twice")
         self.found[shown], self.errors[shown], rounding = got, math.inf, 0.0
         letters = f" ({', '.join(axes.split())})" if axes else ""
 
-        def add(kind: str, sentence: str, error: float | None = None) -> None:
-            finding = Finding(function, tensor, kind, sentence, error, tolerance)
+        def add(kind: str, sentence: str, error: float | None = None, precision: str = "") -> None:
+            finding = Finding(function, tensor, kind, sentence, error, tolerance, precision)
             finding.reproducer = reproducer
             explained = sum(f.kind not in PRECISION for f in self.findings)
+            if self.explained and got.dtype.kind != "c" and got.shape == want.shape:
+                finding.worst = worst_entries(got, want, max(tolerance, rounding))
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
-                finding.worst = worst_entries(got, want) if got.shape == want.shape else []
                 others, offsets = expected.others(tensor), expected.offsets
                 finding.hints = diagnose(
                     got, want, axes, expected.dimensions, others, tolerance, offsets, rounding
@@ -201,11 +234,15 @@ class Grade:
         if want.size and got.dtype.kind == "f" and not np.isfinite(got).all():
             add("not finite", f"{shown}{letters} is not finite", error)
         elif error > max(tolerance, rounding):
+            if coarse := self.coarse(shown, got, want, error):
+                add("precision", f"{shown}{letters} {off}: {words(coarse, error)}", error, coarse)
+                return
             add("value", f"{shown}{letters} {off}" + (f"; it {said}" if other else ""), error)
         elif other:
             add("dtype", f"{shown} {said}", error)
-        elif error > tolerance:
-            add("precision", f"{shown}{letters} {off}: {ROUNDED}", error)
+        elif error > tolerance and not self.single:
+            said = words("float32", error)
+            add("precision", f"{shown}{letters} {off}: {said}", error, "float32")
 
 
 @dataclass(frozen=True)
@@ -228,7 +265,11 @@ class Check:
         """Never raises for what the implementation does."""
         grade = Grade(explained=0)
         if not implementation.in_a_hurry:
-            grade = Grade(in_single=cache(partial(errors_in_single, self.run)))
+            grade = Grade(reference_in=cache(partial(reference_in, self.run)))
+            if implementation.rounds:
+                grade.given = implementation.given
+                grade.single = IN_SINGLE[self.level]
+                grade.notes.append(IN_SINGLE_SAID)
         try:
             with np.errstate(all="ignore"):  # an overflow shows in the numbers
                 self.run(implementation, grade)
@@ -254,36 +295,17 @@ class Check:
         if not grade.findings and grade.not_implemented and not grade.errors:
             status = "not implemented"
         missing = sorted(set(grade.not_implemented))
-        return Result(self.id, self.level, self.op, status, grade.findings, grade.errors, missing)
+        result = Result(self.id, self.level, self.op, status, grade.findings, grade.errors, missing)
+        result.notes = list(dict.fromkeys(grade.notes))
+        return result
 
     def grade(self, implementation: Implementation) -> Result:
         return self.result(self.collect(implementation))
 
 
-def noise(forward_error: float, size: float, h: float) -> float:
-    """How far float32's rounding of a forward with numbers of this size moves a central difference
-    over 2h; 0 if the forward is right to more digits than float32 has."""
-    single = SLACK * float(np.finfo("f4").eps)
-    return single * size / (2 * h) if 1e-12 < forward_error <= single else 0.0
-
-
-# ---- what float32 leaves ------------------------------------------------------------------------
-
-
-#: the reference in float32, whatever the dtype of its inputs
-SINGLE = Implementation(
-    SimpleNamespace(
-        **{name: getattr(reference, name) for name in ARGUMENTS},
-        asarray=lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a,
-    ),
-    "the reference in float32",
-    in_a_hurry=True,
-)
-
-
-def errors_in_single(run: Callable[[Implementation, Grade], None]) -> Mapping[str, float]:
-    """The reference's errors in float32, where `run` grades it."""
+def reference_in(run: Callable[[Implementation, Grade], None], precision: str) -> Grade:
+    """What `run` collects of the reference in a precision."""
     grade = Grade(explained=0)
     with np.errstate(all="ignore"), contextlib.suppress(NotOffered, Broken):
-        run(SINGLE, grade)
-    return grade.errors
+        run(REFERENCES[precision], grade)
+    return grade

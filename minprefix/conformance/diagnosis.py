@@ -37,13 +37,18 @@ def relative_error(got: Array, want: Array) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def worst_entries(got: Array, want: Array, n: int = 3) -> list[tuple[list[int], float, float]]:
-    """Index, value and right value of the n entries that are furthest off."""
+def worst_entries(
+    got: Array, want: Array, rounding: float = 0.0, n: int = 3
+) -> list[tuple[list[int], float, float]]:
+    """Index, value and right value of the n entries that are furthest off; but of the first, only
+    of those that are off by more than `rounding` of the largest value, and more than a hundredth
+    of the first, which has its own."""
     delta = _off(got, want).ravel()
     delta = np.where(np.isfinite(delta), delta, np.inf)
-    found = []
+    found: list[tuple[list[int], float, float]] = []
+    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0)) or 1.0
     for i in np.argsort(-delta, kind="stable")[:n]:
-        if delta[i] > 0:
+        if delta[i] > (max(rounding * scale, 0.01 * delta.max()) if found else 0):
             index = np.unravel_index(i, want.shape)
             found.append(([int(j) for j in index], float(got[index]), float(want[index])))
     return found

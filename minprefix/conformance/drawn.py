@@ -2,6 +2,7 @@
 hypothesis."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from minprefix.conformance import cases, problems
 from minprefix.conformance.cases import Case
-from minprefix.conformance.check import Grade, errors_in_single
+from minprefix.conformance.check import Grade, reference_in
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.model_checks import grade_question
 from minprefix.conformance.op_checks import grade_case
@@ -107,7 +108,7 @@ def _until_one_fails(
 ) -> None:
     """`once(implementation, drawn, into)` for `n` draws, always the same ones, each with a `Grade`
     of its own. `grade` gets what the last one found: the smallest that fails, if one does."""
-    last, hurry = Grade(explained=grade.explained), implementation.in_a_hurry
+    last, hurry = grade.another(), implementation.in_a_hurry
 
     # hypothesis takes its draws from the text of `holds`: another text draws other cases
     @settings(
@@ -122,11 +123,10 @@ def _until_one_fails(
     @given(st.fixed_dictionaries(dict(strategies)))
     def holds(drawn: dict[str, Any]) -> None:
         nonlocal last
-        last = Grade(explained=grade.explained)
-        if grade.in_single is not None:  # of this draw, not of all
-            last.in_single = lambda: errors_in_single(
-                lambda single, into: once(single, drawn, into)
-            )
+        last = grade.another()
+        if grade.reference_in is not None:  # of this draw, not of all
+            run = lambda mine, into: once(mine, drawn, into)  # noqa: E731
+            last.reference_in = cache(partial(reference_in, run))
         once(implementation, drawn, last)
         if last.findings:
             raise _Fails

@@ -8,6 +8,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from minprefix.ops.contract import Array
 
 #: what a report leaves out where hypothesis is missing
 NO_HYPOTHESIS = "the drawn cases, because hypothesis is not installed"
+
+#: what `asarray` may change of a number, relative to the largest: bfloat16 has 8 bits
+COARSEST_GIVEN = 2.0**-7
+
+_THIRDS = np.arange(1.0, 9.0) / 3  # no number that float32 holds
 
 
 class NotOffered(Exception):
@@ -59,11 +65,47 @@ class Implementation:
         return {name: self.own(a) for name, a in inputs.items()}
 
     def own(self, a: Any) -> Any:
-        """`a`, or each array of the list `a`, as the implementation's own kind."""
+        """`a`, or each array of the list `a`, as the implementation's own kind. Raises Broken."""
         if isinstance(a, list):
             return [self.own(each) for each in a]
         convert = getattr(self.functions, "asarray", None)
-        return convert(a) if isinstance(a, np.ndarray) and callable(convert) else a
+        if not isinstance(a, np.ndarray) or not callable(convert):
+            return a
+        try:
+            return convert(a)
+        except BaseException as error:
+            said = f"asarray raised {_said(error, _file_of(convert))}"
+            raise Broken("exception", said, "asarray") from error
+
+    @cached_property
+    def rounds(self) -> bool:
+        """Whether `asarray` rounds what is in float64, as one that makes float32 does. Such an
+        implementation is graded in single precision, on the numbers that it was given."""
+        return not np.array_equal(self._given(_THIRDS), _THIRDS)
+
+    def given(self, a: Any) -> Any:
+        """`a`, or each array in it, which may be a list or a dictionary of them, with the numbers
+        that `asarray` makes of it."""
+        if not self.rounds:
+            return a
+        if isinstance(a, list | tuple):
+            return [self.given(each) for each in a]
+        if isinstance(a, Mapping):
+            return {name: self.given(each) for name, each in a.items()}
+        return self._given(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+
+    def _given(self, a: Array) -> Array:
+        """What `asarray` makes of `a`. Numbers that are no rounded ones are its mistake, which no
+        other right answer should hide: then `a`."""
+        try:
+            taken = self.asnumpy(self.own(a), "asarray(a)")
+        except Broken:  # asnumpy may be for results alone
+            return a
+        if taken.shape != a.shape or taken.dtype.kind != "f":
+            return a
+        with np.errstate(all="ignore"):
+            close = np.abs(taken - a) <= COARSEST_GIVEN * np.abs(a).max(initial=0.0)
+        return taken if close.all() else a
 
     def asnumpy(self, a: Any, what: str) -> Array:
         """A result as a NumPy array. Raises Broken when it is none."""
@@ -97,8 +139,7 @@ class Implementation:
         except NotImplementedError as error:
             raise NotOffered(f"{function}: {error}" if str(error) else function) from error
         except BaseException as error:  # a KeyboardInterrupt, too, is graded
-            code = getattr(f, "__code__", None)
-            said = f"{function} raised {_said(error, getattr(code, 'co_filename', None))}"
+            said = f"{function} raised {_said(error, _file_of(f))}"
             raise Broken("exception", said, function) from error
 
     def signature(self, function: str) -> tuple[str, ...]:
@@ -120,6 +161,10 @@ class Implementation:
         if not fits:
             said = f"the contract calls it with ({', '.join(wanted)}), in this order"
             raise Broken("signature", f"{function} takes {signature}, {said}", function)
+
+
+def _file_of(function: object) -> str | None:
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 def _said(error: BaseException, file: str | None = None) -> str:

@@ -14,6 +14,7 @@ from minprefix.conformance.implementation import Implementation, NotOffered
 from minprefix.conformance.method_problems import METHOD_CASES, method_case, method_question
 from minprefix.conformance.model_checks import grade_question, numbers
 from minprefix.conformance.problems import TOLERANCE, answer
+from minprefix.conformance.rounding import step
 from minprefix.conformance.whole import whole
 from minprefix.methods import METHODS
 from minprefix.ops.contract import Array
@@ -47,7 +48,8 @@ def _fine_tuned(problem: MethodProblem, weights: Mapping[str, Array]) -> Mapping
 
 
 def _derivative(name: str, implementation: Implementation, grade: Grade) -> None:
-    problem, rng, h = method_case(name), np.random.default_rng(5), 1e-5
+    problem, rng = method_case(name), np.random.default_rng(5)
+    h, tolerance = step(implementation, 1e-5)
     found = _found(implementation, problem)
     # fine-tuning moves the weights, the others what they add
     start = problem.parameters or problem.weights
@@ -71,7 +73,7 @@ def _derivative(name: str, implementation: Implementation, grade: Grade) -> None
         )
         grade.expect(
             f"{tensor} along a direction",
-            Finding("run_method", tensor, "derivative", said, error, 1e-5),
+            Finding("run_method", tensor, "derivative", said, error, tolerance),
         )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance.cases import Case, axes, flatten, numbers, owner, reference_cache
-from minprefix.conformance.check import Expected, Finding, Grade, noise
+from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.conformance.rounding import noise, step
 from minprefix.ops.contract import CONSUMED, Array
 
 #: arrays of the model's in a cache: kept even where the cache is consumed
@@ -94,15 +95,15 @@ def _kept(
     return found
 
 
-def _expected(case: Case) -> Expected:
-    offsets = case.inputs().get("offsets")
+def _expected(case: Case, implementation: Implementation) -> Expected:
+    offsets, right = case.inputs().get("offsets"), case.expected(implementation)
     boundaries = None if offsets is None else offsets.tolist()
-    return Expected(case.expected(), case.tolerance(), case.dimensions(), boundaries, "ops")
+    return Expected(right, case.tolerance(), case.dimensions(), boundaries, "ops")
 
 
 def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
-    expected, found = _expected(case), tensors(implementation, case, grade)
+    expected, found = _expected(case, implementation), tensors(implementation, case, grade)
     dtype, because = _precision(implementation, case)
     for function in FUNCTIONS[case.op]:
         wanted, got = (
@@ -130,16 +131,14 @@ def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None
 
 
 def _precision(implementation: Implementation, case: Case) -> tuple[str, str]:
-    """The dtype that results should have, the case's or the one that asarray makes of it if that is
-    wider; and why, with asarray's part in it."""
-    given = case.dtype
+    """The dtype that results should have, the case's or the one that asarray makes of it; and why,
+    with asarray's part in it."""
+    dtype = case.dtype
     with contextlib.suppress(Broken):
         taken = implementation.asnumpy(implementation.own(np.zeros(1, case.dtype)), "a")
-        given = str(taken.dtype) if taken.dtype.kind == "f" else given
-    dtype = str(np.promote_types(case.dtype, given))
-    return dtype, "as the inputs are" + (
-        f", of which asarray makes {given}" if given != dtype else ""
-    )
+        dtype = str(taken.dtype) if taken.dtype.kind == "f" else dtype
+    made = f", of which asarray makes {dtype}" if dtype != case.dtype else ""
+    return dtype, f"as the inputs are{made}"
 
 
 def reproducer(implementation: Implementation, case: Case, function: str, tensor: str = "") -> str:
@@ -180,7 +179,7 @@ def two_calls(op: str, implementation: Implementation, grade: Grade) -> None:
             grade.not_implemented.append(str(error))
             continue
         for which, result in raw.items():
-            expected = _expected(cases[which])
+            expected = _expected(cases[which], implementation)
             for name, value in numbers(implementation, function, result).items():
                 if not name.startswith("cache.") and name in expected.tensors:
                     where, letters = f" of the {which} of two calls", axes(function, name)
@@ -221,14 +220,13 @@ GRADIENTS: dict[str, dict[str, tuple[str, str]]] = {
 UPSTREAM = dict.fromkeys(FUNCTIONS, "dout")
 UPSTREAM |= {"embed": "dx", "attention": "dz", "cross_entropy": ""}
 
-H = 1e-5  # the step of a difference, either way
-
 
 def derivative(op: str, implementation: Implementation, grade: Grade) -> None:
     case, upstream = Case(op, seed=3), UPSTREAM[op]
+    h, tolerance = step(implementation, 1e-6)
     found = tensors(implementation, case, grade)
     first = next(iter(TENSORS[op]))  # the forward's result
-    want = case.expected()[first]
+    want = case.expected(implementation)[first]
     known = first in found and found[first].shape == want.shape
     forward_error = relative_error(found[first], want) if known else math.inf
     for argument, (function, tensor) in GRADIENTS[op].items():
@@ -242,40 +240,51 @@ def derivative(op: str, implementation: Implementation, grade: Grade) -> None:
             own = implementation.arguments(moved)
             result = implementation.call(op, *(own[a] for a in ARGUMENTS[op]))
             out = implementation.asnumpy(next(iter(flatten(op, result).values())), op)
-            terms = out * moved[upstream] if upstream else out
+            terms = out * implementation.given(moved[upstream]) if upstream else out
             size = float(np.abs(terms).sum())
             return float(terms.sum())
 
-        numeric, analytic = _directional(case, argument, list(gradients.values()), scalar)
+        numeric, analytic = _directional(
+            implementation, case, argument, list(gradients.values()), scalar
+        )
         scale = max(abs(analytic), abs(numeric), 1e-300)
         said = (
             f"{tensor} says that the output changes by {analytic:.6g} along a random direction of "
             f"{argument}, and {op} itself changes by {numeric:.6g}"
         )
         error = abs(numeric - analytic) / scale
-        finding = Finding(function, tensor, "derivative", said, error, 1e-6)
+        finding = Finding(function, tensor, "derivative", said, error, tolerance)
         finding.reproducer = reproducer(implementation, case, function, next(iter(gradients)))
-        rounding = noise(forward_error, size, H) / scale
+        rounding = noise(forward_error, size, h) / scale
         grade.expect(f"{tensor} along a direction", finding, rounding)
 
 
 def _directional(
-    case: Case, argument: str, gradients: list[Array], f: Callable[[dict[str, Any]], float]
+    implementation: Implementation,
+    case: Case,
+    argument: str,
+    gradients: list[Array],
+    f: Callable[[dict[str, Any]], float],
 ) -> tuple[float, float]:
     """The change of f along one random direction of `argument`: measured, and as the gradient has
     it."""
     rng = np.random.default_rng(17)
     base = case.inputs()[argument]
     parts = base if isinstance(base, list) else [base]
-    directions = [rng.normal(0, 1, a.shape) for a in parts]
+    directions, (h, _) = [rng.normal(0, 1, a.shape) for a in parts], step(implementation, 0)
+    # asarray may round them
+    up, down = (
+        implementation.given([a + s * h * d for a, d in zip(parts, directions, strict=True)])
+        for s in (1, -1)
+    )
 
-    def at(sign: int) -> float:
-        moved = [a + sign * H * d for a, d in zip(parts, directions, strict=True)]
+    def at(moved: list[Array]) -> float:
+        moved = [a.copy() for a in moved]  # the forward may consume them
         return f(case.inputs() | {argument: moved if isinstance(base, list) else moved[0]})
 
-    numeric = (at(1) - at(-1)) / (2 * H)
+    numeric = (at(up) - at(down)) / (2 * h)
     analytic = sum(
-        float((g * d).sum()) if g.shape == d.shape else math.nan
-        for g, d in zip(gradients, directions, strict=True)
+        float((g * (a - b)).sum()) / (2 * h) if g.shape == a.shape else math.nan
+        for g, a, b in zip(gradients, up, down, strict=True)
     )
     return numeric, analytic

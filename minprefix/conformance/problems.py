@@ -177,8 +177,12 @@ def expected_model(name: str) -> Mapping[str, Array]:
 
 @cache
 def expected_decoding(name: str) -> Mapping[str, Array]:
+    return decoded(widened(model_case(name)))
+
+
+def decoded(problem: ModelProblem) -> Mapping[str, Array]:
     """The logits of every token, from whole sequences: no cache is involved."""
-    problem, rows = widened(model_case(name)), []
+    rows = []
     for ids, which in zip(problem.sequences, problem.prefix_of, strict=True):
         # the loss of a sequence with one token more has a row of logits for each token of this one
         one = replace(problem, sequences=[[*ids, 0]], loss_from=[1], prefix_of=[which])
@@ -255,6 +259,15 @@ def training_case(name: str) -> TrainingProblem:
 @cache
 def expected_training(name: str) -> Mapping[str, Array]:
     return answer("run_training", training_case(name))
+
+
+#: function -> its right answer to a problem in float64
+RIGHT: dict[str, Callable[[Any], Mapping[str, Array]]] = {
+    function: partial(answer, function) for function in ("run_model", "run_method", "run_training")
+} | {"run_decoding": decoded}
+
+#: the fields of problems that hold arrays of floats
+ARRAYS = ("weights", "prefixes", "parameters", "masks")
 
 
 # ---- what a check asks ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minprefix import __version__
-from minprefix.conformance.check import PRECISION, ROUNDED, Finding, Result
+from minprefix.conformance.check import PRECISION, Finding, Result
 from minprefix.conformance.contract import FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS
@@ -117,6 +117,8 @@ def _summary(results: Sequence[Result], name: str) -> str:
     if missing and graded:
         listed = f"not implemented, and not graded: {'; '.join(missing)}"
         said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
+    for note in dict.fromkeys(note for r in results for note in r.notes):
+        said += "\n" + textwrap.fill(note, WIDTH, subsequent_indent="  ")
     if NO_HYPOTHESIS in names:
         said += f"\nleft out: {NO_HYPOTHESIS}"
     return said
@@ -191,7 +193,7 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
     imprecise = {r.op for r, f in every if f.kind in PRECISION}
     wrong_above = {r.op for r, f in every if f.kind == "value" and r.level != "ops"}
     for result, finding in every:
-        rounds = finding.kind == "derivative" and finding.sentence.endswith(ROUNDED)
+        rounds = finding.kind == "derivative" and finding.precision != ""
         if (
             # it follows from the op's other findings
             (finding.kind == "not computed" and result.op in broken)

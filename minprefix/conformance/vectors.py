@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from minprefix import __version__
 from minprefix.conformance import suite, zoo
-from minprefix.conformance.check import Check, Expected, Grade, Result, errors_in_single
+from minprefix.conformance.check import Check, Expected, Grade, Result, reference_in
 from minprefix.conformance.contract import LEVELS, level_of
 from minprefix.conformance.vector_cases import BLOCKS, VectorCase, all_cases, block_check
 from minprefix.errors import InputError
@@ -272,7 +272,7 @@ def _read_vectors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
 
 def _grade(folder: Path, entry: Mapping[str, Any], check_: Check, with_zoo: bool) -> Result:
     vectors = _read_vectors(folder, entry)
-    grade = Grade(in_single=cache(partial(errors_in_single, check_.run)))
+    grade = Grade(reference_in=cache(partial(reference_in, check_.run)))
     path = folder / entry["outputs"]
     if not path.exists():
         grade.not_implemented.append(entry["op"])

@@ -20,6 +20,7 @@ from minprefix.conformance.check import PRECISION, Check, Grade
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.rounding import PRECISIONS, is_held
 from minprefix.methods import METHODS
 
 #: the modules in which bugs are planted, each after all that it imports
@@ -184,31 +185,67 @@ def matches(
 ) -> tuple[list[str], float]:
     """The bugs that give the numbers of the first wrong tensor of `seen`, in this check, and only
     those that agree in all tensors if there are any; and how far off the nearest's numbers are.
-    Numbers in float32 are taken for a bug's if rounding parts them and they are much farther from
-    the right ones. `prints`: instead of those in `FINGERPRINTS`."""
+
+    Numbers are a bug's only as far as their precision tells: to float64's rounding, or to float32's
+    where they are in float32 and much farther from the right ones. What many a mistake gives (zeros
+    all over, one number, infinities) is a bug's only with another wrong tensor that tells more.
+    `prints`: instead of those in `FINGERPRINTS`."""
     wrong = wrong_tensors(seen)
     if not wrong:
         return [], 0.0
     first = next(iter(wrong))
-    distances = dict[str, float]()
+    found = dict[str, Mapping[str, np.ndarray]]()  # bug -> its numbers
     for name, (tensor, print_) in (prints or fingerprints()).get(check.id, {}).items():
-        if tensor != first or not _may_be(wrong[first], print_):
-            continue
-        if (check.id, name) not in _SEEN:
-            _SEEN[check.id, name] = check.collect(planted(name)).found
-        numbers = _SEEN[check.id, name]
-        if first in numbers:
-            distances[name] = _distance(numbers[first], wrong[first])
-    # rounding may resemble a bug by chance, and numbers as near to the right ones are no bug
-    most = IN_DOUBLE if all(f.kind in PRECISION for f in seen.findings) else IN_SINGLE
-    far = min(most, NEARER * seen.errors[first])
+        if tensor == first and (seen.given or _may_be(wrong[first], print_)):
+            numbers = _numbers(check, name, seen)
+            if first in numbers:
+                found[name] = numbers
+    if not _tells(wrong[first]):
+        telling = [tensor for tensor, a in wrong.items() if _tells(a)]
+        far = IN_DOUBLE
+        found = {n: a for n, a in found.items() if telling and _agrees(a, seen, far)}
+        first = telling[0] if telling else first
+    else:
+        far = _farthest(seen, first)
+    distances = {name: _distance(a[first], wrong[first]) for name, a in found.items()}
     nearest = min(distances.values(), default=math.inf)
     if not nearest <= far:
         return [], 0.0
-    close = IN_DOUBLE if nearest <= IN_DOUBLE else IN_SINGLE
-    found = [name for name, d in distances.items() if d <= min(far, max(IN_DOUBLE, 10 * nearest))]
-    whole = [name for name in found if _agrees(_SEEN[check.id, name], seen, close)]
-    return whole or found, nearest
+    close = IN_DOUBLE if nearest <= IN_DOUBLE else far
+    near = [name for name, d in distances.items() if d <= min(far, max(IN_DOUBLE, 10 * nearest))]
+    whole = [name for name in near if _agrees(found[name], seen, close)]
+    return whole or near, nearest
+
+
+def _numbers(check: Check, name: str, seen: Grade) -> Mapping[str, np.ndarray]:
+    """The numbers that a bug gives: on those that asarray made, where it rounds."""
+    if seen.given is not None:
+        functions = {n: f for n, f in vars(planted(name).functions).items() if callable(f)}
+        own = types.SimpleNamespace(**functions | {"asarray": seen.given})
+        on_given = Implementation(own, name, in_a_hurry=True)
+        return check.collect(on_given).found
+    if (check.id, name) not in _SEEN:
+        _SEEN[check.id, name] = check.collect(planted(name)).found
+    return _SEEN[check.id, name]
+
+
+def _farthest(seen: Grade, tensor: str) -> float:
+    """How far a bug's numbers of this tensor may be from these."""
+    rounding, error = seen.rounding(tensor), seen.errors[tensor]
+    # those that are as near to the right ones are no bug, and rounding may resemble one by chance
+    mere = all(f.kind in PRECISION for f in seen.findings)
+    in_single = is_held(PRECISIONS["float32"][0], seen.found[tensor]) or any(
+        1e-12 < seen.errors[name] <= seen.rounding(name) for name in seen.found
+    )
+    most = min(max(IN_SINGLE, rounding), 1e-3) if in_single and not mere else IN_DOUBLE
+    return min(most, NEARER * error)
+
+
+def _tells(a: np.ndarray) -> bool:
+    """Whether few mistakes give these numbers: they are finite, and not one and the same."""
+    if not a.size or not np.isfinite(a).all():
+        return False
+    return bool(a.any() if a.size == 1 else (a != a.flat[0]).any())
 
 
 #: how far apart equal numbers may be, relative to the largest
@@ -221,7 +258,16 @@ NEARER = 0.1
 def _agrees(numbers: Mapping[str, np.ndarray], seen: Grade, close: float) -> bool:
     """Whether the tensors that both have are equal."""
     common = [n for n in numbers if n in seen.found and not n.startswith("cache.")]
-    return all(_distance(numbers[n], seen.found[n]) <= close for n in common)
+    return all(
+        _distance(numbers[n], seen.found[n]) <= close
+        or (not np.isfinite(seen.found[n]).all() and _alike(numbers[n], seen.found[n]))
+        for n in common
+    )
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the same numbers of both are not finite."""
+    return a.shape == b.shape and np.array_equal(np.isfinite(a), np.isfinite(b))
 
 
 def _may_be(a: np.ndarray, print_: float | None) -> bool:
@@ -236,5 +282,5 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         return math.inf
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return 0.0 if np.array_equal(np.isfinite(a), np.isfinite(b)) else math.inf
+        return math.inf  # infinities are alike whatever made them
     return relative_error(b, a)
