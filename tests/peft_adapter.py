@@ -98,6 +98,8 @@ def run_training(problem: TrainingProblem) -> dict[str, Array]:
         sums = [tuned.summed_loss(micro_batch) for micro_batch in step]
         loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
         loss.backward()
+        for p in parameters:  # without a gradient PyTorch would leave out a prefix of no sequence
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         found[f"step.{s}.loss"] = loss.detach().numpy()
         for i, gradients in enumerate(tuned.gradients()):
             found |= {f"step.{s}.prefix.{i}.gradient.{n}": a for n, a in gradients.items()}
@@ -113,11 +115,10 @@ def run_training(problem: TrainingProblem) -> dict[str, Array]:
 def _clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
     """To the very norm `limit`. torch's clip_grad_norm_ divides by norm + 1e-6, and ten steps later
     that is a difference of 1e-7."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if norm > limit:
         for p in parameters:
-            if p.grad is not None:
-                p.grad.mul_(limit / norm)
+            p.grad.mul_(limit / norm)
 
 
 # ---- the model and its prefixes -----------------------------------------------------------------

@@ -37,8 +37,9 @@ from minprefix.conformance.check import Expected, Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
 from minprefix.conformance.isolated import Worker
+from minprefix.conformance.model_problems import MODEL_CASES
 from minprefix.conformance.op_checks import GRADIENTS, grade_case
-from minprefix.conformance.problems import MODEL_CASES, TRAINING_CASES, expected_model
+from minprefix.conformance.problems import TRAINING_CASES, expected_model
 from minprefix.conformance.report import as_json, passed, text
 from minprefix.errors import InputError
 from minprefix.ops import contract, numpy_ops, reference

@@ -15,13 +15,9 @@ from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MethodProblem, MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
 from minprefix.conformance.method_problems import method_case, method_problem
+from minprefix.conformance.model_problems import model_case, model_problem
 from minprefix.conformance.op_checks import tensors
-from minprefix.conformance.problems import (
-    model_case,
-    model_problem,
-    training_case,
-    training_problem,
-)
+from minprefix.conformance.problems import training_case, training_problem
 from minprefix.conformance.suite import all_checks, grade, run, select
 from minprefix.conformance.whole import whole
 

@@ -87,15 +87,23 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ModelProblem:
-    """A frozen GPT-2, some sequences, and the prefix that each of them sees."""
+    """A frozen GPT-2, some sequences, and the prefix that each of them sees.
+
+    A prefix may have no slots (P = 0), and no sequence need see it. One array may stand for several
+    prefixes or weights: each of them has a gradient of its own.
+    """
 
     config: Config
     weights: Mapping[str, Array]  # by their names in the checkpoint: Config.shapes()
     sequences: Sequence[Sequence[int]]  # token ids
-    loss_from: Sequence[int]  # per sequence: the index of the first token that is predicted
+    #: per sequence: the index of the first token that is predicted, 1 to its length: with that,
+    #: nothing is predicted in it
+    loss_from: Sequence[int]
     prefix_of: Sequence[int]  # per sequence: which of `prefixes` it sees
     prefixes: Sequence[Array]  # each (L, 2, NH, P, hs): [:, 0] keys, [:, 1] values; P may differ
-    position_offsets: Sequence[int]  # per prefix: the position of the first real token; P is usual
+    #: per prefix: the position of the first token that sees it. P is usual, and it may be less or
+    #: more
+    position_offsets: Sequence[int]
     reduction: str = "mean"  # over all targets of the batch, or "sum"
     need: Literal["prefix", "all"] = "prefix"  # "all": the gradients of weights, too
 
@@ -131,7 +139,11 @@ class TrainingProblem:
     rises over `warmup` steps (at step s of 0, 1, ... it is lr * (s + 1) / warmup) and then falls in
     a straight line to 0 at `len(steps)`. A prefix has the parameters `kv` (flat), or those of
     kv = reshape(tanh(embedding weight_1 + bias_1) weight_2 + bias_2), row-major over
-    (P, L, 2, NH, hs).
+    (P, L, 2, NH, hs). The first token that sees a prefix has position P.
+
+    A prefix that no sequence of a step sees has a gradient of 0 in that step, and is treated as
+    any other: its moments decay, they and the weight decay move it, and the bias corrections count
+    the step. PyTorch's optimizers leave out a parameter whose `grad` is None; fill in zeros.
     """
 
     config: Config
@@ -159,7 +171,12 @@ class MicroBatch:
 class Whole(Protocol):
     """The functions of the levels above the ops. Each gives tensors by name; more may be given than
     is asked for, and is graded under the names of `model_tensors`, `method_tensors` and
-    `training_tensors`."""
+    `training_tensors`.
+
+    Each call reads its problem anew and leaves it as it was, arrays and lists alike: what training
+    changes is a copy. The results are the caller's: they share no memory with the problem, and no
+    later call changes them. The same problem gives the same numbers.
+    """
 
     def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
         """Asked for: `loss`, and per prefix `prefix.{i}.dk` and `prefix.{i}.dv` (L, NH, P, hs)."""

@@ -138,7 +138,9 @@ def _method(problem: MethodProblem, model: GPT2) -> Rival:
 
 
 def _model(problem: ModelProblem | MethodProblem | TrainingProblem) -> GPT2:
-    return GPT2(problem.config, dict(problem.weights), name="the suite's")
+    # views: one array may be several weights, and the recorder knows them by their objects
+    weights = {name: a.view() for name, a in problem.weights.items()}
+    return GPT2(problem.config, weights, name="the suite's")
 
 
 def _prefixes(problem: ModelProblem) -> list[Prefix]:

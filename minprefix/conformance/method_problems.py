@@ -10,7 +10,8 @@ import numpy as np
 
 from minprefix.conformance.check import Expected
 from minprefix.conformance.contract import MethodProblem, method_tensors
-from minprefix.conformance.problems import SMALL, TOLERANCE, Question, answer, texts, weights_of
+from minprefix.conformance.model_problems import SMALL, texts, weights_of
+from minprefix.conformance.problems import TOLERANCE, Question, answer
 from minprefix.method import Method
 from minprefix.methods import (
     Adapters,

@@ -13,6 +13,7 @@ from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import OPTIONAL
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.conformance.model_problems import model_case
 from minprefix.conformance.problems import (
     ARRAYS,
     ASKED,
@@ -21,7 +22,6 @@ from minprefix.conformance.problems import (
     TOLERANCE,
     Question,
     expected_model,
-    model_case,
     model_question,
 )
 from minprefix.conformance.rounding import noise, step

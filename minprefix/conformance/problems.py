@@ -4,8 +4,7 @@ This project's own model computes them over the reference ops in float64; four o
 them agree (see the oracle table).
 """
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal
@@ -22,7 +21,16 @@ from minprefix.conformance.contract import (
     model_tensors,
     training_tensors,
 )
-from minprefix.gpt2 import Config
+from minprefix.conformance.model_problems import (
+    DECODING_CASES,
+    MODEL_CASES,
+    OTHER,
+    SMALL,
+    model_case,
+    model_problem,
+    texts,
+    weights_of,
+)
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
@@ -34,116 +42,6 @@ TOLERANCE = {
 }
 
 DRAWS = 12  # models that hypothesis draws
-
-SMALL = Config(n_layer=3, n_head=2, n_embd=10, vocab_size=13, n_positions=24)
-
-
-def weights_of(config: Config, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
-    """Every weight random and large enough for every part of the arithmetic to matter."""
-    return {name: a.astype(dtype) for name, a in _drawn_weights(config, seed).items()}
-
-
-@cache
-def _drawn_weights(config: Config, seed: int) -> dict[str, Array]:
-    weights = {}
-    for name, shape in config.shapes().items():
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
-        weights[name] = centre + rng.normal(0, 0.3, shape)
-    return weights
-
-
-def texts(rng: np.random.Generator, config: Config, lengths: Sequence[int]) -> list[list[int]]:
-    return [rng.integers(0, config.vocab_size, T).tolist() for T in lengths]
-
-
-def model_problem(
-    lengths: tuple[int, ...] = (5, 3, 4),
-    loss_from: tuple[int, ...] = (2, 1, 3),
-    prefix_of: tuple[int, ...] = (0, 0, 0),
-    slots: tuple[int, ...] = (4,),
-    position_offsets: tuple[int, ...] | None = None,
-    reduction: str = "mean",
-    need: Literal["prefix", "all"] = "prefix",
-    config: Mapping[str, Any] | None = None,
-    dtype: str = "float64",
-    seed: int = 0,
-) -> ModelProblem:
-    """A problem from its sizes; `config`: the differences from `SMALL`."""
-    cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng([7, seed])
-    return ModelProblem(
-        config=cfg,
-        weights=weights_of(cfg, seed, dtype),
-        sequences=texts(rng, cfg, lengths),
-        loss_from=list(loss_from),
-        prefix_of=list(prefix_of),
-        prefixes=[
-            rng.normal(0, 0.7, (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)).astype(dtype)
-            for P in slots
-        ],
-        position_offsets=list(slots if position_offsets is None else position_offsets),
-        reduction=reduction,
-        need=need,
-    )
-
-
-#: name -> why, and the arguments of `model_problem`
-MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "one-sequence": (
-        "one sequence, one prefix, every intermediate",
-        {"lengths": (5,), "loss_from": (2,), "prefix_of": (0,)},
-    ),
-    "shared-prefix": ("a prefix that three sequences share: its gradient is the sum", {}),
-    "sum": ("the sum over the targets, not their mean", {"reduction": "sum"}),
-    "equal-prefixes": (
-        "two prefixes of one length: nothing but a number tells them apart",
-        {"prefix_of": (1, 0, 1), "slots": (3, 3)},
-    ),
-    "own-prefixes": (
-        "each sequence sees its own prefix, of its own length",
-        {"prefix_of": (1, 0, 1), "slots": (2, 5)},
-    ),
-    "unused-prefix": (
-        "a prefix that no sequence sees has a gradient of 0",
-        {"prefix_of": (0, 0, 2), "slots": (2, 3, 4)},
-    ),
-    "no-prefix": (
-        "P = 0 is plain GPT-2, with all gradients of weights",
-        {"slots": (0,), "need": "all"},
-    ),
-    "offset-0": ("real tokens from position 0: the other rule", {"position_offsets": (0,)}),
-    "one-token-targets": (
-        "sequences of one token predict nothing",
-        {"lengths": (1, 4, 1), "loss_from": (1, 3, 1)},
-    ),
-    "weights": ("the gradient of every weight, prefix and all", {"need": "all"}),
-    "separate-head": (
-        "a head of its own, a hidden width of its own, another eps",
-        {
-            "need": "all",
-            "config": {
-                "tie_word_embeddings": False,
-                "n_inner": 14,
-                "layer_norm_epsilon": 1e-2,
-                "n_head": 1,
-            },
-        },
-    ),
-    "float32": ("single precision", {"dtype": "float32"}),
-}
-
-
-#: names of model cases -> why they are decoded, too
-DECODING_CASES = {
-    "one-sequence": "the cache starts as the prefix, and positions go on from P",
-    "own-prefixes": "each text has its own prefix in its cache",
-    "no-prefix": "without a prefix positions start at 0",
-}
-
-
-def model_case(name: str) -> ModelProblem:
-    """The problem `name` of the table."""
-    return model_problem(**MODEL_CASES[name][1])
 
 
 def widened(problem: ModelProblem) -> ModelProblem:
@@ -194,10 +92,18 @@ def decoded(problem: ModelProblem) -> Mapping[str, Array]:
 
 
 def training_problem(
-    kinds: tuple[str, ...] = ("flat",), n_steps: int = 1, micro_batches: int = 1, **settings: Any
+    kinds: tuple[str, ...] = ("flat",),
+    n_steps: int = 1,
+    micro_batches: int = 1,
+    rotate: bool = False,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 11,
+    **settings: Any,
 ) -> TrainingProblem:
-    """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths."""
-    cfg, rng = SMALL, np.random.default_rng(11)
+    """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths.
+    `rotate`: each step begins with the prefix after the one that the last began with. `config`: the
+    differences from `SMALL`."""
+    cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng(seed)
     parameters: list[dict[str, Array]] = []
     for j, kind in enumerate(kinds):
         P, out, hidden = 3 + j, 2 * cfg.n_layer * cfg.n_embd, 6
@@ -211,12 +117,13 @@ def training_problem(
         sizes = dict.fromkeys(shapes, 0.4) | {"embedding": 1.0}
         parameters.append({n: rng.normal(0, sizes[n], shape) for n, shape in shapes.items()})
 
-    def part(m: int) -> MicroBatch:
+    def part(s: int, m: int) -> MicroBatch:
         lengths, loss_from = ([4, 6], [1, 4]) if m == 0 else ([3], [2])
-        prefix_of = [(b + m) % len(kinds) for b in range(len(lengths))]
+        first = m + (s if rotate else 0)
+        prefix_of = [(b + first) % len(kinds) for b in range(len(lengths))]
         return MicroBatch(texts(rng, cfg, lengths), loss_from, prefix_of)
 
-    steps = [[part(m) for m in range(micro_batches)] for _ in range(n_steps)]
+    steps = [[part(s, m) for m in range(micro_batches)] for s in range(n_steps)]
     return TrainingProblem(cfg, weights_of(cfg), parameters, steps, **settings)
 
 
@@ -247,6 +154,36 @@ TRAINING_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two-prefixes": (
         "a flat prefix and an MLP in one batch, one norm over both",
         {"kinds": ("flat", "mlp"), "n_steps": 3, "micro_batches": 2, "lr": 0.05, "clip": 0.2},
+    ),
+    "another-recipe": (
+        "all settings but the defaults at once, on another model; twelve steps: 10 comes after 9",
+        {
+            "kinds": ("mlp", "flat"),
+            "n_steps": 12,
+            "micro_batches": 2,
+            "config": OTHER,
+            "lr": 0.02,
+            "warmup": 1,
+            "beta1": 0.7,
+            "beta2": 0.9,
+            "eps": 1e-4,
+            "weight_decay": 0.2,
+            "clip": 0.4,
+        },
+    ),
+    "unused-prefix": (
+        "three prefixes, of which each step uses two: the third has a gradient of 0, and AdamW "
+        "moves it all the same; the rate rises up to the last step but one",
+        {
+            "kinds": ("flat", "mlp", "flat"),
+            "n_steps": 5,
+            "rotate": True,
+            "lr": 0.05,
+            "warmup": 4,
+            "beta1": 0.8,
+            "beta2": 0.95,
+            "weight_decay": 0.1,
+        },
     ),
 }
 

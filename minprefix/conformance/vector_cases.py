@@ -16,7 +16,8 @@ from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, owner
 from minprefix.conformance.check import Check, Expected, Grade
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.conformance.implementation import Broken, Implementation
-from minprefix.conformance.problems import QUESTIONS, SMALL, TOLERANCE, weights_of
+from minprefix.conformance.model_problems import SMALL, weights_of
+from minprefix.conformance.problems import QUESTIONS, TOLERANCE
 from minprefix.conformance.record import Recorder
 from minprefix.gpt2 import block_backward, block_forward
 from minprefix.ops import reference

@@ -14,7 +14,7 @@ import numpy as np
 from minprefix.batch import Batch
 from minprefix.conformance.contract import FUNCTIONS, OPTIONAL, ModelProblem
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered, load
-from minprefix.conformance.problems import model_problem
+from minprefix.conformance.model_problems import model_problem
 from minprefix.conformance.whole import Guarded, whole
 from minprefix.errors import InputError
 from minprefix.model import GPT2, loss_backward, needed

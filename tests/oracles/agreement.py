@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from minprefix.conformance import cases, problems, suite
 from minprefix.conformance.cases import Case
-from minprefix.conformance.contract import FUNCTIONS, TENSORS, model_tensors, training_tensors
+from minprefix.conformance.contract import (
+    FUNCTIONS,
+    TENSORS,
+    ModelProblem,
+    model_tensors,
+    training_tensors,
+)
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.drawn import DRAWN_SIZES
 from tests.oracles import by_reference, by_torch
@@ -187,9 +193,20 @@ def _error(found: Mapping[str, Array], expected: Mapping[str, Array], tensor: st
     return relative_error(a, want) if a.shape == want.shape else float("inf")
 
 
+def model_condition(problem: ModelProblem, expected: Mapping[str, Array]) -> float:
+    """The largest score, which stands in an exponent; that of queries and keys of unlike texts, if
+    it is larger."""
+    bounds = [0.0]
+    for i in range(problem.config.n_layer):
+        q, k = (expected[f"blocks.{i}.attn.{letter}"] for letter in "qk")
+        bounds.append(float(np.abs(np.einsum("nhd,mhd->hnm", q, k)).max()))
+    return max(bounds) / problem.config.head_size**0.5
+
+
 def model_scores(name: str) -> Iterator[Score]:
     problem = problems.widened(problems.model_case(name))
     expected = problems.expected_model(name)
+    k = model_condition(problem, expected)
     asked = model_tensors(
         problem.config, len(problem.prefixes), len(problem.sequences), problem.need
     )
@@ -198,10 +215,10 @@ def model_scores(name: str) -> Iterator[Score]:
         ("transformers", by_torch.transformers_model(problem)),
     ):
         for tensor in asked:
-            yield Score("model", tensor, oracle, name, _error(found, expected, tensor))
+            yield Score("model", tensor, oracle, name, _error(found, expected, tensor), k)
     point = by_reference.model(problem, expected)
     for tensor, oracle, error in _derivatives(point, expected, WHOLE, name):
-        yield Score("model", tensor, oracle, name, error)
+        yield Score("model", tensor, oracle, name, error, k)
 
 
 def decoding_scores(name: str) -> Iterator[Score]:

@@ -431,6 +431,8 @@ def _training(
         sums = [summed_loss(batch, kvs, [kv.shape[3] for kv in kvs]) for batch in step]
         loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
         loss.backward()
+        for p in parameters:  # without a gradient PyTorch would leave out a prefix of no sequence
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         found[f"step.{s}.loss"] = value(loss).copy()
         note(s, "gradient.", gradient)
         if problem.clip is not None:
