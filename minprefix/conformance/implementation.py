@@ -193,22 +193,7 @@ def load(spec: str | Implementation | object) -> Implementation:
         return spec
     if not isinstance(spec, str):
         return Implementation(spec, getattr(spec, "__name__", type(spec).__name__))
-    module_name, attribute = _parts(spec)
-    if not module_name:
-        raise InputError(f"{spec!r} names nothing to check: give a file or a module")
-    if spec.endswith(":") and spec != module_name:
-        raise InputError(f"{spec!r} names nothing after its colon: leave out the colon")
-    if _exists(module_name) and Path(module_name).is_dir() and not module_name.isidentifier():
-        raise InputError(f"{module_name} is a folder: give a file or a module in it")
-    functions: object
-    if module_name in _ops.BACKENDS:
-        functions = _ops.get(module_name)
-    elif _is_file(module_name) or any(c in module_name for c in SEPARATORS):
-        functions = _from_file(module_name)
-    else:
-        if "" not in sys.path:
-            sys.path.append("")  # the console script leaves out the folder that one stands in
-        functions = _guarded(lambda: importlib.import_module(module_name), module_name)
+    functions, module_name, attribute = module_of(spec)
     for part in attribute.split(".") if attribute else ():
         if not hasattr(functions, part):
             raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
@@ -222,6 +207,28 @@ def load(spec: str | Implementation | object) -> Implementation:
             "`minprefix check --new FILE` writes a file with all of them"
         )
     return implementation
+
+
+def module_of(spec: str) -> tuple[object, str, str]:
+    """The backend, file or module that `spec` names, its name, and the name after the colon, "" if
+    there is none. Raises InputError."""
+    module_name, attribute = _parts(spec)
+    if not module_name:
+        raise InputError(f"{spec!r} names nothing to check: give a file or a module")
+    if spec.endswith(":") and spec != module_name:
+        raise InputError(f"{spec!r} names nothing after its colon: leave out the colon")
+    if _exists(module_name) and Path(module_name).is_dir() and not module_name.isidentifier():
+        raise InputError(f"{module_name} is a folder: give a file or a module in it")
+    module: object
+    if module_name in _ops.BACKENDS:
+        module = _ops.get(module_name)
+    elif _is_file(module_name) or any(c in module_name for c in SEPARATORS):
+        module = _from_file(module_name)
+    else:
+        if "" not in sys.path:
+            sys.path.append("")  # the console script leaves out the folder that one stands in
+        module = _guarded(lambda: importlib.import_module(module_name), module_name)
+    return module, module_name, attribute
 
 
 def _parts(spec: str) -> tuple[str, str]:
