@@ -469,7 +469,7 @@ def test_outputs_in_float32_are_called_that_and_not_like_a_bug(folder):
     )
     found = finding(folder, "gelu/usual")
     assert (found.kind, found.tensor, found.hints) == ("precision", "dx", [])
-    assert "no more than float32's rounding" in found.sentence
+    assert "right to 7 digits. Is it computed in single precision" in found.sentence
 
 
 def test_double_precision_where_single_is_asked_is_a_failure(folder):
