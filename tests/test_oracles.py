@@ -9,7 +9,7 @@ import inspect
 import numpy as np
 import pytest
 
-from minprefix.conformance import cases, problems
+from minprefix.conformance import cases, op_cases, problems
 from minprefix.ops import reference
 from tests.oracles import __main__ as command
 from tests.oracles import agreement, table
@@ -62,9 +62,9 @@ def test_a_row_that_the_table_lacks_is_noticed():
 def test_only_these_cases_are_granted_more_than_the_target():
     ill = {
         (op, name)
-        for op, named in cases.CASES.items()
+        for op, named in op_cases.CASES.items()
         for name in named
-        if agreement.condition(cases.case_of(op, name)) > ILL
+        if agreement.condition(op_cases.case_of(op, name)) > ILL
     }
     assert ill == {
         ("layernorm", "far-from-zero"),
@@ -72,8 +72,10 @@ def test_only_these_cases_are_granted_more_than_the_target():
         ("attention", "large-last-key"),
         ("attention", "large-scores"),
         ("attention", "large-negative-scores"),
+        ("attention", "far-negative-scores"),
         ("attention", "uneven-scores"),
         ("cross_entropy", "large-logits"),
+        ("cross_entropy", "large-negative-logits"),
         ("cross_entropy", "spread-logits"),
     }
 
@@ -139,7 +141,7 @@ def test_a_wrong_reference_is_found_and_the_tensor_named(
     monkeypatch.setattr(cases, "_EXPECTED", {})
     name = agreement.LIGHT["ops"][op][0]
     found: dict[str, set[str]] = {}
-    for score in agreement.op_scores(name, cases.case_of(op, name)):
+    for score in agreement.op_scores(name, op_cases.case_of(op, name)):
         if score.missed:
             found.setdefault(score.row[1], set()).add(score.oracle)
     assert found == (missed if isinstance(missed, dict) else {t: {"PyTorch"} for t in missed})

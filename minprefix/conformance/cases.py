@@ -96,9 +96,11 @@ class Case:
 
 
 def each_float(f: Callable[[Array], Array], a: Any) -> Any:
-    """`f` of every array of floats in `a`, which may be a list or a dictionary of them."""
+    """`f` of every array of floats in `a`, which may be a list or a dictionary of them; an array
+    that is given twice stays one."""
     if isinstance(a, list):
-        return [each_float(f, each) for each in a]
+        found = {id(each): each_float(f, each) for each in a}
+        return [found[id(each)] for each in a]
     if isinstance(a, dict):
         return {name: each_float(f, each) for name, each in a.items()}
     return f(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
@@ -130,32 +132,57 @@ def _normals(rng: Rng, **shapes: Any) -> Inputs:
     return {name: rng.normal(0, 1, shape) for name, shape in shapes.items()}
 
 
-def _embed(rng: Rng, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13) -> Inputs:
+def _embed(
+    rng: Rng, N: int = 7, C: int = 5, V: int = 11, n_positions: int = 13, ends: bool = False
+) -> Inputs:
+    """`ends`: the tables' last and first rows are among those that are read."""
     ids = {"tokens": rng.integers(0, V, N), "positions": rng.integers(0, n_positions, N)}
+    if ends:
+        for a, rows in zip(ids.values(), (V, n_positions), strict=True):
+            a[[0, -1]] = rows - 1, 0
     return ids | _normals(rng, wte=(V, C), wpe=(n_positions, C), dx=(N, C))
 
 
 def _layernorm(
-    rng: Rng, N: int = 7, C: int = 11, centre: float = 0.5, spread: float = 1.0, eps: float = 1e-5
+    rng: Rng,
+    N: int = 7,
+    C: int = 11,
+    centre: float = 0.5,
+    spread: float = 1.0,
+    eps: float = 1e-5,
+    fresh: bool = False,
+    zeros: bool = False,
 ) -> Inputs:
+    """`fresh`: gain and bias as training starts, 1 and 0; `zeros`: every second gain is 0, the
+    first row of x is constant and the last of dout is 0."""
     made = _normals(rng, x=(N, C), gain=C, bias=C, dout=(N, C))
     x, gain = centre + spread * made["x"], 1 + 0.5 * made["gain"]
+    if fresh:
+        gain, made["bias"] = np.ones(C), np.zeros(C)
+    if zeros:
+        x[0], gain[::2], made["dout"][-1] = 0.5, 0, 0
     return made | {"x": x, "gain": gain, "eps": eps}
 
 
-def _linear(rng: Rng, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True) -> Inputs:
-    return {
+def _linear(
+    rng: Rng, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True, zeros: bool = False
+) -> Inputs:
+    """`zeros`: the bias, a row of x, a row of weight and a row of dout are 0."""
+    made = {
         "x": rng.normal(0, 1, (N, n_in)),
         "weight": rng.normal(0, 1, (n_in, n_out)),
         "bias": rng.normal(0, 1, n_out) if bias else None,
         "dout": rng.normal(0, 1, (N, n_out)),
     }
+    if zeros:
+        made["x"][0], made["weight"][-1], made["bias"][:], made["dout"][-1] = 0, 0, 0, 0
+    return made
 
 
-def _gelu(rng: Rng, N: int = 7, F: int = 12, spread: float = 2.0) -> Inputs:
+def _gelu(rng: Rng, N: int = 7, F: int = 12, spread: float = 2.0, rounded: bool = False) -> Inputs:
     x = spread * rng.normal(0, 1, (N, F))
     x[:, 0] = np.abs(x[:, 0])  # all below 0, every result might be nearly 0, and rounding graded
-    return {"x": x, "dout": rng.normal(0, 1, (N, F))}
+    return {"x": np.round(x) if rounded else x, "dout": rng.normal(0, 1, (N, F))}
 
 
 def _attention(
@@ -168,14 +195,26 @@ def _attention(
     spread: float = 1.0,
     last: float = 1.0,
     uneven: bool = False,
+    rounded: bool = False,
+    prefix: float = 1.0,
+    shared: bool = False,
+    silent: bool = False,
 ) -> Inputs:
     """`common`: about how much is added to every score, or with `uneven` to those of every second
-    query; `spread`: of the queries; `last`: times the key of each sequence's last token."""
+    query; `spread`: of the queries; `last`: times the key of each sequence's last token;
+    `rounded`: queries and keys are whole numbers, so that scores are equal; `prefix`: times its
+    keys and values; `shared`: all sequences are given the very same two arrays; `silent`: dz is 0
+    for the first sequence, and for every second token."""
     N, shape = sum(lengths), (heads, head_size)
     q, k, v, dz = (rng.normal(0, 1, (N, *shape)) for _ in range(4))
     prefix_k, prefix_v = ([rng.normal(0, 1, (heads, P, head_size)) for P in slots] for _ in "kv")
     q *= spread
     k[np.cumsum(lengths) - 1] *= last
+    if rounded:
+        q, k, *prefix_k = map(np.round, (q, k, *prefix_k))
+    if silent:
+        dz[: lengths[0]] = dz[::2] = 0
+    prefix_k, prefix_v = ([prefix * a for a in each] for each in (prefix_k, prefix_v))
     if common:  # the last coordinate of every query times that of every key
         q[..., -1] = abs(common) ** 0.5
         if uneven:
@@ -183,6 +222,8 @@ def _attention(
         k[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
         for a in prefix_k:
             a[..., -1] = common / abs(common) ** 0.5 * head_size**0.5
+    if shared:
+        prefix_k, prefix_v = ([a] * len(slots) for a, *_ in (prefix_k, prefix_v))
     offsets = np.cumsum([0, *lengths]).astype(np.int64)
     of_slots = {"prefix_k": prefix_k, "prefix_v": prefix_v}
     return {"q": q, "k": k, "v": v, **of_slots, "offsets": offsets, "dz": dz}
@@ -195,130 +236,25 @@ def _cross_entropy(
     common: float = 0.0,
     spread: float = 1.0,
     weights: str = "random",
+    rounded: bool = False,
+    ends: bool = False,
 ) -> Inputs:
-    given = {"random": rng.uniform(0.2, 2, M), "mean": np.full(M, 1 / M)}[weights]
-    logits = common + spread * rng.normal(0, 1, (M, V))
-    return {"logits": logits, "targets": rng.integers(0, V, M), "weights": given}
+    """`weights`: "random", all 1/M ("mean"), or 1 and 0 in turn ("some"); `rounded`: logits are
+    whole numbers, so that there are equal ones; `ends`: targets are the last and the first
+    token."""
+    given = {
+        "random": rng.uniform(0.2, 2, M),
+        "mean": np.full(M, 1 / M),
+        "some": 1.0 - np.arange(M) % 2,
+    }[weights]
+    logits, targets = common + spread * rng.normal(0, 1, (M, V)), rng.integers(0, V, M)
+    if ends:
+        targets = np.where(np.arange(M) % 3, 0, V - 1)
+    return {"logits": np.round(logits) if rounded else logits, "targets": targets, "weights": given}
 
 
 _MAKERS = (_embed, _layernorm, _linear, _gelu, _attention, _cross_entropy)
 MAKERS: dict[str, Callable[..., Inputs]] = dict(zip(FUNCTIONS, _MAKERS, strict=True))
-
-
-# ---- the table of cases -------------------------------------------------------------------------
-
-#: op -> name -> why, and the case's sizes, dtype and layout
-CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "embed": {
-        "usual": ("the sum of two rows, and where their gradients go", {}),
-        "repeated-tokens": (
-            "the gradient of a token that occurs often is the sum over all its places",
-            {"N": 9, "V": 2, "n_positions": 3},
-        ),
-        "one-token": ("N = 1", {"N": 1}),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "strided": ("weights that do not lie in one piece", {"layout": "strided"}),
-    },
-    "layernorm": {
-        "usual": ("mean, variance, gain and bias, and all three ways back", {}),
-        "far-from-zero": (
-            "a variance computed as E[x^2] - E[x]^2 has lost its digits here",
-            {"centre": 1e4},
-        ),
-        "tiny-variance": (
-            "eps stands inside the root, and decides where the variance is small",
-            {"spread": 1e-4, "centre": 0.3},
-        ),
-        "large-eps": ("eps is the argument, not 1e-5", {"eps": 0.1}),
-        "one-row": ("N = 1: nothing is normalised over the rows", {"N": 1}),
-        "one-column": ("C = 1: the variance is 0", {"C": 1}),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "strided": ("x that does not lie in one piece", {"layout": "strided"}),
-    },
-    "linear": {
-        "usual": ("x W + b, and its two halves of a backward", {}),
-        "square": ("in = out: a transposed weight has the right shape", {"n_in": 5, "n_out": 5}),
-        "no-bias": ("bias is None, as in the head", {"bias": False}),
-        "one-row": ("N = 1, as in decoding", {"N": 1}),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "fortran": ("a transposed view of a weight, as the tied head is", {"layout": "fortran"}),
-    },
-    "gelu": {
-        "usual": ("the tanh form and its derivative", {}),
-        "near-zero": ("the erf form and the tanh form are closest here", {"spread": 0.1}),
-        "far-out": ("nothing overflows, the tails are 0 and x", {"spread": 1e3}),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "strided": ("x that does not lie in one piece", {"layout": "strided"}),
-    },
-    "attention": {
-        "one-sequence": ("one sequence with a prefix", {"lengths": (5,), "slots": (3,)}),
-        "usual": ("two sequences with a prefix each", {}),
-        "no-prefix": ("P = 0 is plain attention", {"slots": (0, 0)}),
-        "one-token": (
-            "T = 1: it sees the prefix and itself",
-            {"lengths": (1, 1, 1), "slots": (3, 1, 0)},
-        ),
-        "one-head": ("NH = 1", {"heads": 1}),
-        "square": (
-            "T = P = hs: nothing has a shape of its own",
-            {"lengths": (4, 4), "slots": (4, 4), "head_size": 4, "heads": 4},
-        ),
-        "unequal-lengths": (
-            "sequences end where offsets say",
-            {"lengths": (1, 6, 3), "slots": (2, 2, 2)},
-        ),
-        "unequal-prefixes": (
-            "each sequence sees its own prefix, of its own length",
-            {"lengths": (4, 2, 3), "slots": (5, 0, 1)},
-        ),
-        "long-prefix": ("a prefix longer than the text", {"lengths": (2, 3), "slots": (17, 17)}),
-        "large-scores": (
-            "scores around 1e4: exp overflows unless the largest is taken off",
-            {"common": 1e4},
-        ),
-        "large-negative-scores": (
-            "scores around -1e4: a mask of -1e4 hides nothing here",
-            {"common": -1e4},
-        ),
-        "large-last-key": (
-            "a last key of size 1e5: a mask that adds -1e4 lets the tokens before see it",
-            {"last": 1e5},
-        ),
-        "sharp": ("queries of size 30: the pattern is nearly one-hot", {"spread": 30.0}),
-        "uneven-scores": (
-            "scores of one query around 1e4, of the next around 0: a maximum taken over all rows "
-            "leaves 0/0",
-            {"common": 1e4, "uneven": True},
-        ),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "strided": (
-            "q, k and v are views of one array, as the model gives them",
-            {"layout": "strided"},
-        ),
-    },
-    "cross_entropy": {
-        "usual": ("a weighted sum of -log softmax, and its gradient", {}),
-        "mean": ("weights 1/M: the mean", {"weights": "mean"}),
-        "one-target": ("M = 1", {"M": 1}),
-        "large-logits": (
-            "logits around 1e4: exp overflows unless the largest is taken off",
-            {"common": 1e4},
-        ),
-        "spread-logits": (
-            "logits of size 1e4: a probability that underflows keeps a finite loss",
-            {"spread": 1e4},
-        ),
-        "float32": ("single precision stays single", {"dtype": "float32"}),
-        "strided": ("logits that do not lie in one piece", {"layout": "strided"}),
-    },
-}
-
-
-def case_of(op: str, name: str) -> Case:
-    """The case `name` of the table."""
-    given = CASES[op][name][1]
-    sizes = {key: size for key, size in given.items() if key not in ("dtype", "layout")}
-    return Case(op, sizes, **{key: given[key] for key in given if key not in sizes})
 
 
 # ---- from inputs to tensors ---------------------------------------------------------------------

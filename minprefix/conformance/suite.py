@@ -14,6 +14,7 @@ from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, 
 from minprefix.conformance.laws import LAWS
 from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
+from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import derivative, grade_case, two_calls
 from minprefix.conformance.problems import QUESTIONS
 from minprefix.conformance.zoo import matches
@@ -29,9 +30,9 @@ def all_checks() -> dict[str, Check]:
     slope = "the backward is the derivative of this very forward, by central differences"
     drawn = "that hypothesis draws, and the smallest that fails"
     shapes = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
-    for op, named in cases.CASES.items():
+    for op, named in CASES.items():
         for name, (why, _) in named.items():
-            checks.append(Check(f"{op}/{name}", why, partial(grade_case, cases.case_of(op, name))))
+            checks.append(Check(f"{op}/{name}", why, partial(grade_case, case_of(op, name))))
         checks += [
             Check(f"{op}/by-hand", pencil, partial(by_hand, op)),
             Check(f"{op}/two-calls", again, partial(two_calls, op)),

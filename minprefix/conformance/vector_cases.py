@@ -1,7 +1,7 @@
 """The cases of the vectors: those of the suite, and a block, as tensors by name.
 
 A file has no strides, so the cases whose inputs do not lie in one piece are left out: their numbers
-are those of `usual`.
+are those of `usual`. Nor are there cases with more than `MOST` numbers: the files stay small.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from minprefix.conformance import suite
-from minprefix.conformance.cases import CASES, INPUTS, axes, case_of, owner
+from minprefix.conformance.cases import INPUTS, Case, axes, owner
 from minprefix.conformance.check import Check, Expected, Grade
 from minprefix.conformance.contract import MicroBatch, ModelProblem, TrainingProblem, model_tensors
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.model_problems import SMALL, weights_of
+from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.problems import QUESTIONS, TOLERANCE
 from minprefix.conformance.record import Recorder
 from minprefix.gpt2 import block_backward, block_forward
@@ -225,13 +226,26 @@ def _block_case(name: str) -> VectorCase:
     return VectorCase(check, right.tolerance, settings, right.dimensions, inputs, expected)
 
 
+#: of the inputs of an op's case
+MOST = 2000
+
+
+def _for_a_file(case: Case) -> bool:
+    inputs = (a for given in case.inputs().values() for a in _each(given))
+    return case.layout == "contiguous" and sum(np.size(a) for a in inputs) <= MOST
+
+
+def _each(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
 def all_cases() -> dict[str, Callable[[], VectorCase]]:
     """id -> the case, made when it is called: ops, a block, the whole model, training."""
     ops = [
         f"{op}/{name}"
         for op, named in CASES.items()
         for name in named
-        if case_of(op, name).layout == "contiguous"
+        if _for_a_file(case_of(op, name))
     ]
     return {
         **{id_: partial(_op_case, id_) for id_ in ops},
