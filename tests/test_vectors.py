@@ -507,7 +507,7 @@ def test_what_is_left_out_is_not_implemented_and_no_failure(folder):
 def test_the_command_writes_checks_and_says_in_json_what_failed(tmp_path, capsys):
     folder, said = tmp_path / "v", tmp_path / "said.json"
     assert main(["vectors", "write", str(folder), "--only", "gelu"]) == 0
-    assert "4 cases" in capsys.readouterr().out
+    assert "5 cases" in capsys.readouterr().out
     answer(folder, "gelu/usual", dx=lambda a: -a)
     assert main(["vectors", "check", str(folder), "--json", str(said)]) == 1
     assert "dx has the wrong sign" in capsys.readouterr().out
