@@ -4,6 +4,17 @@ rightly be named first instead."""
 
 from typing import Any
 
+#: a prefix's gradient, and its parameters after a step: which of them is wrong first, is up to the
+#: problem
+GRADIENTS = [("run_model", f"prefix.{i}.{d}") for i in range(3) for d in ("dk", "dv")]
+NAMES = ("kv", "embedding", "weight_1", "bias_1", "weight_2", "bias_2")
+AFTER_A_STEP = [
+    ("run_training", f"step.{s}.prefix.{i}.{name}")
+    for s in range(6)
+    for i in range(3)
+    for name in NAMES
+]
+
 BUGS: list[dict[str, Any]] = [
     # embed
     {
@@ -324,11 +335,9 @@ BUGS: list[dict[str, Any]] = [
         "name": "attention-pattern-buffer-shared",
         "truth": ("attention", ""),
         "also": [
-            ("attention_backward", "dq"),
-            ("attention_backward", "dk"),
-            ("attention_backward", "dv"),
-            ("run_model", "blocks.0.attn.dq"),
-        ],
+            ("attention_backward", d) for d in ("dq", "dk", "dv", "dprefix_k[]", "dprefix_v[]")
+        ]
+        + GRADIENTS,
         "change": [
             ("def _softmax(", "_SPACE: dict[Any, Array] = {}\n\n\ndef _softmax("),
             (
@@ -524,7 +533,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "model-shared-prefix-not-summed",
         "truth": ("run_model", "prefix.0.dk"),
-        "also": [("run_model", "prefix.0.dv")],
+        "also": GRADIENTS,
         "change": [
             (
                 "dprefixes[j][i, 0] += dkeys[b]\n                dprefixes[j][i, 1] += dvalues[b]",
@@ -615,7 +624,12 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "model-residual-lost-below-ln-1",
         "truth": ("run_model", "prefix.0.dk"),
-        "also": [("run_model", "prefix.0.dv"), ("run_model", "dh.0.mlp.c_proj.weight")],
+        "also": [
+            *GRADIENTS,
+            ("run_model", "dh.0.mlp.c_proj.weight"),
+            ("run_model", "dwte.weight"),
+            ("run_model", "dwpe.weight"),
+        ],
         "change": [
             (
                 'dx = dx + self.norm_backward(f"h.{i}.ln_1", da, ln_1)',
@@ -644,7 +658,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "model-always-single",
         "truth": ("run_model", "loss"),
-        "also": [("run_model", "prefix.0.dk"), ("run_model", "prefix.0.dv")],
+        "also": [*GRADIENTS, ("run_training", "step.0.loss"), ("run_decoding", "logits")],
         "change": [
             ('self.dtype = weights["wte.weight"].dtype', "self.dtype = np.dtype(np.float32)")
         ],
@@ -652,12 +666,12 @@ BUGS: list[dict[str, Any]] = [
         " float64 model.",
     },
     {
-        "name": "model-loss-rows-after-norm",
+        "name": "model-gradient-into-last-rows",
         "truth": ("run_model", "prefix.0.dk"),
         "also": [
-            ("run_model", "prefix.0.dv"),
-            ("run_model", "dln_f.weight"),
+            *GRADIENTS,
             ("run_model", "dh.0.mlp.c_proj.weight"),
+            ("run_model", "dh.1.mlp.c_proj.weight"),
         ],
         "change": [("dx[batch.rows] = dlast", "dx[-len(dlast) :] = dlast")],
         "reason": "The gradient goes to the last M tokens, which predict only where one sequence"
@@ -665,9 +679,9 @@ BUGS: list[dict[str, Any]] = [
         " its prompt in front.",
     },
     {
-        "name": "model-values-gradient-of-last-layer",
+        "name": "model-first-block-values-get-keys",
         "truth": ("run_model", "prefix.0.dv"),
-        "also": [],
+        "also": GRADIENTS,
         "change": [
             (
                 "dprefixes[j][i, 1] += dvalues[b]",
@@ -768,7 +782,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-decay-in-gradient",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [
             ("                a *= 1 - rate * p.weight_decay\n", ""),
             (
@@ -782,7 +796,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-eps-under-root",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [
             (
                 "spread = np.sqrt(second / (1 - p.beta2 ** (s + 1)))\n",
@@ -795,7 +809,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-clip-each-prefix",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [
             (
                 "        norm = np.sqrt(sum(np.sum(g * g) for each in gradients for g in"
@@ -812,14 +826,14 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-norm-always-limit",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [("        if norm > limit:\n", "        if norm > 0:\n")],
         "reason": "Small gradients are scaled up to the limit, too.",
     },
     {
         "name": "training-rate-one-step-early",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [
             ("return p.lr * (len(p.steps) - s) /", "return p.lr * (len(p.steps) - s - 1) /")
         ],
@@ -827,8 +841,8 @@ BUGS: list[dict[str, Any]] = [
     },
     {
         "name": "training-fall-from-the-start",
-        "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "truth": ("run_training", "step.1.prefix.0.kv"),
+        "also": AFTER_A_STEP,
         "change": [("/ (len(p.steps) - p.warmup)", "/ len(p.steps)")],
         "reason": "The fall is measured from step 0, so after a warm-up the rate jumps down.",
     },
@@ -848,14 +862,14 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-beta-fixed",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [("second / (1 - p.beta2 ** (s + 1))", "second / (1 - 0.999 ** (s + 1))")],
         "reason": "The correction of the second moment takes 0.999 for beta2, whatever was asked.",
     },
     {
         "name": "training-decay-after-step",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [
             (
                 "                a *= 1 - rate * p.weight_decay\n"
@@ -868,8 +882,8 @@ BUGS: list[dict[str, Any]] = [
     },
     {
         "name": "training-idle-prefix-skipped",
-        "truth": ("run_training", "step.1.prefix.0.kv"),
-        "also": [("run_training", "step.1.prefix.1.kv")],
+        "truth": ("run_training", "step.1.prefix.1.kv"),
+        "also": AFTER_A_STEP,
         "change": [
             (
                 "                first *= p.beta1\n",
@@ -891,7 +905,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-steps-are-one-array",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [("run_training", "")],
+        "also": [("run_training", ""), *AFTER_A_STEP],
         "change": [
             (
                 'tensors[f"step.{s}.prefix.{i}.{name}"] = a.copy()',
@@ -920,10 +934,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-tanh-twice",
         "truth": ("run_training", "step.0.prefix.0.embedding"),
-        "also": [
-            ("run_training", "step.0.prefix.0.weight_1"),
-            ("run_training", "step.0.prefix.0.bias_1"),
-        ],
+        "also": AFTER_A_STEP,
         "change": [("(1 - hidden**2)", "(1 - np.tanh(hidden) ** 2)")],
         "reason": "hidden is the tanh already, and its derivative takes the tanh again.",
     },
@@ -942,14 +953,14 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "training-last-micro-batch",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [],
+        "also": AFTER_A_STEP,
         "change": [("            total += d\n", "            total[:] = d\n")],
         "reason": "The gradient of a step is its last micro-batch's, not the sum over all of them.",
     },
     {
         "name": "training-moments-of-unclipped",
         "truth": ("run_training", "step.0.prefix.0.kv"),
-        "also": [("run_training", "step.1.prefix.0.kv")],
+        "also": AFTER_A_STEP,
         "change": [
             (
                 "        p, rate = self.problem, self.rate(s)\n        self.clip(gradients)\n",

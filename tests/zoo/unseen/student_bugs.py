@@ -251,9 +251,7 @@ BUGS: list[dict[str, Any]] = [
         "name": "attention-largest-of-last-block",
         "truth": ("attention", "z"),
         "also": [
-            ("attention_backward", "dq"),
-            ("attention_backward", "dk"),
-            ("attention_backward", "dv"),
+            ("attention_backward", d) for d in ("dq", "dk", "dv", "dprefix_k[]", "dprefix_v[]")
         ],
         "change": [("        largest = new_largest\n", "        largest = float(scores.max())\n")],
         "reason": "The largest score so far is replaced by that of the block, though the sums stand"
@@ -262,7 +260,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "attention-largest-from-zero",
         "truth": ("attention", "z"),
-        "also": [],
+        "also": [("attention", "")],
         "change": [("    largest = -math.inf\n", "    largest = 0.0\n")],
         "reason": "The largest score starts at 0, so a query whose scores are all far below it has"
         " only zeros to divide.",
@@ -315,7 +313,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "attention-dot-of-block",
         "truth": ("attention_backward", "dq"),
-        "also": [("attention_backward", "dk")],
+        "also": [("attention_backward", "dk"), ("attention_backward", "dprefix_k[]")],
         "change": [
             (
                 "dscores = weights * (dweights - dot) * scale",
@@ -357,8 +355,8 @@ BUGS: list[dict[str, Any]] = [
     },
     {
         "name": "attention-first-prefix-length",
-        "truth": ("attention_backward", "dk"),
-        "also": [("attention_backward", ""), ("attention_backward", "dq")],
+        "truth": ("attention_backward", "dprefix_k[]"),
+        "also": [("attention_backward", "")],
         "change": [
             (
                 "        dpk = np.zeros_like(prefix_k[b])\n"
@@ -502,6 +500,7 @@ BUGS: list[dict[str, Any]] = [
             ("layernorm_backward", "dx"),
             ("gelu_backward", "dx"),
             ("attention_backward", "dq"),
+            ("cross_entropy_backward", "dlogits"),
             ("run_model", "blocks.0.mlp.dpre"),
         ],
         "change": [
@@ -517,7 +516,7 @@ BUGS: list[dict[str, Any]] = [
     {
         "name": "decoding-keys-on-the-class",
         "truth": ("run_decoding", "logits"),
-        "also": [],
+        "also": [("run_decoding", "")],
         "change": [
             (
                 '    """Reads one token at a time, and says what it expects next."""\n',
