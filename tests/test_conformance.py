@@ -1212,8 +1212,9 @@ def test_a_slow_check_is_not_called_an_endless_loop(check):
         "    return reference.linear(x, weight, bias)\n",
         "--only", "linear/drawn", "--time-limit", "1",
     )  # fmt: skip
-    assert status == 1
-    assert "linear/drawn took over 1 s in all: --time-limit allows more" in said
+    assert status == 0
+    assert re.search(r"not graded: \d+ of 40 draws \(0.[123456]\d* s each\) of linear/drawn", said)
+    assert "--time-limit allows more seconds" in said
 
 
 def test_an_interrupt_that_an_implementation_raises_is_graded(check):

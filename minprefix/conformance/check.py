@@ -8,6 +8,7 @@ from functools import cache, partial
 
 import numpy as np
 
+from minprefix.conformance.clock import OutOfTime
 from minprefix.conformance.contract import LEVELS, level_of
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
@@ -57,7 +58,8 @@ class Finding:
 
 @dataclass
 class Result:
-    """The outcome of a check. `status`: passed, failed or not implemented."""
+    """The outcome of a check. `status`: passed, failed, not implemented, or not graded, where it
+    took too long or an earlier check of the op ended the process."""
 
     check: str
     level: str
@@ -66,6 +68,7 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)  # tensor -> relative error
     not_implemented: list[str] = field(default_factory=list)
+    not_graded: str = ""  # what was not reached, and why; of a passed check, a part of it
     notes: list[str] = field(default_factory=list)  # what was granted, in a sentence each
     zoo: list[str] = field(default_factory=list)  # bugs that give the same numbers
     zoo_distance: float = 0.0  # relative, from those numbers: rounding
@@ -102,6 +105,7 @@ class Grade:
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     not_implemented: list[str] = field(default_factory=list)
+    not_graded: str = ""  # what was not reached, and why
     notes: list[str] = field(default_factory=list)
     found: dict[str, Array] = field(default_factory=dict)  # what was compared, for the zoo
     explained: int = EXPLAINED
@@ -270,11 +274,14 @@ class Check:
                 grade.given = implementation.given
                 grade.single = IN_SINGLE[self.level]
                 grade.notes.append(IN_SINGLE_SAID)
+        implementation.clock.start()
         try:
             with np.errstate(all="ignore"):  # an overflow shows in the numbers
                 self.run(implementation, grade)
         except NotOffered as error:
             grade.not_implemented.append(str(error))
+        except OutOfTime as error:
+            grade.not_graded, grade.errors = str(error), {}
         except Broken as error:
             grade.broken(self.op, error)
         except AssertionError:  # a mistake of the suite
@@ -293,9 +300,12 @@ class Check:
     def result(self, grade: Grade) -> Result:
         status = "failed" if grade.findings else "passed"
         if not grade.findings and grade.not_implemented and not grade.errors:
-            status = "not implemented"
+            status = "not graded" if grade.not_graded else "not implemented"
+        elif status == "passed" and grade.not_graded and not grade.errors:
+            status = "not graded"
         missing = sorted(set(grade.not_implemented))
         result = Result(self.id, self.level, self.op, status, grade.findings, grade.errors, missing)
+        result.not_graded = grade.not_graded
         result.notes = list(dict.fromkeys(grade.notes))
         return result
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from minprefix.conformance import cases, problems
 from minprefix.conformance.cases import Case
 from minprefix.conformance.check import Grade, reference_in
+from minprefix.conformance.clock import DRAWN
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.model_checks import grade_question
 from minprefix.conformance.op_checks import grade_case
@@ -107,8 +108,9 @@ def _until_one_fails(
     once: Callable[[Implementation, Drawn, Grade], None],
 ) -> None:
     """`once(implementation, drawn, into)` for `n` draws, always the same ones, each with a `Grade`
-    of its own. `grade` gets what the last one found: the smallest that fails, if one does."""
-    last, hurry = grade.another(), implementation.in_a_hurry
+    of its own. `grade` gets what the last one found: the smallest that fails, if one does. When it
+    takes long, there are fewer draws, and a failure is shrunk less."""
+    hurry, draws = implementation.in_a_hurry, _Draws(implementation, grade, once)
 
     # hypothesis takes its draws from the text of `holds`: another text draws other cases
     @settings(
@@ -122,23 +124,55 @@ def _until_one_fails(
     )
     @given(st.fixed_dictionaries(dict(strategies)))
     def holds(drawn: dict[str, Any]) -> None:
-        nonlocal last
-        last = grade.another()
-        if grade.reference_in is not None:  # of this draw, not of all
-            run = lambda mine, into: once(mine, drawn, into)  # noqa: E731
-            last.reference_in = cache(partial(reference_in, run))
-        once(implementation, drawn, last)
-        if last.findings:
-            raise _Fails
+        draws.grade(drawn)
 
     try:
         holds()
     except _Fails:  # hypothesis ends on the smallest
-        grade.findings += last.findings
-    grade.errors |= last.errors
-    grade.found |= last.found
-    grade.not_implemented += last.not_implemented
+        grade.findings += draws.last.findings
+    grade.errors |= draws.last.errors
+    grade.found |= draws.last.found
+    grade.not_implemented += draws.last.not_implemented
+    if draws.left_out and not grade.findings:
+        each = draws.seconds / max(1, draws.graded)
+        said = f"{draws.left_out} of {draws.left_out + draws.graded} draws"
+        grade.not_graded = f"{said} ({each:.2g} s each)"
 
 
 class _Fails(Exception):
     pass
+
+
+class _Draws:
+    """Grades one draw after the other, and once the time is up, no new one. `last`: what the last
+    one gave."""
+
+    def __init__(
+        self,
+        implementation: Implementation,
+        grade: Grade,
+        once: Callable[[Implementation, Drawn, Grade], None],
+    ) -> None:
+        self._mine, self._grade, self._once = implementation, grade, once
+        self._failed: dict[str, Grade] = {}
+        self.last, self.graded, self.left_out, self.seconds = grade.another(), 0, 0, 0.0
+
+    def grade(self, drawn: Drawn) -> None:
+        """Raises _Fails."""
+        clock, key = self._mine.clock, repr(drawn)
+        if clock.elapsed() > DRAWN * clock.limit and self.graded:
+            if key not in self._failed:
+                self.left_out += 1
+                return
+            self.last = self._failed[key]
+            raise _Fails
+        self.last = last = self._grade.another()
+        if self._grade.reference_in is not None:  # of this draw, not of all
+            last.reference_in = cache(
+                partial(reference_in, lambda mine, into: self._once(mine, drawn, into))
+            )
+        self._once(self._mine, drawn, last)
+        self.graded, self.seconds = self.graded + 1, clock.elapsed()
+        if last.findings:
+            self._failed[key] = last
+            raise _Fails

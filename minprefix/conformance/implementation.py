@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from minprefix import ops as _ops
+from minprefix.conformance.clock import Clock
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
@@ -49,6 +50,7 @@ class Implementation:
         self.functions = functions
         self.name = name
         self.in_a_hurry = in_a_hurry
+        self.clock = Clock()
         self._checked: dict[str, Callable[..., Any]] = {}  # functions with a right signature
 
     def __repr__(self) -> str:
@@ -134,6 +136,7 @@ class Implementation:
         if self._checked.get(function) != f:  # the model calls it hundreds of times
             self._check_signature(function, f, len(arguments))
             self._checked[function] = f
+        self.clock.begin(function, arguments)
         try:
             return f(*arguments)
         except NotImplementedError as error:
@@ -141,6 +144,8 @@ class Implementation:
         except BaseException as error:  # a KeyboardInterrupt, too, is graded
             said = f"{function} raised {_said(error, _file_of(f))}"
             raise Broken("exception", said, function) from error
+        finally:
+            self.clock.end()
 
     def signature(self, function: str) -> tuple[str, ...]:
         """The arguments that the contract calls it with."""

@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from minprefix import console
 from minprefix.conformance.check import Check, Finding, Result
+from minprefix.conformance.clock import BETWEEN, Clock
 from minprefix.conformance.contract import ARGUMENTS, WHOLE
-from minprefix.conformance.implementation import Implementation, load
+from minprefix.conformance.implementation import load
 from minprefix.conformance.suite import Zookeeper, all_checks, grade
 from minprefix.errors import InputError
 from minprefix.ops import threads
 
-TIME_LIMIT = 20.0  # seconds for a check
+#: seconds for a check's calls, and for each of them
+TIME_LIMIT = 20.0
 CRASHES = 3  # after so many in one op its other checks are not run
 LOAD_LIMIT = 120.0  # seconds for importing the implementation: PyTorch alone may take ten
 _NAMES = (*ARGUMENTS, *WHOLE)
@@ -48,6 +50,7 @@ class Worker:
         self._connection: Connection
         self._calling: Synchronized[int] = self._context.Value("i", -1)  # which function runs
         self._since: Synchronized[float] = self._context.Value("d", 0.0)  # and since when
+        self._may: Synchronized[float] = self._context.Value("d", 0.0)  # seconds that it may take
         self._scratch = tempfile.TemporaryDirectory()  # hypothesis keeps things in a folder
         self._keeper = Zookeeper()
         self._given_up: dict[str, str] = {}  # op -> the sentence about its crash or its loop
@@ -69,13 +72,14 @@ class Worker:
 
     def _start(self) -> list[str]:
         self._connection, theirs = self._context.Pipe()
-        arguments = (theirs, self.spec, self._calling, self._since)
+        arguments = (theirs, self.spec, self.time_limit, self._calling, self._since, self._may)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
         with _environment(self._scratch.name):
             self._process.start()
         theirs.close()
         try:
-            if not self._answers(LOAD_LIMIT):
+            self._since.value, self._may.value = time.monotonic(), LOAD_LIMIT
+            if not self._answers():
                 self._end()
                 raise InputError(f"{self.spec} took over {LOAD_LIMIT:.0f} s to import: stopped")
             kind, said = self._connection.recv()
@@ -89,30 +93,34 @@ class Worker:
         return offered
 
     def grade(self, check: Check) -> Result:
-        """The check's result; a time-out and a crash are failures, too."""
+        """The check's result. A call that does not return and a crash are failures; the op's other
+        checks are then not graded."""
         if check.op in self._given_up:
-            return _failure(check, "", "time", f"not run: {self._given_up[check.op]}")
+            return _not_graded(check, f"not run: {self._given_up[check.op]}")
         self.offered()
         self._calling.value = -1
+        self._since.value, self._may.value = time.monotonic(), BETWEEN
         self._connection.send((check.id, self.zoo and self._keeper.wanted(check)))
         try:
-            if self._answers(self.time_limit):
+            if self._answers():
                 result: Result = self._connection.recv()
                 self._keeper.saw(result)
                 return result
-            kind, said = "time", self._how_it_hung(check)
+            kind, said = "time", self._how_it_hung()
         except EOFError:
             kind, said = "crash", f"{self._function() or check.id} {self._how_it_ended()}"
             self._crashes[check.op] += 1
+        function = self._function()
+        self._end()
+        if kind == "time" and not function:
+            return _not_graded(check, f"it took over {BETWEEN:g} s between calls")
         if kind == "time" or self._crashes[check.op] == CRASHES:
             self._given_up[check.op] = said
-        self._end()
-        return _failure(check, self._function(), kind, said)
+        return _failure(check, function, kind, said)
 
-    def _answers(self, limit: float) -> bool:
-        """Whether there is an answer within so many seconds."""
-        end = time.monotonic() + limit
-        while (left := end - time.monotonic()) > 0:
+    def _answers(self) -> bool:
+        """Whether there is an answer in time."""
+        while (left := self._since.value + self._may.value - time.monotonic()) > 0:
             if self._connection.poll(min(left, 1.0)):
                 return True
             self._waiting()
@@ -121,11 +129,8 @@ class Worker:
     def _function(self) -> str:
         return _NAMES[self._calling.value] if self._calling.value >= 0 else ""
 
-    def _how_it_hung(self, check: Check) -> str:
-        function, limit = self._function(), self.time_limit
-        if function and time.monotonic() - self._since.value > limit / 2:
-            return f"{function} did not return within {limit:g} s: an endless loop?"
-        return f"{check.id} took over {limit:g} s in all: --time-limit allows more"
+    def _how_it_hung(self) -> str:
+        return f"{self._function()} did not return within {self._may.value:g} s: an endless loop?"
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -165,6 +170,10 @@ def _failure(check: Check, function: str, kind: str, sentence: str) -> Result:
     return Result(check.id, check.level, check.op, "failed", [finding])
 
 
+def _not_graded(check: Check, why: str) -> Result:
+    return Result(check.id, check.level, check.op, "not graded", not_graded=why)
+
+
 def run_isolated(
     spec: str,
     checks: Sequence[Check] | None = None,
@@ -190,22 +199,9 @@ def run_isolated(
 # ---- in the other process ----------------------------------------------------------------------
 
 
-class _Told(Implementation):
-    """Says which function is running, for the sentence about one that never returns."""
-
-    def __init__(self, functions: object, name: str, calling: Any, since: Any) -> None:
-        super().__init__(functions, name)
-        self._calling, self._since = calling, since
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        self._since.value, self._calling.value = time.monotonic(), _NAMES.index(function)
-        try:
-            return super().call(function, *arguments)
-        finally:
-            self._calling.value = -1
-
-
-def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
+def _serve(
+    connection: Connection, spec: str, time_limit: float, calling: Any, since: Any, may: Any
+) -> None:
     # printing must not fail an implementation; first of all, because a stream whose file has become
     # a pipe can no longer be changed
     console.take_every_character()
@@ -216,11 +212,16 @@ def _serve(connection: Connection, spec: str, calling: Any, since: Any) -> None:
     except InputError as error:
         connection.send(("refused", str(error)))
         return
-    implementation = _Told(loaded.functions, loaded.name, calling, since)
-    connection.send(("ready", implementation.offered()))
+
+    def told(function: str, seconds: float) -> None:
+        calling.value = _NAMES.index(function) if function else -1
+        since.value, may.value = time.monotonic(), seconds
+
+    loaded.clock = Clock(time_limit, told)
+    connection.send(("ready", loaded.offered()))
     while True:
         try:
             check, zoo = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(grade(all_checks()[check], implementation, zoo))
+        connection.send(grade(all_checks()[check], loaded, zoo))

@@ -19,7 +19,8 @@ from minprefix.storage.writing import write_json
 
 WIDTH = 100
 IN_FULL = 3  # so many different failures are explained; the rest get a line each
-STATUSES = ("passed", "failed", "not implemented")
+STATUSES = ("passed", "failed", "not implemented", "not graded")
+GRADED = ("passed", "failed")
 
 _wrapped = textwrap.TextWrapper(
     WIDTH, "   ", "     ", break_long_words=False, break_on_hyphens=False
@@ -61,6 +62,7 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
         "counts": {s: sum(r.status == s for r in results) for s in STATUSES},
         "first": first,
         "not_implemented": _not_implemented(results),
+        "not_graded": {r.check: r.not_graded for r in results if r.not_graded},
         "results": [_finite(asdict(r)) for r in results],
     }
 
@@ -105,10 +107,11 @@ def text(
 
 def _summary(results: Sequence[Result], name: str) -> str:
     failed = sum(r.status == "failed" for r in results)
-    graded = sum(r.status != "not implemented" for r in results)
+    graded = sum(r.status in GRADED for r in results)
     names = _not_implemented(results)
     missing = _by_op([name for name in names if name != NO_HYPOTHESIS])
-    said = "nothing to grade: no function is implemented yet"
+    late = any(r.status == "not graded" for r in results)
+    said = "nothing was graded" if late else "nothing to grade: no function is implemented yet"
     if failed:
         said = f"{failed} of {counted(graded, 'check')} failed"
     elif graded:
@@ -117,11 +120,34 @@ def _summary(results: Sequence[Result], name: str) -> str:
     if missing and graded:
         listed = f"not implemented, and not graded: {'; '.join(missing)}"
         said += "\n" + textwrap.fill(listed, WIDTH, subsequent_indent="  ")
+    said += _not_reached(results)
     for note in dict.fromkeys(note for r in results for note in r.notes):
         said += "\n" + textwrap.fill(note, WIDTH, subsequent_indent="  ")
     if NO_HYPOTHESIS in names:
         said += f"\nleft out: {NO_HYPOTHESIS}"
     return said
+
+
+def _not_reached(results: Sequence[Result]) -> str:
+    """What was not graded, by its reason: so many checks, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for r in results:
+        if r.status == "not graded":
+            by_reason.setdefault(r.not_graded, []).append(r.check)
+    lines = [
+        f"not graded: {counted(len(ids), 'check')} ({_some(ids, 60)}): {reason}"
+        for reason, ids in by_reason.items()
+    ]
+    shorter = [f"{r.not_graded} of {r.check}" for r in results if _partly(r)]
+    if shorter:
+        lines.append(f"not graded: {_some(shorter, 2 * WIDTH)}")
+    if any(r.not_graded and not r.not_graded.startswith("not run") for r in results):
+        lines.append("--time-limit allows more seconds for each check")
+    return "".join(f"\n{textwrap.fill(each, WIDTH, subsequent_indent='  ')}" for each in lines)
+
+
+def _partly(r: Result) -> bool:
+    return r.status == "passed" and r.not_graded != ""
 
 
 def _not_implemented(results: Sequence[Result]) -> list[str]:
@@ -157,12 +183,13 @@ def _table(results: Sequence[Result]) -> list[str]:
 
 def _row(op: str, results: Sequence[Result]) -> str:
     failed = [r.check.split("/", 1)[1] for r in results if r.status == "failed"]
-    graded = sum(r.status != "not implemented" for r in results)
+    graded = sum(r.status in GRADED for r in results)
     start = f"  {op:<14} {graded:>2} of {len(results):>2} graded  "
     if failed:
         return f"{start}{len(failed):>2} FAILED: {_some(failed, WIDTH - len(start) - 12)}"
     if not graded:
-        return f"  {op:<14} not implemented"
+        late = any(r.status == "not graded" for r in results)
+        return f"  {op:<14} {'not graded' if late else 'not implemented'}"
     worst = max((e for r in results for e in r.errors.values()), default=0.0)
     return f"{start}passed, largest error {worst:.0e}"
 

@@ -4,21 +4,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 from minprefix.conformance import cases, problems
 from minprefix.conformance.by_hand import by_hand
 from minprefix.conformance.check import PRECISION, Check, Grade, Result
-from minprefix.conformance.contract import LEVELS
+from minprefix.conformance.contract import ARGUMENTS, LEVELS, WHOLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
 from minprefix.conformance.laws import LAWS
 from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
 from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import derivative, grade_case, two_calls
-from minprefix.conformance.problems import QUESTIONS
+from minprefix.conformance.problems import QUESTIONS, answer
 from minprefix.conformance.zoo import matches
 from minprefix.errors import InputError
+from minprefix.ops import reference
 
 
 @cache
@@ -86,9 +88,39 @@ def named(level_of: Mapping[str, str], only: Sequence[str], what: str) -> list[s
 def grade(check: Check, implementation: Implementation, zoo: bool = True) -> Result:
     """One check. With `zoo`, a failure is compared with the numbers of each bug of the zoo."""
     started = time.perf_counter()
+    clock = implementation.clock
+    if clock.is_slow() and not check.id.endswith(_ADAPTS):
+        calls = calls_of(check, tuple(implementation.offered()))
+        if said := clock.too_long(calls):
+            return Result(check.id, check.level, check.op, "not graded", not_graded=said)
     result = judged(check, check.collect(implementation), zoo)
     result.seconds = time.perf_counter() - started
     return result
+
+
+#: checks that make fewer calls where calls are slow
+_ADAPTS = ("/drawn", "/derivative")
+
+
+@cache
+def calls_of(check: Check, offered: tuple[str, ...]) -> Mapping[str, int]:
+    """How often a check calls each function of an implementation that offers these: counted on the
+    reference."""
+    counter = Counter[str]()
+    functions = {f: getattr(reference, f) for f in ARGUMENTS if f in offered}
+    functions |= {f: partial(answer, f) for f in WHOLE if f in offered}
+
+    class Counted(Implementation):
+        def call(self, function: str, *arguments: Any) -> Any:
+            if self.has(function):
+                counter[function] += 1
+            return super().call(function, *arguments)
+
+        def _check_signature(self, *given: Any) -> None:
+            pass
+
+    check.collect(Counted(SimpleNamespace(**functions), "the reference"))
+    return counter
 
 
 def judged(check: Check, grade: Grade, zoo: bool) -> Result:
