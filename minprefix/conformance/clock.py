@@ -23,8 +23,9 @@ class OutOfTime(BaseException):
 
 
 class Clock:
-    """The time that a check spends in the implementation. The first call of a function on arrays of a shape may compile: it does
-    not count towards `limit`, in seconds; with an infinite one nothing is measured.
+    """The time that a check spends in the implementation. The first call of a function on arrays of
+    a shape may compile: it does not count towards `limit`, in seconds; with an infinite one nothing
+    is measured.
 
     `told(function, seconds)` is called before each call, with the time that it may take, and with
     an empty text when it has returned.

@@ -135,7 +135,8 @@ class TrainingProblem:
     """A few steps of AdamW (Loshchilov & Hutter, 2019) on one or more prefixes.
 
     A step's loss is the mean over the targets of all its micro-batches, its gradients are clipped
-    to the global norm `clip` over all parameters of all prefixes (None: not clipped), and its rate
+    to the global norm `clip` over all parameters of all prefixes (None: not clipped; torch's
+    clip_grad_norm_, which divides by norm + 1e-6, is right, too), and its rate
     rises over `warmup` steps (at step s of 0, 1, ... it is lr * (s + 1) / warmup) and then falls in
     a straight line to 0 at `len(steps)`. A prefix has the parameters `kv` (flat), or those of
     kv = reshape(tanh(embedding weight_1 + bias_1) weight_2 + bias_2), row-major over

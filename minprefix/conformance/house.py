@@ -28,10 +28,10 @@ from minprefix.train import mean_gradient
 
 
 class House:
-    """The three functions over `ops`."""
+    """The functions of `Whole` over `ops`. `clip_eps`: added to a norm that is clipped."""
 
-    def __init__(self, ops: Ops) -> None:
-        self.ops = ops
+    def __init__(self, ops: Ops, clip_eps: float = 0.0) -> None:
+        self.ops, self.clip_eps = ops, clip_eps
 
     def run_model(self, problem: ModelProblem) -> Mapping[str, Array]:
         model, prefixes = _model(problem), _prefixes(problem)
@@ -92,7 +92,7 @@ class House:
             found[f"step.{s}.loss"] = np.array(loss)
             found |= {f"step.{s}.prefix.{name}": a.copy() for name, a in grads.items()}
             if p.clip is not None:
-                clip(grads, global_norm(grads), p.clip)
+                clip(grads, global_norm(grads) + self.clip_eps, p.clip)
             lr = learning_rate(s, len(p.steps), p.lr, p.warmup, "linear")
             parameters = {
                 f"{i}.gradient.{name}": a
