@@ -230,7 +230,8 @@ class _Check:
             scalar = Scalar(self.pair, doubles, [d.astype(np.float64) for d in dout], i)
             method = method or method_of(scalar, x, direction)
             slope = scalar.slope(x, direction, method)
-            error, doubt = _apart(got, direction, slope)
+            least = 10 * float(np.finfo(got.dtype).eps) / allowed * scalar.size(x)
+            error, doubt = _apart(got, direction, slope, least)
             if not doubt <= CERTAIN:
                 continue
             known += 1
@@ -419,12 +420,13 @@ def _row_sum(missing: Array, terms: Mapping[str, Array]) -> list[str]:
     return []
 
 
-def _apart(got: Array, direction: Array, slope: Slope) -> tuple[float, float]:
+def _apart(got: Array, direction: Array, slope: Slope, least: float) -> tuple[float, float]:
     """How far the gradient is from the slope along a direction, and how uncertain the slope is;
-    relative to numbers of the size of those that are summed."""
+    relative to numbers of the size of those that are summed, or to `least` where all are mere
+    rounding."""
     terms = got.astype(np.float64) * direction
     analytic = float(terms.sum())
-    size = max(float(np.sqrt((terms**2).sum())), abs(slope.value)) or 1.0
+    size = max(float(np.sqrt((terms**2).sum())), abs(slope.value), least) or 1.0
     error = abs(analytic - slope.value) / size
     doubt = slope.error / size
     return (error if np.isfinite(error) else np.inf), (doubt if np.isfinite(doubt) else np.inf)

@@ -51,6 +51,12 @@ class Scalar:
         out = outputs(self.pair.run(given)[0])
         return sum((o * d).sum() for o, d in zip(out, self.dout, strict=True))
 
+    def size(self, x: Array) -> float:
+        """How steep it would be if it came from 0: the size that a derivative's rounding has."""
+        out = outputs(self.pair.run(self.inputs)[0])
+        total = sum(np.abs(o * d).sum() for o, d in zip(out, self.dout, strict=True))
+        return float(total) / (float(np.abs(x).max(initial=0.0)) or 1.0)
+
     def slope(self, x: Array, direction: Array, method: str) -> Slope:
         if method == COMPLEX:
             return Slope(complex_step(self, x, direction), 0.0, COMPLEX)
