@@ -84,7 +84,7 @@ def _dropout(*shape: int, p: float, kept: float | None = None) -> Inputs:
     return {"x": _normal(x=shape)["x"], "mask": mask, "p": p}
 
 
-_TURNS = {
+_TURNS: dict[str, tuple[str, Callable[[], Inputs]]] = {
     "usual": ("positions from 0 on", partial(_rope, 3, 6, [0, 1, 2, 3, 4])),
     "positions": ("positions that do not start at 0, and jump", partial(_rope, 2, 8, [7, 3, 90])),
     "base": ("another base", partial(_rope, 2, 6, [4, 5, 6, 7], base=500.0)),
@@ -105,7 +105,7 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Inputs]]]] = {
     "rmsnorm": {
         "usual": ("the mean is not 0", partial(_rmsnorm, 5, 7, shift=0.5)),
         "three-axes": ("dgain is summed over all but the last axis", partial(_rmsnorm, 2, 3, 4)),
-        "small": ("numbers so small that eps counts", partial(_rmsnorm, 3, 6, 1e-3, scale=1e-2)),
+        "small": ("so small that eps counts", partial(_rmsnorm, 3, 6, eps=1e-3, scale=1e-2)),
         "square": ("any axis fits the shapes", partial(_rmsnorm, 4, 4)),
         "zero-row": ("a row of 0", partial(_zeros, partial(_rmsnorm, 4, 3, eps=0.1), "x", 1)),
         "zero-gain": ("a gain of 0", partial(_zeros, partial(_rmsnorm, 4, 5), "gain", 2)),
@@ -127,7 +127,7 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Inputs]]]] = {
         "no-groups": ("as many heads of keys as of queries", partial(_gqa, 3, 2, 2, 4)),
         "square": ("any axis fits the shapes", partial(_gqa, 4, 4, 2, 4)),
         "one-token": ("it sees itself: the pattern is 1", partial(_gqa, 1, 4, 2, 3)),
-        "sharp": ("scores in the hundreds", partial(_gqa, 5, 4, 2, 3, scale=300.0)),
+        "sharp": ("scores so large that few keys count", partial(_gqa, 5, 4, 2, 3, scale=30.0)),
         "long": ("70 tokens: more than a tile", partial(_gqa, 70, 2, 1, 2)),
     },
     "batchnorm": {
@@ -140,7 +140,7 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Inputs]]]] = {
         "zero-gain": ("a gain of 0", partial(_zeros, partial(_batchnorm, 5, 4), "gain", 1)),
     },
     "conv1d": {
-        "usual": ("padding that keeps the length", partial(_conv1d, 2, 3, 9, 4, 3, 1, 1)),
+        "usual": ("padding that keeps the length", partial(_conv1d, 5, 2, 7, 4, 3, 1, 1)),
         "stride": ("windows that overlap by one", partial(_conv1d, 3, 2, 9, 4, 3, 2, 0)),
         "left-over": ("the last numbers are in no window", partial(_conv1d, 2, 3, 8, 2, 3, 3, 0)),
         "holes": ("a stride above the kernel's width", partial(_conv1d, 2, 2, 9, 3, 2, 4, 1)),

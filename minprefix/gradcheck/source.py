@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minprefix.conformance.implementation import locate, parts
+from minprefix.conformance.implementation import module_of
 from minprefix.errors import InputError
 from minprefix.gradcheck import cases, pieces
 
@@ -33,8 +33,7 @@ def find(spec: str, backward: str | None = None) -> list[Source]:
     """The function of "my.py:rmsnorm" (also "package.module:rmsnorm"), which may be a class or an
     object with the methods forward and backward; or, of "my.py" alone, every function that has a
     backward. `backward`: its name, where it is not one of the usual ones. Raises InputError."""
-    place, name = parts(spec)
-    module = locate(place)
+    module, place, name = module_of(spec)
     if name:
         return [_source(module, place, name, backward)]
     if backward is not None:
@@ -84,7 +83,8 @@ def _source(module: Any, place: str, name: str, backward: str | None) -> Source:
     if not found:
         own = [n for n, a in vars(module).items() if callable(a) and not n.startswith("_")]
         raise InputError(f"{place} has no {name!r}: it has {', '.join(own) or 'no function'}")
-    forward = getattr(module, found)
+    forward: Any = getattr(module, found)
+    back: Any
     if _is_layer(forward) and backward is None:
         forward, back = of_layer(forward, f"{place}:{found}")
     else:
@@ -104,9 +104,10 @@ def of_layer(layer: Any, name: str = "the layer") -> tuple[Callable[..., Any], C
     """The methods `forward(x, ...)` and `backward(dout)` as two functions: what the object keeps is
     the cache. A class is made anew for each forward. The methods of PyTorch's autograd functions,
     forward(ctx, x, ...) and backward(ctx, dout), are called with a context."""
-    if inspect.isclass(layer) and _parameters(layer.forward)[:1] == ["ctx"]:
+    is_class = inspect.isclass(layer)
+    if is_class and _parameters(layer.forward)[:1] == ["ctx"]:
         return _with_context(layer)
-    if inspect.isclass(layer):
+    if is_class:
         try:
             layer()
         except TypeError as error:
@@ -115,7 +116,7 @@ def of_layer(layer: Any, name: str = "the layer") -> tuple[Callable[..., Any], C
                              "name that") from error  # fmt: skip
 
     def forward(*inputs: Any) -> tuple[Any, Any]:
-        own = layer() if inspect.isclass(layer) else layer
+        own = layer() if is_class else layer
         result = own.forward(*inputs)
         pair = isinstance(result, tuple) and len(result) == 2
         return (result[0], (own, result[1])) if pair and takes_cache else (result, (own,))
@@ -124,8 +125,16 @@ def of_layer(layer: Any, name: str = "the layer") -> tuple[Callable[..., Any], C
         return kept[0].backward(dout, *kept[1:])
 
     names = _parameters(layer.backward)
-    takes_cache = len(names) - inspect.isclass(layer) > 1
+    takes_cache = len(names) - is_class > 1
+    _signed(forward, layer.forward, is_class)
     return forward, backward
+
+
+def _signed(forward: Callable[..., Any], method: Callable[..., Any], without_first: int) -> None:
+    """Give the function the method's arguments, without self or ctx."""
+    signature = inspect.signature(method)
+    rest = list(signature.parameters.values())[without_first:]
+    vars(forward)["__signature__"] = signature.replace(parameters=rest)
 
 
 def _with_context(layer: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -137,6 +146,7 @@ def _with_context(layer: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def backward(dout: Any, context: Any) -> Any:
         return layer.backward(context, dout)
 
+    _signed(forward, layer.forward, 1)
     return forward, backward
 
 
@@ -148,8 +158,8 @@ def _parameters(f: Callable[..., Any]) -> list[str]:
 
 
 def inputs_of(source: Source, shapes: Sequence[str]) -> list[Any] | None:
-    """The inputs that the file's NAME_inputs() gives, or random ones of the `shapes` ("x=4x8"); None
-    if there are neither. Raises InputError."""
+    """What the file's NAME_inputs() gives, or random numbers of the `shapes` ("x=4x8"); None where
+    there is neither. Raises InputError."""
     names = _parameters(source.forward)
     if shapes:
         given = dict(_of_shape(each) for each in shapes)
@@ -168,6 +178,7 @@ def inputs_of(source: Source, shapes: Sequence[str]) -> list[Any] | None:
     given = {name: own(a) if isinstance(a, np.ndarray) else a for name, a in given.items()}
     try:
         bound = inspect.signature(source.forward).bind(**given)
+        bound.apply_defaults()
     except TypeError as error:
         said = f"{source.name}({', '.join(names)}) cannot be called with {', '.join(given)}"
         raise InputError(f"{said}: {error}") from error

@@ -1,0 +1,166 @@
+"""The pieces are right, and `gradcheck` and the graded cases find every mistake that is planted in
+them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minprefix.gradcheck import Report, cases, gradcheck, pieces
+from minprefix.gradcheck.graded import grade
+from minprefix.gradcheck.mistakes import OF
+from minprefix.gradcheck.source import Source
+from tests.gradcheck.bugs import BUGS, WRONG_VALUES, Bug
+
+EVERY = [(piece, case) for piece in cases.CASES for case in cases.names(piece)]
+
+
+def source(module: Any, piece: str, asarray: Any = None) -> Source:
+    f, back = getattr(module, piece), getattr(module, f"{piece}_backward")
+    return Source(piece, f, back, piece, None, asarray)
+
+
+def check(module: Any, piece: str, case: str) -> Report:
+    inputs = cases.inputs(piece, case).values()
+    return gradcheck(getattr(module, piece), getattr(module, f"{piece}_backward"), *inputs)
+
+
+def real_only(f: Any) -> Any:
+    """The function as one that writes into a buffer of real numbers has it."""
+
+    def forward(*inputs: Any) -> Any:
+        out, cache = f(*inputs)
+        assert not np.iscomplexobj(out), "no complex numbers here"
+        return out, cache
+
+    return forward
+
+
+# ---- right ones pass -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("piece", "case"), EVERY, ids=map("/".join, EVERY))
+def test_a_piece_passes_to_the_last_digits(piece, case):
+    report = check(pieces, piece, case)
+    assert report, str(report)
+    single = case == "float32"
+    assert report.error <= (1e-5 if single else 1e-13)
+    assert set(report.methods.values()) == {"complex step"}
+
+
+@pytest.mark.parametrize("piece", cases.CASES)
+def test_a_piece_passes_by_differences_to_nine_digits(piece):
+    inputs = cases.inputs(piece, "usual").values()
+    backward = getattr(pieces, f"{piece}_backward")
+    report = gradcheck(real_only(getattr(pieces, piece)), backward, *inputs)
+    assert report, str(report)
+    assert set(report.methods.values()) == {"differences"}
+    assert report.error <= 1e-9
+
+
+@pytest.mark.parametrize("piece", cases.CASES)
+def test_the_graded_cases_pass_the_piece_itself(piece):
+    report = grade(source(pieces, piece), "mine.py")
+    assert report, str(report)
+    assert set(report.errors) == {f"d{name}" for name in cases.AXES[piece]} - {"dout", "dz"}
+
+
+def torch_forms(torch: Any, piece: str) -> tuple[Any, Any]:
+    """PyTorch's own function, and autograd for its backward."""
+    F = torch.nn.functional
+    f = {
+        "softmax": lambda x: torch.softmax(x, -1),
+        "rmsnorm": lambda x, gain, eps: F.rms_norm(x, gain.shape, gain, eps),
+        "swiglu": lambda x, g, u, d: (F.silu(x @ g) * (x @ u)) @ d,
+        "gqa": lambda q, k, v: F.scaled_dot_product_attention(
+            *(a.transpose(0, 1)[None] for a in (q, k, v)), is_causal=True, enable_gqa=True
+        )[0].transpose(0, 1),
+        "batchnorm": lambda x, g, b, eps: F.batch_norm(x, None, None, g, b, True, eps=eps),
+        "conv1d": lambda x, w, b, stride, padding: F.conv1d(x, w, b, stride, padding),
+        "embedding": lambda tokens, table: F.embedding(tokens, table),
+        "dropout": lambda x, mask, p: x * mask / (1 - p),
+    }[piece]
+
+    def forward(*inputs: Any) -> Any:
+        return f(*inputs).detach()
+
+    def backward(dout: Any, *inputs: Any) -> Any:
+        leaves = [
+            a.detach().requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a
+            for a in inputs
+        ]
+        wanted = [a for a in leaves if torch.is_tensor(a) and a.requires_grad]
+        return torch.autograd.grad(f(*leaves), wanted, dout)
+
+    return forward, backward
+
+
+OF_TORCH = ["softmax", "rmsnorm", "swiglu", "gqa", "batchnorm", "conv1d", "embedding", "dropout"]
+
+
+@pytest.mark.parametrize("piece", OF_TORCH)
+def test_torchs_own_functions_pass_the_graded_cases(piece):
+    torch = pytest.importorskip("torch")
+    forward, backward = torch_forms(torch, piece)
+    theirs = Source(piece, forward, backward, piece, None, torch.tensor)
+    report = grade(theirs, "theirs.py")
+    assert report, str(report)
+
+
+def test_torchs_single_precision_passes_and_a_doubled_gradient_does_not():
+    torch = pytest.importorskip("torch")
+    forward, backward = torch_forms(torch, "rmsnorm")
+
+    def single(a: Any) -> Any:
+        return torch.tensor(a, dtype=torch.float32 if a.dtype.kind == "f" else None)
+
+    report = grade(Source("rmsnorm", forward, backward, "rmsnorm", None, single), "theirs.py")
+    assert report, str(report)
+
+    def doubled(*arguments: Any) -> Any:
+        return tuple(2 * g for g in backward(*arguments))
+
+    report = grade(Source("rmsnorm", forward, doubled, "rmsnorm", None, single), "theirs.py")
+    assert "counted twice" in str(report)
+
+
+# ---- wrong ones are found, and named -------------------------------------------------------------
+
+
+def test_there_are_more_than_sixty_bugs_and_each_piece_has_some():
+    assert len(BUGS) >= 60
+    assert {bug.piece for bug in BUGS} == set(cases.CASES) == set(OF)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.piece}/{bug.name}")
+def test_gradcheck_finds_each_bug_and_names_the_gradient(bug: Bug):
+    module = bug.planted()
+    reports = (check(module, bug.piece, case) for case in cases.names(bug.piece))
+    report = next((report for report in reports if not report), None)
+    assert report is not None, "no case finds it"
+    first = report.findings[0]
+    assert (first.kind, first.tensor) == (bug.kind, bug.tensor), str(report)
+
+
+@pytest.mark.parametrize("bug", BUGS + WRONG_VALUES, ids=lambda bug: f"{bug.piece}/{bug.name}")
+def test_the_graded_cases_find_each_bug_and_tell_the_reason(bug: Bug):
+    wrong = source(bug.planted(), bug.piece)
+    report = grade(wrong, "mine.py", ["usual"])
+    if report:
+        report = grade(wrong, "mine.py")
+    assert not report
+    first = report.findings[0]
+    assert first.tensor in (bug.tensor, "out"), str(report)
+    assert bug.told in "\n".join(first.hints) or first.kind == bug.kind == "missing", str(report)
+
+
+def test_most_reasons_are_given():
+    told = [bug for bug in BUGS + WRONG_VALUES if bug.told]
+    values = [bug for bug in BUGS + WRONG_VALUES if bug.kind in ("value", "shape", "not finite")]
+    assert len(told) >= 0.85 * len(values)
+
+
+@pytest.mark.parametrize("bug", WRONG_VALUES, ids=lambda bug: f"{bug.piece}/{bug.name}")
+def test_a_backward_of_a_wrong_forward_passes_gradcheck_itself(bug: Bug):
+    report = check(bug.planted(), bug.piece, "usual")
+    assert report or bug.kind == "not finite", str(report)
