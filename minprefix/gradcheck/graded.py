@@ -3,8 +3,9 @@ and where these are right, or nothing can be said of them, its gradients by `gra
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken
+from minprefix.conformance.rounding import PRECISIONS, rounded
 from minprefix.errors import InputError
 from minprefix.gradcheck import cases, pieces
 from minprefix.gradcheck.arrays import is_real, to_numpy
@@ -170,7 +172,7 @@ class _Case:
         sizes = {self.piece_name[t]: a for t, a in self.right.items()}
         dimensions = cases.dimensions(axes, sizes)
         expected = Expected(self.right, TOLERANCE[dtype], dimensions, level="ops")
-        grade = Grade(in_single=self._in_single)
+        grade = Grade(reference_in=self._in_precision)
         for tensor, got in self.got.items():
             piece_name = self.piece_name[tensor]
             of_forward = tensor == _out(self.source.piece)
@@ -201,15 +203,16 @@ class _Case:
             said = summand(*about)
         finding.hints = [said] if said else finding.hints
 
-    def _in_single(self) -> Mapping[str, float]:
-        """The piece's own errors in float32, under the source's names."""
-        single = Source(self.source.piece, getattr(pieces, self.source.piece),
-                        getattr(pieces, f"{self.source.piece}_backward"), self.source.piece, None,
-                        lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a)  # fmt: skip
-        case = _Case(single, "", self.name)
-        case.compute()
-        errors = {case.piece_name[t]: relative_error(a, case.right[t]) for t, a in case.got.items()}
-        return {t: errors.get(name, 0.0) for t, name in self.piece_name.items()}
+    def _in_precision(self, precision: str) -> Grade:
+        """What the piece itself gives in a precision, under the source's names."""
+        to, piece = partial(rounded, PRECISIONS[precision][0]), self.source.piece
+        f, back = getattr(pieces, piece), getattr(pieces, f"{piece}_backward")
+        coarse = _Case(Source(piece, f, back, piece, None, to), "", self.name)
+        coarse.compute()
+        by_name = {coarse.piece_name[t]: to(a) for t, a in coarse.got.items()}
+        found = {t: by_name[name] for t, name in self.piece_name.items()}
+        errors = {t: relative_error(a, self.right[t]) for t, a in found.items()}
+        return Grade(found=found, errors=errors)
 
     def _reproducer(self, tensor: str) -> str:
         return (
