@@ -835,7 +835,9 @@ def test_a_factor_is_seen_through_float32s_rounding():
     found = graded("attention/one-sequence", attention_backward=attention_backward).findings
     wrong = next(f for f in found if f.kind == "value")
     assert "; it is float32, expected float64 as the inputs are" in wrong.sentence
-    assert "= sqrt(hs): is 1/sqrt(hs) missing? (to float32's rounding)" in wrong.hints[0]
+    formula, multiple = wrong.hints
+    assert "1/sqrt(hs) is missing in dk and in the prefix's" in formula
+    assert "= sqrt(hs): is 1/sqrt(hs) missing? (to float32's rounding)" in multiple
     assert {f.kind for f in found if f is not wrong} == {"dtype"}
 
 

@@ -1,12 +1,18 @@
 """The reasons that the suite gives for a wrong number: which term of which formula is wrong."""
 
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minprefix.conformance import Implementation, all_checks, grade
 from minprefix.conformance.cases import Case, reference_cache
+from minprefix.conformance.contract import FUNCTIONS
 from minprefix.conformance.fitting import explain
+from minprefix.conformance.reasons.wrong import compiled, formulas
+from minprefix.ops import reference
 
 # ---- fitting ----
 
@@ -61,3 +67,140 @@ def test_noise_and_rounding_have_no_reason(seed, size):
     few = slice(0, 1), slice(0, 3)  # three numbers are a sum of any three others
     short = {name: term[few] for name, term in terms.items()}
     assert explain(got[few], want[few], short, ["N", "C"]) == []
+
+
+# ---- wrong formulas of the ops ----
+
+
+def test_every_wrong_formula_changes_a_text_that_is_there():
+    every = [wrong for each in formulas().values() for wrong in each]
+    assert {wrong.function for wrong in every} == {f for fs in FUNCTIONS.values() for f in fs}
+    for wrong in every:
+        compiled(wrong)
+    assert len(set(every)) == len(every)
+
+
+def first_hint(op, case="usual", **functions):
+    """What is said of the first wrong tensor."""
+    mine = {name: getattr(reference, name) for name in FUNCTIONS[op]} | functions
+    implementation = Implementation(types.SimpleNamespace(**mine), "mine")
+    found = grade(all_checks()[f"{op}/{case}"], implementation, zoo=False).findings
+    return found[0].hints[0] if found and found[0].hints else ""
+
+
+def padded_attention(see, scale=1.0, axis=-1):
+    """One einsum for all heads of a sequence; `see(i, j)`: whether query i sees key j, the prefix
+    being the keys below 0."""
+
+    def attention(q, k, v, prefix_k, prefix_v, offsets):
+        zs = []
+        for b in range(len(offsets) - 1):
+            rows = slice(offsets[b], offsets[b + 1])
+            keys = np.concatenate([prefix_k[b].swapaxes(0, 1), k[rows]])
+            values = np.concatenate([prefix_v[b].swapaxes(0, 1), v[rows]])
+            scores = np.einsum("ihd,jhd->hij", q[rows], keys) / q.shape[2] ** 0.5 * scale
+            i, j = np.ogrid[: rows.stop - rows.start, : len(keys)]
+            scores = np.where(see(i, j - prefix_k[b].shape[1]), scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            weights /= weights.sum(axis=axis, keepdims=True)
+            zs.append(np.einsum("hij,jhd->ihd", weights, values))
+        cache = reference.attention(q, k, v, prefix_k, prefix_v, offsets)[1]
+        return np.concatenate(zs), cache
+
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("see", "scale", "said"),
+    [
+        (lambda i, j: j <= i, 7**0.5, "the scores are not divided by sqrt(hs)"),
+        (lambda i, j: j <= i + 1, 1.0, "the mask lets each query see one token more"),
+        (lambda i, j: j < i, 1.0, "a query does not see its own token"),
+        (lambda i, j: (j >= 0) & (j <= i), 1.0, "no query sees the prefix"),
+        (lambda i, j: j <= i - 3, 1.0, "the mask is shifted by -3"),
+        (lambda i, j: j == j, 1.0, "there is no causal mask"),
+    ],
+)
+def test_a_wrong_formula_of_attention_is_told(see, scale, said):
+    assert first_hint("attention", attention=padded_attention(see, scale)).startswith(
+        f"is what one gets if {said}"
+    )
+
+
+def test_what_looks_alike_in_a_small_case_is_told_apart_by_a_large_one():
+    """In a case of 5 keys, a dropped last block of 64 hides all tokens."""
+
+    def see_whole_blocks(i, j):
+        return (j <= i) & (j < len(i) // 64 * 64)
+
+    hint = first_hint("attention", attention=padded_attention(see_whole_blocks))
+    assert "tokens beyond the last whole block of 64 are ignored" in hint
+    hint = first_hint("attention", attention=padded_attention(lambda i, j: j < 0))
+    assert "no query sees a token, only the prefix" in hint
+
+
+def test_constants_of_gelu_are_read_from_its_values():
+    def gelu(x):
+        tanh = np.tanh(0.81 * (x + 0.05 * x**3))
+        return x / 2 * (1 + tanh), reference.GeluCache(x, tanh)
+
+    assert "u = 0.81 (x + 0.05 x^3): expected 0.79788456 = sqrt(2/pi) and 0.044715" in first_hint(
+        "gelu", gelu=gelu
+    )
+
+
+def test_a_wrong_summand_of_a_backward_is_told():
+    def layernorm_backward(dout, cache):
+        xhat, rstd, gain = cache
+        dxhat = dout * gain
+        mean = dxhat.mean(axis=-1, keepdims=True)
+        return rstd * (dxhat - 0.7 * mean - xhat * (dxhat * xhat).mean(axis=-1, keepdims=True))
+
+    hint = first_hint("layernorm", layernorm_backward=layernorm_backward)
+    assert hint == "is off by -0.3 times the term along 1 (- rstd mean(dxhat))"
+
+
+def test_a_query_that_sees_another_sequence_is_told():
+    def attention(q, k, v, prefix_k, prefix_v, offsets):
+        z, cache = reference.attention(q, k, v, prefix_k, prefix_v, offsets)
+        return z + 0.1 * v[2], cache
+
+    hint = first_hint("attention", "one-sequence", attention=attention)
+    assert "moves in row 0 when v[2] does, and must not: a query sees a later token" in hint
+
+    def other(q, k, v, prefix_k, prefix_v, offsets):
+        z, cache = reference.attention(q, k, v, prefix_k, prefix_v, offsets)
+        z[offsets[1] :] += 0.1 * np.sin(k[0])
+        return z, cache
+
+    hint = first_hint("attention", attention=other)
+    assert "moves in row 5 when k[0] does, and must not: sequence 1 sees sequence 0" in hint
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_noise_has_no_reason(op, size):
+    """Numbers that no formula gives."""
+    rng = np.random.default_rng(12345)
+
+    def noisy(function):
+        def with_noise(*given):
+            result = getattr(reference, function)(*given)
+            if isinstance(result, tuple) and hasattr(result, "_replace"):
+                return type(result)(*(noise(a) for a in result))
+            if isinstance(result, tuple):
+                last = result[1] if function == op else noise(result[1])
+                return noise(result[0]), last
+            return noise(result)
+
+        return with_noise
+
+    def noise(a):
+        if isinstance(a, list):
+            return [noise(each) for each in a]
+        return a + size * rng.normal(0, 1, np.shape(a))
+
+    for function in FUNCTIONS[op]:
+        hint = first_hint(op, **{function: noisy(function)})
+        assert "is what one gets" not in hint
+        assert "is off by" not in hint

@@ -86,6 +86,8 @@ class Expected:
     dimensions: Mapping[str, float] = field(default_factory=dict)
     offsets: Sequence[int] | None = None
     level: str = ""
+    #: of a tensor, what was given for it and how large an error rounding explains: why it is wrong
+    reasons: Callable[[str, Array, float], list[str]] | None = None
 
     def others(self, tensor: str) -> dict[str, Array]:
         """Those that this one may have been swapped with."""
@@ -219,7 +221,9 @@ class Grade:
                 finding.worst = worst_entries(got, want, max(tolerance, rounding))
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
                 others, offsets = expected.others(tensor), expected.offsets
-                finding.hints = diagnose(
+                if expected.reasons and got.shape == want.shape:
+                    finding.hints = expected.reasons(tensor, got, rounding)
+                finding.hints += diagnose(
                     got, want, axes, expected.dimensions, others, tolerance, offsets, rounding
                 )
             self.findings.append(finding)

@@ -48,8 +48,9 @@ def explain(
         return []
     with np.errstate(all="ignore"):
         fit = _Fit(np.asarray(got, np.float64), np.asarray(want, np.float64), tolerance)
-        if not np.abs(fit.delta).max() > 10 * fit.most:
-            return []
+        c = _coefficient(fit.want, fit.got)
+        if not np.abs(fit.delta).max() > 10 * fit.most or fit.leaves_nothing(got - c * want):
+            return []  # right, or a multiple of it, which is no summand's fault
         usable = {
             name: np.broadcast_to(np.asarray(term, np.float64), want.shape)
             for name, term in terms.items()

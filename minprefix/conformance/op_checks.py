@@ -4,6 +4,7 @@ by case, and two calls in a row; and derivatives. `by_hand` and `laws` need no r
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.conformance.reasons.ops import Reasons
 from minprefix.conformance.rounding import noise, step
 from minprefix.ops.contract import CONSUMED, Array
 
@@ -103,7 +105,9 @@ def _expected(case: Case, implementation: Implementation) -> Expected:
 
 def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
     """Every tensor of the op, compared once."""
-    expected, found = _expected(case, implementation), tensors(implementation, case, grade)
+    found = tensors(implementation, case, grade)
+    reasons = Reasons(case, implementation, found, tensors)
+    expected = replace(_expected(case, implementation), reasons=reasons)
     dtype, because = _precision(implementation, case)
     for function in FUNCTIONS[case.op]:
         wanted, got = (
