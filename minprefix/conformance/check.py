@@ -222,7 +222,7 @@ class Grade:
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
                 others, offsets = expected.others(tensor), expected.offsets
                 if expected.reasons and got.shape == want.shape:
-                    finding.hints = expected.reasons(tensor, got, rounding)
+                    finding.hints = expected.reasons(tensor, got, max(tolerance, rounding))
                 finding.hints += diagnose(
                     got, want, axes, expected.dimensions, others, tolerance, offsets, rounding
                 )

@@ -66,7 +66,8 @@ class Reasons:
         self.seen = _SEEN.setdefault(implementation, _Seen())
 
     def __call__(self, tensor: str, got: Array, rounding: float) -> list[str]:
-        """Sentences without their subject, as `diagnose` gives them."""
+        """Sentences without their subject, as `diagnose` gives them. `rounding`: how far apart
+        equal numbers may be, relative to the largest."""
         first = next(iter(self.right))
         follows = tensor != first and not _same(self.found.get(first), self.right[first], 1e-6)
         nothing = not got.any() or got.dtype.kind not in "fiu"
@@ -136,14 +137,11 @@ class Reasons:
             except (Broken, NotOffered):
                 self.seen.apart[op] = {}
         mine = self.seen.apart.get(op, {}).get(tensor)
-        inputs = (
-            _with_cache(APART[op], self.implementation)
-            if mine is not None and len(alike) > 1
-            else {}
-        )
-        return [
-            w for w in alike if inputs and _same(given(w, inputs).get(tensor), mine, 1e-7)
-        ] or alike
+        if mine is None or len(alike) == 1:
+            return alike
+        inputs = _with_cache(APART[op], self.implementation)
+        left = [w for w in alike if _same(given(w, inputs).get(tensor), mine, 1e-7)]
+        return left or alike
 
     # ---- a wrong summand
 
