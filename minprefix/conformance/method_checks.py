@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from minprefix.conformance.calls import again, numbers
 from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import MethodProblem, ModelProblem
 from minprefix.conformance.implementation import Implementation, NotOffered
 from minprefix.conformance.method_problems import METHOD_CASES, method_case, method_question
-from minprefix.conformance.model_checks import grade_question, numbers
+from minprefix.conformance.model_checks import AGAIN, grade_question
 from minprefix.conformance.problems import TOLERANCE, answer
 from minprefix.conformance.rounding import step
 from minprefix.conformance.whole import whole
@@ -218,6 +219,8 @@ _CHECKS: dict[str, tuple[str, _Check]] = {
     "infix/derivative": (_SLOPE, partial(_derivative, "infix/usual")),
     "lora/derivative": (_SLOPE, partial(_derivative, "lora/usual")),
     "adapters/derivative": (_SLOPE, partial(_derivative, "adapters/houlsby")),
+    "full/again": (AGAIN, partial(again, "run_method", "full/tied")),
+    "lora/again": (AGAIN, partial(again, "run_method", "lora/usual")),
     "prompt-tuning/law-tokens": (
         "a prompt of real embeddings is prompting with their tokens",
         _tokens,

@@ -3,12 +3,22 @@
 derivative of its own loss, and that nothing is left over from a call."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from minprefix.conformance.calls import (
+    again,
+    nondeterministic,
+    note_changes,
+    numbers,
+    sharing,
+    unlike,
+)
 from minprefix.conformance.cases import wide
 from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import OPTIONAL
@@ -31,13 +41,14 @@ from minprefix.conformance.whole import whole
 from minprefix.ops.contract import Array
 
 NO_WEIGHTS = "the gradients of the weights"
+AGAIN = "nothing is left over from a call, and neither what it was given nor what it gave changes"
 
 
 def grade_question(question: Question, implementation: Implementation, grade: Grade) -> None:
     """Every tensor of the answer, compared once."""
     question = as_given(question, implementation)
     function, expected = question.function, question.expected
-    paste = _reproducer(question, implementation)
+    paste, before = _reproducer(question, implementation), deepcopy(question.problem)
     run = whole(implementation, function)
     try:
         found = run(question.problem)
@@ -53,6 +64,7 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         said = f"{function} over these ops raised {type(error).__name__}: {error}"
         grade.broken(function, Broken("exception", said[:300]), paste)
         return
+    note_changes(grade, function, before, question.problem, paste)
     if getattr(question.problem, "clip", None) is not None:
         question = as_clipped(question, found, implementation, grade)
         expected = question.expected
@@ -71,12 +83,53 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
                 grade.absent(function, name, said, paste)
             continue
         try:
-            got = implementation.asnumpy(found[name], name)
+            got = np.array(implementation.asnumpy(found[name], name))  # a later call may change it
         except Broken as error:
             grade.broken(function, error, paste)
             continue
         shown = f'{paste}\nprint(found["{name}"])'
         grade.compare(function, name, got, expected, letters, reproducer=shown)
+    if any(f.kind in ("value", "not finite") for f in grade.findings):
+        _blame_the_call(question, before, found, implementation, grade)
+
+
+def _blame_the_call(
+    question: Question,
+    problem: Any,
+    found: Mapping[str, Any],
+    implementation: Implementation,
+    grade: Grade,
+) -> None:
+    """Where tensors are wrong because they share their memory, or because two calls with one
+    problem differ, that is the finding, and their numbers say nothing."""
+    function, expected = question.function, question.expected
+    paste = _reproducer(question, implementation)
+    blamed = {f.tensor for f in grade.findings if f.kind in ("value", "not finite")}
+    given = {n: implementation.asnumpy(found[n], n) for n in question.axes if n in grade.found}
+    one = sharing(given, blamed)
+    if one:
+        wrong, right = next(iter(one.items()))
+        more = f", and so it is with {len(one) - 1} more" if len(one) > 1 else ""
+        said = f"{function} gave one array as {wrong} and as {right}{more}: give copies"
+        _instead(grade, Finding(function, wrong, "modified", said), one, paste)
+        return
+    try:
+        second = numbers(whole(implementation, function)(problem), implementation)
+    except Exception as error:
+        said = f"{function} called again with the same problem: {error}"
+        _instead(grade, Finding(function, "", "nondeterministic", said[:300]), (), paste)
+        return
+    first = {name: grade.found[name] for name in question.axes if name in grade.found}
+    errors = unlike(first, second, expected.tolerance)
+    if errors:
+        finding = nondeterministic(function, errors, expected.tolerance)
+        _instead(grade, finding, errors, paste)
+
+
+def _instead(grade: Grade, finding: Finding, tensors: Collection[str], reproducer: str) -> None:
+    """The finding first, in the place of those about these tensors."""
+    finding.reproducer = reproducer
+    grade.findings[:] = [finding, *(f for f in grade.findings if f.tensor not in tensors)]
 
 
 def as_given(question: Question, implementation: Implementation) -> Question:
@@ -164,10 +217,6 @@ def _law(
     grade.law("run_model", tensor, law, off, terms, TOLERANCE["float64"], rounding)
 
 
-def numbers(found: Mapping[str, Any], implementation: Implementation) -> dict[str, Array]:
-    return {n: np.array(implementation.asnumpy(a, n), dtype=np.float64) for n, a in found.items()}
-
-
 def _batch(implementation: Implementation, grade: Grade) -> None:
     problem = replace(model_case("own-prefixes"), reduction="sum")
     run = whole(implementation, "run_model")
@@ -230,31 +279,11 @@ def _derivative(implementation: Implementation, grade: Grade) -> None:
             grade.expect(along, finding, of_rounding / scale)
 
 
-def _again(implementation: Implementation, grade: Grade) -> None:
-    problem, other = model_case("own-prefixes"), model_case("shared-prefix")
-    before = [kv.copy() for kv in problem.prefixes]
-    weights = {name: a.copy() for name, a in problem.weights.items()}
-    run = whole(implementation, "run_model")
-    first = numbers(run(problem), implementation)
-    run(other)
-    second = numbers(run(problem), implementation)
-    law = "the same problem gives the same answer again"
-    for name, a in first.items():
-        if name in second and a.shape == second[name].shape:
-            _law(grade, name, law, a - second[name], a)
-    for j, (kv, now) in enumerate(zip(before, problem.prefixes, strict=True)):
-        _law(grade, f"prefix.{j}", "the prefix is kept as it was given", kv - now, kv, 0.0)
-    for name, a in weights.items():
-        kept = "a frozen weight is kept as it was given"
-        _law(grade, name, kept, a - problem.weights[name], a, 0.0)
-
-
 MODEL_LAWS: dict[str, tuple[str, Callable[[Implementation, Grade], None]]] = {
     "model/law-batch": ("law 8: the gradient of a batch is the sum of its sequences'", _batch),
     "model/law-permutation": ("law 5: permuting the slots permutes their gradients", _permutation),
     "model/derivative": ("the prefix gradient is the derivative of this very loss", _derivative),
-    "model/again": (
-        "nothing is left over from a call, and nothing it was given is changed",
-        _again,
-    ),
+    "model/again": (AGAIN, partial(again, "run_model", "")),
+    "decoding/again": (AGAIN, partial(again, "run_decoding", "")),
+    "training/again": (AGAIN, partial(again, "run_training", "")),
 }
