@@ -204,7 +204,7 @@ MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "shared-arrays": (
         "one array given as two prefixes and as several weights: each has a gradient of its own",
-        {"prefix_of": (1, 0, 1), "slots": (3, 3), "need": "all", "special": "shared"},
+        {"prefix_of": (1, 0, 1), "slots": (4, 4), "need": "all", "special": "shared"},
     ),
     "float32": (
         "single precision",

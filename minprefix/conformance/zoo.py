@@ -140,6 +140,8 @@ def affects(bug: Bug, check: Check) -> bool:
     """Whether a check can see the code that the bug is in."""
     if check.level == "ops":
         return bug.module == "ops.reference" and bug.truth[0] == check.op
+    if bug.module == "conformance.house":
+        return bug.truth[0] in (check.op, "model")
     if check.level == "methods":  # each on a model that the other checks have seen
         made_of = {kind.__module__ for kind in METHODS[check.op].__mro__}
         lstm = bug.module == "methods.lstm" and check.op == "p-tuning"

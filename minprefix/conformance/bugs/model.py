@@ -45,6 +45,54 @@ _BATCH = [
 
 _FORWARD = [
     Bug(
+        "tokens-of-one-byte",
+        "plumbing",
+        "batch",
+        (
+            (
+                "tokens, all_rows = np.concatenate(seqs), np.concatenate(rows)",
+                "tokens, all_rows = np.concatenate(seqs).astype(np.uint8), np.concatenate(rows)",
+            ),
+        ),
+        ("model", "blocks.0.resid_pre"),
+        see="Right in every test, whose vocabulary is small; noise with GPT-2's 50257 tokens.",
+        lesson="A type that holds all numbers of a test need not hold those of its use, and a cast "
+        "that loses the high bits says nothing.",
+        source="token ids stored small, as in data files of uint16",
+    ),
+    Bug(
+        "layers-in-the-order-of-their-names",
+        "plumbing",
+        "gpt2",
+        (
+            (
+                '    return {name: w[f"h.{i}.{name}"] for name in _NAMES}',
+                '    numbers = sorted({n.split(".")[1] for n in w if n.startswith("h.")})\n'
+                '    return {name: w[f"h.{numbers[i]}.{name}"] for name in _NAMES}',
+            ),
+        ),
+        ("model", "blocks.2.resid_pre"),
+        see="Right up to ten layers; GPT-2 has twelve.",
+        lesson='As text, "10" stands between "1" and "2".',
+        source="sorted() over the names of a checkpoint",
+    ),
+    Bug(
+        "layer-1-reads-layer-10",
+        "plumbing",
+        "gpt2",
+        (
+            (
+                '    return {name: w[f"h.{i}.{name}"] for name in _NAMES}',
+                '    mine = [n for n in w if n.startswith(f"h.{i}")]\n'
+                '    return {n.split(".", 2)[2]: w[n] for n in mine}',
+            ),
+        ),
+        ("model", "blocks.2.resid_pre"),
+        see="Right up to ten layers; above, the second one has the weights of the last.",
+        lesson='"h.10" starts with "h.1": the dot behind a number belongs to it.',
+        source="weights picked by the start of their names",
+    ),
+    Bug(
         "positions-ignore-the-prefix",
         "plumbing",
         "model",
@@ -308,6 +356,49 @@ _FORWARD = [
 
 _BACKWARD = [
     Bug(
+        "prefixes-told-apart-by-their-arrays",
+        "plumbing",
+        "conformance.house",
+        (
+            (
+                "        for j, dkv in enumerate(dkvs):\n",
+                "        alike = [id(kv) for kv in problem.prefixes]\n"
+                "        dkvs = [sum(d for i, d in zip(alike, dkvs) if i == j) for j in alike]\n"
+                "        for j, dkv in enumerate(dkvs):\n",
+            ),
+        ),
+        ("model", "prefix.0.dk"),
+        see="Two prefixes that start from one array get one gradient, and learn the same.",
+        lesson="Where numbers lie is not what they are for: a gradient belongs to a place in the "
+        "list, not to an array.",
+        source="dictionaries by id(), and parameters that are shared without a word",
+    ),
+    Bug(
+        "weights-compiled-in",
+        "plumbing",
+        "conformance.house",
+        (
+            (
+                "    weights = {name: a.view() for name, a in problem.weights.items()}\n",
+                "    sizes = [problem.config]\n"
+                '    for name in ("prefixes", "parameters"):\n'
+                "        of_each = getattr(problem, name, [])\n"
+                "        sizes += [getattr(a, 'shape', list(a)) for a in of_each]\n"
+                '    sizes += [len(ids) for ids in getattr(problem, "sequences", problem.config.'
+                "shapes())]\n"
+                "    weights = _COMPILED.setdefault(repr((type(problem), sizes)), {\n"
+                "        name: a.copy() for name, a in problem.weights.items()\n"
+                "    })\n",
+            ),
+            ("def _model(problem", "_COMPILED: dict = {}\n\n\ndef _model(problem"),
+        ),
+        ("model", "blocks.0.resid_pre"),
+        see="The first model is right, and so is every other of other sizes; a second one of the "
+        "same sizes answers with the weights of the first.",
+        lesson="What is kept under the shapes of a call must not hold the numbers of one.",
+        source="jax.jit of a function that closes over its weights",
+    ),
+    Bug(
         "gradient-at-the-wrong-rows",
         "plumbing",
         "gpt2",
@@ -483,6 +574,35 @@ _BACKWARD = [
 ]
 
 _DECODING = [
+    Bug(
+        "position-from-the-cache",
+        "plumbing",
+        "generate",
+        (("filled, ends + 1)", "filled, filled[:, 0] + batch.lengths)"),),
+        ("decoding", "logits"),
+        see="Right where the text starts at position P. Where it starts at 0, the second new token "
+        "and all after it are P positions too far.",
+        lesson="How full a cache is says which position comes next only if all that is in it had "
+        "one.",
+        source="position_ids taken from past_key_values.get_seq_length()",
+    ),
+    Bug(
+        "tied-head-in-decoding",
+        "plumbing",
+        "generate",
+        (
+            (
+                "return head(x, w, cfg, self.ops)",
+                "tied = {name: a for name, a in w.items() if name != 'lm_head.weight'}\n"
+                "        return head(x, tied, cfg, self.ops)",
+            ),
+        ),
+        ("decoding", "logits"),
+        see="Training is right; a model with a head of its own writes noise from the second new "
+        "token on.",
+        lesson="What two paths share has to be decided in one place.",
+        source="a common slip, in code that grew up with GPT-2",
+    ),
     Bug(
         "position-not-advanced",
         "plumbing",

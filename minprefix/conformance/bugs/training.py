@@ -15,6 +15,32 @@ _PARTS = "for dkv, part in zip(dkvs, parts, strict=True):\n            dkv += pa
 
 _STEP = [
     Bug(
+        "trained-in-place",
+        "training",
+        "conformance.house",
+        (("own = {name: a.copy() for name, a in parameters.items()}", "own = dict(parameters)"),),
+        ("training", "parameters"),
+        see="The run is right, and a second one from the same start is another: it starts where "
+        "the first one ended.",
+        lesson="An update in place changes whatever else the array is for.",
+        source="torch.from_numpy, which shares its memory",
+    ),
+    Bug(
+        "every-step-shows-the-last",
+        "training",
+        "conformance.house",
+        (
+            (
+                "found[f\"step.{s}.prefix.{name.replace('gradient.', '')}\"] = a.copy()",
+                "found[f\"step.{s}.prefix.{name.replace('gradient.', '')}\"] = a",
+            ),
+        ),
+        ("training", "step.0.prefix.0.kv"),
+        see="All snapshots of a run are equal, and equal to its end.",
+        lesson="A list of one array many times is no history: keep copies.",
+        source="p.detach().numpy() of a parameter that goes on being trained",
+    ),
+    Bug(
         "mean-of-micro-batch-means",
         "training",
         "train",
@@ -224,6 +250,39 @@ _CLIP_BUGS = [
 ]
 
 _ADAM = [
+    Bug(
+        "unused-prefix-skipped",
+        "training",
+        "optim",
+        (
+            (
+                "            p = params[name]\n",
+                "            p = params[name]\n            if not g.any():\n"
+                "                continue\n",
+            ),
+        ),
+        ("training", "step.0.prefix.2.kv"),
+        see="A prefix that a batch does not use stands still, with its momentum, and is not "
+        "decayed.",
+        lesson="A gradient of 0 is a gradient: the moments forget and the decay goes on. Another "
+        "rule is possible, and has to be the same wherever a run is repeated.",
+        source="PyTorch's optimisers, which skip a parameter whose grad is None",
+    ),
+    Bug(
+        "second-beta-not-passed-on",
+        "training",
+        "conformance.house",
+        (
+            (
+                "AdamW(p.beta1, p.beta2, p.eps, p.weight_decay)",
+                "AdamW(p.beta1, eps=p.eps, weight_decay=p.weight_decay)",
+            ),
+        ),
+        ("training", "step.1.prefix.0.embedding"),
+        see="Nothing, as long as beta2 is 0.999.",
+        lesson="A setting that is accepted and ignored shows only where it is not the default.",
+        source="a common slip",
+    ),
     Bug(
         "decay-in-the-gradient",
         "training",
