@@ -5,6 +5,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from minprefix.cli.options import IMPLEMENTATION, add_threads, flag, path
 from minprefix.cli.parser import Command
@@ -27,6 +28,10 @@ def add(command: Command) -> None:
         "cannot be run",
     )
     p.add_argument("implementation", nargs="?", metavar="IMPLEMENTATION", help=IMPLEMENTATION)
+    model = "a module of PyTorch: hf:FILE (or peft:FILE) has a function build(config, weights)"
+    p.add_argument("--model", metavar="hf:FILE", help=model)
+    path(p, "--names", "FILE", "of a --model: where its parts are, as JSON")
+    p.add_argument("--dtype", choices=("float64", "float32"), help="of a --model (default float64)")
     add_only(p, "check")
     levels, many = ("ops", "model", "methods", "training"), "default all; may be given again"
     p.add_argument("--level", action="append", choices=levels, help=many)
@@ -57,19 +62,22 @@ def run(args: argparse.Namespace) -> int:
     """-> 0 if everything that is implemented passed, 1 if not or if nothing is. Raises InputError
     for what cannot be run at all."""
     from minprefix.conformance import report
+    from minprefix.conformance.implementation import MAKES
     from minprefix.conformance.isolated import TIME_LIMIT, run_isolated
     from minprefix.conformance.stubs import write_stubs
     from minprefix.conformance.suite import select
 
-    checks = select(args.only or (), args.level or ())
+    spec = _spec(args)
+    module = (spec or "").startswith(MAKES)
+    checks = select(args.only or (), args.level or (("model",) if module else ()), module)
     if not checks:
-        only, levels = " ".join(args.only), " ".join(args.level)
+        only, levels = " ".join(args.only), " ".join(args.level or ["model"])
         raise InputError(f"--only {only} names no check of level {levels}: leave one of them out")
     if args.list:
         print(listing(checks))
         return 0
     if args.new is not None:
-        if args.implementation is not None:
+        if spec is not None:
             raise InputError("--new writes a file of stubs: leave out the implementation to check")
         write_stubs(args.new, args.whole, args.torch)
         again = f"minprefix check {shlex.quote(str(args.new))}"
@@ -78,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.whole or args.torch:
         option = "--whole" if args.whole else "--torch"
         raise InputError(f"{option} says which stubs to write: give --new FILE as well")
-    if args.implementation is None:
+    if spec is None:
         stubs = "(--new FILE writes stubs to start from)"
         raise InputError(f"nothing to check: give a file, a module, 'reference' or 'numpy' {stubs}")
     limit = TIME_LIMIT if args.time_limit is None else args.time_limit
@@ -86,8 +94,25 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--time-limit is {limit}: expected seconds above 0, at most {A_DAY}")
     if args.json is not None and args.json.is_dir():
         raise InputError(f"--json {args.json} is a folder: give a file to write")
-    results = run_isolated(args.implementation, checks, limit, progress=True)
-    return report.show(results, args.implementation, args.all, args.json)
+    results = run_isolated(spec, checks, limit, progress=True)
+    return report.show(results, spec, args.all, args.json)
+
+
+def _spec(args: argparse.Namespace) -> str | None:
+    """What is to be graded, by a name with its options in it: "hf:my_module.py?dtype=float32".
+    Raises InputError."""
+    from minprefix.conformance.implementation import MAKES
+
+    if args.model is not None and args.implementation is not None:
+        raise InputError(f"--model {args.model} or {args.implementation}: give one of them")
+    spec: str | None = args.model or args.implementation
+    given = {"names": args.names, "dtype": args.dtype}
+    options = {option: str(value) for option, value in given.items() if value is not None}
+    asked = ["model"] * (args.model is not None) + list(options)
+    if asked and not (spec or "").startswith(MAKES):
+        said = f"--{asked[0]} is for a module of PyTorch, and {spec or 'nothing'} is none"
+        raise InputError(f"{said}: give --model hf:FILE or peft:FILE")
+    return f"{spec}?{urlencode(options, safe='/')}" if options else spec
 
 
 def listing(checks: "Sequence[Check]") -> str:

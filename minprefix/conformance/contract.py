@@ -197,6 +197,10 @@ class Whole(Protocol):
 
 WHOLE = ("run_model", "run_decoding", "run_method", "run_training")
 
+#: what a module of PyTorch (`adapters`) offers besides: the loss, the prefixes' gradients and the
+#: logits of `run_model`, of padded batches and of the module's own loss
+OF_A_MODULE = ("run_padded", "run_padded_left", "run_labels")
+
 
 def model_tensors(config: Config, n_prefixes: int, B: int, need: str) -> dict[str, str]:
     """Name -> axes of every tensor of `run_model`, in the order in which they arise."""

@@ -20,6 +20,9 @@ from minprefix.conformance.contract import ARGUMENTS, WHOLE
 from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
+#: how the name of a module of PyTorch begins
+MAKES = ("hf:", "peft:")
+
 #: what a report leaves out where hypothesis is missing
 NO_HYPOTHESIS = "the drawn cases, because hypothesis is not installed"
 
@@ -189,8 +192,9 @@ def _said(error: BaseException, file: str | None = None) -> str:
 def load(spec: str | Implementation | object) -> Implementation:
     """An implementation by the name of a backend ("reference", "numpy"), a file ("my_ops.py"), a
     module ("package.my_ops"), an object in one of these ("package.my_ops:ops", "my_ops.py:ops"), or
-    any object that has the functions. A name that exists as a file is a file, colons and all, and
-    so is one that ends in .py or has a slash or a backslash in it.
+    any object that has the functions; or a module of PyTorch by a file that builds it
+    ("hf:my_module.py", "peft:my_module.py"; see `adapters`). A name that exists as a file is a
+    file, colons and all, and so is one that ends in .py or has a slash or a backslash in it.
 
     Raises InputError, with a sentence, when it cannot be imported.
     """
@@ -198,11 +202,13 @@ def load(spec: str | Implementation | object) -> Implementation:
         return spec
     if not isinstance(spec, str):
         return Implementation(spec, getattr(spec, "__name__", type(spec).__name__))
-    functions, module_name, attribute = module_of(spec)
-    for part in attribute.split(".") if attribute else ():
-        if not hasattr(functions, part):
-            raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
-        functions = getattr(functions, part)
+    if spec.startswith(MAKES) and not _exists(spec):
+        from minprefix.conformance import adapters  # a problem's right answer needs more than NumPy
+
+        adapters.check_installed(spec)
+        file = spec.partition(":")[2].partition("?")[0]
+        return Implementation(adapters.of_file(_object(file), spec), spec)
+    functions = _object(spec)
     if inspect.isclass(functions):
         functions = _guarded(functions, f"{spec}()")
     implementation = Implementation(functions, spec)
@@ -212,6 +218,16 @@ def load(spec: str | Implementation | object) -> Implementation:
             "`minprefix check --new FILE` writes a file with all of them"
         )
     return implementation
+
+
+def _object(spec: str) -> object:
+    """The file or module, or the object in it. Raises InputError."""
+    found, module_name, attribute = module_of(spec)
+    for part in attribute.split(".") if attribute else ():
+        if not hasattr(found, part):
+            raise InputError(f"{module_name} has no {part!r}: expected one after the colon")
+        found = getattr(found, part)
+    return found
 
 
 def module_of(spec: str) -> tuple[object, str, str]:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from minprefix import console
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.clock import BETWEEN, Clock
-from minprefix.conformance.contract import ARGUMENTS, WHOLE
+from minprefix.conformance.contract import ARGUMENTS, OF_A_MODULE, WHOLE
 from minprefix.conformance.implementation import load
-from minprefix.conformance.suite import Zookeeper, all_checks, grade
+from minprefix.conformance.suite import Zookeeper, check_of, grade
 from minprefix.errors import InputError
 from minprefix.ops import threads
 
@@ -29,7 +29,7 @@ from minprefix.ops import threads
 TIME_LIMIT = 20.0
 CRASHES = 3  # after so many in one op its other checks are not run
 LOAD_LIMIT = 120.0  # seconds for importing the implementation: PyTorch alone may take ten
-_NAMES = (*ARGUMENTS, *WHOLE)
+_NAMES = (*ARGUMENTS, *WHOLE, *OF_A_MODULE)
 
 
 class Worker:
@@ -224,4 +224,4 @@ def _serve(
             check, zoo = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(grade(all_checks()[check], loaded, zoo))
+        connection.send(grade(check_of(check), loaded, zoo))

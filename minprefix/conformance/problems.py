@@ -14,6 +14,7 @@ import numpy as np
 from minprefix.conformance.cases import wide
 from minprefix.conformance.check import Expected
 from minprefix.conformance.contract import (
+    OF_A_MODULE,
     MethodProblem,
     MicroBatch,
     ModelProblem,
@@ -201,7 +202,7 @@ def expected_training(name: str) -> Mapping[str, Array]:
 #: function -> its right answer to a problem in float64
 RIGHT: dict[str, Callable[[Any], Mapping[str, Array]]] = {
     function: partial(answer, function) for function in ("run_model", "run_method", "run_training")
-} | {"run_decoding": decoded}
+} | {"run_decoding": decoded, **dict.fromkeys(OF_A_MODULE, partial(answer, "run_model"))}
 
 #: the fields of problems that hold arrays of floats
 ARRAYS = ("weights", "prefixes", "parameters", "masks")
@@ -215,6 +216,7 @@ ASKED: dict[str, Callable[[str], bool]] = {
     "run_decoding": lambda name: True,
     "run_method": lambda name: name != "logits",
     "run_training": lambda name: ".gradient." not in name,
+    **dict.fromkeys(OF_A_MODULE, lambda name: True),
 }
 
 

@@ -15,6 +15,7 @@ from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, 
 from minprefix.conformance.laws import LAWS
 from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
+from minprefix.conformance.module_checks import module_checks
 from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import derivative, grade_case, two_calls
 from minprefix.conformance.problems import QUESTIONS, answer
@@ -61,14 +62,23 @@ def _draw(name: str, *given: Any) -> None:
     getattr(drawn, name)(*given)
 
 
-def select(only: Sequence[str] = (), levels: Sequence[str] = ()) -> list[Check]:
+def select(
+    only: Sequence[str] = (), levels: Sequence[str] = (), module: bool = False
+) -> list[Check]:
     """The checks whose op, level, id or part of an id is one of `only`, of these `levels` (empty:
-    all). Raises InputError for a word that names none."""
+    all). `module`: with those of a module of PyTorch. Raises InputError for a word that names
+    none."""
     for level in levels:
         if level not in LEVELS:
             raise InputError(f"level {level!r}: expected one of {', '.join(LEVELS)}")
-    chosen = named({check.id: check.level for check in all_checks().values()}, only, "check")
-    return [all_checks()[id_] for id_ in chosen if not levels or all_checks()[id_].level in levels]
+    every = all_checks() | (module_checks() if module else {})
+    chosen = named({id_: check.level for id_, check in every.items()}, only, "check")
+    return [every[id_] for id_ in chosen if not levels or every[id_].level in levels]
+
+
+def check_of(id_: str) -> Check:
+    """Of `all_checks`, or of a module's."""
+    return all_checks().get(id_) or module_checks()[id_]
 
 
 def named(level_of: Mapping[str, str], only: Sequence[str], what: str) -> list[str]:
