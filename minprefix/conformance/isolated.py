@@ -21,7 +21,7 @@ from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.clock import BETWEEN, Clock
 from minprefix.conformance.contract import ARGUMENTS, OF_A_MODULE, WHOLE
 from minprefix.conformance.implementation import load
-from minprefix.conformance.suite import Zookeeper, check_of, grade
+from minprefix.conformance.suite import Zookeeper, all_checks, check_of, grade
 from minprefix.errors import InputError
 from minprefix.ops import threads
 
