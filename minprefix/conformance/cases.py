@@ -171,12 +171,12 @@ def _linear(
     made = {
         "x": rng.normal(0, 1, (N, n_in)),
         "weight": rng.normal(0, 1, (n_in, n_out)),
-        "bias": rng.normal(0, 1, n_out) if bias else None,
+        "bias": rng.normal(0, 1, n_out if bias else 0),
         "dout": rng.normal(0, 1, (N, n_out)),
     }
     if zeros:
         made["x"][0], made["weight"][-1], made["bias"][:], made["dout"][-1] = 0, 0, 0, 0
-    return made
+    return made if bias else made | {"bias": None}
 
 
 def _gelu(rng: Rng, N: int = 7, F: int = 12, spread: float = 2.0, rounded: bool = False) -> Inputs:

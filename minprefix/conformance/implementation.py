@@ -70,9 +70,11 @@ class Implementation:
         return {name: self.own(a) for name, a in inputs.items()}
 
     def own(self, a: Any) -> Any:
-        """`a`, or each array of the list `a`, as the implementation's own kind. Raises Broken."""
+        """`a`, or each array of the list `a`, as the implementation's own kind; an array that is
+        given twice stays one. Raises Broken."""
         if isinstance(a, list):
-            return [self.own(each) for each in a]
+            made = {id(each): self.own(each) for each in a}
+            return [made[id(each)] for each in a]
         convert = getattr(self.functions, "asarray", None)
         if not isinstance(a, np.ndarray) or not callable(convert):
             return a

@@ -1,5 +1,5 @@
-"""The checks of the ops level that compare with the reference, each op's forward and backward: case
-by case, and two calls in a row; and derivatives. `by_hand` and `laws` need no reference."""
+"""The checks of the ops level that compare with the reference, each op's forward and backward, case
+by case; and derivatives. `by_hand` and `laws` need no reference, `op_calls` calls more than once."""
 
 import contextlib
 import math
@@ -15,16 +15,10 @@ from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
+from minprefix.conformance.kept import PARAMETERS, kept, litter, shared, written
 from minprefix.conformance.reasons.ops import Reasons
 from minprefix.conformance.rounding import noise, step
-from minprefix.ops.contract import CONSUMED, Array
-
-#: arrays of the model's in a cache: kept even where the cache is consumed
-PARAMETERS = ("gain", "prefix_k", "prefix_v", "offsets", "targets", "weights")
-
-#: arguments that are one array a sequence
-LISTS = ("prefix_k", "prefix_v")
-
+from minprefix.ops.contract import Array
 
 # ---- a case -------------------------------------------------------------------------------------
 
@@ -47,16 +41,16 @@ def tensors(
             own = implementation.arguments(case.inputs()) | {"cache": cache}
             if function == case.op:
                 model_own = {a: own[a] for a in PARAMETERS if a in ARGUMENTS[function]}
-            look = partial(_kept, implementation, function, own, model_own if takes_cache else {})
-            before = {} if grade is None else look()
+            look = partial(kept, implementation, function, own, model_own if takes_cache else {})
+            before = {} if grade is None else {name: a.copy() for name, a in look().items()}
+            if grade is not None:
+                right = case.expected(implementation)
+                litter(
+                    (a.shape for n, a in right.items() if owner(case.op, n) == function), case.dtype
+                )
             result = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
             if grade is not None:
-                after, paste = look(), reproducer(implementation, case, function)
-                for which in before:
-                    same = which in after and np.array_equal(before[which], after[which], True)
-                    if not same:
-                        said = f"{function} wrote into {which}, which the contract says is kept"
-                        grade.say("modified", function, which, f"{said}: work on a copy", paste)
+                _touched(implementation, case, function, before, look(), result, grade)
             found |= numbers(implementation, function, result)
             if any(name.startswith("cache") for name in TENSORS[function]):
                 cache, have_cache = result[1], True
@@ -73,31 +67,42 @@ def tensors(
     return found
 
 
-def _kept(
-    implementation: Implementation, function: str, own: dict[str, Any], model_own: dict[str, Any]
-) -> dict[str, Array]:
-    """Copies in NumPy of all that a function must leave alone, each array of a list by itself: the
-    arguments that it may not consume, the model's own arrays even if they stand in a consumed
-    cache, and the cache if that is kept. An array that asnumpy does not take, being for results, is
-    left out."""
-    kept = [a for a in ARGUMENTS[function] if a not in CONSUMED.get(function, ())]
-    arrays = {a: own[a] for a in kept if a != "cache"} | model_own
-    for name in LISTS:
-        if name in arrays:
-            arrays |= {f"{name}[{b}]": a for b, a in enumerate(arrays.pop(name))}
-    if "cache" in kept:
-        cache = own["cache"]
-        fields = cache._asdict() if hasattr(cache, "_asdict") else cache
-        if isinstance(fields, dict):
-            arrays |= {f"cache.{name}": a for name, a in fields.items() if name not in model_own}
-    found = {}
-    for name, a in arrays.items():
-        with contextlib.suppress(Broken):
-            found[name] = np.array(implementation.asnumpy(a, name))
+def _touched(
+    implementation: Implementation,
+    case: Case,
+    function: str,
+    before: dict[str, Array],
+    after: dict[str, Array],
+    result: Any,
+    grade: Grade,
+) -> None:
+    """What a call changed that it must keep, and which results lie in the memory of others."""
+    paste = reproducer(implementation, case, function)
+    for which in written(before, after):
+        said = f"{function} wrote into {which}, which the contract says is kept: work on a copy"
+        grade.say("modified", function, which, said, paste)
+    for name, other in shared(results_of(implementation, function, result), after):
+        said = (
+            f"{name} lies in the memory of {other}: what is written into one changes the other. "
+            "Return a copy"
+        )
+        grade.say("shared", function, name, said, paste)
+
+
+def results_of(implementation: Implementation, function: str, result: Any) -> dict[str, Array]:
+    """The results by name, without the cache, as NumPy arrays: views where `asnumpy` gives
+    views."""
+    names = (name for name in TENSORS[function] if not name.startswith("cache."))
+    wanted = {name.removesuffix("[]") for name in names}
+    found = dict[str, Array]()
+    for name, a in flatten(function, result).items():
+        if name.split("[")[0] in wanted:
+            with contextlib.suppress(Broken):
+                found[name] = implementation.asnumpy(a, name)
     return found
 
 
-def _expected(case: Case, implementation: Implementation) -> Expected:
+def expected_of(case: Case, implementation: Implementation) -> Expected:
     offsets, right = case.inputs().get("offsets"), case.expected(implementation)
     boundaries = None if offsets is None else offsets.tolist()
     return Expected(right, case.tolerance(), case.dimensions(), boundaries, "ops")
@@ -107,7 +112,7 @@ def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None
     """Every tensor of the op, compared once."""
     found = tensors(implementation, case, grade)
     reasons = Reasons(case, implementation, found, tensors)
-    expected = replace(_expected(case, implementation), reasons=reasons)
+    expected = replace(expected_of(case, implementation), reasons=reasons)
     dtype, because = _precision(implementation, case)
     for function in FUNCTIONS[case.op]:
         wanted, got = (
@@ -167,44 +172,6 @@ def reproducer(implementation: Implementation, case: Case, function: str, tensor
         lines.append(f'print(flatten("{function}", result)["{tensor}"])')
         lines.append(f'print(case.expected()["{tensor}"])')
     return "\n".join(lines)
-
-
-# ---- two calls in a row -------------------------------------------------------------------------
-
-
-def two_calls(op: str, implementation: Implementation, grade: Grade) -> None:
-    """The model calls an op in every layer before it calls the first backward."""
-    cases = {"second": Case(op, seed=2), "first": Case(op, seed=1)}
-    inputs = {which: implementation.arguments(case.inputs()) for which, case in cases.items()}
-    for function in FUNCTIONS[op]:
-        try:
-            raw = _in_turn(implementation, op, function, inputs)
-        except NotOffered as error:
-            grade.not_implemented.append(str(error))
-            continue
-        for which, result in raw.items():
-            expected = _expected(cases[which], implementation)
-            for name, value in numbers(implementation, function, result).items():
-                if not name.startswith("cache.") and name in expected.tensors:
-                    where, letters = f" of the {which} of two calls", axes(function, name)
-                    grade.compare(function, name, value, expected, letters, where=where)
-
-
-def _in_turn(
-    implementation: Implementation, op: str, function: str, inputs: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """The function on each of the inputs, which keep the cache that it gives: the forwards first
-    to last, the rest last to first, as the model does."""
-    raw = {}
-    for which in list(inputs)[::-1] if function == op else list(inputs):
-        own = inputs[which]
-        if "cache" in ARGUMENTS[function] and "cache" not in own:
-            raise NotOffered(op)
-        raw[which] = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
-        if any(name.startswith("cache") for name in TENSORS[function]):
-            flatten(function, raw[which])  # raises if there is no cache
-            own["cache"] = raw[which][1]
-    return raw
 
 
 # ---- derivatives --------------------------------------------------------------------------------

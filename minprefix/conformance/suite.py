@@ -16,8 +16,9 @@ from minprefix.conformance.laws import LAWS
 from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
 from minprefix.conformance.module_checks import module_checks
+from minprefix.conformance.op_calls import many_calls, two_calls
 from minprefix.conformance.op_cases import CASES, case_of
-from minprefix.conformance.op_checks import derivative, grade_case, two_calls
+from minprefix.conformance.op_checks import derivative, grade_case
 from minprefix.conformance.problems import QUESTIONS, answer
 from minprefix.conformance.zoo import matches
 from minprefix.errors import InputError
@@ -30,6 +31,10 @@ def all_checks() -> dict[str, Check]:
     checks: list[Check] = []
     pencil = "numbers that one can work out with a pencil"
     again = "each function twice in a row: nothing is shared between calls"
+    many = (
+        "14 calls, alike and unlike: nothing that was returned changes, the same numbers give the "
+    )
+    many += "same, and parameters are read anew"
     slope = "the backward is the derivative of this very forward, by central differences"
     drawn = "that hypothesis draws, and the smallest that fails"
     shapes = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
@@ -39,6 +44,7 @@ def all_checks() -> dict[str, Check]:
         checks += [
             Check(f"{op}/by-hand", pencil, partial(by_hand, op)),
             Check(f"{op}/two-calls", again, partial(two_calls, op)),
+            Check(f"{op}/many-calls", many, partial(many_calls, op)),
             Check(f"{op}/derivative", slope, partial(derivative, op)),
             *(Check(id_, *law) for id_, law in LAWS.items() if id_.startswith(f"{op}/")),
             Check(f"{op}/drawn", shapes, partial(_draw, "grade_op", op)),
