@@ -73,6 +73,7 @@ class Result:
     zoo: list[str] = field(default_factory=list)  # bugs that give the same numbers
     zoo_distance: float = 0.0  # relative, from those numbers: rounding
     seconds: float = 0.0
+    why: str = ""  # the check's
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class Check:
             status = "not graded"
         missing = sorted(set(grade.not_implemented))
         result = Result(self.id, self.level, self.op, status, grade.findings, grade.errors, missing)
-        result.not_graded = grade.not_graded
+        result.not_graded, result.why = grade.not_graded, self.why
         result.notes = list(dict.fromkeys(grade.notes))
         return result
 

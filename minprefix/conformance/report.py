@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from minprefix import __version__
 from minprefix.conformance.check import PRECISION, Finding, Result
-from minprefix.conformance.contract import FUNCTIONS, LEVELS
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS
 from minprefix.conformance.diagnosis import IN_SINGLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS
 from minprefix.conformance.zoo import IN_DOUBLE, all_bugs
@@ -54,7 +55,8 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
         result, finding = min(found, key=lambda each: each[1].kind in PRECISION)  # rounding: last
         told = ("function", "tensor", "kind", "sentence", "hints")
         said = {key: getattr(finding, key) for key in told}
-        first = {"check": result.check, "op": result.op, **said, "zoo": result.zoo}
+        first = {"check": result.check, "why": result.why, "op": result.op}
+        first |= said | {"zoo": result.zoo}
     return {
         "implementation": name,
         "minprefix": __version__,
@@ -85,6 +87,7 @@ def text(
     others get a line each, `at_most` of them if that is given."""
     lines = [*_table(results), ""]
     failures = _failures(results)
+    failures = failures if everything else _rooted(failures)
     ops_first = not everything and any(f.result.level == "ops" for f in failures)
     shown = [f for f in failures if not ops_first or f.result.level == "ops"]
     in_full = len(shown) if everything else IN_FULL
@@ -197,11 +200,13 @@ def _row(op: str, results: Sequence[Result]) -> str:
 @dataclass
 class _Failure:
     """A function and a tensor that are wrong, in the check where this was seen first. `others`: the
-    other checks where they are wrong; where they are only rounded, the other rounded tensors."""
+    other checks where they are wrong; where they are only rounded, the other rounded tensors.
+    `follow`: other wrong tensors that depend on it, or are given with it."""
 
     result: Result
     finding: Finding
     others: list[str] = field(default_factory=list)
+    follow: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -245,9 +250,49 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
     return [*found.values(), *rounded.values()]
 
 
+def _rooted(failures: Sequence[_Failure]) -> list[_Failure]:
+    """Those that no earlier one explains; each knows those that it explains."""
+    roots: list[_Failure] = []
+    for failure in failures:
+        root = next((each for each in roots if _explains(each, failure)), None)
+        if root is None:
+            roots.append(failure)
+        else:
+            root.follow.append(failure.finding.tensor.split("[")[0])
+    return roots
+
+
+def _explains(root: _Failure, other: _Failure) -> bool:
+    """Whether a wrong tensor may be wrong because another one is: it is computed from it, or given
+    with it and wrong in the same way."""
+    a, b = root.finding, other.finding
+    if a.kind not in COMPARED[0] or b.kind not in (*COMPARED[0], *FOLLOWS, "law"):
+        return False
+    if root.result.level != other.result.level or root.result.op != other.result.op:
+        return False
+    if other.result.level != "ops":
+        return a.function == b.function and _stage(a.tensor) <= _stage(b.tensor)
+    if a.function == b.function:
+        return a.hints[:1] == b.hints[:1] != [] or b.tensor.startswith("cache.")
+    return a.function == root.result.op and "cache" in ARGUMENTS[b.function]
+
+
+def _stage(tensor: str) -> tuple[int, int]:
+    """When a tensor of a whole answer is computed: the step of a training, then forward, loss,
+    backward, and what an optimizer makes of the gradients."""
+    of_training = re.match(r"step\.(\d+)\.(loss|.*gradient)?", tensor)
+    if of_training:
+        return int(of_training[1]), 3 if of_training[2] is None else 1 + (of_training[2] != "loss")
+    last = tensor.rpartition(".")[2]
+    backward = last.startswith("d") or tensor.startswith(("d", "prefix."))
+    return 0, 2 if backward else int(tensor == "loss")
+
+
 def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
     result, finding = failure.result, failure.finding
-    lines = [f"{number}. {failure.title}", *_wrapped(finding.sentence)]
+    lines = [f"{number}. {failure.title}"]
+    lines += _wrapped(f"checked here: {result.why}") if result.why else []
+    lines += _wrapped(finding.sentence)
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
     if finding.worst:
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
@@ -260,6 +305,10 @@ def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
         this = f"exactly this {finding.tensor}" if exactly else f"this {finding.tensor}{IN_SINGLE}"
         lines += _wrapped(f"the zoo's {name} gives {this}{lesson}")
         told.add(name)
+    if failure.follow:
+        n = len(failure.follow)
+        values = "and 1 value that depends on it" if n == 1 else f"and {n} values that depend on it"
+        lines += _wrapped(f"{values}: {_some(failure.follow, WIDTH)}")
     if failure.others:
         start = "the same holds for" if finding.kind in PRECISION else "wrong, too, in"
         lines += _wrapped(f"{start} {_some(failure.others, 2 * WIDTH)}")
