@@ -22,6 +22,7 @@ from minprefix.cli import (
     evaluate,
     export,
     generate,
+    gradcheck,
     import_,
     inspect,
     lessons,
@@ -42,7 +43,7 @@ GROUPS = {
     "train": (train, generate, evaluate, compare_methods),
     "keep": (inspect, verify, diff, export, import_),
     "look": (view, step, plot),
-    "check": (check, compare, vectors),
+    "check": (check, gradcheck, compare, vectors),
     "more": (combine, prune),
 }
 

@@ -3,7 +3,7 @@ and where these are right, or nothing can be said of them, its gradients by `gra
 
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +26,8 @@ from minprefix.ops.contract import Array
 
 #: allowed error relative to the largest value, by the precision of the inputs
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "float16": 2e-2}
+
+BY_VALUES = "comparison with the right values"
 
 #: how hints begin that say where, and not what
 VAGUE = ("is right but for", "is a multiple of the right one in each slice")
@@ -51,18 +53,18 @@ def grade(source: Source, spec: str, only: Sequence[str] = ()) -> Report:
         with np.errstate(all="ignore"):  # an overflow shows in the numbers
             case.run()
         for tensor, error in case.report.errors.items():
-            if error >= report.errors.get(tensor, -1.0):
-                report.errors[tensor] = error
-                report.methods[tensor] = case.report.methods[tensor]
+            shown = f"{tensor} in float32" if name == "float32" else tensor
+            if error >= report.errors.get(shown, -1.0):
+                report.errors[shown] = error
+                report.methods[shown] = case.report.methods[tensor]
         for finding in case.report.findings:
             key = (finding.function, finding.tensor, finding.kind)
-            if key in seen:
-                seen[key][1].append(name)
-            else:
-                finding.sentence += f" (case {name}: {why})"
+            if key not in seen:
+                if finding.kind != "not implemented":
+                    finding.sentence += f" (case {name}: {why})"
                 seen[key] = finding, []
-        if any(finding.kind == "not implemented" for finding in case.report.findings):
-            break
+            elif finding.kind != "not implemented":
+                seen[key][1].append(name)
     for finding, others in seen.values():
         if others:
             more = f" and {len(others) - LISTED} more" if others[LISTED:] else ""
@@ -111,34 +113,32 @@ class _Case:
         return made
 
     def run(self) -> None:
-        name, say = self.source.name, self.report.say
+        say, stopped = self.report.say, False
         try:
             self.compute()
         except Broken as error:
-            if isinstance(error.__cause__, NotImplementedError):
-                return say("not implemented", name, "", f"{error.function} is not written yet")
-            if not self.got:
-                return say(error.kind, error.function or name, "", str(error))
-            say(error.kind, error.function or name, "", str(error))
-        found = self._compared()
+            stopped = True
+            missing = isinstance(error.__cause__, NotImplementedError)
+            kind = "not implemented" if missing else error.kind
+            say(kind, error.function, "", "is not written yet" if missing else str(error))
+        found = self._compared() if self.got else []
         self.report.findings += found
         wrong_forward = [f for f in found if f.function == "forward" and f.kind == "value"]
-        if found and not wrong_forward:
-            return None
+        if stopped or (found and not wrong_forward):
+            return
         measured = gradcheck(self.source.forward, self.source.backward, *self.inputs().values(),
                              name=self.source.name, source=self._source())  # fmt: skip
         random = [f for f in measured.findings if f.kind == "nondeterministic"]
         if random and found:
             self.report.findings = random  # its numbers are no function's
-            return None
-        self.report.errors |= measured.errors
-        self.report.methods |= measured.methods
+            return
+        self.report.errors = measured.errors | self.report.errors
+        self.report.methods = measured.methods | self.report.methods
         self.report.findings += measured.findings
         for finding in wrong_forward:
             if measured:
                 fits = "the backward is the gradient of this forward: mend the forward first"
                 finding.hints.append(f"is wrong, and {fits}")
-        return None
 
     def compute(self) -> None:
         """Fill `got` and `right`. Raises Broken."""
@@ -183,14 +183,19 @@ class _Case:
             )
             for finding in grade.findings[before:]:
                 if finding.kind == "value":
-                    self._explain(finding, tensor, piece_name if of_forward else f"d{piece_name}")
+                    shown = piece_name if of_forward else f"d{piece_name}"
+                    self._explain(finding, tensor, shown, dimensions)
+                    self.report.errors[tensor] = grade.errors[tensor]
+                    self.report.methods[tensor] = BY_VALUES
                 elif finding.kind == "shape":
                     finding.hints += _not_summed(got, self.right[tensor])
             if of_forward and len(grade.findings) > before:
                 break  # the gradients of another function are others
         return grade.findings
 
-    def _explain(self, finding: Finding, tensor: str, piece_name: str) -> None:
+    def _explain(
+        self, finding: Finding, tensor: str, piece_name: str, dimensions: Mapping[str, float]
+    ) -> None:
         """The surest hint: a usual mistake, then a general one, then a part of the formula."""
         made, piece = self.inputs(), self.source.piece
         inputs = {name: _double(made[name]) for name in cases.inputs(piece, self.name)}
@@ -200,7 +205,7 @@ class _Case:
         about = (piece, inputs, dout.astype(np.float64), piece_name, got, want, close)
         said = mistake(*about)
         if not said and not (finding.hints and not finding.hints[0].startswith(VAGUE)):
-            said = summand(*about)
+            said = summand(*about, dimensions)
         finding.hints = [said] if said else finding.hints
 
     def _in_precision(self, precision: str) -> Grade:

@@ -1,7 +1,7 @@
 """What the usual mistakes in a piece give, and summands of its formulas, each by its name: the
 reason of a wrong array is looked up here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -301,9 +301,11 @@ def summand(
     got: Array,
     want: Array,
     close: float,
+    dimensions: Mapping[str, float],
 ) -> str:
-    """The part of the formula that is wrong, where one part explains it all, or ""."""
+    """The part of the formula that is wrong, where one part explains it all, or "". `dimensions`:
+    sizes by their letters."""
     named = OF[piece](dout, **inputs).get(tensor, {})
     parts = {said: a for said, a in named.items() if said.startswith(PARTS)}
     letters = cases.AXES[piece].get(tensor.removeprefix("d"), "").split()
-    return next(iter(explain(got, want, parts, letters, tolerance=close)), "")
+    return next(iter(explain(got, want, parts, letters, dimensions, close)), "")

@@ -204,7 +204,7 @@ def conv1d_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     return dx, dweight, dout.sum(axis=(0, 2))
 
 
-# ---- embedding: out[b, t] = table[tokens[b, t]]
+# ---- embedding: out[b, t] = table[tokens[b, t]]      Bengio et al., 2003
 
 
 def embedding(tokens: Array, table: Array) -> tuple[Array, Cache]:

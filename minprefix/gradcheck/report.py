@@ -1,12 +1,17 @@
 """What a check of gradients found, as text for people and as JSON for programs."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minprefix.conformance.check import Finding
 from minprefix.errors import counted
+
+_wrapped = textwrap.TextWrapper(
+    100, "   ", "     ", break_long_words=False, break_on_hyphens=False
+).wrap
 
 
 @dataclass
@@ -32,10 +37,17 @@ class Report:
         return max(self.errors.values(), default=0.0)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, in_full: int | None = None) -> str:
+        """`in_full`: so many findings are explained, and the others get a line each."""
         outcome = f"{counted(len(self.findings), 'finding')}" if self.findings else "passed"
         lines = [f"gradcheck of {self.name}: {outcome}"]
-        for number, finding in enumerate(self.findings, 1):
+        for number, finding in enumerate(self.findings[:in_full], 1):
             lines += ["", *_in_full(number, finding, number == 1)]
+        if rest := self.findings[len(self.findings) if in_full is None else in_full :]:
+            lines += ["", "Also wrong (--all explains them, too):"]
+            lines += [f"  {f.function}: {f.sentence}" for f in rest]
         if self.errors:
             lines.append("")
         wide = max(map(len, self.errors), default=0)
@@ -58,11 +70,11 @@ class Report:
 
 def _in_full(number: int, finding: Finding, with_reproducer: bool) -> Sequence[str]:
     where = f"{finding.function}, {finding.tensor}" if finding.tensor else finding.function
-    lines = [f"{number}. {where}", f"   {finding.sentence}"]
-    lines += [f"   {finding.tensor} {hint}" for hint in finding.hints]
+    said = [finding.sentence, *(f"{finding.tensor} {hint}" for hint in finding.hints)]
     if finding.worst:
         entries = (f"{index} is {got:.9g}, not {want:.9g}" for index, got, want in finding.worst)
-        lines.append(f"   worst: {'; '.join(entries)}")
+        said.append(f"worst: {'; '.join(entries)}")
+    lines = [f"{number}. {where}", *(row for each in said for row in _wrapped(each))]
     if finding.reproducer and with_reproducer:
         lines.append("   to see it, in Python:")
         lines += [f"       {row}" for row in finding.reproducer.splitlines()]

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minprefix.conformance.implementation import module_of
-from minprefix.errors import InputError
+from minprefix.errors import InputError, note
 from minprefix.gradcheck import cases, pieces
+from minprefix.gradcheck.report import Report
 
 #: how people call a function f and its backward
 FORWARDS = ("{f}", "{f}_forward", "{f}_fwd", "forward_{f}")
@@ -18,15 +19,34 @@ BACKWARDS = ("{f}_backward", "{f}_bwd", "{f}_grad", "{f}_vjp", "backward_{f}", "
 
 
 class Source(NamedTuple):
-    """`piece`: the piece of the same name, "" if there is none; `inputs`: the file's own
-    `NAME_inputs`; `asarray` takes NumPy's arrays to the file's kind."""
+    """`name`: the forward's in the file; `piece`: the piece of that name, "" if there is none;
+    `inputs`: the file's own `NAME_inputs`; `asarray` takes NumPy's arrays to the file's kind;
+    `asked`: the name that was asked for; `backward_name`: the backward's in the file."""
 
     name: str
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     piece: str
-    inputs: Callable[[], Any] | None
-    asarray: Callable[[Any], Any] | None
+    inputs: Callable[[], Any] | None = None
+    asarray: Callable[[Any], Any] | None = None
+    asked: str = ""
+    backward_name: str = ""
+
+    def named(self, report: Report) -> Report:
+        """The report, with the functions' own names in it."""
+        names = {"forward": self.name, "backward": self.backward_name}
+        for finding in report.findings:
+            finding.function = names.get(finding.function, finding.function)
+        return report
+
+    def lines(self, spec: str, backward: str | None, shapes: Sequence[str]) -> str:
+        """Python that defines forward, backward and inputs as `gradcheck` was given them."""
+        return (
+            "from minprefix.gradcheck.source import find, inputs_of\n"
+            f"(mine,) = find({spec!r}, {backward!r})\n"
+            "forward, backward = mine.forward, mine.backward\n"
+            f"inputs = inputs_of(mine, {list(shapes)!r})"
+        )
 
 
 def find(spec: str, backward: str | None = None) -> list[Source]:
@@ -42,7 +62,13 @@ def find(spec: str, backward: str | None = None) -> list[Source]:
     if not names:
         said = f"{place} has no function with a backward (rmsnorm and rmsnorm_backward)"
         raise InputError(f"{said}: name them as {place}:FORWARD with --backward NAME")
-    return [_source(module, place, name, None) for name in names]
+    found = []
+    for name in names:
+        try:
+            found.append(_source(module, place, name, None))
+        except InputError as error:  # a class that cannot be made, say
+            note(str(error))
+    return found
 
 
 def piece_of(name: str) -> str:
@@ -56,7 +82,7 @@ def _has_backward(module: Any, name: str, a: Any) -> bool:
     if inspect.isclass(a):
         return a.__module__ == module.__name__ and _is_layer(a)
     here = inspect.isfunction(a) and a.__module__ == module.__name__
-    return here and name not in _of(BACKWARDS, name) and bool(_partner(module, name))
+    return here and bool(_partner(module, name))
 
 
 def _is_layer(a: Any) -> bool:
@@ -85,16 +111,20 @@ def _source(module: Any, place: str, name: str, backward: str | None) -> Source:
         raise InputError(f"{place} has no {name!r}: it has {', '.join(own) or 'no function'}")
     forward: Any = getattr(module, found)
     back: Any
+    shown = found
     if _is_layer(forward) and backward is None:
         forward, back = of_layer(forward, f"{place}:{found}")
+        shown, called = f"{found}.forward", f"{found}.backward"
     else:
-        back = getattr(module, backward or _partner(module, found), None)
+        called = backward or _partner(module, found)
+        back = getattr(module, called, None)
         if not callable(back):
             tried = backward or " or ".join(_of(BACKWARDS, name)[:3])
             said = f"{place} has no {tried}, the backward of {found}"
             raise InputError(f"{said}: write it, or say its name with --backward NAME")
     inputs = getattr(module, f"{name}_inputs", None) or getattr(module, f"{found}_inputs", None)
-    return Source(found, forward, back, piece_of(name), inputs, getattr(module, "asarray", None))
+    asarray = getattr(module, "asarray", None)
+    return Source(shown, forward, back, piece_of(name), inputs, asarray, name, called)
 
 
 # ---- layers: a class, or an object of one -------------------------------------------------------
@@ -170,7 +200,11 @@ def inputs_of(source: Source, shapes: Sequence[str]) -> list[Any] | None:
     elif source.inputs is None:
         return None
     else:
-        made = source.inputs()
+        try:
+            made = source.inputs()
+        except Exception as error:
+            said = f"{source.asked}_inputs() raised {type(error).__name__}: {error}"
+            raise InputError(said.replace("\n", " ")[:300]) from error
         if not isinstance(made, dict):
             return list(made) if isinstance(made, tuple | list) else [made]
         given = made
