@@ -526,7 +526,7 @@ class Past:
         """k, v (NH, hs) of the newest token, in layer i."""
         room = self.store.shape[3]
         if self.length == room:
-            wider = np.empty(
+            wider = np.zeros(
                 (*self.store.shape[:3], 2 * room, self.store.shape[4]), self.store.dtype
             )
             wider[:, :, :, :room] = self.store
