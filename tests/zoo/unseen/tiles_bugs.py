@@ -320,7 +320,7 @@ BUGS = [
                 'dpk, dpv = (work.zeros(n, pk.shape, pk.dtype) for n in ("dpk", "dpv"))',
             )
         ],
-        "reason": "All sequences' prefix gradients are views of one buffer: the last one's is left.",
+        "reason": "All sequences' prefix gradients are views of one buffer: the last one's stays.",
     },
     {
         "name": "heads-by-reshape",
