@@ -112,6 +112,34 @@ def _batch(implementation: Implementation, grade: Grade) -> None:
                 grade.law(_function(name), name, law, got - want, want)
 
 
+def _causality(implementation: Implementation, grade: Grade) -> None:
+    """The last tokens of a sequence exchanged: for keys and values so large that no finite number
+    hides them; and, among scores near -1e11, for keys and values of another draw."""
+    law = "z of a token does not depend on the tokens after it"
+    for common, large in ((0.0, 1e12), (0.0, -1e12), (-1e11, 1.0)):
+        sizes = {"lengths": (6, 3), "slots": (2, 0), "common": common}
+        plain = Case("attention", sizes, seed=4).inputs()
+        moved = dict(plain)
+        later = np.array([4, 5, 8])
+        for name in "kv":
+            moved[name] = plain[name].copy()
+            moved[name][later] *= -large
+        want, got = (_seen(implementation, i) for i in (plain, moved))
+        before = np.setdiff1d(np.arange(9), later)
+        where = f", scores near {common:.0e}" if common else f", which are {large:.0e} times"
+        off = got[before] - want[before]
+        # so far down, scores that differ by 1e-5 are the same number
+        tolerance = 1e-4 if common else 1e-10
+        grade.law("attention", "z", law + where, off, want[before], tolerance)
+
+
+def _seen(implementation: Implementation, i: dict[str, Any]) -> Array:
+    """z of copies of these inputs."""
+    own = implementation.arguments(i)
+    result = implementation.call("attention", *(own[a] for a in ARGUMENTS["attention"]))
+    return numbers(implementation, "attention", result)["z"]
+
+
 # law 6, P = 0 is plain GPT-2, stands in the cases `no-prefix`: there is no call without a prefix to
 # compare with
 LAWS: dict[str, tuple[str, Callable[[Implementation, Grade], None]]] = {
@@ -126,6 +154,10 @@ LAWS: dict[str, tuple[str, Callable[[Implementation, Grade], None]]] = {
     "attention/law-prompt": (
         "law 7: a prefix of the keys and values of tokens equals those tokens",
         _prompt,
+    ),
+    "attention/law-causality": (
+        "law 9: a token does not see those after it, whatever numbers they are",
+        _causality,
     ),
     "attention/law-batch": ("law 8: a sequence of a batch is what it is alone", _batch),
 }

@@ -2,19 +2,72 @@
 that was returned changes, and the same numbers give the same results."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minprefix.conformance.cases import Case, axes, flatten, numbers
-from minprefix.conformance.check import Grade
+from minprefix.conformance.cases import Case, axes, numbers, owner
+from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, TENSORS
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.conformance.kept import arrays_in, litter, written
-from minprefix.conformance.op_checks import expected_of, results_of
+from minprefix.conformance.op_checks import expected_of, results_of, tensors
 from minprefix.ops.contract import Array
+
+# ---- the same numbers again ---------------------------------------------------------------------
+
+#: kinds of findings about numbers: of two calls that differ no more is said
+NUMBERS = ("value", "not finite", "precision", "law", "derivative", "shared")
+
+NONDETERMINISTIC = (
+    "Is something drawn at random, never set (np.empty) or kept from one call to the next?"
+)
+
+
+def steady(
+    case: Case,
+    run: Callable[[Implementation, Grade], None],
+    implementation: Implementation,
+    grade: Grade,
+) -> None:
+    """A check of an op; where numbers are wrong, that a function gives other ones each time is said
+    in their place. `case`: the numbers that it is asked again with."""
+    run(implementation, grade)
+    if implementation.in_a_hurry or not any(f.kind in NUMBERS for f in grade.findings):
+        return
+    varies = _varying(implementation, case)
+    if not varies or any(f.kind == "nondeterministic" for f in grade.findings):
+        return
+    (name, apart), *_ = varies.items()
+    function = owner(case.op, name)
+    concerned = FUNCTIONS[case.op] if function == case.op else (function,)
+    said = (
+        f"{name} of calls with the same numbers differs by {apart:.2g} of its largest value. "
+        f"{NONDETERMINISTIC}"
+    )
+    others = [f for f in grade.findings if f.kind not in NUMBERS or f.function not in concerned]
+    grade.findings[:] = [*others, Finding(function, name, "nondeterministic", said, apart)]
+
+
+def _varying(implementation: Implementation, case: Case) -> dict[str, float]:
+    """The tensors that are not the same in each of four calls, in order, and how far apart."""
+    several: list[dict[str, Array]] = []
+    with contextlib.suppress(Broken, NotOffered):
+        for _ in range(4):
+            several.append(tensors(implementation, case, Grade()))
+    found, right = {}, case.expected(implementation)
+    for name, a in several[0].items() if several else ():
+        alike = [t[name] for t in several if name in t and t[name].shape == a.shape]
+        if name in right and right[name].shape == a.shape:
+            scale = float(np.abs(right[name]).max(initial=0.0)) or 1.0
+            apart = max(relative_error((b - a) / scale, np.zeros_like(a)) for b in alike)
+            if apart > 100 * case.tolerance():
+                found[name] = apart
+    return found
+
 
 # ---- two calls ----------------------------------------------------------------------------------
 
@@ -22,36 +75,45 @@ from minprefix.ops.contract import Array
 def two_calls(op: str, implementation: Implementation, grade: Grade) -> None:
     """The model calls an op in every layer before it calls the first backward."""
     cases = {"second": Case(op, seed=2), "first": Case(op, seed=1)}
-    inputs = {which: implementation.arguments(case.inputs()) for which, case in cases.items()}
+    calls = {
+        which: _Call(case, implementation.arguments(case.inputs())) for which, case in cases.items()
+    }
     for function in FUNCTIONS[op]:
         try:
-            raw = _in_turn(implementation, op, function, inputs)
+            for call in list(calls.values())[:: -1 if function == op else 1]:
+                _in_turn(implementation, call, function)
         except NotOffered as error:
             grade.not_implemented.append(str(error))
             continue
-        for which, result in raw.items():
-            expected = expected_of(cases[which], implementation)
-            for name, value in numbers(implementation, function, result).items():
-                if not name.startswith("cache.") and name in expected.tensors:
-                    where, letters = f" of the {which} of two calls", axes(function, name)
-                    grade.compare(function, name, value, expected, letters, where=where)
+        for which, call in calls.items():
+            expected = expected_of(call.case, implementation)
+            for name, value in numbers(implementation, function, call.raw[function]).items():
+                if name.startswith("cache.") or name not in expected.tensors:
+                    continue
+                where, letters = f" of the {which} of two calls", axes(function, name)
+                before = len(grade.findings)
+                grade.compare(function, name, value, expected, letters, where=where)
+                first, most = call.copies[name], max(expected.tolerance, grade.single)
+                for finding in grade.findings[before:]:
+                    if first.shape == value.shape and relative_error(
+                        first, expected.tensors[name]
+                    ) <= max(most, 0.1 * grade.errors[name + where]):
+                        finding.hints.insert(0, OVERWRITTEN)
 
 
-def _in_turn(
-    implementation: Implementation, op: str, function: str, inputs: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """The function on each of the inputs, which keep the cache that it gives: the forwards first
-    to last, the rest last to first, as the model does."""
-    raw = {}
-    for which in list(inputs)[::-1] if function == op else list(inputs):
-        own = inputs[which]
-        if "cache" in ARGUMENTS[function] and "cache" not in own:
-            raise NotOffered(op)
-        raw[which] = implementation.call(function, *(own[a] for a in ARGUMENTS[function]))
-        if any(name.startswith("cache") for name in TENSORS[function]):
-            flatten(function, raw[which])  # raises if there is no cache
-            own["cache"] = raw[which][1]
-    return raw
+OVERWRITTEN = "was right when the call returned, and the other call wrote into it"
+
+
+def _in_turn(implementation: Implementation, call: "_Call", function: str) -> None:
+    """The function on the inputs of a call, which keeps what it gives. Raises NotOffered and
+    Broken."""
+    if "cache" in ARGUMENTS[function] and "cache" not in call.own:
+        raise NotOffered(call.case.op)
+    result = implementation.call(function, *(call.own[a] for a in ARGUMENTS[function]))
+    call.raw[function] = result
+    call.copies |= numbers(implementation, function, result)
+    if any(name.startswith("cache") for name in TENSORS[function]):
+        call.own["cache"] = result[1]
 
 
 # ---- many calls ---------------------------------------------------------------------------------
@@ -175,11 +237,6 @@ def _others(implementation: Implementation, op: str) -> None:
             with contextlib.suppress(Broken):
                 call = _Call(case, implementation.arguments(case.inputs()))
                 _call(implementation, call, FUNCTIONS[other], set())
-
-
-NONDETERMINISTIC = (
-    "Is something drawn at random, never set (np.empty) or kept from one call to the next?"
-)
 
 
 def _judge(

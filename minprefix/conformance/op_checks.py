@@ -1,5 +1,6 @@
 """The checks of the ops level that compare with the reference, each op's forward and backward, case
-by case; and derivatives. `by_hand` and `laws` need no reference, `op_calls` calls more than once."""
+by case; and derivatives. `by_hand` and `laws` need no reference; `op_calls` calls more than
+once."""
 
 import contextlib
 import math

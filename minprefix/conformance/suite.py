@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 from minprefix.conformance import cases, problems
 from minprefix.conformance.by_hand import by_hand
+from minprefix.conformance.cases import Case
 from minprefix.conformance.check import PRECISION, Check, Grade, Result
 from minprefix.conformance.contract import ARGUMENTS, LEVELS, WHOLE
 from minprefix.conformance.implementation import NO_HYPOTHESIS, Implementation, NotOffered
@@ -16,7 +17,7 @@ from minprefix.conformance.laws import LAWS
 from minprefix.conformance.method_checks import METHOD_CHECKS
 from minprefix.conformance.model_checks import MODEL_LAWS, ask
 from minprefix.conformance.module_checks import module_checks
-from minprefix.conformance.op_calls import many_calls, two_calls
+from minprefix.conformance.op_calls import many_calls, steady, two_calls
 from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import derivative, grade_case
 from minprefix.conformance.problems import QUESTIONS, answer
@@ -31,24 +32,29 @@ def all_checks() -> dict[str, Check]:
     checks: list[Check] = []
     pencil = "numbers that one can work out with a pencil"
     again = "each function twice in a row: nothing is shared between calls"
-    many = (
-        "14 calls, alike and unlike: nothing that was returned changes, the same numbers give the "
-    )
-    many += "same, and parameters are read anew"
+    many = "14 calls, alike and unlike: what was returned stays, and parameters are read anew"
     slope = "the backward is the derivative of this very forward, by central differences"
     drawn = "that hypothesis draws, and the smallest that fails"
     shapes = f"{cases.DRAWS} shapes, seeds and layouts {drawn}"
     for op, named in CASES.items():
-        for name, (why, _) in named.items():
-            checks.append(Check(f"{op}/{name}", why, partial(grade_case, case_of(op, name))))
-        checks += [
-            Check(f"{op}/by-hand", pencil, partial(by_hand, op)),
-            Check(f"{op}/two-calls", again, partial(two_calls, op)),
-            Check(f"{op}/many-calls", many, partial(many_calls, op)),
-            Check(f"{op}/derivative", slope, partial(derivative, op)),
-            *(Check(id_, *law) for id_, law in LAWS.items() if id_.startswith(f"{op}/")),
-            Check(f"{op}/drawn", shapes, partial(_draw, "grade_op", op)),
+        of_op: list[tuple[str, str, Callable[[Implementation, Grade], None]]] = [
+            (name, why, partial(grade_case, case_of(op, name))) for name, (why, _) in named.items()
         ]
+        of_op += [
+            ("by-hand", pencil, partial(by_hand, op)),
+            ("two-calls", again, partial(two_calls, op)),
+            ("many-calls", many, partial(many_calls, op)),
+            ("derivative", slope, partial(derivative, op)),
+            *(
+                (id_.partition("/")[2], *law)
+                for id_, law in LAWS.items()
+                if id_.startswith(f"{op}/")
+            ),
+            ("drawn", shapes, partial(_draw, "grade_op", op)),
+        ]
+        for name, why, run in of_op:
+            case = case_of(op, name) if name in named else Case(op)
+            checks.append(Check(f"{op}/{name}", why, partial(steady, case, run)))
     whole = [Check(id_, why, partial(ask, id_)) for id_, (why, _) in QUESTIONS.items()]
     whole += [Check(id_, *each) for id_, each in (MODEL_LAWS | METHOD_CHECKS).items()]
     models = f"{problems.DRAWS} models and batches {drawn}"

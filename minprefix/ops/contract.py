@@ -24,6 +24,16 @@ Kept or consumed
     its `*_backward`. What a cache holds of the model's own (gain, prefix_k, prefix_v, offsets,
     targets, weights) is kept even then.
 
+Whose memory
+    A result is the caller's: it shares memory with no other result, with no argument that is kept
+    and with nothing that a later call writes into. It may take the place of a consumed argument. A
+    cache may hold arguments and results as they are: the model leaves them alone until the last
+    backward that takes the cache, and may change any array after it. So an implementation may keep
+    nothing by the identity of an array: an optimizer changes the same weights in place.
+
+    The same numbers give the same results to rounding, however often and in whatever order the
+    functions are called.
+
 Laws
     They hold to rounding for every implementation and need no oracle. They cannot see a missing
     scale or a flipped sign; only a comparison with other gradients can.
@@ -38,6 +48,8 @@ Laws
     6. P = 0 is plain GPT-2.
     7. A prefix of the keys and values of real tokens equals prompting with those tokens.
     8. The gradient of a batch (reduction "sum") is the sum of the gradients of its sequences.
+    9. attention: what a token sees does not change with the tokens after it, however large they
+       are.
 """
 
 from collections.abc import Sequence
