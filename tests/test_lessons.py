@@ -424,6 +424,46 @@ def test_an_exercise_on_the_rivals_is_graded_by_its_own_checks(capsys):
     assert "lora_backward returns ndarray: expected dx, dA, dB" in said
 
 
+def test_a_function_that_tells_its_steps_learns_the_first_wrong_one(capsys):
+    code = next(code for code in solutions(LESSONS[4]) if "attention_backward" in code)
+    told = code.replace("(dz, cache):", "(dz, cache, record):").replace("grade(attention", "# (")
+    for step in ("dvalues", "dpattern", "row_sum", "dscores", "dkeys"):
+        told = re.sub(
+            rf"^( +{step} = )(.*?)(  #.*)?$", rf'\1record("{step}", \2)\3', told, flags=re.M
+        )
+    mistakes = {
+        "dscores": (" - row_sum)", ")"),
+        "dkeys": ("@ q / hs**0.5", "@ q"),
+        "row_sum": ("(dpattern * pattern).sum(", "(dpattern * pattern)[..., P:].sum("),
+    }
+
+    def said_of(code):
+        names = vars(ran(LESSONS[4]).main).copy()
+        exec(code, names)
+        capsys.readouterr()
+        grade(names["attention_backward"], only="usual")
+        return " ".join(capsys.readouterr().out.split())
+
+    all_right = "attention_backward, step by step: all 10 steps that it tells are right"
+    assert said_of(told).endswith(all_right)
+    for step, (old, new) in mistakes.items():
+        assert told.count(old) == 1
+        said = said_of(told.replace(old, new))
+        assert f"1. attention_backward, {step}[0] " in said
+        assert "dvalues[0]" in said.split(f"{step}[0] (")[1].split(" right")[0]
+        assert " failed" in said
+
+
+def test_only_functions_with_known_steps_are_graded_by_them(capsys):
+    def gelu_backward(dout, cache, record):
+        return dout * record("slope", cache.tanh)
+
+    grade(gelu_backward)
+    said = capsys.readouterr().out
+    assert "gelu_backward has an argument record, but only attention and attention_backward" in said
+    assert "off by" in said
+
+
 def test_the_line_of_a_notebooks_cell_is_named(capsys):
     names = {}
     code = "def gelu_backward(dout, cache):\n    return dout * tanhh\n"

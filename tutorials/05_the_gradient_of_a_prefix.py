@@ -333,6 +333,11 @@ assert unsound[-1] < 0.3 * unsound[0], "it falls, too"
 # $(NH, P, hs)$, where $P$ may differ from one to the next, and `cache.pattern` $(NH, T, P+T)$.
 # Return `dq, dk, dv, dprefix_k, dprefix_v`, shaped like what they are gradients of. (Write
 # `hs**0.5`, as in lesson 4: float32 has to stay float32.)
+#
+# Where the report names a wrong gradient and you do not see why, let the function tell its steps.
+# Give it a third argument, `record`, and write `record("dscores", dscores)` where that step is
+# computed, for each sequence. `grade` compares `dvalues`, `dpattern`, `row_sum`, `dscores`, `dkeys`
+# and `dq`, heads first as above, and names the first that is wrong.
 
 # %%
 from minprefix.lessons import grade

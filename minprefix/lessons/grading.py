@@ -1,9 +1,11 @@
 """An exercise's function, graded by the reference suite."""
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,8 @@ from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, TENSORS
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
-from minprefix.lessons import rivals
+from minprefix.gradcheck.steps import takes_record
+from minprefix.lessons import rivals, steps
 
 ALSO = 5  # so many consequences of the first mistakes get a line
 LEVEL_OF = {
@@ -44,11 +47,16 @@ class Interruptible(Implementation):
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
     """Print the suite's report on these functions. Each has a name of the contract
     (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`, or one of `rivals`
-    (`lora_backward`, ...). `only`: run the checks
-    whose id contains it. Raises InputError for a name that the contract does not have, for two
-    functions of one name, and for an `only` that leaves nothing to grade.
+    (`lora_backward`, ...). `only`: run the checks whose id contains it. A function that has an
+    argument `record` tells its steps, and the first wrong one is named (see `steps`).
+
+    Raises InputError for a name that the contract does not have, for two functions of one name, and
+    for an `only` that leaves nothing to grade.
     """
     print(said(results(*functions, only=only), functions))
+    for function in functions:
+        if takes_record(function):
+            print(f"\n{steps.said(function)}")
 
 
 def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
@@ -74,7 +82,8 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
     if not named:
         ids = ", ".join(check.id for check in checks)
         raise InputError(f"only={only!r} is in no check of {', '.join(names)}: they are {ids}")
-    yours = Interruptible(SimpleNamespace(**dict(zip(names, functions, strict=True))), "yours")
+    plain = dict(zip(names, map(_without_record, functions), strict=True))
+    yours = Interruptible(SimpleNamespace(**plain), "yours")
     found = run(yours, named, zoo=True)
     for result in found:
         missing = [said.split(":")[0] for said in result.not_implemented]
@@ -82,6 +91,21 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         for finding in result.findings:
             finding.reproducer = ""  # it would load a file; a notebook's function is in none
     return found
+
+
+def _without_record(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as the suite calls it, which asks for no steps."""
+    if not takes_record(function):
+        return function
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        return function(*arguments, record=lambda name, value: value)
+
+    signature = inspect.signature(function)
+    rest = [p for p in signature.parameters.values() if p.name != "record"]
+    vars(call)["__signature__"] = signature.replace(parameters=rest)
+    return call
 
 
 def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
