@@ -12,7 +12,7 @@ from minprefix.conformance import cases, problems
 from minprefix.conformance.cases import Case
 from minprefix.conformance.check import Grade, reference_in
 from minprefix.conformance.clock import DRAWN
-from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.implementation import Implementation, NotOffered
 from minprefix.conformance.model_checks import grade_question
 from minprefix.conformance.op_checks import grade_case
 from minprefix.conformance.problems import drawn_question
@@ -94,7 +94,12 @@ def grade_op(op: str, implementation: Implementation, grade: Grade) -> None:
 
 def grade_model(implementation: Implementation, grade: Grade) -> None:
     def once(mine: Implementation, drawn: Drawn, into: Grade) -> None:
-        grade_question(drawn_question(drawn["sizes"]), mine, into)
+        try:
+            grade_question(drawn_question(drawn["sizes"]), mine, into)
+        except NotOffered as error:  # of this draw: a head of its own, say
+            grade.not_implemented.append(str(error))
+        if mine is implementation:  # there may be no errors in the last draw
+            grade.errors |= into.errors
 
     strategies = {"sizes": DRAWN_PROBLEMS}
     _until_one_fails(implementation, grade, strategies, problems.DRAWS, once)

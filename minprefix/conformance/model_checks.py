@@ -94,8 +94,8 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         grade.compare(function, name, got, expected, letters, reproducer=shown)
     if any(f.kind in ("value", "not finite") for f in grade.findings):
         _blame_the_call(question, before, found, implementation, grade)
-    place_of = getattr(implementation.functions, "place_of", None)
-    if place_of and grade.findings and (said := place_of(grade.findings[0].tensor)):
+    hint = getattr(implementation.functions, "hint", None)  # a module's: where in it this is
+    if hint and grade.findings and (said := hint(grade.findings[0].tensor)):
         grade.findings[0].hints.insert(0, said)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minprefix.conformance.adapters.labels import mistake
 from minprefix.conformance.adapters.layouts import checked
 from minprefix.conformance.adapters.one_run import Run
 from minprefix.conformance.adapters.places import Watch, check_names, places, trusted, value_of
@@ -60,6 +61,7 @@ class ModuleUnderTest:
         self.layout = checked(self.layout) if self.layout else ""
         self._takes_length = _takes_length(self.build, self.name)
         self._modules: dict[tuple[Any, ...], Prefixed] = {}
+        self._labelled: list[tuple[Array, Array, float]] = []  # see `labels.mistake`
         self._wrong: dict[str, bool] = {}  # tensor -> whether it was, in the last answer
         if self.dtype == "float32":  # the suite asks it what it made of the numbers
             self.asarray: Any = _in_single
@@ -69,6 +71,7 @@ class ModuleUnderTest:
     # ---- the functions of the contract ----------------------------------------------------------
 
     def run_model(self, problem: ModelProblem) -> dict[str, Array]:
+        self._labelled.clear()
         watch = Watch(self.name)
         with self._calling(problem) as run, contextlib.closing(watch):
             for rows in run.groups(self.entry):
@@ -141,6 +144,7 @@ class ModuleUnderTest:
 
     def run_labels(self, problem: ModelProblem) -> dict[str, Array]:
         """The module's own loss, with labels of -100 where nothing is predicted."""
+        self._labelled.clear()
         with self._calling(problem) as run:
             for b, start in enumerate(problem.loss_from):
                 prefixed, ids = run.prefixed(b), run.ids([b])
@@ -151,7 +155,10 @@ class ModuleUnderTest:
                 more = run.positions(b, ids.shape[1]) | {"labels": labels}
                 if n > 0:
                     output = prefixed(ids, run.kv([b]), self.entry, **more)
-                    run.total, run.count = run.total + n * loss_of(output), run.count + n
+                    loss = loss_of(output)
+                    run.total, run.count = run.total + n * loss, run.count + n
+                    logits = prefixed.logits(output)[0].detach().double().numpy()
+                    self._labelled.append((logits, labels[0].numpy(), loss.item()))
             return run.finished()
 
     def _whole(self, ids: Tensor) -> dict[str, Tensor]:
@@ -178,9 +185,11 @@ class ModuleUnderTest:
             wrong[name] = got.shape != right[name].shape or relative_error(got, right[name]) > most
         return {name: found[name] for name in trusted(names, wrong, asked)}
 
-    def place_of(self, tensor: str) -> str:
-        """Where in the module a tensor of the suite is, and which was the last right one before it,
-        in words; empty where it is not known."""
+    def hint(self, tensor: str) -> str:
+        """Where in the module the tensor of the suite is that was found wrong, and which was the
+        last right one before it, in words; empty where it is not known."""
+        if self._labelled:
+            return mistake(self._labelled) if tensor == "loss" else ""
         here = self._place(tensor)
         if not here:
             return ""

@@ -74,10 +74,7 @@ class Run:
         if offset == self.P(b):
             return {}
         if not (prefixed := self.prefixed(b)).takes_positions:
-            raise NotImplementedError(
-                f"{prefixed.without_positions}, which would put the first token after {self.P(b)} "
-                f"slots at position {offset}"
-            )
+            raise NotImplementedError(prefixed.without_positions)
         return {"position_ids": torch.arange(T)[None] + offset + after}
 
     def masked(self, rows: Sequence[int], real: Tensor, mask: str, left: bool) -> dict[str, Tensor]:

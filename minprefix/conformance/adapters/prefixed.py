@@ -57,7 +57,7 @@ class Prefixed:
         self.tokens = "input_ids" if "input_ids" in self.takes else ""
         self.takes_positions = "position_ids" in self.takes and not self.is_peft
         who = "PEFT ignores" if self.is_peft else "forward takes no"
-        self.without_positions = f"{who} position_ids"
+        self.without_positions = f"{who} position_ids, which would put the tokens elsewhere"
 
     def can_leave_out(self, argument: str) -> bool:
         parameter = inspect.signature(self.base.forward).parameters[argument]
@@ -132,8 +132,8 @@ class Prefixed:
     def logits(self, output: Any) -> Tensor:
         """(B, T, V), whatever the module gives."""
         found = _field(output, ("logits",))
-        if found is None and isinstance(output, tuple | list):
-            found = output[0]
+        if found is None and isinstance(output, tuple | list):  # after a loss, perhaps
+            found = next((a for a in output if getattr(a, "ndim", 0) == 3), output[0])
         found = output if found is None else found
         if not hasattr(found, "requires_grad") or found.dim() != 3:
             shape = f" {tuple(found.shape)}" if hasattr(found, "shape") else ""
