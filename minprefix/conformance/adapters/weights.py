@@ -41,7 +41,7 @@ class Home:
 
 # ---- by name ------------------------------------------------------------------------------------
 
-_MLP, _ATTENTION = r"mlp|ff|feed|fc_?\d?|linear\d|dense_", r"att"
+_MLP, _ATTENTION = r"mlp|ff|feed|fc_?|linear(?=\d)|dense_", r"att"
 
 #: what stands behind a block's number -> the layer of GPT-2, and the third of `attn.c_attn`
 _IN_BLOCK: tuple[tuple[str, str, int | None], ...] = (
