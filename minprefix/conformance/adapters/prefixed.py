@@ -52,16 +52,14 @@ class Prefixed:
         self.module, self.config = module, config
         self.is_peft = hasattr(module, "prompt_encoder") and hasattr(module, "get_base_model")
         self.base = module.get_base_model() if self.is_peft else module
-        signature = inspect.signature(self.base.forward).parameters
-        self.takes = {n for n, p in signature.items() if p.kind not in _VARIABLE}
+        self.takes = _arguments(type(self.base))
         self.tokens = "input_ids" if "input_ids" in self.takes else ""
         self.takes_positions = "position_ids" in self.takes and not self.is_peft
         who = "PEFT ignores" if self.is_peft else "forward takes no"
         self.without_positions = f"{who} position_ids, which would put the tokens elsewhere"
 
     def can_leave_out(self, argument: str) -> bool:
-        parameter = inspect.signature(self.base.forward).parameters[argument]
-        return parameter.default is not inspect.Parameter.empty
+        return self.takes[argument].default is not inspect.Parameter.empty
 
     def entries(self, P: int, name: str, layout: str) -> list[Entry]:
         """The ways to try, for P slots. `name`: the argument's or the parameter's, `layout`: its
@@ -69,7 +67,13 @@ class Prefixed:
         layouts = [layout] if layout else []
         if self.is_peft:
             return [Entry(self._of_peft(), "P L*2*NH*hs", True, "T")]
-        arguments = [name] if name in self.takes else [] if name else _in_order(self.takes)
+        arguments = (
+            [name]
+            if name in self.takes
+            else []
+            if name
+            else [n for n in ARGUMENTS if n in self.takes]
+        )
         found = [
             Entry(n, each)
             for n in arguments
@@ -147,8 +151,18 @@ class Prefixed:
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _in_order(takes: object) -> list[str]:
-    return [n for n in ARGUMENTS if n in takes]  # type: ignore[operator]
+def _arguments(kind: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a module's forward; where it hands **others on, those of the class above,
+    too."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in kind.__mro__:
+        if "forward" in vars(each):
+            given = inspect.signature(vars(each)["forward"]).parameters
+            own = {n: p for n, p in list(given.items())[1:] if p.kind not in _VARIABLE}
+            found = own | found
+            if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in given.values()):
+                break
+    return found
 
 
 def _dtype(prefixed: Prefixed) -> Any:

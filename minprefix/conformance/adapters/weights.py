@@ -6,6 +6,7 @@ A checkpoint keeps a linear layer's weight as (in, out), as transformers' `Conv1
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -217,7 +218,7 @@ def _numbers(t: Tensor) -> tuple[Any, ...]:
 def layers_found(module: Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
     """GPT-2's layer ("h.2.attn.c_proj", "h.2.attn.c_attn.0" for the queries' own, "ln_f") -> the
     path of its module. A layer whose numbers are not the checkpoint's is looked for where the other
-    blocks have it, and by its name after that."""
+    blocks have it, and by its name after that. A module that is several layers in one is none."""
     found: dict[str, str] = {}
     for homes in (homes_by_value(module, weights), homes_by_name(module, weights)):
         at = dict[str, str]()
@@ -230,7 +231,8 @@ def layers_found(module: Module, weights: Mapping[str, Tensor]) -> dict[str, str
         for layer, path in _as_in_other_blocks(found, weights).items():
             if _exists(module, path):
                 found.setdefault(layer, path)
-    return found
+    often = Counter(found.values())
+    return {layer: path for layer, path in found.items() if often[path] == 1}
 
 
 def _as_in_other_blocks(found: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, str]:
