@@ -31,34 +31,62 @@ def _record(**fields: Any) -> st.SearchStrategy[Drawn]:
     return st.fixed_dictionaries({name: strategy(given) for name, given in fields.items()})
 
 
-def _sequences(length: tuple[int, int], number: tuple[int, int], most: int) -> Any:
-    """Up to `most` sequences: a length, and a number that goes with it."""
-    return st.lists(
-        st.tuples(st.integers(*length), st.integers(*number)), min_size=1, max_size=most
-    )
+def _size(least: int, most: int, *large: int) -> "st.SearchStrategy[int]":
+    """Mostly small, and one in four times one of the large ones, which no block divides."""
+    small = st.integers(least, most)
+    return st.one_of(small, small, small, st.sampled_from(large))
+
+
+def _sequences(length: Any, number: Any, most: int) -> Any:
+    """Up to `most` sequences: a length, and a number that goes with it; ranges, or strategies."""
+    pair = (st.integers(*each) if isinstance(each, tuple) else each for each in (length, number))
+    return st.lists(st.tuples(*pair), min_size=1, max_size=most)
 
 
 #: no draw grades mere rounding: what nearly cancels (a layernorm over two columns) or underflows (a
 #: softmax far out, which may be all of a small tensor) differs between implementations that are
 #: right
 DRAWN_SIZES: dict[str, st.SearchStrategy[Drawn]] = {
-    "embed": _record(N=(1, 12), C=(1, 6), V=(1, 9), n_positions=(1, 9)),
-    "layernorm": _record(
-        N=(1, 6), C=(3, 16), centre=[0.0, 1.0, -20.0], spread=[1e-3, 1.0, 1e3], eps=[1e-5, 1e-2]
+    "embed": _record(
+        N=_size(1, 12, 65, 301),
+        C=_size(1, 6, 33, 130),
+        V=_size(1, 9, 300, 1030),
+        n_positions=_size(1, 9, 300),
+        ends=st.booleans(),
     ),
-    "linear": _record(N=(1, 6), n_in=(1, 8), n_out=(1, 8), bias=st.booleans()),
-    "gelu": _record(N=(1, 6), F=(1, 12), spread=[0.01, 1.0, 10.0]),
-    "attention": _sequences((1, 8), (0, 6), most=4).flatmap(
+    "layernorm": _record(
+        N=_size(1, 6, 65, 130),
+        C=_size(3, 16, 33, 130, 513),
+        centre=[0.0, 1.0, -20.0],
+        spread=[1e-3, 1.0, 1e3],
+        eps=[1e-5, 1e-2],
+        fresh=st.booleans(),
+    ),
+    "linear": _record(
+        N=_size(1, 6, 33, 70),
+        n_in=_size(1, 8, 33, 70),
+        n_out=_size(1, 8, 33, 70),
+        bias=st.booleans(),
+    ),
+    "gelu": _record(N=_size(1, 6, 65, 130), F=_size(1, 12, 33, 513), spread=[0.01, 1.0, 10.0]),
+    "attention": _sequences(_size(1, 8, 17, 33, 70), _size(0, 6, 17, 40, 70), most=4).flatmap(
         lambda pairs: _record(
             lengths=st.just(tuple(T for T, _ in pairs)),
             slots=st.just(tuple(P for _, P in pairs)),
-            heads=(1, 4),
-            head_size=(1, 9),
+            heads=_size(1, 4, 9),
+            head_size=_size(1, 9, 17, 33),
             spread=[0.1, 1.0, 2.0],
+            rounded=st.booleans(),
+            silent=st.booleans(),
         )
     ),
     "cross_entropy": _record(
-        M=(1, 8), V=(2, 16), spread=[0.1, 1.0, 2.0], weights=["random", "mean"]
+        M=_size(1, 8, 65, 130),
+        V=_size(2, 16, 130, 1030),
+        spread=[0.1, 1.0, 2.0],
+        weights=["random", "mean", "some"],
+        rounded=st.booleans(),
+        ends=st.booleans(),
     ),
 }
 

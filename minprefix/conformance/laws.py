@@ -126,7 +126,9 @@ def _causality(implementation: Implementation, grade: Grade) -> None:
             moved[name][later] *= -large
         want, got = (_seen(implementation, i) for i in (plain, moved))
         before = np.setdiff1d(np.arange(9), later)
-        where = f", scores near {common:.0e}" if common else f", which are {large:.0e} times"
+        where = (
+            f", scores near {common:.0e}" if common else f" and become {large:.0e} times as large"
+        )
         off = got[before] - want[before]
         # so far down, scores that differ by 1e-5 are the same number
         tolerance = 1e-4 if common else 1e-10
