@@ -167,7 +167,7 @@ def test_a_prefix_that_a_step_does_not_use_is_moved_all_the_same():
 
     assert found_by("training/two-prefixes", run_training=run_training) == []
     found = found_by("training/unused-prefix", run_training=run_training)
-    assert found[0] == ("run_training", "step.0.prefix.2.kv", "value")
+    assert found[0] == ("run_training", "step.0.prefix.0.kv", "value")
 
 
 # ---- what is given stays as it was --------------------------------------------------------------

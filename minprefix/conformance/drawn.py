@@ -97,7 +97,9 @@ DRAWN_PROBLEMS: st.SearchStrategy[Drawn] = _sequences((1, 6), (0, 1), most=3).fl
         loss_from=st.just((*(max(1, T // 2) for T, _ in pairs), 1)),
         prefix_of=st.just((*(j for _, j in pairs), 0)),
         slots=st.tuples(st.integers(0, 4), st.integers(1, 4)),
+        position_offsets=st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9))),
         reduction=["mean", "sum"],
+        need=["prefix", "all"],
         config=_record(
             n_layer=(1, 3),
             n_head=[1, 2, 5],
@@ -107,6 +109,25 @@ DRAWN_PROBLEMS: st.SearchStrategy[Drawn] = _sequences((1, 6), (0, 1), most=3).fl
         ),
         seed=(0, 99),
     )
+)
+
+#: arguments of `training_problem`
+DRAWN_TRAININGS: st.SearchStrategy[Drawn] = _record(
+    kinds=[("flat",), ("mlp",), ("flat", "mlp"), ("mlp", "flat", "flat")],
+    n_steps=(2, 4),
+    micro_batches=(1, 2),
+    rotate=st.booleans(),
+    config=_record(
+        n_layer=(1, 2), tie_word_embeddings=st.booleans(), layer_norm_epsilon=[1e-5, 1e-2]
+    ),
+    lr=[0.01, 0.1],
+    warmup=(0, 1),
+    beta1=[0.5, 0.9],
+    beta2=[0.9, 0.999],
+    eps=[1e-8, 1e-3],
+    weight_decay=[0.0, 0.1],
+    clip=[None, 0.2, 1e6],
+    seed=(0, 99),
 )
 
 
@@ -120,17 +141,17 @@ def grade_op(op: str, implementation: Implementation, grade: Grade) -> None:
     _until_one_fails(implementation, grade, strategies, cases.DRAWS, once)
 
 
-def grade_model(implementation: Implementation, grade: Grade) -> None:
+def grade_whole(function: str, implementation: Implementation, grade: Grade) -> None:
     def once(mine: Implementation, drawn: Drawn, into: Grade) -> None:
         try:
-            grade_question(drawn_question(drawn["sizes"]), mine, into)
+            grade_question(drawn_question(function, drawn["sizes"]), mine, into)
         except NotOffered as error:  # of this draw: a head of its own, say
             grade.not_implemented.append(str(error))
         if mine is implementation:  # there may be no errors in the last draw
             grade.errors |= into.errors
 
-    strategies = {"sizes": DRAWN_PROBLEMS}
-    _until_one_fails(implementation, grade, strategies, problems.DRAWS, once)
+    sizes = DRAWN_TRAININGS if function == "run_training" else DRAWN_PROBLEMS
+    _until_one_fails(implementation, grade, {"sizes": sizes}, problems.DRAWS, once)
 
 
 def _until_one_fails(

@@ -68,7 +68,7 @@ def method_problem(
     )  # fmt: skip
 
 
-_APART: dict[str, Any] = {"tie_word_embeddings": False, "n_inner": 14}
+_APART: dict[str, Any] = {"tie_word_embeddings": False, "n_inner": 14, "layer_norm_epsilon": 1e-2}
 _ALL = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 #: name -> why, and the arguments of `method_problem`
@@ -79,7 +79,10 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"config": _APART, "reduction": "sum"},
     ),
     "top-layers/one": ("the last block alone, and not the first", {"k": 1}),
-    "top-layers/two": ("two blocks of three", {"k": 2, "config": {"n_layer": 3}}),
+    "top-layers/two": (
+        "the last two of eleven blocks: 9 and 10, though 10 comes before 2 as text",
+        {"k": 2, "config": {"n_layer": 11, "n_embd": 4, "layer_norm_epsilon": 0.1}},
+    ),
     "bitfit/usual": ("the biases of every linear layer and layernorm, and nothing else", {}),
     "prompt-tuning/usual": (
         "three vectors before three sequences: positions 0 to 2, the text from 3",

@@ -102,12 +102,12 @@ def training_problem(
     **settings: Any,
 ) -> TrainingProblem:
     """`kinds`: flat or mlp, a prefix each; every step has new sequences, of unequal lengths.
-    `rotate`: each step begins with the prefix after the one that the last began with. `config`: the
-    differences from `SMALL`."""
+    `rotate`: a step uses two prefixes, the first one the last two, and each begins with the prefix
+    after the one that the last began with. `config`: the differences from `SMALL`."""
     cfg, rng = replace(SMALL, **(config or {})), np.random.default_rng(seed)
     parameters: list[dict[str, Array]] = []
     for j, kind in enumerate(kinds):
-        P, out, hidden = 3 + j, 2 * cfg.n_layer * cfg.n_embd, 6
+        P, out, hidden = 3 + j % 3, 2 * cfg.n_layer * cfg.n_embd, 6
         if kind == "flat":
             shape = (cfg.n_layer, 2, cfg.n_head, P, cfg.head_size)
             parameters.append({"kv": rng.normal(0, 0.7, shape)})
@@ -120,7 +120,7 @@ def training_problem(
 
     def part(s: int, m: int) -> MicroBatch:
         lengths, loss_from = ([4, 6], [1, 4]) if m == 0 else ([3], [2])
-        first = m + (s if rotate else 0)
+        first = m + (len(kinds) - 2 + s if rotate else 0)
         prefix_of = [(b + first) % len(kinds) for b in range(len(lengths))]
         return MicroBatch(texts(rng, cfg, lengths), loss_from, prefix_of)
 
@@ -173,10 +173,10 @@ TRAINING_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "unused-prefix": (
-        "three prefixes, of which each step uses two: the third has a gradient of 0, and AdamW "
-        "moves it all the same; the rate rises up to the last step but one",
+        "eleven prefixes, of which each step uses two: the others have a gradient of 0, and AdamW "
+        "moves them all the same; the rate rises up to the last step but one",
         {
-            "kinds": ("flat", "mlp", "flat"),
+            "kinds": ("flat", "mlp") + 9 * ("flat",),
             "n_steps": 5,
             "rotate": True,
             "lr": 0.05,
@@ -251,15 +251,24 @@ def model_question(name: str, need: Literal["prefix", "all"] | None = None) -> Q
     return _question(f"model_case({name!r})", problem, expected_model(name))
 
 
-def drawn_question(sizes: Mapping[str, Any]) -> Question:
-    """`sizes`: the arguments of `model_problem`, in float64."""
-    problem, source = model_problem(**sizes), f"model_problem(**{sizes!r})"
-    if source not in _DRAWN:
-        _DRAWN[source] = answer("run_model", problem)
-    return _question(source, problem, _DRAWN[source])
+def drawn_question(function: str, sizes: Mapping[str, Any]) -> Question:
+    """`sizes`: the arguments of `model_problem` or `training_problem`, in float64."""
+    problem: Any
+    if function == "run_training":
+        problem, source = training_problem(**sizes), f"training_problem(**{sizes!r})"
+    else:
+        sizes = dict(sizes) | ({"need": "prefix"} if function == "run_decoding" else {})
+        problem, source = model_problem(**sizes), f"model_problem(**{sizes!r})"
+    if (function, source) not in _DRAWN:
+        _DRAWN[function, source] = RIGHT[function](problem)
+    right = _DRAWN[function, source]
+    if function == "run_training":
+        return _training(source, problem, right)
+    return _question(source, problem, right, function)
 
 
-_DRAWN: dict[str, Mapping[str, Array]] = {}  # the right answers, by the problem's source
+#: the right answers, by the function and the problem's source
+_DRAWN: dict[tuple[str, str], Mapping[str, Array]] = {}
 
 
 def decoding_question(name: str) -> Question:
@@ -268,10 +277,13 @@ def decoding_question(name: str) -> Question:
 
 
 def training_question(name: str) -> Question:
-    problem, sizes = training_case(name), {"micro-batches": 2, "B": 2}
-    expected = Expected(expected_training(name), TOLERANCE["training"], sizes, None, "training")
-    source, axes = f"training_case({name!r})", training_tensors(problem)
-    return Question("run_training", source, problem, axes, expected)
+    return _training(f"training_case({name!r})", training_case(name), expected_training(name))
+
+
+def _training(source: str, p: TrainingProblem, right: Mapping[str, Array]) -> Question:
+    sizes = {"micro-batches": 2, "B": 2}
+    expected = Expected(right, TOLERANCE["training"], sizes, None, "training")
+    return Question("run_training", source, p, training_tensors(p), expected)
 
 
 #: check -> why, and what it asks

@@ -57,9 +57,16 @@ def all_checks() -> dict[str, Check]:
             checks.append(Check(f"{op}/{name}", why, partial(steady, case, run)))
     whole = [Check(id_, why, partial(ask, id_)) for id_, (why, _) in QUESTIONS.items()]
     whole += [Check(id_, *each) for id_, each in (MODEL_LAWS | METHOD_CHECKS).items()]
-    models = f"{problems.DRAWS} models and batches {drawn}"
-    whole.append(Check("model/drawn", models, partial(_draw, "grade_model")))
-    whole.sort(key=lambda check: LEVELS.index(check.level))
+    for op, what in (("model", "models and batches"), ("decoding", "models"), ("training", "runs")):
+        each = f"{problems.DRAWS} {what} {drawn}"
+        whole.append(Check(f"{op}/drawn", each, partial(_draw, "grade_whole", f"run_{op}")))
+    # first of an op what is kept from call to call: it would spoil what the others say
+    ops = list(dict.fromkeys(check.op for check in whole))
+    whole.sort(
+        key=lambda check: (
+            LEVELS.index(check.level), ops.index(check.op), not check.id.endswith("/again"),
+        )
+    )  # fmt: skip
     return {check.id: check for check in [*checks, *whole]}
 
 

@@ -261,7 +261,7 @@ _ADAM = [
                 "                continue\n",
             ),
         ),
-        ("training", "step.0.prefix.2.kv"),
+        ("training", "step.0.prefix.0.kv"),
         see="A prefix that a batch does not use stands still, with its momentum, and is not "
         "decayed.",
         lesson="A gradient of 0 is a gradient: the moments forget and the decay goes on. Another "
