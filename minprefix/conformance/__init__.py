@@ -15,6 +15,7 @@ from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.contract import MethodProblem, MicroBatch, ModelProblem, TrainingProblem
 from minprefix.conformance.implementation import Implementation, load
 from minprefix.conformance.method_problems import method_case, method_problem
+from minprefix.conformance.model_checks import right
 from minprefix.conformance.model_problems import model_case, model_problem
 from minprefix.conformance.op_checks import tensors
 from minprefix.conformance.problems import training_case, training_problem
@@ -40,6 +41,7 @@ __all__ = [
     "model_case",
     "model_problem",
     "reference_cache",
+    "right",
     "run",
     "select",
     "tensors",

@@ -9,7 +9,7 @@ from functools import cache, partial
 import numpy as np
 
 from minprefix.conformance.clock import OutOfTime
-from minprefix.conformance.contract import LEVELS, level_of
+from minprefix.conformance.contract import LEVELS, TENSORS, level_of, results
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.conformance.rounding import (
@@ -130,7 +130,8 @@ class Grade:
         self.findings.append(Finding(function, tensor, kind, said, reproducer=reproducer))
 
     def absent(self, function: str, tensor: str, said: str, reproducer: str = "") -> None:
-        """Note a tensor that is missing, or one too many."""
+        """Note a tensor that is missing, or one too many. Its name may be of any type."""
+        tensor = f"{tensor}"
         self.say("missing", function, tensor, said, reproducer)
         self.found[tensor], self.errors[tensor] = np.zeros(0), math.inf
 
@@ -191,6 +192,7 @@ class Grade:
         error = error if math.isfinite(error) else math.inf
         said = f"a law does not hold for {tensor}: {law}, and it is off by {error:.2g} of the"
         finding = Finding(function, tensor, "law", f"{said} largest value", error, tolerance)
+        finding.worst = worst_entries(off, np.zeros_like(off), n=1)
         self.expect(f"{tensor}: {law}", finding, rounding)
 
     def compare(
@@ -218,8 +220,11 @@ class Grade:
             finding = Finding(function, tensor, kind, sentence, error, tolerance, precision)
             finding.reproducer = reproducer
             explained = sum(f.kind not in PRECISION for f in self.findings)
-            if self.explained and got.dtype.kind != "c" and got.shape == want.shape:
+            comparable = got.dtype.kind != "c" and got.shape == want.shape
+            if self.explained and comparable and kind != "dtype":
                 finding.worst = worst_entries(got, want, max(tolerance, rounding))
+            if reproducer:
+                finding.reproducer += f"\n{_printed(finding, dtype)}"
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
                 others, offsets = expected.others(tensor), expected.offsets
                 if expected.reasons and got.shape == want.shape:
@@ -252,6 +257,19 @@ class Grade:
         elif error > tolerance and not self.single:
             said = words("float32", error)
             add("precision", f"{shown}{letters} {off}: {said}", error, "float32")
+
+
+def _printed(finding: Finding, dtype: str | None) -> str:
+    """A line that shows how `got` and `want` differ."""
+    wrong, right = "got", "want"
+    if finding.kind == "shape":
+        wrong, right = "got.shape", "want.shape"
+    elif finding.kind == "dtype":
+        wrong, right = "got.dtype", repr(dtype) if dtype else "want.dtype"
+    elif finding.worst and finding.worst[0][0]:
+        index = ", ".join(map(str, finding.worst[0][0]))
+        wrong, right = f"got[{index}]", f"want[{index}]"
+    return f'print({wrong}, "is wrong,", {right}, "is right")'
 
 
 @dataclass(frozen=True)
@@ -295,12 +313,22 @@ class Check:
             said = f"cannot be computed from these results: {type(error).__name__}: {error}"
             grade.broken(self.op, Broken("not computed", said[:300]))
         for finding in grade.findings:
-            finding.reproducer = finding.reproducer or (
-                "from minprefix.conformance import all_checks, grade, load\n"
-                f"check, impl = all_checks()[{self.id!r}], load({implementation.name!r})\n"
-                "print(grade(check, impl).findings)"
-            )
+            finding.reproducer = self._shown(finding, implementation.name)
         return grade
+
+    def _shown(self, finding: Finding, name: str) -> str:
+        """Lines to paste into Python that show what is wrong, and what is right."""
+        if finding.kind == "exception" and finding.reproducer:
+            given = ", ".join(results(finding.function)) if finding.function in TENSORS else ""
+            expected = f"expected: {finding.function} gives {given or 'its results'}"
+            return f"print({expected!r})\n{finding.reproducer}"
+        if "print(" in finding.reproducer:
+            return finding.reproducer
+        return (
+            "from minprefix.conformance import all_checks, load\n"
+            f"for f in all_checks()[{self.id!r}].grade(load({name!r})).findings:\n"
+            "    print(f.sentence, *f.worst)  # index, wrong, right"
+        )
 
     def result(self, grade: Grade) -> Result:
         status = "failed" if grade.findings else "passed"

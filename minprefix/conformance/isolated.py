@@ -116,7 +116,19 @@ class Worker:
             return _not_graded(check, f"it took over {BETWEEN:g} s between calls")
         if kind == "time" or self._crashes[check.op] == CRASHES:
             self._given_up[check.op] = said
-        return _failure(check, function, kind, said)
+        return self._failure(check, function, kind, said)
+
+    def _failure(self, check: Check, function: str, kind: str, sentence: str) -> Result:
+        finding = Finding(function or check.op, "", kind, sentence)
+        finding.reproducer = (
+            "import faulthandler\n"
+            "from minprefix.conformance import all_checks, load\n"
+            "faulthandler.enable()  # a traceback of where it stands, after a crash and in time\n"
+            f"faulthandler.dump_traceback_later({self._may.value:g}, exit=True)\n"
+            f"print({f'expected: {finding.function} returns'!r})\n"
+            f"all_checks()[{check.id!r}].grade(load({self.spec!r}))"
+        )
+        return Result(check.id, check.level, check.op, "failed", [finding])
 
     def _answers(self) -> bool:
         """Whether there is an answer in time."""
@@ -163,11 +175,6 @@ def _environment(scratch: str) -> Iterator[None]:
         for name in new.keys() - old:
             del os.environ[name]
         os.environ.update(old)
-
-
-def _failure(check: Check, function: str, kind: str, sentence: str) -> Result:
-    finding = Finding(function or check.op, "", kind, sentence)
-    return Result(check.id, check.level, check.op, "failed", [finding])
 
 
 def _not_graded(check: Check, why: str) -> Result:

@@ -90,7 +90,10 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         except Broken as error:
             grade.broken(function, error, paste)
             continue
-        shown = f'{paste}\nprint(found["{name}"])'
+        shown = (
+            f'{paste}\ngot = impl.asnumpy(found["{name}"], "{name}")\n'
+            f'want = right("{function}", problem, impl)["{name}"]'
+        )
         grade.compare(function, name, got, expected, letters, reproducer=shown)
     if any(f.kind in ("value", "not finite") for f in grade.findings):
         _blame_the_call(question, before, found, implementation, grade)
@@ -138,11 +141,19 @@ def _instead(grade: Grade, finding: Finding, tensors: Collection[str], reproduce
     grade.findings[:] = [finding, *(f for f in grade.findings if f.tensor not in tensors)]
 
 
+def right(
+    function: str, problem: Any, implementation: Implementation | None = None
+) -> Mapping[str, Array]:
+    """The right answer of a function of `Whole` to a problem, in float64; of an implementation, to
+    the numbers that its `asarray` makes of the problem's."""
+    return RIGHT[function](_given(problem, implementation))
+
+
 def as_given(question: Question, implementation: Implementation) -> Question:
     """The question with the right answer to the numbers that `asarray` makes of its arrays."""
     if not implementation.rounds:
         return question
-    return _answered(question, RIGHT[question.function](_given(question.problem, implementation)))
+    return _answered(question, right(question.function, question.problem, implementation))
 
 
 def as_clipped(
@@ -178,11 +189,12 @@ def as_clipped(
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
 
 
-def _given(problem: Any, implementation: Implementation) -> Any:
+def _given(problem: Any, implementation: Implementation | None) -> Any:
     """The problem with the numbers that `asarray` makes of its arrays, in float64."""
-    arrays = [f.name for f in fields(problem) if f.name in ARRAYS]
-    given = {name: wide(implementation.given(getattr(problem, name))) for name in arrays}
-    return replace(problem, **given)
+    arrays = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name in ARRAYS}
+    if implementation is not None:
+        arrays = {name: implementation.given(a) for name, a in arrays.items()}
+    return replace(problem, **wide(arrays))
 
 
 def _answered(question: Question, right: Mapping[str, Array]) -> Question:
@@ -199,7 +211,7 @@ def _reproducer(question: Question, implementation: Implementation) -> str:
     """A few lines that show the failure when they are pasted into Python."""
     maker = question.source.split("(")[0]
     return (
-        f"from minprefix.conformance import load, {maker}, whole\n"
+        f"from minprefix.conformance import load, {maker}, right, whole\n"
         f"impl, problem = load({implementation.name!r}), {question.source}\n"
         f'found = whole(impl, "{question.function}")(problem)'
     )

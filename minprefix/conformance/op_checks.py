@@ -152,26 +152,28 @@ def _precision(implementation: Implementation, case: Case) -> tuple[str, str]:
 
 
 def reproducer(implementation: Implementation, case: Case, function: str, tensor: str = "") -> str:
-    """A few lines that show the failure when they are pasted into Python."""
-
-    def call(f: str) -> str:
-        arguments = ("cache" if a == "cache" else f'i["{a}"]' for a in ARGUMENTS[f])
-        return f"impl.functions.{f}({', '.join(arguments)})"
-
+    """A few lines to paste into Python that call the function as the check does. With a tensor they
+    leave it in `got`, and what is right in `want`."""
     lines = [
         "from minprefix.conformance import Case, flatten, load",
         f"impl, case = load({implementation.name!r}), {case!r}",
-        "i = impl.arguments(case.inputs())",
     ]
-    if "cache" in ARGUMENTS[function] and implementation.has(case.op):
-        lines.append(f"_, cache = {call(case.op)}")
-    elif "cache" in ARGUMENTS[function]:
+    lent = "cache" in ARGUMENTS[function] and not implementation.has(case.op)
+    if lent:
         lines[0] += ", reference_cache"
         lines.append(f"cache = reference_cache({case.op!r}, case.inputs())")
-    lines.append(f"result = {call(function)}")
+    # what a function leaves in the cache, or takes from it, the next one meets
+    functions = FUNCTIONS[case.op] if "cache" in ARGUMENTS[function] else (function,)
+    for f in functions[: functions.index(function) + 1]:
+        if f != function and not implementation.has(f):
+            continue
+        arguments = ("cache" if a == "cache" else f'i["{a}"]' for a in ARGUMENTS[f])
+        keep = "result = " if f == function else "_, cache = " if f == case.op else ""
+        lines.append("i = impl.arguments(case.inputs())")
+        lines.append(f"{keep}impl.functions.{f}({', '.join(arguments)})")
     if tensor:
-        lines.append(f'print(flatten("{function}", result)["{tensor}"])')
-        lines.append(f'print(case.expected()["{tensor}"])')
+        lines.append(f'got = impl.asnumpy(flatten("{function}", result)["{tensor}"], "{tensor}")')
+        lines.append(f'want = case.expected(impl)["{tensor}"]')
     return "\n".join(lines)
 
 
@@ -226,7 +228,6 @@ def derivative(op: str, implementation: Implementation, grade: Grade) -> None:
         )
         error = abs(numeric - analytic) / scale
         finding = Finding(function, tensor, "derivative", said, error, tolerance)
-        finding.reproducer = reproducer(implementation, case, function, next(iter(gradients)))
         rounding = noise(forward_error, size, h) / scale
         grade.expect(f"{tensor} along a direction", finding, rounding)
 

@@ -4,10 +4,12 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minprefix import __version__
 from minprefix.conformance.check import PRECISION, Finding, Result
@@ -54,10 +56,10 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     if found:
         result, finding = min(found, key=lambda each: each[1].kind in PRECISION)  # rounding: last
         told = ("function", "tensor", "kind", "sentence", "hints")
-        said = {key: getattr(finding, key) for key in told}
+        about = {key: getattr(finding, key) for key in told}
         first = {"check": result.check, "why": result.why, "op": result.op}
-        first |= said | {"zoo": result.zoo}
-    return {
+        first |= about | {"zoo": result.zoo}
+    said = {
         "implementation": name,
         "minprefix": __version__,
         "passed": passed(results),
@@ -65,19 +67,30 @@ def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
         "first": first,
         "not_implemented": _not_implemented(results),
         "not_graded": {r.check: r.not_graded for r in results if r.not_graded},
-        "results": [_finite(asdict(r)) for r in results],
+        "results": results,
     }
+    return {key: plain(each) for key, each in said.items()}
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as text."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+def plain(value: Any) -> Any:
+    """`value` in JSON's types, whatever an implementation brought in. JSON has no NaN, no infinity
+    and no complex numbers: they are written as text, and so is every other object."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key if type(key) is str else str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist()) if value.dtype.kind in "biufUS" else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    # a half of a surrogate pair cannot be written in UTF-8
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def text(
@@ -294,7 +307,7 @@ def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
     lines += _wrapped(f"checked here: {result.why}") if result.why else []
     lines += _wrapped(finding.sentence)
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
-    if finding.worst:
+    if finding.worst and finding.kind not in PRECISION:
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
         lines += _wrapped(f"worst: {'; '.join(entries)}")
     # the zoo compares the first wrong tensor; an earlier finding may be about another one

@@ -364,10 +364,10 @@ def _check_of(entry: Mapping[str, Any]) -> Check:
 
 
 def _reproducer(folder: Path, entry: Mapping[str, Any], tensor: str) -> str:
-    """A few lines that show both when they are pasted into Python."""
+    """A few lines to paste into Python that leave both in `got` and `want`."""
     outputs, vectors = str(folder / entry["outputs"]), str(folder / entry["file"])
     return (
         "from safetensors.numpy import load_file\n"
-        f'print(load_file({outputs!r})["{tensor}"])\n'
-        f'print(load_file({vectors!r})["expected.{tensor}"])'
+        f'got = load_file({outputs!r})["{tensor}"]\n'
+        f'want = load_file({vectors!r})["expected.{tensor}"]'
     )
