@@ -1,6 +1,9 @@
 """The pieces are right, and `gradcheck` and the graded cases find every mistake that is planted in
 them."""
 
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,8 @@ from minprefix.gradcheck import Report, cases, gradcheck, pieces
 from minprefix.gradcheck.graded import grade
 from minprefix.gradcheck.mistakes import OF
 from minprefix.gradcheck.source import Source
+from tests.gpu import stand_in
+from tests.gradcheck import student
 from tests.gradcheck.bugs import BUGS, WRONG_VALUES, Bug
 
 EVERY = [(piece, case) for piece in cases.CASES for case in cases.names(piece)]
@@ -166,3 +171,118 @@ def test_most_reasons_are_given():
 def test_a_backward_of_a_wrong_forward_passes_gradcheck_itself(bug: Bug):
     report = check(bug.planted(), bug.piece, "usual")
     assert report or bug.kind == "not finite", str(report)
+
+
+# ---- what students write -------------------------------------------------------------------------
+
+RNG = np.random.default_rng(8)
+STUDENTS = {
+    "conv_forward": [RNG.normal(size=s) for s in ((2, 3, 7, 5), (4, 3, 3, 3), (4,))] + [2, 1],
+    "batchnorm_forward": [RNG.normal(size=s) for s in ((6, 4), (4,), (4,))] + [1e-2],
+    "lstm_step_forward": [
+        RNG.normal(size=s) for s in ((3, 4), (3, 5), (3, 5), (4, 20), (5, 20), (20,))
+    ],
+}
+
+
+def students(forward: str, module: Any = student) -> Report:
+    backward = getattr(module, forward.replace("forward", "backward"))
+    return gradcheck(getattr(module, forward), backward, *STUDENTS[forward])
+
+
+@pytest.mark.parametrize("forward", STUDENTS)
+def test_what_a_student_writes_passes_where_it_is_right(forward):
+    report = students(forward)
+    assert report, str(report)
+    assert report.error <= 1e-13
+    assert len(report.errors) == sum(isinstance(a, np.ndarray) for a in STUDENTS[forward])
+
+
+@pytest.mark.parametrize(("forward", "old", "new", "tensor"), student.MISTAKES)
+def test_what_a_student_gets_wrong_is_found(forward, old, new, tensor):
+    text = Path(student.__file__).read_text(encoding="utf-8").split("#: forward, the text")[0]
+    assert text.count(old) == 1
+    module = types.ModuleType("wrong")
+    exec(text.replace(old, new), vars(module))
+    report = students(forward, module)
+    assert not report
+    assert report.findings[0].tensor == tensor, str(report)
+
+
+# ---- other libraries -----------------------------------------------------------------------------
+
+
+def jax_forms(jax: Any, piece: str) -> tuple[Any, Any]:
+    jnp = jax.numpy
+
+    def rmsnorm(x: Any, gain: Any, eps: float) -> Any:
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps) * gain
+
+    def embedding(tokens: Any, table: Any) -> Any:
+        return jnp.take(table, tokens, axis=0)
+
+    f = {"softmax": lambda x: jax.nn.softmax(x, -1), "rmsnorm": rmsnorm, "embedding": embedding}
+    f |= {"swiglu": lambda x, g, u, d: (jax.nn.silu(x @ g) * (x @ u)) @ d}
+
+    @jax.jit
+    def backward(dout: Any, *inputs: Any) -> Any:
+        real = [i for i, a in enumerate(inputs) if a.ndim and a.dtype.kind == "f"]
+
+        def of(*wanted: Any) -> Any:
+            given = list(inputs)
+            for i, a in zip(real, wanted, strict=True):
+                given[i] = a
+            return f[piece](*given)
+
+        return jax.vjp(of, *(inputs[i] for i in real))[1](dout)
+
+    return jax.jit(f[piece]), backward
+
+
+@pytest.mark.parametrize(
+    ("piece", "precision"),
+    [
+        pytest.param(piece, precision, marks=() if piece == "rmsnorm" else pytest.mark.long)
+        for piece in ("softmax", "rmsnorm", "embedding", "swiglu")
+        for precision in ("float64", "float32")
+    ],
+)
+def test_jaxs_own_functions_pass_the_graded_cases(piece, precision):
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", precision == "float64")
+    try:
+        theirs = Source(piece, *jax_forms(jax, piece), piece, None, jax.numpy.asarray)
+        report = grade(theirs, "theirs.py", ["usual", "strided"])
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert report, str(report)
+    assert (report.error < 1e-10) == (precision == "float64")
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_arrays_of_the_gpu_pass_and_their_mistakes_are_found(monkeypatch):
+    if not stand_in.available():
+        pytest.skip("the stand-in compiles the kernels with g++, which is not installed")
+    cupy = stand_in.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(stand_in.Array, "__module__", "cupy")  # as CuPy's arrays say
+
+    def rmsnorm(x: Any, gain: Any, eps: float) -> Any:
+        rstd = ((x * x).mean(axis=-1, keepdims=True) + eps) ** -0.5
+        return x * rstd * gain, (x, gain, rstd)
+
+    def rmsnorm_backward(dout: Any, cache: Any) -> Any:
+        x, gain, rstd = cache
+        xhat, d = x * rstd, dout * gain
+        dx = rstd * (d - xhat * (d * xhat).mean(axis=-1, keepdims=True))
+        return dx, (dout * xhat).reshape(-1, gain.shape[0]).sum(axis=0)
+
+    def doubled(dout: Any, cache: Any) -> Any:
+        return rmsnorm_backward(dout + dout, cache)
+
+    theirs = Source("rmsnorm", rmsnorm, rmsnorm_backward, "rmsnorm", None, cupy.asarray)
+    report = grade(theirs, "theirs.py", ["usual", "three-axes"])
+    assert report, str(report)
+    wrong = grade(theirs._replace(backward=doubled), "theirs.py", ["usual"])
+    assert "counted twice" in str(wrong)
