@@ -120,6 +120,11 @@ def test_a_step_that_is_told_again_and_a_list_have_an_index():
     assert report.findings[0].tensor == "scores[1]"
 
 
+def test_a_result_that_was_recorded_is_one_step():
+    assert list(steps_of(lambda x, record: record("out", x * 2), [Q])) == ["out"]
+    assert list(steps_of(lambda x, record: record("z", x * 2), [Q])) == ["z", "out"]
+
+
 def test_what_is_not_told_is_not_graded_and_an_unknown_name_is_said():
     report = grade_steps(lambda **a: {"z": told("mapping")(**a)["z"]}, INPUTS, RIGHT)
     assert report

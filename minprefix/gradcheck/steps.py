@@ -45,7 +45,8 @@ def steps_of(function: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[
         named["record"] = record
     name = getattr(function, "__name__", type(function).__name__)
     result = called(name, lambda: _exhausted(function(*given, **named)), [])
-    return _numbered([*told, *_told_by(result)])
+    known = {name for name, _ in told}
+    return _numbered([*told, *((n, a) for n, a in _told_by(result) if n not in known)])
 
 
 def takes_record(function: Callable[..., Any]) -> bool:
