@@ -385,7 +385,13 @@ def _in_layout(layout, P_at):
     return Takes
 
 
-@pytest.mark.parametrize("layout", [name for name in OF_AN_ARGUMENT if " " in name])
+SEVERAL = ("B L 2 NH P hs", "B P L*2*NH*hs", "L 2 NH P hs")
+OTHERS = tuple(name for name in OF_AN_ARGUMENT if " " in name and name not in SEVERAL)
+
+
+@pytest.mark.parametrize(
+    "layout", [*SEVERAL, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
+)
 def test_a_layout_is_found_by_trying_it(layout):
     at = [j for j, group in enumerate(layout.split()) if group == "P"]
     found = hugging_face(_in_layout(layout, *at))
@@ -418,6 +424,21 @@ def test_a_layout_keeps_each_number_in_its_place():
                for i, (k, v) in enumerate(laid_out(kv, "tuple", SMALL)))  # fmt: skip
 
 
+def test_a_mask_of_the_text_alone_is_found_by_trying_it(tmp_path):
+    changes = (
+        (
+            "seen = seen & mask[:, None, None, :].bool()",
+            "mask = torch.cat([mask.new_ones(B, P), mask], 1)\n"
+            "            seen = seen & mask[:, None, None, :].bool()",
+        ),
+    )
+    path = _plain(tmp_path, *changes)
+    assert load(f"hf:{path}").functions.entry.mask == "T"
+    assert _failed(_results(path, "module/padded")) == {}
+    path = _plain(tmp_path, *changes, build=f"MASK = 'P+T'\n{MY_MODULE}")
+    assert set(_failed(_results(path, "module/padded"))) == {"module/padded", "module/padded-left"}
+
+
 def test_a_module_is_built_once_for_its_weights():
     built = []
 
@@ -427,7 +448,7 @@ def test_a_module_is_built_once_for_its_weights():
 
     found = hugging_face(build)
     before = len(built)
-    (result,) = run(load(found), select(["model/derivative"]))
+    (result,) = run(load(found), select(["model/law-batch"]))
     assert result.status == "passed"
     assert len(built) == before + 1
 
@@ -590,12 +611,6 @@ def test_a_file_that_cannot_be_graded_is_a_sentence(tmp_path, number):
     assert end in str(caught.value)
 
 
-def test_the_command_answers_with_a_sentence_and_status_2(tmp_path, capsys):
-    path = _write(tmp_path, _file("return None"))
-    assert main(["check", "--model", f"hf:{path}"]) == 2
-    assert "gives a NoneType: expected a torch.nn.Module" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -604,7 +619,6 @@ def test_the_command_answers_with_a_sentence_and_status_2(tmp_path, capsys):
         (["--names", "x.json"], "--names is for a module of PyTorch, and nothing is none"),
         (["numpy", "--model", "hf:x.py"], "--model hf:x.py or numpy: give one of them"),
         (["--model", "hf:none.py"], "none.py does not exist: expected a Python file"),
-        (["--model", "hf:"], "names nothing to check"),
     ],
 )
 def test_options_of_a_module_are_for_a_module(arguments, sentence, capsys):
@@ -623,6 +637,10 @@ def test_a_map_that_cannot_be_read_is_a_sentence(tmp_path):
     found = load(f"hf:{path}?names={names}").functions
     with pytest.raises(InputError, match=r"has 'layers.0.attn', which .* has not: its modules are"):
         found.run_model(model_case("one-sequence"))
+
+
+def test_a_peft_model_is_found_without_being_named_one(tmp_path):
+    assert load(f"hf:{_write(tmp_path, PEFT)}").functions.entry.is_parameter
 
 
 def test_a_plain_module_is_no_peft_model(tmp_path):
