@@ -36,6 +36,7 @@ from minprefix.conformance.problems import (
     expected_model,
     model_question,
 )
+from minprefix.conformance.reasons.whole import reasons
 from minprefix.conformance.rounding import noise, step
 from minprefix.conformance.whole import whole
 from minprefix.ops.contract import Array
@@ -96,6 +97,7 @@ def grade_question(question: Question, implementation: Implementation, grade: Gr
         )
         grade.compare(function, name, got, expected, letters, reproducer=shown)
     if any(f.kind in ("value", "not finite") for f in grade.findings):
+        _explain(question, implementation, grade)
         _blame_the_call(question, before, found, implementation, grade)
     hint = getattr(implementation.functions, "hint", None)  # a module's: where in it this is
     if hint and grade.findings and (said := hint(grade.findings[0].tensor)):
@@ -147,6 +149,16 @@ def right(
     """The right answer of a function of `Whole` to a problem, in float64; of an implementation, to
     the numbers that its `asarray` makes of the problem's."""
     return RIGHT[function](_given(problem, implementation))
+
+
+def _explain(question: Question, implementation: Implementation, grade: Grade) -> None:
+    """Adds why the first wrong tensor is wrong."""
+    if grade.explained:
+        close = max(question.expected.tolerance, grade.single)
+        first, said = reasons(question, implementation, grade.found, close)
+        for finding in grade.findings:
+            if finding.tensor == first:
+                finding.hints[:0] = said
 
 
 def as_given(question: Question, implementation: Implementation) -> Question:

@@ -22,19 +22,25 @@ TABLE = Path(__file__).with_name("formulas.txt")
 class Wrong:
     """A mistake that one may have made in `function`: `said` goes on from "it is what one gets if";
     `change`: pairs of a text of the reference's function that stands there once, and its
-    replacement."""
+    replacement; `sized`: it is about the end of a block."""
 
     function: str
     said: str
     change: tuple[tuple[str, str], ...]
+    sized: bool = False
+
+
+def formulas() -> dict[str, tuple[Wrong, ...]]:
+    """function -> what `formulas.txt` has of it; its head explains the format."""
+    return table(TABLE)
 
 
 @cache
-def formulas() -> dict[str, tuple[Wrong, ...]]:
-    """function -> what `formulas.txt` has of it; its head explains the format."""
+def table(path: Path) -> dict[str, tuple[Wrong, ...]]:
+    """section -> its rows."""
     found: dict[str, list[Wrong]] = {}
     function, of_all, old = "", dict[str, list[str]](), ""
-    for line in TABLE.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             function, of_all = line.strip("[]"), {}
         elif line.startswith("n: "):
@@ -58,7 +64,7 @@ def _row(function: str, line: str, old: str, of_all: Mapping[str, list[str]]) ->
         pairs = [part.partition(" ==> ")[::2] for part in filled[1:]] if not old else []
         change = tuple(pairs) or ((old, filled[1]),)
         change = tuple((a.replace("\\n", "\n"), b.replace("\\n", "\n")) for a, b in change)
-        made.append(Wrong(function, filled[0], change))
+        made.append(Wrong(function, filled[0], change, letter == "n"))
     return made
 
 
