@@ -288,6 +288,9 @@ def _judge(
         for name in _lost(implementation, function, call):
             said = f"{name} of call {n} of {len(calls)} was overwritten by a later call"
             grade.say("shared", function, name, f"{said}: give a new array each time")
+            now = results_of(implementation, function, call.raw[function])[name]
+            grade.found[f"{name} in the end"] = np.array(now)
+            grade.errors[f"{name} in the end"] = relative_error(now, call.copies[name])
             return
 
 

@@ -156,6 +156,68 @@ _MASK = [
         lesson="What is hidden must not take part in the sum that normalises.",
         source="a common slip",
     ),
+    Bug(
+        "mask-of-minus-65504",
+        "maths",
+        "ops.reference",
+        ((_MASKED, "pattern = softmax(np.where(visible(T, P), scores, -65504))"),),
+        ("attention", "z"),
+        see="Right until real scores come near -65504: then the future shows through.",
+        lesson="The smallest number of one precision is an ordinary one in another.",
+        source="masks of float16's smallest number, kept when the model was computed in float32",
+    ),
+    Bug(
+        "window-left-on",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                _VISIBLE,
+                "causal = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P\n"
+                "    return causal & (np.arange(P + T)[None, :] > np.arange(T)[:, None] + P - 256)",
+            ),
+        ),
+        ("attention", "z"),
+        see="Short texts are right to the last digit. Long ones forget how they began, and the "
+        "prefix with it.",
+        lesson="What a layer sees is a setting of the model: a test of ten tokens cannot tell.",
+        source="local attention with a window of 256, as every second layer of GPT-Neo has it",
+    ),
+    Bug(
+        "last-tile-of-keys-left-out",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                _VISIBLE,
+                "causal = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P\n"
+                "    whole = (P + T) // 64 * 64  # tiles of 64 keys\n"
+                "    return causal & (np.arange(P + T) < (whole or P + T))",
+            ),
+        ),
+        ("attention", "z"),
+        see="Right below 64 keys, and for every multiple of 64. Else the last tokens do not see "
+        "themselves.",
+        lesson="A number of tiles is rounded up, and the last one is not full.",
+        source="kernels that walk over tiles, tried out on sizes that are powers of two",
+    ),
+    Bug(
+        "keys-of-zero-taken-for-padding",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                _MASKED,
+                "padding = (keys == 0).all(axis=-1)[:, None]  # (NH, 1, P+T)\n"
+                "        pattern = softmax(np.where(visible(T, P) & ~padding, scores, -np.inf))",
+            ),
+        ),
+        ("attention", "z"),
+        see="A prefix that starts at 0 changes nothing and has no gradient: it stays at 0.",
+        lesson="A slot of zeros has a score of 0, which is not the lowest. The lengths tell what is "
+        "padding, not the numbers.",
+        source="masks that are made from the data, as `x.abs().sum(-1) != 0`",
+    ),
 ]
 
 _SOFTMAX = [
@@ -439,6 +501,44 @@ _BACKWARD = [
         lesson="For an upstream of ones at the pattern the gradient of the scores is exactly 0, "
         "and with it that of the keys: a test that uses it passes this.",
         source="a prefix that was detached from the graph",
+    ),
+    Bug(
+        "silent-sequence-skipped",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "dz_b = dz[offsets[b] : offsets[b + 1]].swapaxes(0, 1)  # (NH, T, hs)",
+                "dz_b = dz[offsets[b] : offsets[b + 1]].swapaxes(0, 1)  # (NH, T, hs)\n"
+                "        if not dz_b.any():  # no loss in this sequence\n"
+                "            continue",
+            ),
+        ),
+        ("attention", "dq"),
+        see="Right until a sequence has no target: then there are gradients missing, and the rest "
+        "moves up into other rows.",
+        lesson="A gradient of 0 is a gradient: it has its shape and its place.",
+        source="a common slip when code is made faster",
+    ),
+    Bug(
+        "gradients-of-one-array-added-up",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "return AttentionGrads(dq, dk, dv, dprefix_k, dprefix_v)",
+                "same = [[j for j, a in enumerate(prefix_k) if a is one] for one in prefix_k]\n"
+                "    dprefix_k = [np.sum([dprefix_k[j] for j in js], axis=0) for js in same]\n"
+                "    dprefix_v = [np.sum([dprefix_v[j] for j in js], axis=0) for js in same]\n"
+                "    return AttentionGrads(dq, dk, dv, dprefix_k, dprefix_v)",
+            ),
+        ),
+        ("attention", "dprefix_k"),
+        see="A prefix that B sequences share learns B times too fast; one of a single sequence is "
+        "right.",
+        lesson="The sum over the uses of a parameter is taken once. Here each use has the whole "
+        "sum, and the caller adds them up again.",
+        source="gradients that are kept by the array, as `.grad` is",
     ),
 ]
 

@@ -161,4 +161,52 @@ BUGS = (
         lesson="A gradient of another loss than the one that is reported.",
         source="recipes of translation models",
     ),
+    Bug(
+        "first-maximum-of-0",
+        "maths",
+        "ops.reference",
+        (
+            (
+                "shifted = logits - logits.real.max(axis=-1, keepdims=True)",
+                "shifted = logits - np.maximum(0, logits.real.max(axis=-1, keepdims=True))",
+            ),
+        ),
+        ("cross_entropy", "loss"),
+        see="Right as long as a logit is positive; infinite where all are far below 0.",
+        lesson="A running maximum starts at -inf: 0 is a score like any other.",
+        source="a running softmax whose first maximum is 0",
+    ),
+    Bug(
+        "weight-of-0-taken-for-none",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "return (weights * nll).sum(), CrossEntropyCache(exp / total, targets, weights)",
+                "weights = np.where(weights == 0, 1, weights)  # weight or 1\n    "
+                "return (weights * nll).sum(), CrossEntropyCache(exp / total, targets, weights)",
+            ),
+        ),
+        ("cross_entropy", "loss"),
+        see="Tokens that are masked out of the loss are learned like the others.",
+        lesson="`w or 1` gives 1 for 0, too: 0 is a number, and None is none.",
+        source="a common slip in Python",
+    ),
+    Bug(
+        "tail-of-the-vocabulary-left-out",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "exp = np.exp(shifted)  # (M, V)",
+                "exp = np.exp(shifted)  # (M, V)\n"
+                "    exp[:, max(1024, exp.shape[1] // 1024 * 1024) :] = 0  # whole blocks",
+            ),
+        ),
+        ("cross_entropy", "loss"),
+        see="The loss is a little too small, by about 0.002 with GPT-2's vocabulary, and its last 81 "
+        "tokens are never unlearned.",
+        lesson="A number of blocks is rounded up: 50257 is 49 blocks of 1024 and a part of one.",
+        source="losses that walk over the vocabulary in blocks",
+    ),
 )

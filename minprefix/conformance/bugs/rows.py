@@ -63,6 +63,22 @@ _EMBED = [
         lesson="A copied line of which one name was changed, not both.",
         source="a common slip",
     ),
+    Bug(
+        "token-ids-in-16-bits",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "return wte[tokens] + wpe[positions]",
+                "return wte[tokens.astype(np.int16)] + wpe[positions]",
+            ),
+        ),
+        ("embed", "x"),
+        see="Right for the 32768 most frequent tokens. The others are read from the table's other "
+        "end, without an error.",
+        lesson="50257 ids need 16 bits without a sign. NumPy counts negative indices from the end.",
+        source="token files that are stored in 16 bits",
+    ),
 ]
 
 _LAYERNORM = [
@@ -230,6 +246,23 @@ _LAYERNORM = [
         "any, is already in the loss.",
         source="a common slip",
     ),
+    Bug(
+        "xhat-from-the-output",
+        "maths",
+        "ops.reference",
+        (
+            (
+                "return xhat * gain + bias, LayernormCache(xhat, rstd, gain)",
+                "out = xhat * gain + bias\n"
+                "    return out, LayernormCache((out - bias) / gain, rstd, gain)",
+            ),
+        ),
+        ("layernorm", "cache.xhat"),
+        see="Right, and with less memory, until a gain is 0: then the gradient is NaN.",
+        lesson="out = xhat gain + bias can be solved for xhat only where the gain is not 0, and "
+        "loses digits where it is small.",
+        source="layernorms that keep their output instead of their input, to save memory",
+    ),
 ]
 
 _LINEAR = [
@@ -303,6 +336,28 @@ _LINEAR = [
         see="Biases learn N times too slowly.",
         lesson="A bias is added to every row, so its gradient is the sum over the rows.",
         source="a common slip",
+    ),
+    Bug(
+        "outputs-in-a-ring-of-buffers",
+        "plumbing",
+        "ops.reference",
+        (
+            ("def linear(x: Array", "_RINGS: dict = {}\n\n\ndef linear(x: Array"),
+            (
+                "return out if bias is None else out + bias",
+                "out = out if bias is None else out + bias\n"
+                "    four = [out.copy() for _ in range(4)]\n"
+                "    ring = _RINGS.setdefault((out.shape, out.dtype), four)\n"
+                "    ring.append(ring.pop(0))\n"
+                "    ring[-1][...] = out\n"
+                "    return ring[-1]",
+            ),
+        ),
+        ("linear", "out"),
+        see="Right for models of up to four layers. In deeper ones a layer's keys are overwritten "
+        "before its backward reads them.",
+        lesson="How long a result is needed is the caller's affair.",
+        source="buffers that are used in turn, as many as the first model needed",
     ),
 ]
 
@@ -403,6 +458,23 @@ _GELU = [
         see="Training works, a little worse; nothing looks broken.",
         lesson="A gradient that is roughly right goes downhill, too: only numbers tell.",
         source="a line left over from a network with ReLU",
+    ),
+    Bug(
+        "one-launch-of-4096-threads",
+        "plumbing",
+        "ops.reference",
+        (
+            (
+                "return dout * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du_dx)",
+                "dx = dout * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * du_dx)\n"
+                "    dx.reshape(-1)[4096:] = 0  # each thread computes one entry\n"
+                "    return dx",
+            ),
+        ),
+        ("gelu", "dx"),
+        see="Right for small arrays. In larger ones all gradients after the 4096th entry are 0.",
+        lesson="A launch has as many threads as there are entries, or each thread takes several.",
+        source="kernels for a GPU with a fixed grid",
     ),
 ]
 
