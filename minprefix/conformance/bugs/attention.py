@@ -214,8 +214,8 @@ _MASK = [
         ),
         ("attention", "z"),
         see="A prefix that starts at 0 changes nothing and has no gradient: it stays at 0.",
-        lesson="A slot of zeros has a score of 0, which is not the lowest. The lengths tell what is "
-        "padding, not the numbers.",
+        lesson="A slot of zeros has a score of 0, which is not the lowest. The lengths tell what "
+        "is padding, not the numbers.",
         source="masks that are made from the data, as `x.abs().sum(-1) != 0`",
     ),
 ]

@@ -204,7 +204,7 @@ BUGS = (
             ),
         ),
         ("cross_entropy", "loss"),
-        see="The loss is a little too small, by about 0.002 with GPT-2's vocabulary, and its last 81 "
+        see="The loss is a little too small, by about 0.002 with GPT-2's vocabulary, whose last 81 "
         "tokens are never unlearned.",
         lesson="A number of blocks is rounded up: 50257 is 49 blocks of 1024 and a part of one.",
         source="losses that walk over the vocabulary in blocks",
