@@ -184,14 +184,24 @@ MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "long": (
-        "a text beyond 128 tokens, 67 slots, ids and positions beyond 255, more than 256 targets: "
-        "nothing fits into one tile or one byte",
+        "a text beyond 128 tokens, 35 texts, 67 slots, positions beyond 255, ids beyond 1024, more "
+        "than 256 targets: nothing fits into one tile or one byte",
         {
-            "lengths": (193, 1, 70, 21),
-            "loss_from": (1, 1, 1, 1),
-            "prefix_of": (0, 0, 1, 0),
+            "lengths": (193, 1, 70, 21) + 31 * (2,),
+            "loss_from": (1,) * 35,
+            "prefix_of": (0, 0, 1, 0, 1) * 7,
             "slots": (67, 3),
-            "config": {"n_layer": 1, "n_embd": 4, "vocab_size": 300, "n_positions": 260},
+            "config": {"n_layer": 1, "n_embd": 4, "vocab_size": 1031, "n_positions": 260},
+        },
+    ),
+    "wide": (
+        "heads wider than 64, a hidden layer wider than 512, and no multiple of 8",
+        {
+            "lengths": (3, 2),
+            "loss_from": (1, 1),
+            "prefix_of": (0, 0),
+            "slots": (2,),
+            "config": {"n_layer": 1, "n_embd": 134},
         },
     ),
     "zeros": (

@@ -229,7 +229,7 @@ def _block_case(name: str) -> VectorCase:
 
 #: of the inputs of an op's case
 MOST = 2000
-LARGE = ("model/long", "decoding/long")  # a pattern of theirs is a megabyte
+LARGE = ("model/long", "decoding/long", "model/wide")  # a tensor of theirs is a megabyte
 
 
 def _for_a_file(case: Case) -> bool:
