@@ -89,11 +89,21 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"length": 3},
     ),
     "prompt-tuning/one-vector": (
-        "one vector; sequences of one token predict nothing; the sum over the targets",
-        {"length": 1, "lengths": (1, 4, 2), "loss_from": (1, 3, 1), "reduction": "sum"},
+        "one vector; sequences of one token predict nothing; a head of its own; the sum over the "
+        "targets",
+        {
+            "length": 1,
+            "lengths": (1, 4, 2),
+            "loss_from": (1, 3, 1),
+            "reduction": "sum",
+            "config": _APART,
+        },
     ),
     "p-tuning/usual": ("the prompt through an encoder", {"length": 3, "hidden": 6}),
-    "p-tuning/wide": ("an encoder that is wider than the model", {"length": 2, "hidden": 17}),
+    "p-tuning/wide": (
+        "an encoder that is wider than the model, which has a head of its own",
+        {"length": 2, "hidden": 17, "config": _APART},
+    ),
     "p-tuning/lstm": (
         "the prompt through an LSTM of two layers that reads it both ways",
         {"length": 3, "hidden": 4, "encoder": "lstm"},
@@ -103,8 +113,15 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"length": 3},
     ),
     "infix/nothing-predicted": (
-        "sequences of one token, and one of which nothing is predicted; the sum over the targets",
-        {"length": 2, "lengths": (4, 1, 5), "loss_from": (4, 1, 2), "reduction": "sum"},
+        "sequences of one token, and one of which nothing is predicted; a head of its own; the sum "
+        "over the targets",
+        {
+            "length": 2,
+            "lengths": (4, 1, 5),
+            "loss_from": (4, 1, 2),
+            "reduction": "sum",
+            "config": _APART,
+        },
     ),
     "lora/usual": ("one matrix a block, and alpha is not r", {"rank": 2, "alpha": 3.0}),
     "lora/all-linear": (
@@ -112,8 +129,14 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rank": 3, "alpha": 2.0, "targets": _ALL, "config": _APART, "reduction": "sum"},
     ),
     "lora/one-token-targets": (
-        "sequences of one token predict nothing; alpha = r",
-        {"rank": 1, "targets": ("mlp.c_fc",), "lengths": (1, 4, 2), "loss_from": (1, 3, 1)},
+        "sequences of one token predict nothing; alpha = r; eleven layers",
+        {
+            "rank": 1,
+            "targets": ("mlp.c_fc",),
+            "lengths": (1, 4, 2),
+            "loss_from": (1, 3, 1),
+            "config": {"n_layer": 11, "n_embd": 4, "layer_norm_epsilon": 0.1},
+        },
     ),
     "lora/dropout": (
         "dropout stands before A alone, and its mask comes back in dA and dx",
