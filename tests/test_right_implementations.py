@@ -1,21 +1,28 @@
 """Right implementations of many shapes: the suite accuses none of them."""
 
+import inspect
+import re
+import time
 import types
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from minprefix.conformance import Implementation, grade, run, select
+from minprefix.conformance import Implementation, grade, load, run, select
 from minprefix.conformance.cases import Case
+from minprefix.conformance.clock import Clock, OutOfTime, shape
 from minprefix.conformance.contract import ARGUMENTS
 from minprefix.conformance.house import House
 from minprefix.conformance.house import _start as house_start
+from minprefix.conformance.isolated import run_isolated
 from minprefix.conformance.op_cases import case_of
-from minprefix.conformance.report import text
+from minprefix.conformance.report import as_json, passed, text
 from minprefix.conformance.suite import all_checks
 from minprefix.model import GPT2
-from minprefix.ops import reference
+from minprefix.ops import contract, reference
 
 from .test_conformance import in_single, torch_ops
 
@@ -159,3 +166,196 @@ def test_clipping_by_another_number_is_no_rounding():
     result = grade(all_checks()["training/ten-steps"], mine)
     assert result.status == "failed"
     assert result.notes == []
+
+
+# ---- shapes ----
+
+
+#: whole implementations of other makes: padded einsum, tiles with a running softmax, loops of a
+#: student's, modules of PyTorch
+MAKES = sorted(
+    path
+    for path in (Path(__file__).parent / "zoo" / "unseen").glob("*.py")
+    if not path.stem.endswith("_bugs") and path.stem != "__init__"
+)
+SOME = ["gelu/usual", "attention/unequal", "embed/usual", "layernorm/usual", "cross_entropy/usual"]
+
+
+@pytest.mark.parametrize("only", [SOME, marked_long([])], ids=["some", "all"])
+@pytest.mark.parametrize("path", MAKES, ids=lambda path: path.stem)
+def test_a_right_implementation_of_another_make_is_not_accused(path, only):
+    results = run(load(str(path)), select(only))
+    assert accused(results) == []
+    assert passed(results)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", MAKES, ids=lambda path: path.stem)
+def test_it_is_not_accused_in_single_precision_either(path):
+    functions = load(str(path)).functions
+    own = getattr(functions, "asarray", None)
+    asarray = in_single if own is None else lambda a: own(in_single(a))
+    ops = {name: getattr(functions, name) for name in ARGUMENTS if hasattr(functions, name)}
+    ops |= {"asnumpy": functions.asnumpy} if hasattr(functions, "asnumpy") else {}
+    mine = Implementation(types.SimpleNamespace(**ops, asarray=asarray), "mine")
+    assert accused(run(mine, select(levels=["ops"]))) == []
+
+
+class Slots:
+    __slots__ = ("held", "k", "q", "v")
+
+    def __init__(self, **held):
+        self.held = held
+        for name in "qkv":
+            setattr(self, name, held.get(name))
+
+
+@dataclass
+class Held:
+    held: dict
+    q: object = None
+    k: object = None
+    v: object = None
+
+
+class Closure:
+    """A backward that remembers, as a closure does; the model reads q, k and v."""
+
+    def __init__(self, cache, fields):
+        self.backward = lambda function, *dout: function(*dout, cache)
+        self.q, self.k, self.v = (fields.get(name) for name in "qkv")
+
+
+#: how a cache is kept -> from the reference's, and back
+CACHES = {
+    "tuple": (lambda c: c if hasattr(c, "q") else tuple(c), None),
+    "dict": (lambda c: c._asdict(), lambda kind, held: kind(**held)),
+    "dataclass": (
+        lambda c: Held(c._asdict(), *(getattr(c, n, None) for n in "qkv")),
+        lambda kind, held: kind(**held.held),
+    ),
+    "object": (lambda c: Slots(**c._asdict()), lambda kind, held: kind(**held.held)),
+    "closure": (lambda c: Closure(c, c._asdict()), None),
+}
+KINDS = {
+    "layernorm": contract.LayernormCache,
+    "gelu": contract.GeluCache,
+    "attention": contract.AttentionCache,
+    "cross_entropy": contract.CrossEntropyCache,
+}
+
+
+@pytest.mark.parametrize("form", CACHES)
+def test_a_cache_may_have_any_form(form):
+    keep, back = CACHES[form]
+
+    def forward(op):
+        def call(*arguments):
+            out, cache = getattr(reference, op)(*arguments)
+            return out, keep(cache)
+
+        call.__signature__ = inspect.signature(getattr(reference, op))
+        return call
+
+    def backward(name, kind):
+        function = getattr(reference, name)
+
+        def call(*arguments):
+            *dout, cache = arguments
+            if form == "closure":
+                return cache.backward(function, *dout)
+            whole = isinstance(cache, kind)
+            return function(*dout, cache if whole else back(kind, cache) if back else kind(*cache))
+
+        call.__signature__ = inspect.signature(function)
+        return call
+
+    own = {op: forward(op) for op in KINDS}
+    for op, kind in KINDS.items():
+        names = [f for f in ARGUMENTS if f.startswith(f"{op}_backward")]
+        own |= {name: backward(name, kind) for name in names}
+    only = [f"{op}/{check}" for op in KINDS for check in ("usual", "two-calls")]
+    results = run(of(reference, **own), select([*only, "model/own-prefixes"]))
+    assert accused(results) == []
+    assert {r.status for r in results} == {"passed"}
+
+
+# ---- JAX, which compiles each function for each shape ----
+
+
+def test_jaxs_own_functions_are_not_accused():
+    pytest.importorskip("jax")
+    results = run(load(str(JAX)), select(["gelu/usual", "layernorm/by-hand", "linear/float32"]))
+    assert accused(results) == []
+    assert {r.status for r in results} == {"passed"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("single", [False, True])
+def test_jaxs_own_functions_pass_every_check_of_every_level(single, tmp_path):
+    pytest.importorskip("jax")
+    path = tmp_path / "mine.py"
+    more = "import numpy\ndef asarray(a):\n    a = jnp.asarray(a)\n    "
+    more += "return a.astype('float32') if a.dtype == 'float64' else a\n"
+    path.write_text(JAX.read_text(encoding="utf-8") + (more if single else ""))
+    results = run_isolated(str(path))
+    assert accused(results) == []
+    assert {r.status for r in results} <= {"passed", "not graded"}
+    assert sum(r.status == "passed" for r in results) > 0.9 * len(results)
+
+
+JAX = Path(__file__).parent / "jax_ops.py"
+
+
+# ---- slow ----
+
+
+def slow(seconds, **clock):
+    """The reference, each call of which takes a little longer."""
+
+    def slower(function):
+        def call(*arguments):
+            time.sleep(seconds)
+            return function(*arguments)
+
+        call.__signature__ = inspect.signature(function)
+        return call
+
+    mine = of(reference, **{name: slower(getattr(reference, name)) for name in ARGUMENTS})
+    mine.clock = Clock(**clock)
+    return mine
+
+
+def test_what_takes_too_long_is_not_graded_and_the_report_says_how_long_a_call_takes():
+    results = run(slow(0.01, limit=0.3), select(["gelu/", "model/shared-prefix", "model/sum"]))
+    assert accused(results) == []
+    status = {r.check: r.status for r in results}
+    assert status["gelu/usual"] == status["gelu/derivative"] == "passed"
+    assert status["model/shared-prefix"] == status["model/sum"] == "not graded"
+    drawn = next(r for r in results if r.check == "gelu/drawn")
+    assert (drawn.status, bool(drawn.not_graded)) == ("passed", True)
+    said = " ".join(text(results, "mine").split())
+    assert passed(results)
+    assert re.search(r"not graded: [12] checks? \(model/sum.*: it would take over 0.3 s", said)
+    assert re.search(r"not graded: \d+ of 40 draws \(0.0\d+ s each\) of gelu/drawn", said)
+    assert as_json(results, "mine")["counts"]["not graded"] == [*status.values()].count(
+        "not graded"
+    )
+    assert "model/sum" in as_json(results, "mine")["not_graded"]
+
+
+def test_the_first_call_of_a_shape_does_not_count():
+    clock = Clock(limit=0.05)
+    clock.begin("gelu", (np.zeros(3),))
+    time.sleep(0.1)  # compiles
+    clock.end()
+    clock.begin("gelu", (np.zeros(3),))
+    time.sleep(0.1)
+    clock.end()
+    with pytest.raises(OutOfTime, match=r"over 0.05 s \(gelu takes 0.1\d* s each time\)"):
+        clock.begin("gelu", (np.zeros(3),))
+    clock.start()
+    clock.begin("gelu", (np.zeros(4),))  # the next check
+    assert [shape(a) for a in ([np.zeros(2)], [1, 2], {"a": np.zeros(())}, 3.0)] == [
+        (((2,), "float64"),), 2, (("a", ((), "float64")),), float
+    ]  # fmt: skip

@@ -15,7 +15,7 @@ from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Implementation
 from minprefix.conformance.method_problems import METHOD_CASES, method_case, method_problem
 from minprefix.conformance.model_problems import MODEL_CASES, model_case, model_problem, weights_of
-from minprefix.conformance.problems import TOLERANCE, answer, training_case
+from minprefix.conformance.problems import CLIP_EPS, TOLERANCE, answer, training_case
 from minprefix.conformance.whole import whole
 from minprefix.errors import counted
 from minprefix.ops.contract import Array
@@ -156,10 +156,12 @@ IN_TURN: dict[str, Callable[[], Sequence[Problem]]] = {
 
 
 @cache
-def _in_turn(function: str, method: str) -> list[tuple[Problem, Mapping[str, Array]]]:
+def _in_turn(
+    function: str, method: str, clip_eps: float = 0.0
+) -> list[tuple[Problem, Mapping[str, Array]]]:
     """The problems, and the right answers."""
     given = _like_method(method) if method else IN_TURN[function]()
-    return [(p, answer(function, p)) for p in given]
+    return [(p, answer(function, p, clip_eps)) for p in given]
 
 
 def again(function: str, method: str, implementation: Implementation, grade: Grade) -> None:
@@ -192,7 +194,12 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
     if random:  # nothing more can be said of it
         grade.findings.append(nondeterministic(function, random, tolerance))
         return
-    known = first.keys() - unlike(first, right, tolerance).keys()
+    wrong = unlike(first, right, tolerance)
+    if wrong and function == "run_training":  # torch's clipping is right, too
+        (_, torchs), *its_others = _in_turn(function, method, CLIP_EPS)
+        if len(unlike(first, torchs, tolerance)) < len(wrong):
+            wrong, others = unlike(first, torchs, tolerance), its_others
+    known = first.keys() - wrong.keys()
     for other, its_right in others:
         found = {n: a for n, a in ask(deepcopy(other))[1].items() if n in known}
         said = f"{function} keeps something of an earlier problem, and is wrong about the next"

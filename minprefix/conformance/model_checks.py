@@ -28,6 +28,7 @@ from minprefix.conformance.model_problems import model_case
 from minprefix.conformance.problems import (
     ARRAYS,
     ASKED,
+    CLIP_EPS,
     QUESTIONS,
     RIGHT,
     TOLERANCE,
@@ -196,9 +197,6 @@ def as_clipped(
         f"clipped as torch's clip_grad_norm_ does, by limit / (norm + {CLIP_EPS:g}): that is right"
     )
     return torchs
-
-
-CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
 
 
 def _given(problem: Any, implementation: Implementation | None) -> Any:

@@ -199,6 +199,9 @@ def expected_training(name: str) -> Mapping[str, Array]:
     return answer("run_training", training_case(name))
 
 
+#: what torch.nn.utils.clip_grad_norm_ adds to a norm that is clipped
+CLIP_EPS = 1e-6
+
 #: function -> its right answer to a problem in float64
 RIGHT: dict[str, Callable[[Any], Mapping[str, Array]]] = {
     function: partial(answer, function) for function in ("run_model", "run_method", "run_training")
