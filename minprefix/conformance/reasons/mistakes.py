@@ -129,7 +129,7 @@ def shared(
     """The sums of the sequences, each times its share. `only`: of tensors that begin so."""
 
     def answer(p: ModelProblem) -> Answer:
-        total: dict[str, Any] = dict(RIGHT["run_model"](p)) if only else {}
+        total: dict[str, Any] = dict(RIGHT["run_model"](p))
         for b in range(len(p.sequences)):
             each = RIGHT["run_model"](replace(alone(p, b), reduction="sum"))
             for name in (n for n in each if n.startswith(only or ADDED)):
@@ -219,19 +219,30 @@ def mistakes(
     if function in ("run_training", "run_method"):
         return
     backward = tensor.startswith(("prefix.", "d")) or tensor.rpartition(".")[2].startswith("d")
-    for name in () if backward else ("prefix", "loss", "model"):
+    for name in () if backward else SECTIONS.get(op, ("prefix", "loss", "model")):
         for said, change in section(name):
             yield said, partial(_changed, change, function)
     if function == "run_decoding":
         return
-    yield from section("sums")
+    yield from section("sums") if op in ("", "cross_entropy") else ()
     yield from section("cut") if backward else ()
-    for each in [op] if op else OPS:
+    for each in [op] if op in FUNCTIONS else OPS:
         for name in FUNCTIONS[each]:
             for wrong in formulas()[name] if (name != each) == backward else ():
                 if not wrong.sized:
                     yield f"in every {each}, {wrong.said}", over(name, compiled(wrong))
 
+
+#: operation -> the sections that may change what it gives, if what enters it is right
+SECTIONS = {
+    "embed": ("prefix", "model"),
+    "attention": ("prefix",),
+    "layernorm": ("model",),
+    "linear": ("model",),
+    "gelu": (),
+    "cross_entropy": ("loss",),
+    "add": (),
+}
 
 #: in the order in which they are suspected
 OPS = ("attention", "layernorm", "gelu", "linear", "cross_entropy", "embed")
