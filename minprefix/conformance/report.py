@@ -51,10 +51,9 @@ def show(results: Sequence[Result], name: str, everything: bool, json_file: Path
 def as_json(results: Sequence[Result], name: str) -> dict[str, Any]:
     """Everything, for programs. `first`: the first thing that is wrong, in the order in which one
     would mend it."""
-    found = [(r, f) for r in results for f in r.findings]
-    first = None
-    if found:
-        result, finding = min(found, key=lambda each: each[1].kind in PRECISION)  # rounding: last
+    failures, first = _rooted(_failures(results)), None
+    if failures:
+        result, finding = failures[0].result, failures[0].finding
         told = ("function", "tensor", "kind", "sentence", "hints")
         about = {key: getattr(finding, key) for key in told}
         first = {"check": result.check, "why": result.why, "op": result.op}
@@ -265,14 +264,27 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
 
 def _rooted(failures: Sequence[_Failure]) -> list[_Failure]:
     """Those that no earlier one explains; each knows those that it explains."""
+    explained = {f.finding.function for f in failures if _has_reason(f.finding)}
+
+    def guessed(failure: _Failure) -> bool:
+        """Blamed on an earlier call, where the same function has a mistake that is known."""
+        f = failure.finding
+        return (
+            failure.result.check.endswith("/again") and f.kind == "law" and f.function in explained
+        )
+
     roots: list[_Failure] = []
-    for failure in failures:
+    for failure in sorted(failures, key=guessed):
         root = next((each for each in roots if _explains(each, failure)), None)
         if root is None:
             roots.append(failure)
         else:
             root.follow.append(failure.finding.tensor.split("[")[0])
     return roots
+
+
+def _has_reason(finding: Finding) -> bool:
+    return any(hint.startswith("is what one gets if") for hint in finding.hints)
 
 
 def _explains(root: _Failure, other: _Failure) -> bool:
