@@ -12,9 +12,9 @@ import pytest
 from minprefix.gradcheck import Report, cases, gradcheck, pieces
 from minprefix.gradcheck.graded import grade
 from minprefix.gradcheck.mistakes import OF
-from minprefix.gradcheck.source import Source
+from minprefix.gradcheck.source import Source, find
 from tests.gpu import stand_in
-from tests.gradcheck import student
+from tests.gradcheck import others, student
 from tests.gradcheck.bugs import BUGS, WRONG_VALUES, Bug
 
 EVERY = [(piece, case) for piece in cases.CASES for case in cases.names(piece)]
@@ -70,6 +70,14 @@ def test_the_graded_cases_pass_the_piece_itself(piece):
     wanted = {f"d{name}" for name in cases.AXES[piece]} - {"dout", "dz"}
     assert set(report.errors) == wanted | {f"{name} in float32" for name in wanted}
     assert max(report.errors[name] for name in wanted) <= 1e-13
+
+
+@pytest.mark.parametrize("piece", cases.CASES)
+def test_right_ones_of_another_make_pass(piece):
+    (theirs,) = find(f"{others.__file__}:{piece}")
+    report = grade(theirs, "others.py")
+    assert report, str(report)
+    assert len(report.errors) == 2 * (len(cases.AXES[piece]) - 1)
 
 
 def torch_forms(torch: Any, piece: str) -> tuple[Any, Any]:
@@ -137,6 +145,8 @@ def test_torchs_single_precision_passes_and_a_doubled_gradient_does_not():
 def test_there_are_more_than_sixty_bugs_and_each_piece_has_some():
     assert len(BUGS) >= 60
     assert {bug.piece for bug in BUGS} == set(cases.CASES) == set(OF)
+    page = (Path(__file__).parents[1] / "docs" / "gradcheck.md").read_text(encoding="utf-8")
+    assert f"plant {len(BUGS + WRONG_VALUES + student.MISTAKES)} mistakes" in page
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.piece}/{bug.name}")

@@ -159,6 +159,9 @@ sys.meta_path.insert(0, Missing())
 
 from minprefix import GPT2, Batch, Config, Prefix, loss_and_grad
 from minprefix.conformance import load, run, select
+from minprefix.gradcheck import cases
+from minprefix.gradcheck.graded import grade
+from minprefix.gradcheck.source import find
 from minprefix.generate import generate_ids
 from minprefix.methods import METHODS, PromptTuning
 from minprefix.trace import trace
@@ -180,6 +183,9 @@ for name in ("reference", "numpy"):
         drawn = r.check.endswith("/drawn")
         assert r.status == ("not implemented" if drawn else "passed"), (r.check, r.findings)
     print(name, len(results))
+for piece in cases.CASES:
+    (own,) = find(f"minprefix.gradcheck.pieces:{{piece}}")
+    assert grade(own, "", ["usual"]), piece
 """
 
 
