@@ -149,12 +149,12 @@ def test_the_reason_stands_in_the_report_and_the_reproducer_shows_both_values(ru
     assert status == 1
     assert "1. rms_norm_backward, dx\n" in said
     assert "7 = C: is a sum\n     taken where a mean belongs?" in said
-    index, got, want = re.search(r"worst: \[(.*?)\] is (\S+), not (\S+);", said).groups()
+    got, want = re.search(r"worst: \[.*?\] is (\S+), not (\S+);", said).groups()
     lines = re.search(r"in Python:\n((       .*\n)+)", said)[1]
     code = "\n".join(line[7:] for line in lines.splitlines())
-    code += f"\nprint(yours[{index}].item(), right[{index}].item())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    values = [float(word) for word in shown.stdout.split()[-2:]]
+    words = re.fullmatch(r"(\S+) is wrong, (\S+) is right\n", shown.stdout).groups()
+    values = [float(word) for word in words]
     np.testing.assert_allclose(values, [float(got), float(want)], rtol=1e-7)
 
 
@@ -271,3 +271,31 @@ def test_arguments_that_the_cases_do_not_have_are_a_finding(run):
     assert status == 1
     assert "the cases of rope call it with (x, positions, base)" in re.sub(r"\n +", " ", said)
     assert "rope_inputs()" in said
+
+
+@pytest.mark.parametrize(
+    ("piece", "old", "new", "kind"),
+    [
+        ("softmax", "return out * (dout - row_sum)", "return out * dout", "value"),
+        ("rmsnorm", ".reshape(-1, len(gain)).sum(axis=0)", "", "shape"),
+        ("embedding", "np.zeros(table.shape, dout.dtype)", "np.zeros(table.shape)", "dtype"),
+        (
+            "batchnorm",
+            "(centred * centred).mean(axis=0) + eps",
+            "(centred**2).mean(axis=0)",
+            "value",
+        ),
+    ],
+)
+def test_each_finding_of_the_graded_cases_has_lines_that_show_it(
+    run, capsys, piece, old, new, kind
+):
+    planted(piece, old, new)
+    _, said = run(f"my.py:{piece}", "--json", "-")
+    findings = json.loads(said)["functions"][0]["findings"]
+    assert findings[0]["kind"] == kind
+    for finding in findings:
+        exec(finding["reproducer"], {})
+        shown = capsys.readouterr().out
+        wrong, right = re.fullmatch(r"(.+) is wrong, (.+) is right\n", shown).groups()
+        assert wrong != right

@@ -65,7 +65,7 @@ def test_a_piece_passes_by_differences_to_nine_digits(piece):
 
 @pytest.mark.parametrize("piece", cases.CASES)
 def test_the_graded_cases_pass_the_piece_itself(piece):
-    report = grade(source(pieces, piece), "mine.py")
+    report = grade(source(pieces, piece))
     assert report, str(report)
     wanted = {f"d{name}" for name in cases.AXES[piece]} - {"dout", "dz"}
     assert set(report.errors) == wanted | {f"{name} in float32" for name in wanted}
@@ -75,7 +75,7 @@ def test_the_graded_cases_pass_the_piece_itself(piece):
 @pytest.mark.parametrize("piece", cases.CASES)
 def test_right_ones_of_another_make_pass(piece):
     (theirs,) = find(f"{others.__file__}:{piece}")
-    report = grade(theirs, "others.py")
+    report = grade(theirs)
     assert report, str(report)
     assert len(report.errors) == 2 * (len(cases.AXES[piece]) - 1)
 
@@ -118,7 +118,7 @@ def test_torchs_own_functions_pass_the_graded_cases(piece):
     torch = pytest.importorskip("torch")
     forward, backward = torch_forms(torch, piece)
     theirs = Source(piece, forward, backward, piece, None, torch.tensor)
-    report = grade(theirs, "theirs.py")
+    report = grade(theirs)
     assert report, str(report)
 
 
@@ -129,13 +129,13 @@ def test_torchs_single_precision_passes_and_a_doubled_gradient_does_not():
     def single(a: Any) -> Any:
         return torch.tensor(a, dtype=torch.float32 if a.dtype.kind == "f" else None)
 
-    report = grade(Source("rmsnorm", forward, backward, "rmsnorm", None, single), "theirs.py")
+    report = grade(Source("rmsnorm", forward, backward, "rmsnorm", None, single))
     assert report, str(report)
 
     def doubled(*arguments: Any) -> Any:
         return tuple(2 * g for g in backward(*arguments))
 
-    report = grade(Source("rmsnorm", forward, doubled, "rmsnorm", None, single), "theirs.py")
+    report = grade(Source("rmsnorm", forward, doubled, "rmsnorm", None, single))
     assert "counted twice" in str(report)
 
 
@@ -162,9 +162,9 @@ def test_gradcheck_finds_each_bug_and_names_the_gradient(bug: Bug):
 @pytest.mark.parametrize("bug", BUGS + WRONG_VALUES, ids=lambda bug: f"{bug.piece}/{bug.name}")
 def test_the_graded_cases_find_each_bug_and_tell_the_reason(bug: Bug):
     wrong = source(bug.planted(), bug.piece)
-    report = grade(wrong, "mine.py", ["usual"])
+    report = grade(wrong, ["usual"])
     if report:
-        report = grade(wrong, "mine.py")
+        report = grade(wrong)
     assert not report
     first = report.findings[0]
     assert first.tensor in (bug.tensor, "out"), str(report)
@@ -263,7 +263,7 @@ def test_jaxs_own_functions_pass_the_graded_cases(piece, precision):
     jax.config.update("jax_enable_x64", precision == "float64")
     try:
         theirs = Source(piece, *jax_forms(jax, piece), piece, None, jax.numpy.asarray)
-        report = grade(theirs, "theirs.py", ["usual", "strided"])
+        report = grade(theirs, ["usual", "strided"])
     finally:
         jax.config.update("jax_enable_x64", before)
     assert report, str(report)
@@ -292,7 +292,7 @@ def test_arrays_of_the_gpu_pass_and_their_mistakes_are_found(monkeypatch):
         return rmsnorm_backward(dout + dout, cache)
 
     theirs = Source("rmsnorm", rmsnorm, rmsnorm_backward, "rmsnorm", None, cupy.asarray)
-    report = grade(theirs, "theirs.py", ["usual", "three-axes"])
+    report = grade(theirs, ["usual", "three-axes"])
     assert report, str(report)
-    wrong = grade(theirs._replace(backward=doubled), "theirs.py", ["usual"])
+    wrong = grade(theirs._replace(backward=doubled), ["usual"])
     assert "counted twice" in str(wrong)

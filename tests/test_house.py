@@ -185,7 +185,7 @@ for name in ("reference", "numpy"):
     print(name, len(results))
 for piece in cases.CASES:
     (own,) = find(f"minprefix.gradcheck.pieces:{{piece}}")
-    assert grade(own, "", ["usual"]), piece
+    assert grade(own, ["usual"]), piece
 """
 
 

@@ -80,11 +80,9 @@ def _report(source: "Source", args: argparse.Namespace) -> "Report":
     from minprefix.gradcheck.graded import grade
     from minprefix.gradcheck.source import inputs_of
 
-    module = args.function.removesuffix(f":{source.asked}")
-    spec = f"{module}:{source.asked}"
     inputs = inputs_of(source, args.input or ())
     if inputs is None and source.piece:
-        report = grade(source, spec, args.only or ())
+        report = grade(source, args.only or ())
     elif args.only:
         raise InputError(f"--only {args.only[0]}: {source.name} has no cases, its inputs are yours")
     elif inputs is None:
@@ -94,9 +92,9 @@ def _report(source: "Source", args: argparse.Namespace) -> "Report":
             "dictionary, or give shapes, as --input x=4x8"
         )
     else:
-        lines = source.lines(spec, args.backward, args.input or ())
-        options: dict[str, Any] = {"name": source.name, "source": lines}
-        report = gradcheck(source.forward, source.backward, *inputs, **options)
+        lines = f"{source.lines('inputs_of')}inputs = inputs_of(mine, {args.input or []!r})"
+        named: dict[str, Any] = {"name": source.name, "source": lines}
+        report = gradcheck(source.forward, source.backward, *inputs, **named)
     return source.named(report)
 
 

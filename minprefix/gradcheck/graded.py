@@ -35,10 +35,9 @@ VAGUE = ("is right but for", "is a multiple of the right one in each slice")
 LISTED = 3  # so many other cases of a finding are named
 
 
-def grade(source: Source, spec: str, only: Sequence[str] = ()) -> Report:
+def grade(source: Source, only: Sequence[str] = ()) -> Report:
     """The report on the cases of the piece that `source` is named after, or on those in `only`.
-    `spec`: as the command line has it ("my.py:rmsnorm"), for the reproducers. Raises InputError
-    where the function cannot be checked at all."""
+    Raises InputError for a case that the piece does not have."""
     every = cases.names(source.piece)
     for name in only:
         if name not in every:
@@ -49,7 +48,7 @@ def grade(source: Source, spec: str, only: Sequence[str] = ()) -> Report:
     for name, why in every.items():
         if only and name not in only:
             continue
-        case = _Case(source, spec, name)
+        case = _Case(source, name)
         with np.errstate(all="ignore"):  # an overflow shows in the numbers
             case.run()
         for tensor, error in case.report.errors.items():
@@ -75,7 +74,7 @@ def grade(source: Source, spec: str, only: Sequence[str] = ()) -> Report:
 
 def values(source: Source, case: str, tensor: str) -> tuple[Array, Array]:
     """One tensor of a case: the source's, and the right one."""
-    graded = _Case(source, "", case)
+    graded = _Case(source, case)
     graded.compute()
     return graded.got[tensor], graded.right[tensor]
 
@@ -86,7 +85,6 @@ class _Case:
     the source gives its inputs; `piece_name`: what the piece calls them."""
 
     source: Source
-    spec: str
     name: str
     report: Report = field(default_factory=lambda: Report(""))
     got: dict[str, Array] = field(default_factory=dict)
@@ -212,7 +210,7 @@ class _Case:
         """What the piece itself gives in a precision, under the source's names."""
         to, piece = partial(rounded, PRECISIONS[precision][0]), self.source.piece
         f, back = getattr(pieces, piece), getattr(pieces, f"{piece}_backward")
-        coarse = _Case(Source(piece, f, back, piece, None, to), "", self.name)
+        coarse = _Case(Source(piece, f, back, piece, None, to), self.name)
         coarse.compute()
         by_name = {coarse.piece_name[t]: to(a) for t, a in coarse.got.items()}
         found = {t: by_name[name] for t, name in self.piece_name.items()}
@@ -220,28 +218,25 @@ class _Case:
         return Grade(found=found, errors=errors)
 
     def _reproducer(self, tensor: str) -> str:
+        """Lines that define `got` and `want`."""
         return (
             "from minprefix.gradcheck.graded import values\n"
-            "from minprefix.gradcheck.source import find\n"
-            f"(mine,) = find({self.spec!r})\n"
-            f"yours, right = values(mine, {self.name!r}, {tensor!r})\n"
-            "print(yours, right, sep='\\n\\n')"
+            f"{self.source.lines()}"
+            f"got, want = values(mine, {self.name!r}, {tensor!r})"
         )
 
     def _source(self) -> str:
         """Lines that define forward, backward and inputs."""
         return (
             "from minprefix.gradcheck.graded import inputs_of_case\n"
-            "from minprefix.gradcheck.source import find\n"
-            f"(mine,) = find({self.spec!r})\n"
-            "forward, backward = mine.forward, mine.backward\n"
+            f"{self.source.lines()}"
             f"inputs = inputs_of_case(mine, {self.name!r})"
         )
 
 
 def inputs_of_case(source: Source, case: str) -> list[Any]:
     """New inputs of one case, in the source's order."""
-    return list(_Case(source, "", case).inputs().values())
+    return list(_Case(source, case).inputs().values())
 
 
 def _out(piece: str) -> str:

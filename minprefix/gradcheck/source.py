@@ -21,7 +21,8 @@ BACKWARDS = ("{f}_backward", "{f}_bwd", "{f}_grad", "{f}_vjp", "backward_{f}", "
 class Source(NamedTuple):
     """`name`: the forward's in the file; `piece`: the piece of that name, "" if there is none;
     `inputs`: the file's own `NAME_inputs`; `asarray` takes NumPy's arrays to the file's kind;
-    `asked`: the name that was asked for; `backward_name`: the backward's in the file."""
+    `asked`: the name that was asked for; `backward_name`: the backward's in the file; `found`: the
+    call that finds it, for a reproducer."""
 
     name: str
     forward: Callable[..., Any]
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     asarray: Callable[[Any], Any] | None = None
     asked: str = ""
     backward_name: str = ""
+    found: str = "find(...)"
 
     def named(self, report: Report) -> Report:
         """The report, with the functions' own names in it."""
@@ -39,13 +41,12 @@ class Source(NamedTuple):
             finding.function = names.get(finding.function, finding.function)
         return report
 
-    def lines(self, spec: str, backward: str | None, shapes: Sequence[str]) -> str:
-        """Python that defines forward, backward and inputs as `gradcheck` was given them."""
+    def lines(self, *names: str) -> str:
+        """Python that finds it again, as `mine`, and its two functions; it imports `names`, too."""
         return (
-            "from minprefix.gradcheck.source import find, inputs_of\n"
-            f"(mine,) = find({spec!r}, {backward!r})\n"
+            f"from minprefix.gradcheck.source import {', '.join(('find', *names))}\n"
+            f"(mine,) = {self.found}\n"
             "forward, backward = mine.forward, mine.backward\n"
-            f"inputs = inputs_of(mine, {list(shapes)!r})"
         )
 
 
@@ -124,7 +125,8 @@ def _source(module: Any, place: str, name: str, backward: str | None) -> Source:
             raise InputError(f"{said}: write it, or say its name with --backward NAME")
     inputs = getattr(module, f"{name}_inputs", None) or getattr(module, f"{found}_inputs", None)
     asarray = getattr(module, "asarray", None)
-    return Source(shown, forward, back, piece_of(name), inputs, asarray, name, called)
+    call = f"find({f'{place}:{name}'!r}{f', {backward!r}' if backward else ''})"
+    return Source(shown, forward, back, piece_of(name), inputs, asarray, name, called, call)
 
 
 # ---- layers: a class, or an object of one -------------------------------------------------------
