@@ -189,6 +189,57 @@ def test_layers_and_functions_of_any_name_are_found(run):
     assert "my.py:Linear cannot be made without arguments" in said
 
 
+TORCH = """
+import torch
+
+asarray = torch.tensor
+
+class Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        out = torch.softmax(x, -1)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        (out,) = ctx.saved_tensors
+        return out * (dout - (out * dout).sum(-1, keepdim=True))
+
+class SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(x, W_gate, W_up, W_down):
+        return (torch.nn.functional.silu(x @ W_gate) * (x @ W_up)) @ W_down
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, W_gate, W_up, W_down = ctx.saved_tensors
+        gate, up = x @ W_gate, x @ W_up
+        s, d = torch.sigmoid(gate), dout @ W_down.T
+        dgate, dup = d * up * s * (1 + gate * (1 - s)), d * gate * s
+        down = (gate * s * up).T @ dout
+        return dgate @ W_gate.T + dup @ W_up.T, x.T @ dgate, x.T @ dup, down
+"""
+
+
+def test_autograd_functions_of_pytorch_are_graded(run):
+    pytest.importorskip("torch")
+    write(TORCH)
+    status, said = run("my.py")
+    assert status == 0, said
+    assert "gradcheck of Softmax.forward: passed" in said
+    assert "gradcheck of SwiGLU.forward: passed" in said
+    write(TORCH.replace("(out * dout).sum(-1, keepdim=True)", "0"))
+    status, said = run("my.py:softmax", "--only", "usual")
+    assert status == 1
+    assert "1. Softmax.backward, dx" in said
+    assert "dx is dout * out: the row sum is missing" in said
+
+
 def test_json_tells_everything(run):
     write(RMSNORM.replace("(d * x).mean(", "(d * x).sum("))
     status, said = run("my.py:rms_norm", "--json", "-")

@@ -476,6 +476,19 @@ print(error)
 # opinion, and it sees one kind of mistake. The comparison with an exact gradient sees both. Use
 # both.
 #
+# A function of your own has no reference. `gradcheck` takes any forward and backward and makes the
+# second proof of this lesson, or the first where complex numbers do not get through. It names the
+# usual mistakes. At the command line it is `minprefix gradcheck my.py:gelu`.
+
+# %%
+from minprefix.gradcheck import gradcheck
+
+print(gradcheck(gelu, lambda dout, x: dout * gelu_slope(x), x))
+wrong = gradcheck(gelu, lambda dout, x: 2 * dout * gelu_slope(x), x)
+print(wrong.findings[0].hints)
+assert not wrong
+
+# %% [markdown]
 # ## Exercises
 #
 # Four of the package's functions, written by you and graded by its reference suite: it runs them on

@@ -135,9 +135,10 @@ def _source(module: Any, place: str, name: str, backward: str | None) -> Source:
 def of_layer(layer: Any, name: str = "the layer") -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The methods `forward(x, ...)` and `backward(dout)` as two functions: what the object keeps is
     the cache. A class is made anew for each forward. The methods of PyTorch's autograd functions,
-    forward(ctx, x, ...) and backward(ctx, dout), are called with a context."""
+    forward(ctx, x, ...) or forward(x, ...) with setup_context(ctx, inputs, output), and
+    backward(ctx, dout), are called with a context."""
     is_class = inspect.isclass(layer)
-    if is_class and _parameters(layer.forward)[:1] == ["ctx"]:
+    if is_class and _parameters(layer.backward)[:1] == ["ctx"]:
         return _with_context(layer)
     if is_class:
         try:
@@ -173,12 +174,17 @@ def _with_context(layer: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(*inputs: Any) -> tuple[Any, Any]:
         context = SimpleNamespace(saved_tensors=(), needs_input_grad=(True,) * len(inputs))
         context.save_for_backward = lambda *arrays: vars(context).update(saved_tensors=arrays)
-        return layer.forward(context, *inputs), context
+        if takes_context:
+            return layer.forward(context, *inputs), context
+        out = layer.forward(*inputs)
+        layer.setup_context(context, inputs, out)
+        return out, context
 
     def backward(dout: Any, context: Any) -> Any:
         return layer.backward(context, dout)
 
-    _signed(forward, layer.forward, 1)
+    takes_context = _parameters(layer.forward)[:1] == ["ctx"]
+    _signed(forward, layer.forward, takes_context)
     return forward, backward
 
 
