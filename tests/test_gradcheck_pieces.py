@@ -1,14 +1,17 @@
 """The pieces are right, and `gradcheck` and the graded cases find every mistake that is planted in
 them."""
 
+import json
 import sys
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from minprefix.errors import InputError
 from minprefix.gradcheck import Report, cases, gradcheck, pieces
 from minprefix.gradcheck.graded import grade
 from minprefix.gradcheck.mistakes import OF
@@ -181,6 +184,44 @@ def test_most_reasons_are_given():
 def test_a_backward_of_a_wrong_forward_passes_gradcheck_itself(bug: Bug):
     report = check(bug.planted(), bug.piece, "usual")
     assert report or bug.kind == "not finite", str(report)
+
+
+def giving(a: Any) -> Any:
+    return lambda *arguments: a
+
+
+def raising(error: BaseException) -> Any:
+    def f(*arguments: Any) -> Any:
+        raise error
+
+    return f
+
+
+OUT, GAIN = np.zeros((5, 7)), np.zeros(7)  # the shapes of rmsnorm/usual
+ODD = [None, 3, "x", [], {}, (), GAIN[:0], np.array(["a"]), np.array([None]), 1j * OUT, object()]
+ODD += [(None, None), [1, 2], {"dx": None}, {"dgain": 1}, (OUT, GAIN, 3), (OUT, OUT), OUT * np.nan]
+ODD_FUNCTIONS = [*map(giving, ODD), raising(ValueError("a\nb")), raising(SystemExit(3))]
+ODD_FUNCTIONS += [lambda: 1, lambda **named: named]
+
+
+def gradchecked(forward: Any, backward: Any) -> Report:
+    return gradcheck(forward, backward, *cases.inputs("rmsnorm", "usual").values())
+
+
+def graded(forward: Any, backward: Any) -> Report:
+    return grade(Source("rmsnorm", forward, backward, "rmsnorm"), ["usual"])
+
+
+@pytest.mark.parametrize("odd", ODD_FUNCTIONS)
+@pytest.mark.parametrize("checked", [gradchecked, graded])
+def test_odd_functions_are_findings_or_sentences(odd, checked):
+    right = pieces.rmsnorm, pieces.rmsnorm_backward
+    for forward, backward in ((odd, right[1]), (right[0], odd), (odd, odd)):
+        with suppress(InputError):  # the two do not fit together
+            report = checked(forward, backward)
+            assert not report
+            assert str(report).count("\n1. ") == 1
+            json.dumps(report.as_json(), allow_nan=False)
 
 
 # ---- what students write -------------------------------------------------------------------------

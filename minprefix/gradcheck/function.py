@@ -104,7 +104,7 @@ def called(which: str, f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     """Raises Broken if it raises."""
     try:
         return f(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{which} raised {type(error).__name__}: {error}"[:300].replace("\n", " ")
         raise Broken("exception", said, which) from error
 
@@ -118,6 +118,8 @@ def outputs(out: Any, which: str = "forward") -> list[Array]:
         except (TypeError, ValueError) as error:
             said = f"{which} gave a {type(a).__name__}, expected an array: {error}"
             raise Broken("not an array", said, which) from error
+    if not found:
+        raise Broken("missing", f"{which} gave an empty {type(out).__name__}: no array", which)
     return found
 
 

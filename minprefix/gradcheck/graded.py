@@ -14,7 +14,7 @@ from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.diagnosis import relative_error
 from minprefix.conformance.implementation import Broken
 from minprefix.conformance.rounding import PRECISIONS, rounded
-from minprefix.errors import InputError
+from minprefix.errors import InputError, counted
 from minprefix.gradcheck import cases, pieces
 from minprefix.gradcheck.arrays import is_real, to_numpy
 from minprefix.gradcheck.check import gradcheck
@@ -147,8 +147,12 @@ class _Case:
         out, cache = getattr(pieces, piece)(*doubles.values())
         result, kept = pair.run(given)
         out_name = _out(piece)
-        self._add(out_name, out_name, outputs(result)[0], out)
-        if self.got[out_name].shape != out.shape:
+        gave = outputs(result)
+        if len(gave) != 1:
+            said = f"forward gives {counted(len(gave), 'array')}, expected one, {out_name}"
+            raise Broken("missing", said, "forward")
+        self._add(out_name, out_name, gave[0], out)
+        if gave[0].shape != out.shape or gave[0].dtype.kind != "f":
             return
         dout = upstream([self.got[out_name]], 0, 0)
         grads = getattr(pieces, f"{piece}_backward")(dout[0].astype(np.float64), cache)
