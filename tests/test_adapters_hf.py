@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -670,3 +671,27 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs torch, which is not installed: pip install torch"):
         load("hf:my_module.py")
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_the_module_of_the_page_passes_and_its_report_is_the_one_that_is_shown(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/check.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if "def build" in block)
+    (report,) = (block for block in blocks if "blocks.2.attn.z before it" in block)
+    assert _failed(_results(_write(tmp_path, code), "model/one-sequence")) == {}
+    bug = "model.transformer.h[2 % config.n_layer].attn.c_proj.bias.data.zero_()"
+    wrong = code.replace("return load_weights", "model = load_weights")
+    wrong += f"    {bug}\n    return model\n"
+    said = text(_results(_write(tmp_path, wrong), "model/one-sequence"), "my_module")
+    assert report in said
+
+
+@pytest.mark.long
+def test_compare_takes_a_module(tmp_path, capsys):
+    name = "block 1's projection loaded as (in, out)"
+    path = _plain(tmp_path, after=MISTAKEN[name][1])
+    assert main(["compare", "reference", f"hf:{path}"]) == 1
+    assert "blocks.1.attn.out" in capsys.readouterr().out

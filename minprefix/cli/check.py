@@ -22,7 +22,8 @@ def add(command: Command) -> None:
         "check",
         run,
         "run an implementation of prefix-tuning through the reference suite",
-        "minprefix check --new my_ops.py\nminprefix check my_ops.py --only attention",
+        "minprefix check --new my_ops.py\nminprefix check my_ops.py --only attention\n"
+        "minprefix check --model hf:my_module.py",
         "The report says what is wrong, and where.",
         "0 all that is implemented passed, 1 something failed or nothing is implemented, 2 it "
         "cannot be run",

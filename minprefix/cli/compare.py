@@ -24,7 +24,7 @@ def add(command: Command) -> None:
         run,
         "find the first op at which two implementations, or traces, part",
         "minprefix compare reference my_ops.py --picture growth.png\n"
-        "minprefix compare reference tests/peft_adapter.py\n"
+        "minprefix compare reference hf:my_module.py\n"
         "minprefix compare runs/trace-a runs/trace-b",
         "It runs two implementations side by side, or reads two saved traces, and names the first "
         "op, forward and backward, that is wrong although its inputs are right.",
