@@ -41,7 +41,7 @@ from minprefix.conformance.model_problems import MODEL_CASES
 from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import GRADIENTS, grade_case
 from minprefix.conformance.problems import TRAINING_CASES, expected_model
-from minprefix.conformance.report import as_json, passed, text
+from minprefix.conformance.report import as_json, passed, show, text
 from minprefix.errors import InputError
 from minprefix.ops import contract, numpy_ops, reference
 
@@ -1533,3 +1533,53 @@ def test_a_wrong_gradient_of_lora_is_put_into_words_and_named():
     assert "1. run_method, dh.1.attn.c_attn.lora_A in lora/usual" in said
     assert "1.5 = alpha/r: is the scale applied twice?" in said
     assert "the zoo's lora-dA-scaled-twice gives exactly this dh.1.attn.c_attn.lora_A" in said
+
+
+# ---- every type in JSON ----
+
+
+def test_json_takes_every_type_that_an_implementation_brings_in(capsys):
+    class Odd(Exception):
+        def __str__(self):
+            return "half a pair \udc80 and bytes \x00"
+
+    def gelu(x):
+        raise Odd
+
+    results = run(implementation(gelu=gelu), select(["gelu/usual"]), zoo=True)
+    finding = results[0].findings[0]
+    finding.worst = [
+        (np.array([0, 1]), np.float32(1), complex(1, 2)),
+        ({np.int64(3): b"\xff", None: {1}}, np.nan, -np.inf),
+        ((np.bool_(True), np.complex64(1j)), np.longdouble(1.5), np.array([[np.inf]])),
+    ]
+    results[0].errors |= {3: np.float16(2), ("a", 1): object}
+    assert show(results, "\udc80mine", everything=True, json_file=Path("-")) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert json.dumps(said, allow_nan=False).encode("utf-8")
+    told = said["results"][0]
+    assert told["findings"][0]["worst"] == [
+        [[0, 1], 1.0, "(1+2j)"],
+        [{"3": "\\xff", "None": [1]}, "nan", "-inf"],
+        [[True, "1j"], 1.5, [["inf"]]],
+    ]
+    assert told["errors"]["3"] == 2.0
+    assert "half a pair" in said["first"]["sentence"]
+
+
+def test_json_of_a_model_whose_names_are_no_text_is_written(tmp_path):
+    class Name(str):
+        pass
+
+    mine = Implementation(
+        types.SimpleNamespace(
+            run_model=lambda problem: {Name("losss"): 1.0, "loss": np.float32(2)}
+        ),
+        "mine",
+    )
+    results = run(mine, select(["model/one-sequence"]))
+    path = tmp_path / "report.json"
+    assert show(results, "mine", everything=False, json_file=path) == 1
+    tensors = [f["tensor"] for f in json.loads(path.read_text())["results"][0]["findings"]]
+    assert "losss" in tensors
+    assert all(type(f.tensor) is str for r in results for f in r.findings)

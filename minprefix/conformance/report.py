@@ -81,6 +81,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(each) for each in value]
     if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind == "f":
+            value = value.astype(np.float64)  # a long double has no other way to a float
         return plain(value.tolist()) if value.dtype.kind in "biufUS" else str(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
