@@ -2,6 +2,7 @@
 Compiling takes most of the time: each new shape is compiled anew."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def gelu_backward(dout, cache):
 @partial(jax.jit, static_argnums=5)
 def _attend(q, k, v, prefix_k, prefix_v, offsets):
     z = []
-    for b, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for b, (start, end) in enumerate(pairwise(offsets)):
         keys = jnp.concatenate([prefix_k[b], k[start:end].swapaxes(0, 1)], 1)
         values = jnp.concatenate([prefix_v[b], v[start:end].swapaxes(0, 1)], 1)
         T, P = end - start, prefix_k[b].shape[1]

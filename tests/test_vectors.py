@@ -225,7 +225,7 @@ def test_the_index_follows_the_schema_that_lies_beside_it(written):
     validator = jsonschema.Draft202012Validator(schema)
     assert [e.message for e in validator.iter_errors(index(written))] == []
     for spoil in (
-        lambda d: d.update(version=2),
+        lambda d: d.update(version=3),
         lambda d: d["cases"][0].pop("tolerance"),
         lambda d: d["cases"][0]["inputs"].update(x={"dtype": "float16", "shape": [], "axes": ""}),
         lambda d: d.update(more=1),
@@ -346,8 +346,8 @@ def lose_tensor(folder, name):
         (lambda d: (d / "index.json").write_text("{"), "index.json, line 1: not JSON"),
         (lambda d: (d / "index.json").write_text("[]"), "index.json holds a list"),
         (lambda d: edit(d, format="zip"), "has format 'zip', expected 'minprefix-vectors'"),
-        (lambda d: edit(d, version=2), "has version 2, this minprefix reads 1"),
-        (lambda d: edit(d, version="1"), "has version '1', this minprefix reads 1"),
+        (lambda d: edit(d, version=3), "has version 3, this minprefix reads 1 and 2"),
+        (lambda d: edit(d, version="1"), "has version '1', this minprefix reads 1 and 2"),
         (lambda d: edit(d, cases=[]), "lists no cases"),
         (lambda d: edit(d, cases=[7]), "case 0 has id None"),
         (lambda d: edit_case(d, "file", None), "case 'gelu/usual' has file None"),
@@ -387,6 +387,20 @@ def test_bad_vectors_are_named_in_one_sentence_with_status_2(folder, capsys, spo
     assert sentence in said
     assert said.count("\n") == 1
     assert "Traceback" not in said
+
+
+def test_vectors_of_the_version_before_are_still_graded(folder):
+    answer(folder, "gelu/usual")
+    assert index(folder)["version"] == 2
+    edit(
+        folder,
+        version=1,
+        cases=[each for each in index(folder)["cases"] if "tie" not in each["id"]],
+    )
+    answered = [r for r in vectors.check(folder) if r.status != "not implemented"]
+    assert [(r.check, r.status) for r in answered] == [("gelu/usual", "passed")]
+    answer(folder, "gelu/usual", dx=lambda dx: -dx)
+    assert finding(folder, "gelu/usual").hints == ["has the wrong sign"]
 
 
 def test_a_word_that_names_no_case_is_refused(folder, capsys):

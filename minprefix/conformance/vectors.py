@@ -37,7 +37,8 @@ from minprefix.ops.contract import Array
 from minprefix.storage.reading import read_json
 from minprefix.storage.writing import write_bytes, write_text
 
-FORMAT, VERSION = "minprefix-vectors", 1
+FORMAT, VERSION = "minprefix-vectors", 2
+READS = (1, VERSION)  # version 2 has more cases; a file of one is laid out alike in both
 INDEX, SCHEMA, OUTPUTS = "index.json", "index.schema.json", "outputs"
 
 # ---- write --------------------------------------------------------------------------------------
@@ -210,10 +211,10 @@ def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
     index = read_json(path, "the index of the vectors")
     if index.get("format") != FORMAT:
         raise InputError(f"{path} has format {index.get('format')!r}, expected {FORMAT!r}: {again}")
-    if index.get("version") != VERSION or isinstance(index.get("version"), bool):
-        raise InputError(
-            f"{path} has version {index.get('version')!r}, this minprefix reads {VERSION}: {again}"
-        )
+    version = index.get("version")
+    if version not in READS or isinstance(version, bool):
+        known = " and ".join(map(str, READS))
+        raise InputError(f"{path} has version {version!r}, this minprefix reads {known}: {again}")
     cases = index.get("cases")
     if not isinstance(cases, list) or not cases:
         raise InputError(f"{path} lists no cases: writing was interrupted, {again}")
