@@ -40,9 +40,10 @@ PRECISION = ("precision", "dtype")
 @dataclass
 class Finding:
     """One thing that is wrong. `kind`: value, shape, dtype, precision, not finite, modified,
-    exception, signature, missing, not an array, law, derivative, not computed, time or crash. A
-    tensor of kind dtype is right but for its type; one of kind precision is off by no more than
-    a precision's rounding."""
+    exception, signature, missing, not an array, law, derivative, shared, nondeterministic, not
+    computed, time or crash. A tensor of kind dtype is right but for its type; one of kind precision
+    is off by no more than a precision's rounding; one of kind shared is right until something else
+    in its memory is written."""
 
     function: str
     tensor: str
