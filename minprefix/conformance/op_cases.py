@@ -143,12 +143,12 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "gpt2-heads": ("12 heads of 64, as GPT-2 has", {"heads": 12, "head_size": 64}),
         "large-heads": ("hs beyond 128, and no multiple of 8", {"heads": 1, "head_size": 130}),
         "many-sequences": (
-            "70 sequences, most of one token",
-            {"lengths": (1, 1, 4, 1, 2) * 14, "slots": (2, 0, 1, 5, 3, 1, 4) * 10, "head_size": 3},
+            "35 sequences, most of one token",
+            {"lengths": (1, 1, 4, 1, 2) * 7, "slots": (2, 0, 1, 5, 3, 1, 4) * 5, "head_size": 3},
         ),
         "many-single-tokens": (
-            "45 sequences of one token, as in decoding, and what they see is of unequal lengths",
-            {"lengths": (1,) * 45, "slots": (2, 9, 0, 130, 1) * 9, "head_size": 3},
+            "35 sequences of one token, as in decoding, and what they see is of unequal lengths",
+            {"lengths": (1,) * 35, "slots": (2, 9, 0, 130, 1) * 7, "head_size": 3},
         ),
         "equal-scores": (
             "keys and queries of whole numbers: a row's largest score occurs often, in every tile",
