@@ -49,6 +49,11 @@ def _byte(p):
     return replace(p, sequences=[[t % 256 for t in ids] for ids in p.sequences])
 
 
+def _thirty_two_texts(p):
+    first = {n: getattr(p, n)[:32] for n in ("sequences", "loss_from", "prefix_of")}
+    return replace(p, **first)
+
+
 def _one_layer_for_ten(p):
     """As `name.startswith("h.1")` does."""
     w = {n: p.weights[f"h.1.{n[5:]}"] if n.startswith("h.10.") else a for n, a in p.weights.items()}
@@ -85,6 +90,7 @@ def _tied(p):
         ("model/two-digits", "run_model", _one_layer_for_ten, "blocks.10.ln_1.out"),
         ("model/two-digits", "run_model", _sorted_as_text, "blocks.2.ln_1.out"),
         ("model/long", "run_model", _byte, "blocks.0.resid_pre"),
+        ("model/long", "run_model", _thirty_two_texts, "blocks.0.resid_pre"),
         ("model/offsets", "run_model", _offset_is_P, "blocks.0.resid_pre"),
         ("model/zeros", "run_model", _zeros_are_none, "blocks.0.attn.pattern[0]"),
         ("decoding/together", "run_decoding", _tied, "logits"),

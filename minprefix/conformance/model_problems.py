@@ -184,12 +184,12 @@ MODEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "long": (
-        "a text beyond 128 tokens, 35 texts, 67 slots, positions beyond 255, ids beyond 1024, more "
-        "than 256 targets: nothing fits into one tile or one byte",
+        "a text beyond 128 tokens, 41 texts, 67 slots, positions beyond 255, ids beyond 1024, more "
+        "than 512 targets: nothing fits into one tile or one byte",
         {
-            "lengths": (193, 1, 70, 21) + 31 * (2,),
-            "loss_from": (1,) * 35,
-            "prefix_of": (0, 0, 1, 0, 1) * 7,
+            "lengths": (193, 1, 70, 21) + 37 * (8,),
+            "loss_from": (1,) * 41,
+            "prefix_of": (0, 0, 1, 0) + 18 * (1, 0) + (1,),
             "slots": (67, 3),
             "config": {"n_layer": 1, "n_embd": 4, "vocab_size": 1031, "n_positions": 260},
         },

@@ -26,6 +26,9 @@ _UNKNOWN = Place("layernorm", "", (), "", "layernorm.dout", ())
 #: values that the suite does not ask for, and the head's dout, which is dlogits
 _UNNAMED = ("attn.qkv", "attn.dqkv", "ln_1.dx", "ln_2.dx", "")
 
+#: the head works on so many rows at a time (`gpt2.HEAD_ROWS`)
+_IN_BLOCKS = ("logits", "dlogits")
+
 
 class Recorder:
     """An implementation of the ops that hands everything on to `ops` and keeps copies in
@@ -60,7 +63,9 @@ class Recorder:
         return dlogits
 
     def _keep(self, block: str, name: str, a: Any) -> None:
-        if name not in _UNNAMED:
+        if name in _IN_BLOCKS and name in self.tensors:
+            self.tensors[name] = np.concatenate([self.tensors[name], a])
+        elif name not in _UNNAMED:
             self.tensors[f"{block}{name}"] = np.array(a)
 
     def _at(self, op: str, weight: Array) -> tuple[str, Place]:

@@ -338,6 +338,17 @@ _FORWARD = [
         source="a common slip",
     ),
     Bug(
+        "loss-of-the-last-block",
+        "plumbing",
+        "gpt2",
+        (("        loss = loss + part\n", "        loss = part\n"),),
+        ("model", "loss"),
+        see="Right up to 512 targets. With more, the loss that is shown is too low, and every "
+        "gradient is right.",
+        lesson="What is worked out block by block needs a test with two blocks.",
+        source="cross-entropy in chunks, to save the memory of the logits",
+    ),
+    Bug(
         "sum-is-a-mean",
         "plumbing",
         "model",
