@@ -5,7 +5,7 @@ and where.
     MINPREFIX_IMPL=my_ops pytest --pyargs minprefix.conformance
 
 `contract` says what is graded; `cases`, `problems` and `method_problems` with which inputs;
-`op_checks`, `by_hand`, `laws`, `model_checks` and `method_checks` how; `diagnosis` puts a
+`op_checks`, `by_hand`, `laws`, `model_checks`, `method_checks` and `calls` how; `diagnosis` puts a
 difference into words; `zoo` and `bugs` prove that the suite itself has power; `vectors` are the
 same cases as files.
 """

@@ -229,7 +229,12 @@ def _block_case(name: str) -> VectorCase:
 
 #: of the inputs of an op's case
 MOST = 2000
-LARGE = ("model/long", "decoding/long", "model/wide")  # a tensor of theirs is a megabyte
+LARGE = (
+    *("model/long", "decoding/long", "model/wide"),  # a tensor of theirs is a megabyte
+    *("model/two-digits", "decoding/two-digits", "training/unused-prefix"),  # eleven of everything
+    *("model/shared-arrays", "decoding/shared-arrays"),  # a file cannot tell that two are one
+    *("model/zeros", "model/low-scores"),
+)
 
 
 def _for_a_file(case: Case) -> bool:
