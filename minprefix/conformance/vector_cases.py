@@ -233,7 +233,7 @@ LARGE = (
     *("model/long", "decoding/long", "model/wide"),  # a tensor of theirs is a megabyte
     *("model/two-digits", "decoding/two-digits", "training/unused-prefix"),  # eleven of everything
     *("model/shared-arrays", "decoding/shared-arrays"),  # a file cannot tell that two are one
-    *("model/zeros", "model/low-scores"),
+    *("model/zeros", "model/low-scores", "model/offsets"),
 )
 
 
