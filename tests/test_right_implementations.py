@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from minprefix.conformance import Implementation, grade, load, run, select
+from minprefix.conformance import Implementation, grade, load, run, select, zoo
 from minprefix.conformance.cases import Case
 from minprefix.conformance.clock import Clock, OutOfTime, shape
-from minprefix.conformance.contract import ARGUMENTS
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS
 from minprefix.conformance.house import House
 from minprefix.conformance.house import _start as house_start
 from minprefix.conformance.isolated import run_isolated
@@ -359,3 +359,125 @@ def test_the_first_call_of_a_shape_does_not_count():
     assert [shape(a) for a in ([np.zeros(2)], [1, 2], {"a": np.zeros(())}, 3.0)] == [
         (((2,), "float64"),), 2, (("a", ((), "float64")),), float
     ]  # fmt: skip
+
+
+# ---- rounding is called rounding, and nothing else is ----
+
+
+def coarsely(dtype, names):
+    """PyTorch's functions of these names, computed in a type; the results are float64 again."""
+
+    def given(a):
+        if isinstance(a, list):
+            return [given(each) for each in a]
+        t = torch.tensor(a) if isinstance(a, np.ndarray) else a
+        return t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+
+    def back(a):
+        if isinstance(a, list | tuple):
+            return type(a)(back(each) for each in a)
+        return a.detach().double().numpy() if isinstance(a, torch.Tensor) else a
+
+    def inside(function):
+        def call(*arguments):
+            return back(function(*map(given, arguments)))
+
+        call.__signature__ = inspect.signature(function)
+        return call
+
+    return {name: inside(getattr(torch_ops(), name)) for name in names}
+
+
+@pytest.mark.parametrize("op", ["linear", "layernorm", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.bfloat16, "right to 2 digits. Is it computed in bfloat16?"),
+        (torch.float16, "right to 3 digits. Is it computed in half precision (float16) or TF32?"),
+    ],
+)
+def test_half_precision_is_called_that_and_is_like_no_bug(op, dtype, said):
+    results = run(
+        of(reference, **coarsely(dtype, FUNCTIONS[op])), select([f"{op}/usual"]), zoo=True
+    )
+    found = [f for r in results for f in r.findings]
+    assert {f.kind for f in found} == {"precision"}
+    assert [f.hints for f in found] == [[]] * len(found)
+    assert results[0].zoo == []
+    report = " ".join(text(results, "mine").split())
+    assert said in report
+    assert " 2. " not in report
+    assert "worst:" not in report
+
+
+def test_products_in_tf32_are_called_that():
+    def coarse(a):
+        """With 11 bits, as a tensor core takes its inputs."""
+        significand, exponent = np.frexp(a)
+        return np.ldexp(np.rint(significand * 2**11) / 2**11, exponent)
+
+    def linear(x, weight, bias):
+        return (coarse(x) @ coarse(weight) + coarse(bias)).astype("f4").astype("f8")
+
+    found = grade(all_checks()["linear/usual"], of(reference, linear=linear)).findings
+    assert [(f.tensor, f.kind, f.precision) for f in found] == [("out", "precision", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_mistake_as_small_as_half_precision_leaves_is_not_called_rounding(dtype):
+    def gelu(x):
+        out = torch.nn.functional.gelu(torch.tensor(x.astype(dtype))).numpy()
+        return out.astype(x.dtype), reference.gelu(x)[1]
+
+    for check in ("gelu/usual", "gelu/float32"):
+        found = grade(all_checks()[check], of(reference, gelu=gelu)).findings
+        assert found[0].kind == "value"
+        assert not found[0].precision
+
+
+def test_no_worst_entry_is_mere_rounding():
+    def gelu(x):
+        out, cache = reference.gelu(x)
+        out = out * (1 + 1e-13 * np.cos(np.arange(out.size)).reshape(out.shape))
+        out[2, 3] += 0.1
+        return out, cache
+
+    finding = grade(all_checks()["gelu/usual"], of(reference, gelu=gelu)).findings[0]
+    assert [index for index, _, _ in finding.worst] == [[2, 3]]
+    for result in run(of(reference, gelu=gelu), select(["gelu/"])):
+        for f in result.findings:
+            assert all(f"{got:.6g}" != f"{want:.6g}" for _, got, want in f.worst)
+
+
+# ---- the zoo claims what the numbers tell ----
+
+
+def planted(gelu):
+    return grade(all_checks()["gelu/usual"], of(reference, gelu=gelu))
+
+
+def test_the_zoo_claims_nothing_of_infinities_zeros_and_single_precision_by_chance():
+    right = reference.gelu
+
+    def erf(x):
+        return torch.nn.functional.gelu(torch.tensor(x)).numpy()
+
+    for wrong in (
+        lambda x: np.full_like(x, np.nan),
+        lambda x: np.where(x > 0, np.inf, x),
+        lambda x: np.zeros_like(x),
+        lambda x: np.full_like(x, 0.5),
+        lambda x: erf(x) + 1e-7 * np.sin(x),  # near, and in float64: another mistake
+    ):
+        result = planted(lambda x, wrong=wrong: (wrong(x), right(x)[1]))
+        assert result.status == "failed"
+        assert result.zoo == []
+    for near in (erf, lambda x: erf(x.astype("f4")).astype("f8")):  # as near as float32 allows
+        assert planted(lambda x, near=near: (near(x), right(x)[1])).zoo == ["erf-gelu"]
+
+
+def test_where_a_bug_gives_zeros_another_wrong_tensor_must_tell():
+    check = all_checks()["gelu/usual"]
+    seen = check.collect(of(reference, gelu=lambda x: (0 * x, reference.gelu(x)[1])))
+    prints = {check.id: {name: ["out", 0.0] for name in ("erf-gelu", "sigmoid-gelu")}}
+    assert zoo.matches(check, seen, prints) == ([], 0.0)

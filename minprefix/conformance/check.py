@@ -12,15 +12,7 @@ from minprefix.conformance.clock import OutOfTime
 from minprefix.conformance.contract import LEVELS, TENSORS, level_of, results
 from minprefix.conformance.diagnosis import diagnose, relative_error, worst_entries
 from minprefix.conformance.implementation import Broken, Implementation, NotOffered
-from minprefix.conformance.rounding import (
-    PRECISIONS,
-    REFERENCES,
-    SLACK,
-    is_held,
-    is_noise,
-    least,
-    words,
-)
+from minprefix.conformance.rounding import PRECISIONS, REFERENCES, SLACK, is_held, least, words
 from minprefix.ops.contract import Array
 
 #: how many findings of a check are explained: later ones mostly follow from them
@@ -147,16 +139,22 @@ class Grade:
         at_least = least(PRECISIONS[precision][0], want)
         return SLACK * max(error if math.isfinite(error) else 0.0, at_least)
 
-    def coarse(self, name: str, got: Array, want: Array, error: float) -> str:
-        """The precision below float32 whose rounding explains this error, or an empty text. Numbers
-        of more bits than the precision leaves are a mistake, and so are those off in a pattern."""
-        bits = PRECISIONS["float16" if self.single else "float32"][0]
-        if self.reference_in is None or not is_held(bits, got):
+    def coarse(self, name: str, got: Array, want: Array, error: float, rounding: float) -> str:
+        """The precision below float32 whose rounding explains this error, or an empty text: the
+        coarsest that holds the numbers, or the one that gives them when it holds the inputs.
+        `rounding`: what float32 explains."""
+        if self.reference_in is None or error <= rounding:
             return ""
+        holding = [p for p, (bits, _) in PRECISIONS.items() if is_held(bits, got)]
+        telling = [p for p in holding if not is_held(PRECISIONS[p][0], want)]
+        if telling and telling[-1] != "float32":
+            return telling[-1] if error <= self.rounding(name, want, telling[-1]) else ""
         for precision in list(PRECISIONS)[1:]:
             like = self.reference_in(precision).found.get(name)
-            if error <= self.rounding(name, want, precision) and like is not None:
-                return precision if is_noise(got, want, like) else ""
+            if like is None or like.shape != got.shape:
+                continue
+            if relative_error(got, like) <= min(max(rounding, 1e-9), 0.1 * error):
+                return precision
         return ""
 
     def expect(self, name: str, finding: Finding, rounding: float | None = None) -> None:
@@ -221,8 +219,7 @@ class Grade:
             finding = Finding(function, tensor, kind, sentence, error, tolerance, precision)
             finding.reproducer = reproducer
             explained = sum(f.kind not in PRECISION for f in self.findings)
-            comparable = got.dtype.kind != "c" and got.shape == want.shape
-            if self.explained and comparable and kind != "dtype":
+            if self.explained and got.shape == want.shape and kind != "dtype":
                 finding.worst = worst_entries(got, want, max(tolerance, rounding))
             if reproducer:
                 finding.reproducer += f"\n{_printed(finding, dtype)}"
@@ -246,18 +243,17 @@ class Grade:
         said = f"is {got.dtype}, expected {dtype} {because}"
         off = f"is off by {error:.2g} of its largest value, {tolerance:.0e} is allowed"
         rounding = self.rounding(shown, want) if error > tolerance else 0.0
+        is_off = error > max(tolerance, rounding)
+        coarse = self.coarse(shown, got, want, error, rounding) if is_off else ""
         if want.size and got.dtype.kind == "f" and not np.isfinite(got).all():
             add("not finite", f"{shown}{letters} is not finite", error)
-        elif error > max(tolerance, rounding):
-            if coarse := self.coarse(shown, got, want, error):
-                add("precision", f"{shown}{letters} {off}: {words(coarse, error)}", error, coarse)
-                return
+        elif is_off and not coarse:
             add("value", f"{shown}{letters} {off}" + (f"; it {said}" if other else ""), error)
-        elif other:
+        elif other and not coarse:
             add("dtype", f"{shown} {said}", error)
-        elif error > tolerance and not self.single:
-            said = words("float32", error)
-            add("precision", f"{shown}{letters} {off}: {said}", error, "float32")
+        elif coarse or (error > tolerance and not self.single):
+            which = coarse or "float32"
+            add("precision", f"{shown}{letters} {off}: {words(which, error)}", error, which)
 
 
 def _printed(finding: Finding, dtype: str | None) -> str:

@@ -2,10 +2,8 @@
 measure."""
 
 import math
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
@@ -59,20 +57,6 @@ def words(precision: str, error: float) -> str:
     return f"right to {held}. Is it computed in {PRECISIONS[precision][1]}?"
 
 
-def is_noise(got: Array, want: Array, other: Array) -> bool:
-    """Whether `got` is off as `other`, a coarse computation, is: about as much, nearly everywhere
-    and by no multiple. A mistake leaves most of it right, or follows a pattern."""
-    off, like = (np.asarray(a, np.float64) - want for a in (got, other))
-    if got.shape != other.shape or off.size < 8:
-        return False
-    size, usual = (float(np.sqrt((a * a).mean())) for a in (off, like))
-    if not 1 / SLACK < size / max(usual, 1e-300) < SLACK:
-        return False
-    most = size * float(np.sqrt((want * want).sum() * off.size))
-    alike = abs(float(np.vdot(off, want))) / max(most, 1e-300)
-    return bool((np.abs(off) > 0.01 * size).mean() > 0.75 and alike < 0.5)
-
-
 def step(implementation: Implementation, tolerance: float) -> tuple[float, float]:
     """The step of a central difference, either way, and the tolerance: in single precision a step
     must be far above the rounding, and leaves an error of its own."""
@@ -89,35 +73,10 @@ def noise(forward_error: float, size: float, h: float) -> float:
 # ---- the reference in a precision ---------------------------------------------------------------
 
 
-def _coarsely(bits: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        return _each(partial(rounded, bits), function(*arguments))
-
-    return call
-
-
-def _each(f: Callable[[Array], Array], result: Any) -> Any:
-    """`f` of every array of a result, but not of its cache."""
-    if isinstance(result, np.ndarray | np.generic):
-        return f(np.asarray(result))
-    if isinstance(result, list):
-        return [_each(f, a) for a in result]
-    if type(result) is tuple and len(result) == 2 and hasattr(result[1], "_fields"):
-        return _each(f, result[0]), result[1]
-    if isinstance(result, tuple):
-        parts = [_each(f, a) for a in result]
-        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
-    return result
-
-
 def _reference_in(precision: str) -> Implementation:
-    """The reference on inputs in a precision, with results in it; in float32 it computes there,
-    too."""
+    """The reference on inputs of a precision; in float32 it computes there, too."""
     bits, name = PRECISIONS[precision]
     functions = {name: getattr(reference, name) for name in ARGUMENTS}
-    if bits < 24:
-        functions = {name: _coarsely(bits, f) for name, f in functions.items()}
     whole = SimpleNamespace(**functions, asarray=partial(rounded, bits))
     made = Implementation(whole, f"the reference in {name}", in_a_hurry=True)
     made.rounds = False  # what its inputs lose is a part of its errors
