@@ -1,6 +1,8 @@
 """The reasons that the suite gives for a wrong number: which term of which formula is wrong."""
 
+import re
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ from minprefix.conformance import Implementation, all_checks, grade
 from minprefix.conformance.cases import Case, reference_cache
 from minprefix.conformance.contract import FUNCTIONS
 from minprefix.conformance.fitting import explain
+from minprefix.conformance.house import House
+from minprefix.conformance.problems import ASKED, model_case, training_case
+from minprefix.conformance.reasons.mistakes import mistakes
 from minprefix.conformance.reasons.wrong import compiled, formulas
+from minprefix.conformance.report import as_json, text
 from minprefix.ops import reference
 
 # ---- fitting ----
@@ -204,3 +210,129 @@ def test_noise_has_no_reason(op, size):
         hint = first_hint(op, **{function: noisy(function)})
         assert "is what one gets" not in hint
         assert "is off by" not in hint
+
+
+# ---- whole answers ----
+
+
+class Changed(House):
+    """The project's own model, on a problem that is changed first."""
+
+    def __init__(self, change, only_asked=True):
+        super().__init__(reference)
+        self.change, self.only_asked = change, only_asked
+
+    def run_model(self, problem):
+        found = super().run_model(self.change(problem))
+        return {n: a for n, a in found.items() if not self.only_asked or ASKED["run_model"](n)}
+
+    def run_training(self, problem):
+        return super().run_training(self.change(problem))
+
+
+def first_reasons(check, functions):
+    found = grade(all_checks()[check], Implementation(functions, "mine"), zoo=False).findings
+    return found[0].tensor, found[0].hints
+
+
+@pytest.mark.parametrize(
+    ("check", "change", "said"),
+    [
+        (
+            "model/offset-0",
+            lambda p: replace(p, position_offsets=[kv.shape[3] for kv in p.prefixes]),
+            "tokens start at position P, whatever the offset says",
+        ),
+        ("model/sum", lambda p: replace(p, reduction="mean"), "the mean is taken, and the sum"),
+        (
+            "model/own-prefixes",
+            lambda p: replace(p, loss_from=[1] * len(p.sequences)),
+            "every token is predicted, whatever loss_from says",
+        ),
+        ("training/ten-steps", lambda p: replace(p, clip=None), "gradients are not clipped"),
+        (
+            "training/ten-steps",
+            lambda p: replace(p, warmup=p.warmup + 1),
+            "warmup is a step longer",
+        ),
+    ],
+)
+def test_a_mistake_is_told_from_the_answer_alone(check, change, said):
+    _, hints = first_reasons(check, Changed(change))
+    assert hints[0].startswith(f"is what one gets if {said}")
+
+
+def test_the_first_wrong_operation_of_a_model_is_told_with_what_it_was_given():
+    class SkipsNorm(types.SimpleNamespace):
+        """The second norm of block 1 is computed and not used."""
+
+    seen = []
+
+    def linear(x, weight, bias):
+        if weight.shape == (10, 40):
+            seen.append(x)
+        if weight.shape == (10, 40) and len(seen) % 3 == 2:
+            x = SkipsNorm.before
+        return reference.linear(x, weight, bias)
+
+    def layernorm(x, gain, bias, eps):
+        SkipsNorm.before = x
+        return reference.layernorm(x, gain, bias, eps)
+
+    ops = {name: getattr(reference, name) for fs in FUNCTIONS.values() for name in fs}
+    mine = types.SimpleNamespace(**ops | {"linear": linear, "layernorm": layernorm})
+    tensor, hints = first_reasons("model/one-sequence", mine)
+    assert tensor == "blocks.1.mlp.pre"
+    assert hints[0] == (
+        "is linear of resid_mid with h.1.mlp.c_fc: expected ln_2.out with h.1.mlp.c_fc"
+    )
+    assert hints[1] == (
+        "is the first wrong one, and blocks.1.ln_2.out is right: look at the forward of mlp.c_fc "
+        "(linear) in block 1"
+    )
+
+
+@pytest.mark.long
+def test_every_mistake_leads_to_an_answer():
+    """Or is one that the problem does not allow."""
+    failed = set()
+    for function, tensor, problem in (
+        ("run_model", "loss", model_case("separate-head")),
+        ("run_model", "prefix.0.dk", model_case("shared-prefix")),
+        ("run_training", "step.0.loss", training_case("one-step")),
+    ):
+        for said, answer in mistakes(function, tensor):
+            if "in every" in said:  # the wrong formulas have a test of their own
+                continue
+            try:
+                with np.errstate(all="ignore"):
+                    assert answer(replace(problem)), said
+            except (TypeError, ValueError):
+                failed.add(said)
+    assert all("limit" in said for said in failed)  # that problem does not clip
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_right_answer_and_noise_have_no_reason(noise):
+    class Noisy(House):
+        def run_model(self, problem):
+            rng = np.random.default_rng(12345)
+            found = super().run_model(problem)
+            return {n: a * (1 + noise * rng.normal(0, 1, a.shape)) for n, a in found.items()}
+
+    mine = Implementation(Noisy(reference), "mine")
+    found = grade(all_checks()["model/shared-prefix"], mine, zoo=False).findings
+    assert bool(found) == (noise > 0)
+    assert not any("what one gets" in hint for f in found for hint in f.hints)
+
+
+def test_what_depends_on_a_wrong_value_is_one_line():
+    mine = Implementation(Changed(lambda p: replace(p, position_offsets=[0]), False), "mine")
+    result = grade(all_checks()["model/one-sequence"], mine, zoo=False)
+    assert len(result.findings) > 50
+    said = re.sub(r"\s+", " ", text([result], "mine"))
+    assert "checked here: one sequence, one prefix, every intermediate" in said
+    n = len({f.tensor.split("[")[0] for f in result.findings}) - 1
+    assert f"and {n} values that depend on it: blocks.0.ln_1.out" in said
+    assert "2. run_model" not in said
+    assert as_json([result], "mine")["first"]["why"] == all_checks()["model/one-sequence"].why

@@ -238,6 +238,9 @@ def _place(
         bad = np.flatnonzero(np.moveaxis(wrong, axis, 0).reshape(n, -1).any(axis=1))
         if 0 < len(bad) < n:
             said.append(f"{names[axis]} = {_listed(bad)} of 0..{n - 1}")
+            start = int(bad[0])
+            if start % 8 == 0 < start and len(bad) == n - start:
+                said[-1] += f" (right up to {start}: a block's end?)"
             if names[axis] == "N" and offsets is not None and len(offsets) > 2:
                 hit = sorted({int(np.searchsorted(offsets, i, "right")) - 1 for i in bad})
                 said[-1] += f" (sequence {_listed(hit)} of 0..{len(offsets) - 2})"
