@@ -93,6 +93,18 @@ class Expected:
 
         return {name: a for name, a in self.tensors.items() if name != tensor and near(name)}
 
+    def hints(
+        self, tensor: str, got: Array, axes: str, tolerance: float, rounding: float
+    ) -> list[str]:
+        """How and why a wrong tensor differs, in sentences without their subject."""
+        want, said = self.tensors[tensor], list[str]()
+        if self.reasons and got.shape == want.shape:
+            said = self.reasons(tensor, got, max(tolerance, rounding))
+        others = self.others(tensor)
+        return said + diagnose(
+            got, want, axes, self.dimensions, others, tolerance, self.offsets, rounding
+        )
+
 
 @dataclass
 class Grade:
@@ -224,12 +236,7 @@ class Grade:
             if reproducer:
                 finding.reproducer += f"\n{_printed(finding, dtype)}"
             if kind not in PRECISION and explained < self.explained and got.dtype.kind != "c":
-                others, offsets = expected.others(tensor), expected.offsets
-                if expected.reasons and got.shape == want.shape:
-                    finding.hints = expected.reasons(tensor, got, max(tolerance, rounding))
-                finding.hints += diagnose(
-                    got, want, axes, expected.dimensions, others, tolerance, offsets, rounding
-                )
+                finding.hints = expected.hints(tensor, got, axes, tolerance, rounding)
             self.findings.append(finding)
 
         if got.shape != want.shape:
