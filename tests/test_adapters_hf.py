@@ -551,6 +551,17 @@ def test_the_right_loss_is_no_mistake_and_each_mistake_is_its_own():
         assert mistake([(logits, labels, float(right))]) == ""
 
 
+def test_a_loss_that_is_nan_gets_no_reason_of_another_mistake(tmp_path):
+    """Texts of one target have none left; a mask that leaves nothing to see gives NaN, too."""
+    shifted = "logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()"
+    path = _plain(tmp_path, (shifted, "logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten()"))
+    (result,) = _results(path, "module/labels")
+    said = [hint for hint in result.findings[0].hints if "what one gets" in hint]
+    assert said == [
+        "is what one gets if the labels are shifted twice: the module shifts them itself"
+    ]
+
+
 # ---- what cannot be graded is a sentence ---------------------------------------------------------
 
 LINEAR = "torch.nn.Linear(2, 3)"

@@ -53,8 +53,8 @@ def test_single_precision_by_asarray_is_graded_as_that_and_the_report_says_so(on
     assert accused(results) == []
     assert {r.status for r in results} == {"passed"}
     assert text(results, "mine").endswith(
-        "checks passed\nfloat64 is rounded to float32 first: graded in single precision, in which "
-        "smaller differences do not show"
+        "checks passed\ngraded in single precision: float64 is rounded to float32, and less than "
+        "that does not show"
     )
     assert "in single precision" not in text(run(of(reference), select(["gelu"])), "mine")
 

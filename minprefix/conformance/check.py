@@ -22,8 +22,7 @@ EXPLAINED = 4
 #: leaves of sums over a few dozen terms, and of a whole model
 IN_SINGLE = dict.fromkeys(LEVELS, 2e-4) | {"ops": 2e-5}
 IN_SINGLE_SAID = (
-    "float64 is rounded to float32 first: graded in single precision, in which smaller "
-    "differences do not show"
+    "graded in single precision: float64 is rounded to float32, and less than that does not show"
 )
 
 #: kinds of findings that only say that something was computed in another precision
