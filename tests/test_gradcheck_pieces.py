@@ -83,6 +83,17 @@ def test_right_ones_of_another_make_pass(piece):
     assert len(report.errors) == 2 * (len(cases.AXES[piece]) - 1)
 
 
+@pytest.mark.parametrize("piece", cases.CASES)
+def test_the_layouts_hold_the_numbers_of_the_usual_case(piece):
+    usual, strided, single = (cases.inputs(piece, c) for c in ("usual", "strided", "float32"))
+    for name, a in usual.items():
+        if isinstance(a, np.ndarray):
+            np.testing.assert_array_equal(strided[name], a)
+            assert not strided[name].flags.forc, name
+            np.testing.assert_array_equal(single[name], a.astype("f4") if a.dtype == "f8" else a)
+            assert single[name].dtype == ("f4" if a.dtype == "f8" else a.dtype)
+
+
 def torch_forms(torch: Any, piece: str) -> tuple[Any, Any]:
     """PyTorch's own function, and autograd for its backward."""
     F = torch.nn.functional
