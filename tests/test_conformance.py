@@ -33,7 +33,7 @@ from minprefix.conformance import (
 )
 from minprefix.conformance import contract as suite_contract
 from minprefix.conformance.cases import INPUTS, LAYOUTS, MAKERS
-from minprefix.conformance.check import Expected, Grade
+from minprefix.conformance.check import KINDS, Expected, Grade
 from minprefix.conformance.diagnosis import diagnose, relative_error
 from minprefix.conformance.house import House
 from minprefix.conformance.isolated import Worker
@@ -41,7 +41,7 @@ from minprefix.conformance.model_problems import MODEL_CASES
 from minprefix.conformance.op_cases import CASES, case_of
 from minprefix.conformance.op_checks import GRADIENTS, grade_case
 from minprefix.conformance.problems import TRAINING_CASES, expected_model
-from minprefix.conformance.report import as_json, passed, show, text
+from minprefix.conformance.report import STATUSES, as_json, passed, show, text
 from minprefix.errors import InputError
 from minprefix.ops import contract, numpy_ops, reference
 
@@ -1583,3 +1583,21 @@ def test_json_of_a_model_whose_names_are_no_text_is_written(tmp_path):
     tensors = [f["tensor"] for f in json.loads(path.read_text())["results"][0]["findings"]]
     assert "losss" in tensors
     assert all(type(f.tensor) is str for r in results for f in r.findings)
+
+
+def test_the_page_explains_every_status_and_every_kind_of_finding():
+    page = (Path(__file__).parent.parent / "docs" / "check.md").read_text(encoding="utf-8")
+    for kind, meaning in KINDS.items():
+        assert f"| `{kind}` | {meaning} |" in page
+    for status in STATUSES:
+        assert f"| `{status}` | " in page
+    folder = Path(suite_contract.__file__).parent
+    said = {
+        kind
+        for path in folder.glob("*.py")
+        for kind in re.findall(
+            r"""(?:\.say|Broken|\badd)\(\s*"([a-z ]+)\"""", path.read_text(encoding="utf-8")
+        )
+    }
+    assert len(said) >= 10
+    assert said <= KINDS.keys()

@@ -29,13 +29,32 @@ IN_SINGLE_SAID = (
 PRECISION = ("precision", "dtype")
 
 
+#: kind of a finding -> what is wrong; docs/check.md shows them
+KINDS = {
+    "value": "numbers are off by more than rounding",
+    "not finite": "there are infinities or NaN where there should be numbers",
+    "shape": "the shape is another one",
+    "precision": "the numbers are off by what a coarser precision leaves",
+    "dtype": "right but for the type",
+    "missing": "a result is missing, or is one too many",
+    "not an array": "a result is no array of numbers",
+    "modified": "something was changed that the contract says is kept",
+    "shared": "results, or what a cache keeps, lie in memory that something else writes to",
+    "nondeterministic": "the same numbers give other results the next time",
+    "law": "results that must fit each other do not",
+    "derivative": "a backward is not the derivative of its own forward",
+    "exception": "the call raised one",
+    "signature": "the function cannot be called as the contract calls it",
+    "not computed": "a law cannot be computed from these results",
+    "time": "a call did not return in time",
+    "crash": "a call ended the process",
+    "unreadable": "a file of outputs cannot be read",
+}
+
+
 @dataclass
 class Finding:
-    """One thing that is wrong. `kind`: value, shape, dtype, precision, not finite, modified,
-    exception, signature, missing, not an array, law, derivative, shared, nondeterministic, not
-    computed, time or crash. A tensor of kind dtype is right but for its type; one of kind precision
-    is off by no more than a precision's rounding; one of kind shared is right until something else
-    in its memory is written."""
+    """One thing that is wrong. `kind`: one of `KINDS`."""
 
     function: str
     tensor: str
