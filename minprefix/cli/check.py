@@ -37,7 +37,7 @@ def add(command: Command) -> None:
     levels, many = ("ops", "model", "methods", "training"), "default all; may be given again"
     p.add_argument("--level", action="append", choices=levels, help=many)
     add_report(p)
-    limit = "for each check (default 20)"
+    limit = "that the calls of a check may take, and each call (default 20)"
     p.add_argument("--time-limit", type=float, metavar="SECONDS", help=limit)
     add_threads(p)
     flag(p, "--list", "show the checks, and run none")
