@@ -344,6 +344,16 @@ def test_what_takes_too_long_is_not_graded_and_the_report_says_how_long_a_call_t
     assert "model/sum" in as_json(results, "mine")["not_graded"]
 
 
+def test_a_slow_model_has_fewer_of_its_derivatives_taken():
+    mine = of(reference)
+    mine.clock = Clock(limit=1e-3)
+    mine.clock.begin = lambda *_: None  # so slow that each call takes all the time
+    mine.clock.elapsed = lambda: 1.0
+    result = grade(all_checks()["model/derivative"], mine)
+    assert (result.status, result.not_graded) == ("passed", "3 gradients")
+    assert len(result.errors) == 3
+
+
 def test_the_first_call_of_a_shape_does_not_count():
     clock = Clock(limit=0.05)
     clock.begin("gelu", (np.zeros(3),))

@@ -13,7 +13,7 @@ FIRST = 3
 #: seconds for the suite's own work between two calls, on a machine that has other work, too
 BETWEEN = 120.0
 
-#: the part of the limit after which no more cases are drawn
+#: the part of the limit after which no more cases are drawn and no more derivatives are taken
 DRAWN = 0.25
 
 
@@ -47,6 +47,10 @@ class Clock:
     def elapsed(self) -> float:
         """Seconds in calls since the check began."""
         return self._running + self._compiling
+
+    def hurries(self) -> bool:
+        """Whether a check that can do with fewer calls should make no more."""
+        return self.elapsed() > DRAWN * self.limit
 
     def begin(self, function: str, arguments: tuple[Any, ...]) -> None:
         """A call begins. Raises OutOfTime if the check has used up its time."""

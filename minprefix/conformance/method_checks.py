@@ -62,7 +62,11 @@ def _derivative(name: str, implementation: Implementation, grade: Grade) -> None
             given = replace(problem, weights={**problem.weights, **moved})
         return float(_found(implementation, given)["loss"])
 
-    for tensor in (each for each in found if each[:1] == "d" and each[1:] in start):
+    gradients = [each for each in found if each[:1] == "d" and each[1:] in start]
+    for done, tensor in enumerate(gradients):
+        if done and implementation.clock.hurries():
+            grade.not_graded = f"{len(gradients) - done} gradients"
+            return
         parameter = start[tensor[1:]]
         direction = rng.normal(0, 1, parameter.shape)
         up, down = (loss({tensor[1:]: parameter + s * h * direction}) for s in (1, -1))

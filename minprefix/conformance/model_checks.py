@@ -289,7 +289,10 @@ def _derivative(implementation: Implementation, grade: Grade) -> None:
         given = run(replace(problem, prefixes=prefixes))
         return float(numbers({"loss": given["loss"]}, implementation)["loss"])
 
-    for j, which in np.ndindex(len(problem.prefixes), 2):
+    for done, (j, which) in enumerate(np.ndindex(len(problem.prefixes), 2)):
+        if done and implementation.clock.hurries():
+            grade.not_graded = f"{2 * len(problem.prefixes) - done} gradients"
+            return
         kv, name = problem.prefixes[j], f"prefix.{j}.{('dk', 'dv')[which]}"
         for layer in layers:
             direction = np.zeros_like(kv)
