@@ -12,12 +12,12 @@ import numpy as np
 from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import MethodProblem, ModelProblem, TrainingProblem
 from minprefix.conformance.diagnosis import relative_error
-from minprefix.conformance.implementation import Implementation
+from minprefix.conformance.implementation import Broken, Implementation, NotOffered, load
 from minprefix.conformance.method_problems import METHOD_CASES, method_case, method_problem
 from minprefix.conformance.model_problems import MODEL_CASES, model_case, model_problem, weights_of
 from minprefix.conformance.problems import CLIP_EPS, TOLERANCE, answer, training_case
 from minprefix.conformance.whole import whole
-from minprefix.errors import counted
+from minprefix.errors import InputError, counted
 from minprefix.ops.contract import Array
 
 Problem = ModelProblem | MethodProblem | TrainingProblem
@@ -177,7 +177,7 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
         return found, numbers(found, implementation)
 
     def note(kind: str, said: str, got: Mapping[str, Array], want: Mapping[str, Array]) -> bool:
-        errors = unlike(got, want, tolerance if kind == "law" else 0.0)
+        errors = unlike(got, want, 0.0 if kind == "modified" else tolerance)
         for name, error in list(errors.items())[:1]:
             seen = f"{name} of a later call"
             grade.found[seen], grade.errors[seen] = got[name], error
@@ -202,8 +202,11 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
     known = first.keys() - wrong.keys()
     for other, its_right in others:
         found = {n: a for n, a in ask(deepcopy(other))[1].items() if n in known}
-        said = f"{function} keeps something of an earlier problem, and is wrong about the next"
-        if note("law", said, found, its_right):
+        wrong = unlike(found, its_right, tolerance)
+        kind, said = (
+            _blame(function, implementation, other, its_right, wrong) if wrong else ("", "")
+        )
+        if wrong and note(kind, said, found, its_right):
             return
     now = numbers(given, implementation)
     said = f"later calls of {function} write into what it gave before: give arrays of their own"
@@ -220,6 +223,36 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
     anew = {n: anew[n] for n in anew.keys() - unlike(anew, first, tolerance).keys()}
     said = f"the arrays of a problem were changed, and {function} answers as if they were not"
     note("law", said, anew, answer(function, mine))
+
+
+def _blame(
+    function: str,
+    implementation: Implementation,
+    problem: Problem,
+    right: Mapping[str, Array],
+    wrong: Collection[str],
+) -> tuple[str, str]:
+    """Whether these tensors of a later problem are wrong because of an earlier one: a kind of
+    finding, and the sentence."""
+    alone = _asked_alone(function, implementation, problem)
+    if alone is None:
+        said = f"{function} is right about one problem and wrong about the next: does it keep "
+        return "law", said + "something of the first, or hold for its settings alone?"
+    if unlike({n: a for n, a in alone.items() if n in wrong}, right, TOLERANCE["training"]):
+        return "value", f"{function} is right about one problem and wrong about another"
+    return "law", f"{function} keeps something of an earlier problem, and is wrong about the next"
+
+
+def _asked_alone(
+    function: str, implementation: Implementation, problem: Problem
+) -> dict[str, Array] | None:
+    """What the function gives where nothing was asked before: of the implementation loaded anew, if
+    its name says where it is found."""
+    try:
+        anew = load(implementation.name)
+        return numbers(whole(anew, function)(deepcopy(problem)), anew)
+    except (InputError, Broken, NotOffered):
+        return None
 
 
 def _change(problem: Problem) -> None:
