@@ -25,7 +25,8 @@ LINKED = ["README.md", *DOCS, TEACHING, "weights/README.md", "weights/tiny/READM
 LINKED += ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELIABILITY.md"]
 LINKED += ["tools/README.md", "tests/vectors/README.md", "tests/adapters_library.md"]
 LINKED += ["tests/mutation/RESULT.md", "tests/oracles/TABLE.md"]
-LINKED += ["tests/zoo/COMPARE.md", "tests/zoo/ZOO.md"]
+LINKED += ["tests/zoo/COMPARE.md", "tests/zoo/ZOO.md", "tests/zoo/unseen/RESULT.md"]
+LINKED += ["tests/zoo/unseen/unseen1.md", "tests/zoo/unseen/unseen2.md"]
 
 
 def read(page):
