@@ -329,3 +329,9 @@ def test_this_projects_lstm_passes():
     report = gradcheck(forward, backward, RNG.normal(0, 1, (5, 3)), *arrays)
     assert report, str(report)
     assert len(report.errors) == 1 + len(names)
+
+
+def test_the_upstream_gradient_is_not_the_input_that_the_same_seed_draws():
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    report = gradcheck(lambda x: 2.5 * x, lambda dout, x: 2.5 * x, x)
+    assert report.findings[0].hints == ["is 2.5 times x"]

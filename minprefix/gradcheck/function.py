@@ -132,8 +132,9 @@ def as_upstream(out: Any, values: Sequence[Array]) -> Any:
 
 def upstream(values: Sequence[Array], seed: int, n: int) -> list[Array]:
     """The n-th upstream gradient of these outputs. Random: ones would hide mistakes (a softmax has
-    no gradient then)."""
-    rng = np.random.default_rng([seed, n])
+    no gradient then). Not the numbers of default_rng(seed), from which inputs are often drawn: dout
+    would be equal to x."""
+    rng = np.random.default_rng([seed, n, 1])
     return [rng.normal(0, 1, a.shape).astype(a.dtype) for a in values]
 
 
