@@ -12,12 +12,12 @@ import numpy as np
 from minprefix.conformance.check import Finding, Grade
 from minprefix.conformance.contract import MethodProblem, ModelProblem, TrainingProblem
 from minprefix.conformance.diagnosis import relative_error
-from minprefix.conformance.implementation import Broken, Implementation, NotOffered, load
+from minprefix.conformance.implementation import Broken, Implementation, NotOffered
 from minprefix.conformance.method_problems import METHOD_CASES, method_case, method_problem
 from minprefix.conformance.model_problems import MODEL_CASES, model_case, model_problem, weights_of
 from minprefix.conformance.problems import CLIP_EPS, TOLERANCE, answer, training_case
 from minprefix.conformance.whole import whole
-from minprefix.errors import InputError, counted
+from minprefix.errors import counted
 from minprefix.ops.contract import Array
 
 Problem = ModelProblem | MethodProblem | TrainingProblem
@@ -201,12 +201,11 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
             wrong, others = unlike(first, torchs, tolerance), its_others
     known = first.keys() - wrong.keys()
     for other, its_right in others:
+        said = _blame(function, implementation, other, its_right, known)
+        if said is None:
+            return  # wrong by itself: the checks of one problem say more of it
         found = {n: a for n, a in ask(deepcopy(other))[1].items() if n in known}
-        wrong = unlike(found, its_right, tolerance)
-        kind, said = (
-            _blame(function, implementation, other, its_right, wrong) if wrong else ("", "")
-        )
-        if wrong and note(kind, said, found, its_right):
+        if note("law", said, found, its_right):
             return
     now = numbers(given, implementation)
     said = f"later calls of {function} write into what it gave before: give arrays of their own"
@@ -230,29 +229,22 @@ def _blame(
     implementation: Implementation,
     problem: Problem,
     right: Mapping[str, Array],
-    wrong: Collection[str],
-) -> tuple[str, str]:
-    """Whether these tensors of a later problem are wrong because of an earlier one: a kind of
-    finding, and the sentence."""
-    alone = _asked_alone(function, implementation, problem)
-    if alone is None:
-        said = f"{function} is right about one problem and wrong about the next: does it keep "
-        return "law", said + "something of the first, or hold for its settings alone?"
-    if unlike({n: a for n, a in alone.items() if n in wrong}, right, TOLERANCE["training"]):
-        return "value", f"{function} is right about one problem and wrong about another"
-    return "law", f"{function} keeps something of an earlier problem, and is wrong about the next"
-
-
-def _asked_alone(
-    function: str, implementation: Implementation, problem: Problem
-) -> dict[str, Array] | None:
-    """What the function gives where nothing was asked before: of the implementation loaded anew, if
-    its name says where it is found."""
+    known: Collection[str],
+) -> str | None:
+    """What it means if these tensors of a later problem are wrong; None: it is wrong about that
+    problem also where no earlier one was asked."""
+    said = f"{function} is right about one problem and wrong about the next: does it keep something"
+    if implementation.anew is None:
+        return f"{said} of the first, or hold for its settings alone?"
+    anew = implementation.anew()
     try:
-        anew = load(implementation.name)
-        return numbers(whole(anew, function)(deepcopy(problem)), anew)
-    except (InputError, Broken, NotOffered):
+        alone = numbers(whole(anew, function)(deepcopy(problem)), anew)
+    except (Broken, NotOffered):
         return None
+    least = TOLERANCE["float32" if implementation.rounds else "training"]
+    if unlike({n: a for n, a in alone.items() if n in known}, right, least):
+        return None
+    return f"{function} keeps something of an earlier problem, and is wrong about the next"
 
 
 def _change(problem: Problem) -> None:

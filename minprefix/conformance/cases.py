@@ -167,7 +167,7 @@ def _layernorm(
 def _linear(
     rng: Rng, N: int = 7, n_in: int = 5, n_out: int = 3, bias: bool = True, zeros: bool = False
 ) -> Inputs:
-    """`zeros`: the bias, a row of x, a row of weight and a row of dout are 0."""
+    """`zeros`: the bias but for an entry, a row of x, of weight and of dout are 0."""
     made = {
         "x": rng.normal(0, 1, (N, n_in)),
         "weight": rng.normal(0, 1, (n_in, n_out)),
@@ -175,7 +175,8 @@ def _linear(
         "dout": rng.normal(0, 1, (N, n_out)),
     }
     if zeros:
-        made["x"][0], made["weight"][-1], made["bias"][:], made["dout"][-1] = 0, 0, 0, 0
+        made["x"][0], made["weight"][-1], made["dout"][-1] = 0, 0, 0
+        made["bias"][1:] = 0
     return made if bias else made | {"bias": None}
 
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,17 @@ class Broken(Exception):
 
 class Implementation:
     """Functions to grade, and the name that people call them by. `in_a_hurry`: draw fewer shapes,
-    take the first that fails, explain nothing; for a matrix of many implementations."""
+    take the first that fails, explain nothing; for a matrix of many implementations. `anew`: makes
+    the same functions again, which remember nothing of earlier calls; None: they cannot be made."""
 
-    def __init__(self, functions: object, name: str, in_a_hurry: bool = False) -> None:
+    def __init__(
+        self,
+        functions: object,
+        name: str,
+        in_a_hurry: bool = False,
+        anew: Callable[[], "Implementation"] | None = None,
+    ) -> None:
+        self.anew = anew
         self.functions = functions
         self.name = name
         self.in_a_hurry = in_a_hurry
@@ -213,7 +221,9 @@ def load(spec: str | Implementation | object) -> Implementation:
     functions = _object(spec)
     if inspect.isclass(functions):
         functions = _guarded(functions, f"{spec}()")
-    implementation = Implementation(functions, spec)
+    # a module stays imported, a file is run again
+    anew = partial(load, spec) if _is_file(_parts(spec)[0]) else None
+    implementation = Implementation(functions, spec, anew=anew)
     if not implementation.offered():
         raise InputError(
             f"{spec} has none of the contract's functions (embed, layernorm, attention, ...): "

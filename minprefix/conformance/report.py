@@ -269,11 +269,11 @@ def _rooted(failures: Sequence[_Failure]) -> list[_Failure]:
     explained = {f.finding.function for f in failures if _has_reason(f.finding)}
 
     def guessed(failure: _Failure) -> bool:
-        """Blamed on an earlier call, where the same function has a mistake that is known; or wrong
-        by itself, of which the checks of one problem say more."""
+        """Blamed on an earlier call, where the same function has a mistake that is known."""
         f = failure.finding
-        law = f.kind == "law" and f.function in explained
-        return failure.result.check.endswith("/again") and (law or f.kind == "value")
+        return (
+            failure.result.check.endswith("/again") and f.kind == "law" and f.function in explained
+        )
 
     roots: list[_Failure] = []
     for failure in sorted(failures, key=guessed):

@@ -8,7 +8,7 @@ import math
 import sys
 import types
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ def plant(bug: Bug) -> Implementation:
     planted = plant_modules(bug)
     reference = planted.get(MODULES[0], sys.modules[MODULES[0]])
     if bug.module == "ops.reference":
-        return Implementation(reference, bug.name, in_a_hurry=True)
+        return Implementation(reference, bug.name, in_a_hurry=True, anew=partial(plant, bug))
     house = planted[MODULES[-1]].House(reference)
     gpt2 = planted.get("minprefix.gpt2", sys.modules["minprefix.gpt2"])
     whole = {name: getattr(reference, name) for name in ARGUMENTS}
     whole |= {name: getattr(house, name) for name in WHOLE}
     whole |= {name: getattr(gpt2, name) for name in ("block_forward", "block_backward")}
-    return Implementation(types.SimpleNamespace(**whole), bug.name, in_a_hurry=True)
+    again = partial(plant, bug)
+    return Implementation(types.SimpleNamespace(**whole), bug.name, in_a_hurry=True, anew=again)
 
 
 def plant_modules(bug: Bug) -> dict[str, types.ModuleType]:
