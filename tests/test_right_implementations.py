@@ -65,6 +65,37 @@ def test_pytorchs_own_functions_in_single_precision_pass():
     assert accused(results) == []
 
 
+def test_a_sharp_pattern_in_single_precision_may_come_from_scaled_dot_product_attention():
+    """It splits the scale between queries and keys, so that other products round."""
+
+    def attention(q, k, v, prefix_k, prefix_v, offsets):
+        inputs = [a.detach().requires_grad_() for a in (q, k, v, *prefix_k, *prefix_v)]
+        z, B = [], len(prefix_k)
+        for b in range(B):
+            rows = slice(int(offsets[b]), int(offsets[b + 1]))
+            query, *own = (a[rows].swapaxes(0, 1) for a in inputs[:3])
+            pair = zip((inputs[3 + b], inputs[3 + B + b]), own, strict=True)
+            key, value = (torch.cat(each, 1) for each in pair)
+            P, T = prefix_k[b].shape[1], query.shape[1]
+            mask = torch.ones(T, P + T, dtype=torch.bool).tril(P)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query[None], key[None], value[None], mask
+            )
+            z.append(out[0].swapaxes(0, 1))
+        return torch.cat(z), (inputs, torch.cat(z))
+
+    def attention_backward(dz, cache):
+        dq, dk, dv, *rest = torch.autograd.grad(cache[1], cache[0], dz, retain_graph=True)
+        return dq, dk, dv, rest[: len(rest) // 2], rest[len(rest) // 2 :]
+
+    made = {"attention": attention, "attention_backward": attention_backward}
+    own = {"asarray": lambda a: torch.tensor(in_single(a)), "asnumpy": lambda a: a.detach().numpy()}
+    mine = Implementation(types.SimpleNamespace(**made, **own), "mine")
+    result = grade(all_checks()["attention/sharp"], mine)
+    assert accused([result]) == []
+    assert result.errors["dprefix_k[0]"] > 2e-5  # beyond single precision's usual error
+
+
 def test_the_right_answer_is_that_to_the_numbers_that_asarray_gave():
     mine, case = of(reference, asarray=in_single), case_of("layernorm", "far-from-zero")
     mine.functions.layernorm = lambda x, gain, bias, eps: reference.layernorm(

@@ -81,6 +81,11 @@ class Case:
         common, last = abs(self.sizes.get("common", 0.0)), self.sizes.get("last", 1.0)
         return max(TOLERANCE[self.dtype], 1e-12 * common, 1e-10 * last)
 
+    def cancels(self) -> float:
+        """How many times its usual error single precision leaves here: the sharper a pattern, the
+        smaller are its gradients beside the numbers that cancel in them."""
+        return max(1.0, self.sizes.get("spread", 1.0)) if self.op == "attention" else 1.0
+
     def dimensions(self) -> dict[str, float]:
         """The sizes of this case by their letters, for the diagnosis."""
         i = self.inputs()

@@ -99,6 +99,7 @@ class Expected:
     dimensions: Mapping[str, float] = field(default_factory=dict)
     offsets: Sequence[int] | None = None
     level: str = ""
+    cancels: float = 1.0  # how many times its usual error single precision leaves here
     #: of a tensor, what was given for it and how large an error rounding explains: why it is wrong
     reasons: Callable[[str, Array, float], list[str]] | None = None
 
@@ -240,7 +241,7 @@ class Grade:
         """Grade one tensor: shape, finite, values, dtype. `where`: which one of several, in words;
         `because`: why it should have this dtype."""
         shown, want = tensor + where, expected.tensors[tensor]
-        tolerance = max(expected.tolerance, self.single)
+        tolerance = max(expected.tolerance, self.single * expected.cancels)
         if shown in self.errors:
             raise AssertionError(f"{shown} is compared twice")
         self.found[shown], self.errors[shown], rounding = got, math.inf, 0.0

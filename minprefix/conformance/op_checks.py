@@ -106,7 +106,8 @@ def results_of(implementation: Implementation, function: str, result: Any) -> di
 def expected_of(case: Case, implementation: Implementation) -> Expected:
     offsets, right = case.inputs().get("offsets"), case.expected(implementation)
     boundaries = None if offsets is None else offsets.tolist()
-    return Expected(right, case.tolerance(), case.dimensions(), boundaries, "ops")
+    sizes, cancels = case.dimensions(), case.cancels()
+    return Expected(right, case.tolerance(), sizes, boundaries, "ops", cancels)
 
 
 def grade_case(case: Case, implementation: Implementation, grade: Grade) -> None:
