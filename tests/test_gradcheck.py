@@ -335,3 +335,18 @@ def test_the_upstream_gradient_is_not_the_input_that_the_same_seed_draws():
     x = np.random.default_rng(0).normal(size=(3, 4))
     report = gradcheck(lambda x: 2.5 * x, lambda dout, x: 2.5 * x, x)
     assert report.findings[0].hints == ["is 2.5 times x"]
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-6, 1e3, 1e150])
+def test_numbers_of_any_size_are_measured(scale: float):
+    x = RNG.normal(size=(3, 4)) * scale
+    assert_gradients(np.abs, lambda dout, x: np.sign(x) * dout, x)
+    assert_gradients(lambda x: x**2, lambda dout, x: 2 * x * dout, x)
+    assert_gradients(lambda x: np.abs(x) * x, lambda dout, x: 2 * np.abs(x) * dout, x)
+
+
+@pytest.mark.parametrize("slope", [np.greater, np.greater_equal])
+def test_a_kink_at_the_inputs_is_not_held_against_the_backward(slope: Any):
+    report = gradcheck(lambda x: np.maximum(x, 0), lambda dout, x: slope(x, 0) * dout, np.zeros(3))
+    assert [f.kind for f in report.findings] == ["not measured"]
+    assert report.errors == {}

@@ -240,8 +240,9 @@ class _Check:
                 self._note(i, error, method)
                 self._wrong(i, got, scalar, n, method, error, allowed)
                 return
-        self._note(i, worst, method)
-        if not known and x.size:
+        if known or not x.size:
+            self._note(i, worst, method)
+        else:
             said = f"the derivative by {self.pair.names[i]} cannot be measured: has the forward a "
             said += "kink or a jump at these inputs? Give others"
             self.report.say("not measured", "forward", self.d(i), said)
@@ -428,5 +429,5 @@ def _apart(got: Array, direction: Array, slope: Slope, least: float) -> tuple[fl
     analytic = float(terms.sum())
     size = max(float(np.sqrt((terms**2).sum())), abs(slope.value), least) or 1.0
     error = abs(analytic - slope.value) / size
-    doubt = slope.error / size
+    doubt = slope.doubt / size
     return (error if np.isfinite(error) else np.inf), (doubt if np.isfinite(doubt) else np.inf)

@@ -20,16 +20,26 @@ COMPLEX, DIFFERENCES = "complex step", "differences"
 #: one is smaller
 FIRST, SHRINK, STEPS = 0.05, 2.0, 12
 
+UNSURE = 1e-6  # a relative error from which on another first step is tried
+
+KINK = 1e-6  # a smaller one, relative to the slope, is rounding
+
 TINY = 1e-30  # a complex step has no rounding, so it can be as small as this
 
 
 @dataclass(frozen=True)
 class Slope:
-    """A derivative, how large its error is about, and how it was measured."""
+    """A derivative, how large its error is about, how it was measured, and by how much the slopes
+    to the two sides differ at the point itself (a kink)."""
 
     value: float
     error: float
     method: str
+    kink: float = 0.0
+
+    @property
+    def doubt(self) -> float:
+        return max(self.error, self.kink)
 
 
 @dataclass(frozen=True)
@@ -69,32 +79,54 @@ def _complex(a: Any) -> Any:
 
 def complex_step(f: Callable[[Array], Any], x: Array, direction: Array) -> float:
     """The derivative of f at x along a direction, exact to rounding: Im f(x + ih d) / h (Squire &
-    Trapp, 1998). f must be analytic: neither abs, nor a buffer of real numbers."""
-    return float(np.imag(f(x + 1j * TINY * direction))) / TINY
+    Trapp, 1998). f must be analytic: neither abs, nor a buffer of real numbers. Raises TypeError
+    where it gives a real number."""
+    value = f(x + 1j * TINY * direction)
+    if "complex" not in str(value.dtype):
+        raise TypeError("the forward gives real numbers for complex ones")
+    return float(np.imag(value)) / TINY
 
 
 def differences(f: Callable[[Array], Any], x: Array, direction: Array, steps: int = STEPS) -> Slope:
     """The derivative of f at x along a direction, by central differences at ever smaller steps that
-    are extrapolated to step 0 (Ridders, 1982); the step is the one whose neighbours agree best."""
+    are extrapolated to step 0 (Ridders, 1982); the step is the one whose neighbours agree best.
+    The first step suits numbers near 1; where that is no good, one that suits the size of x."""
     size = float(np.abs(direction).max(initial=0.0))
     if size == 0.0:
         return Slope(0.0, 0.0, DIFFERENCES)
-    h = FIRST * max(float(np.abs(x).max(initial=0.0)), 1.0) ** 0.5 / size
-    best, least = math.nan, math.inf
+    largest = float(np.abs(x).max(initial=0.0))
+    found = _extrapolated(f, x, direction, FIRST * max(largest, 1.0) ** 0.5 / size, steps)
+    if not found.doubt <= UNSURE * abs(found.value) and largest > 0.0 and not 0.1 < largest < 10:
+        other = _extrapolated(f, x, direction, FIRST * largest / size, steps)
+        found = other if not found.doubt <= other.doubt else found
+    return found
+
+
+def _extrapolated(
+    f: Callable[[Array], Any], x: Array, direction: Array, h: float, steps: int
+) -> Slope:
+    """Ridders' method from a first step h on."""
+    best, least, kink = math.nan, math.inf, math.inf
+    middle, bend = float(np.real(f(x))), math.nan
     row: list[float] = []
     for i in range(steps):
-        new = [float(np.real(f(x + h * direction) - f(x - h * direction))) / (2 * h)]
+        above, below = (float(np.real(f(x + s * direction))) for s in (h, -h))
+        rounding = 2.0**-53 * max(abs(above), abs(below)) / h
+        # half the difference of the slopes to both sides: it falls as h, unless there is a kink
+        bend, before = (above + below - 2 * middle) / (2 * h), bend
+        kink = min(kink, abs(2 * bend - before)) if i else kink
+        new = [(above - below) / (2 * h)]
         factor = 1.0
         for j in range(i):  # Neville: the error is a series in h^2
             factor *= SHRINK**2
             new.append((factor * new[j] - row[j]) / (factor - 1))
-            error = max(abs(new[j + 1] - new[j]), abs(new[j + 1] - row[j]))
+            error = max(abs(new[j + 1] - new[j]), abs(new[j + 1] - row[j]), rounding)
             if error <= least:
                 best, least = new[j + 1], error
         if i > 3 and abs(new[-1] - row[-1]) >= 4 * least:
             break  # smaller steps only add rounding
         row, h = new, h / SHRINK
-    return Slope(best, least, DIFFERENCES)
+    return Slope(best, least, DIFFERENCES, kink if kink > KINK * abs(best) else 0.0)
 
 
 def method_of(scalar: Scalar, x: Array, direction: Array) -> str:
@@ -118,5 +150,5 @@ def gradient(scalar: Scalar, x: Array, entries: Sequence[int], method: str) -> t
         direction = np.zeros(x.size)
         direction[i] = 1.0
         slope_ = scalar.slope(x, direction.reshape(x.shape), method)
-        found[n], worst = slope_.value, max(worst, slope_.error)
+        found[n], worst = slope_.value, max(worst, slope_.doubt)
     return found, worst
