@@ -350,3 +350,14 @@ def test_a_kink_at_the_inputs_is_not_held_against_the_backward(slope: Any):
     report = gradcheck(lambda x: np.maximum(x, 0), lambda dout, x: slope(x, 0) * dout, np.zeros(3))
     assert [f.kind for f in report.findings] == ["not measured"]
     assert report.errors == {}
+
+
+def test_a_gradient_that_is_not_finite_is_named_so():
+    report = gradcheck(np.sin, lambda dout, x: dout * np.cos(x) / (x > -9) / (x < X.max()), X)
+    assert [f.kind for f in report.findings] == ["not finite"]
+    assert "1 of 20 numbers that are not finite" in said_of(report)
+
+
+def test_the_backward_is_not_blamed_for_what_the_forward_wrote():
+    report = gradcheck(lambda x: np.multiply(x, 2, out=x), lambda dout, x: 2 * dout, X.copy())
+    assert [f.function for f in report.findings] == ["forward"]

@@ -145,6 +145,7 @@ class _Check:
     def _backward(self, consumes: frozenset[str]) -> None:
         given, pair = self.fresh(), self.pair
         out, cache = pair.run(given)
+        left = [self._fresh(a) for a in given]  # what the forward wrote into them is its own fault
         dout = as_upstream(out, self.upstream(0))
         kept = [to_numpy(a) for a in (dout if isinstance(dout, tuple) else [dout])]
         result = pair.back(dout, cache, given)
@@ -152,7 +153,7 @@ class _Check:
         for i, a in raw.items():
             if (array := self._array(i, a)) is not None:
                 self.grads[i] = array
-        self._kept("backward", self.inputs, given, consumes)
+        self._kept("backward", left, given, consumes)
         now = [to_numpy(a) for a in (dout if isinstance(dout, tuple) else [dout])]
         if "dout" not in consumes and not all(map(np.array_equal, kept, now)):
             said = "backward wrote into dout: work on a copy, or name it in consumes"
@@ -189,6 +190,11 @@ class _Check:
             elif got.shape == x.shape[::-1]:
                 said += ": is it transposed?"
             self.report.say("shape", "backward", self.d(i), said, self.reproducer(i))
+            return None
+        if bad := int((~np.isfinite(got)).sum()):
+            said = f"{self.d(i)} has {bad} of {got.size} numbers that are not finite"
+            first = tuple(int(k) for k in np.argwhere(~np.isfinite(got))[0])
+            self.report.say("not finite", "backward", self.d(i), said, self.reproducer(i, first))
             return None
         if got.dtype.kind not in "f" or got.dtype.itemsize < x.dtype.itemsize:
             said = f"{self.d(i)} is {got.dtype}, expected {x.dtype} as {self.pair.names[i]} is"
