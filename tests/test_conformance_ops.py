@@ -315,3 +315,5 @@ def test_a_mask_of_any_finite_number_breaks_the_law_of_causality(hidden: str) ->
     exec(source.replace(old, hidden), vars(made))
     results = run(load(made), select(["attention/law", "attention/large", "attention/usual"]))
     assert {r.check for r in results if r.findings} == {"attention/law-causality"}
+    (hint,) = (hint for r in results for f in r.findings for hint in f.hints)
+    assert "a large finite number, -1e9 say, hides the later" in hint
