@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minprefix.conformance import Implementation, all_checks, load, model_case, training_case
-from minprefix.conformance.calls import changed
+from minprefix.conformance.calls import changed, most
 from minprefix.conformance.house import House
 from minprefix.ops import numpy_ops
 
@@ -378,6 +378,13 @@ def _random(function):
 def test_what_is_random_is_named_so_and_nothing_else_is_said(check, function):
     found = found_by(check, **{function: _random(function)})
     assert [(name, kind) for name, _, kind in found] == [(function, "nondeterministic")]
+
+
+def test_what_differs_between_two_calls_is_told_in_a_sentence():
+    assert most({"loss": 0.25}) == "loss differs by 0.25 of its largest value"
+    assert most({"z": 0.5, "loss": 0.1}) == (
+        "z and 1 other value differ, z by 0.5 of its largest value"
+    )
 
 
 def test_gradients_that_add_up_from_call_to_call_are_named_so():

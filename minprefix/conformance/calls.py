@@ -104,20 +104,18 @@ def unlike(
 
 
 def most(errors: Mapping[str, float]) -> str:
-    """The first of them in words, and how many more there are."""
+    """In words which differ: the first of them, by how much, and how many others."""
     name, error = next(iter(errors.items()))
-    more = f", and so {_are(len(errors) - 1)} more" if len(errors) > 1 else ""
-    return f"{name} by {error:.2g} of its largest value{more}"
-
-
-def _are(n: int) -> str:
-    return "is 1" if n == 1 else f"are {n}"
+    off = f"by {error:.2g} of its largest value"
+    if len(errors) == 1:
+        return f"{name} differs {off}"
+    return f"{name} and {counted(len(errors) - 1, 'other value')} differ, {name} {off}"
 
 
 def nondeterministic(function: str, errors: Mapping[str, float], tolerance: float) -> Finding:
     """The finding about tensors that differ between two calls with one problem."""
     said = (
-        f"{function} gives other numbers each time: the same problem twice, and {most(errors)}: is "
+        f"{function} gives other numbers for the same problem the second time: {most(errors)}. Is "
         "something random, not initialised, or left from the call before?"
     )
     name, error = next(iter(errors.items()))
@@ -211,7 +209,7 @@ def again(function: str, method: str, implementation: Implementation, grade: Gra
     said = f"later calls of {function} write into what it gave before: give arrays of their own"
     if note("modified", said, now, first):
         return
-    said = f"{function} answers the same problem otherwise after other problems"
+    said = f"{function} gives another answer to the same problem after other problems"
     if note("law", said, ask(deepcopy(problem))[1], first):
         return
     _change(mine)
