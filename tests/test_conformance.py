@@ -283,6 +283,18 @@ def test_a_known_difference_is_put_into_words(got, said):
     assert re.search(said, hints[0]), hints
 
 
+def test_one_number_that_is_nan_is_told_without_an_index():
+    hints = diagnose(np.array(np.nan), np.array(2.5), "", {}, {}, 1e-10)
+    assert hints[0].startswith("is NaN: does exp overflow")
+    said = text([graded("cross_entropy/usual", cross_entropy=nan_loss)], "mine")
+    assert "\n   loss is nan, not " in said
+    assert "[]" not in said
+
+
+def nan_loss(logits, targets, weights):
+    return np.nan, reference.cross_entropy(logits, targets, weights)[1]
+
+
 def test_a_tensor_that_is_another_one_is_named():
     other = np.random.default_rng(1).normal(size=WANT.shape)
     assert diagnose(other, WANT, "N NH hs", {}, {"dv": other}, 1e-10) == [

@@ -124,12 +124,12 @@ def _transposed(got: Array, want: Array, close: float) -> str | None:
 
 def _not_finite(got: Array) -> str:
     bad = ~np.isfinite(got)
-    first = np.argwhere(bad)[0].tolist() if got.ndim else []
     what = "NaN" if np.isnan(got).any() else "infinite"
-    return (
-        f"holds {int(bad.sum())} {what} of {bad.size}, the first at {first}: does exp overflow, "
-        "is something divided by 0, or is a whole row masked out?"
-    )
+    where = f"is {what}"
+    if got.ndim:
+        first = np.argwhere(bad)[0].tolist()
+        where = f"holds {int(bad.sum())} {what} of {bad.size}, the first at {first}"
+    return f"{where}: does exp overflow, is something divided by 0, or is a whole row masked out?"
 
 
 def _multiple(got: Array, want: Array, dimensions: Mapping[str, float], close: float) -> str | None:

@@ -323,7 +323,9 @@ def _in_full(number: int, failure: _Failure, told: set[str]) -> list[str]:
     lines += [row for hint in finding.hints for row in _wrapped(f"{finding.tensor} {hint}")]
     if finding.worst and finding.kind not in PRECISION:
         entries = (f"{index} is {_unlike(got, want)}" for index, got, want in finding.worst)
-        lines += _wrapped(f"worst: {'; '.join(entries)}")
+        said = f"worst: {'; '.join(entries)}"
+        index, got, want = finding.worst[0]
+        lines += _wrapped(said if index else f"{finding.tensor} is {_unlike(got, want)}")
     # the zoo compares the first wrong tensor; an earlier finding may be about another one
     compared = next((f for kinds in COMPARED for f in result.findings if f.kind in kinds), None)
     for name in result.zoo[:2] if finding is compared else ():
