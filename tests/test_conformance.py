@@ -1164,6 +1164,17 @@ def test_the_command_grades_a_file(check):
     assert f"mine.py: all {len(checks)} checks passed" in said
 
 
+def test_another_ops_crash_is_not_held_against_the_one_that_is_checked(check):
+    status, said = check(
+        "import os\ndef embed(tokens, positions, wte, wpe): os._exit(3)\n",
+        *("--only", "gelu/usual", "--only", "gelu/many-calls", "--only", "gelu/strided"),
+    )
+    assert status == 0
+    assert "gelu            2 of  3 graded  passed" in said
+    told = "(gelu/many-calls): not run to its end: embed ended the process with exit status 3"
+    assert " ".join(said.split()).endswith(told)
+
+
 @pytest.mark.long
 def test_an_endless_loop_a_crash_and_an_exit_are_graded_and_the_rest_goes_on(check):
     status, said = check(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minprefix import console
 from minprefix.conformance.check import Check, Finding, Result
 from minprefix.conformance.clock import BETWEEN, Clock
-from minprefix.conformance.contract import ARGUMENTS, OF_A_MODULE, WHOLE
+from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, OF_A_MODULE, WHOLE
 from minprefix.conformance.implementation import load
 from minprefix.conformance.suite import Zookeeper, all_checks, check_of, grade
 from minprefix.errors import InputError
@@ -109,9 +109,11 @@ class Worker:
             kind, said = "time", self._how_it_hung()
         except EOFError:
             kind, said = "crash", f"{self._function() or check.id} {self._how_it_ended()}"
-            self._crashes[check.op] += 1
         function = self._function()
         self._end()
+        if function and function not in FUNCTIONS.get(check.op, (function,)):
+            return _not_graded(check, f"not run to its end: {said}")  # another op's
+        self._crashes[check.op] += kind == "crash"
         if kind == "time" and not function:
             return _not_graded(check, f"it took over {BETWEEN:g} s between calls")
         if kind == "time" or self._crashes[check.op] == CRASHES:
