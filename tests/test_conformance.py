@@ -1164,6 +1164,12 @@ def test_the_command_grades_a_file(check):
     assert f"mine.py: all {len(checks)} checks passed" in said
 
 
+def test_complex_results_are_told_without_a_warning_of_numpys(recwarn):
+    result = graded("linear/usual", linear=lambda x, weight, bias: x @ weight + bias + 0j)
+    assert [f.sentence for f in result.findings] == ["out is complex128, expected real numbers"]
+    assert not recwarn.list
+
+
 def test_another_ops_crash_is_not_held_against_the_one_that_is_checked(check):
     status, said = check(
         "import os\ndef embed(tokens, positions, wte, wpe): os._exit(3)\n",

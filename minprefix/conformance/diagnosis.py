@@ -20,13 +20,13 @@ IN_SINGLE = " (to float32's rounding)"
 
 def _off(got: Array, want: Array) -> Array:
     with np.errstate(all="ignore"):
-        return np.abs(got.astype(np.float64) - want)
+        return np.abs(got.real.astype(np.float64) - want)
 
 
 def relative_error(got: Array, want: Array) -> float:
     """max |got - want| / max |want|; where the right tensor is 0, max |got|. A number that is not
     finite in both alike is no difference; in one alone the error is infinite."""
-    got, want = (np.asarray(a, np.float64) for a in (got, want))
+    got, want = (np.asarray(np.real(a), np.float64) for a in (got, want))
     with np.errstate(all="ignore"):
         apart = ~((got == want) | (np.isnan(got) & np.isnan(want)))
         if not apart.any():

@@ -154,7 +154,7 @@ def affects(bug: Bug, check: Check) -> bool:
 
 def fingerprint(a: np.ndarray) -> float | None:
     """A weighted sum of all entries; None if one of them is not finite."""
-    a = a.astype(np.float64).ravel()
+    a = a.real.astype(np.float64).ravel()
     return float(a @ _directions(len(a))) if np.isfinite(a).all() else None
 
 
