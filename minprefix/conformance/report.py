@@ -230,9 +230,9 @@ class _Failure:
 
 def _failures(results: Sequence[Result]) -> list[_Failure]:
     """One for each function and tensor that is wrong. Another precision mostly has one cause: it
-    comes last, as one failure a level."""
+    comes last, as one failure a level, and another one for each that is below single."""
     found: dict[tuple[str, str, str], _Failure] = {}
-    rounded: dict[str, _Failure] = {}  # level -> its failure
+    rounded: dict[tuple[str, str], _Failure] = {}  # level and coarse precision -> its failure
     every = [(r, f) for r in results for f in r.findings]
     broken = {r.op for r, f in every if f.kind not in FOLLOWS}
     forwards = {f.function for _, f in every if f.kind not in FOLLOWS}
@@ -257,7 +257,8 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
             if result.check not in (failure.result.check, *failure.others):
                 failure.others.append(result.check)
         elif result.op not in wrong_above:  # there they are a mistake's own first, small traces
-            failure = rounded.setdefault(result.level, _Failure(result, finding))
+            coarse = finding.precision.removeprefix("float32")
+            failure = rounded.setdefault((result.level, coarse), _Failure(result, finding))
             said = f"{stem.removeprefix('cache.')} of {finding.function}"
             if stem != failure.finding.tensor.split("[")[0] and said not in failure.others:
                 failure.others.append(said)
