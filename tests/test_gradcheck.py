@@ -361,3 +361,34 @@ def test_a_gradient_that_is_not_finite_is_named_so():
 def test_the_backward_is_not_blamed_for_what_the_forward_wrote():
     report = gradcheck(lambda x: np.multiply(x, 2, out=x), lambda dout, x: 2 * dout, X.copy())
     assert [f.function for f in report.findings] == ["forward"]
+
+
+BIG = np.random.default_rng(5).normal(size=(100, 90))
+
+
+def test_one_wrong_entry_of_many_is_found():
+    def backward(dout: Any, x: Any) -> Any:
+        dx = dout * (1 - np.tanh(x) ** 2)
+        dx[7, 9] = 0
+        return dx
+
+    finding = gradcheck(np.tanh, backward, BIG).findings[0]
+    assert [index for index, _, _ in finding.worst] == [[7, 9]]
+    assert finding.hints == []  # and none that speaks of the sample
+    assert finding.error > 1e-3
+
+
+def test_a_large_gradient_is_explained_as_a_small_one_is():
+    report = gradcheck(np.tanh, lambda dout, x: dout * (1 - np.tanh(x) ** 2) + x, BIG)
+    assert "off by 1 times x" in said_of(report)
+    report = gradcheck(np.tanh, lambda dout, x: dout * (1 - np.tanh(x) ** 2) / 90, BIG)
+    assert "1/the output's axis 1" in said_of(report)
+
+
+def test_an_entry_near_a_kink_is_not_shown_as_wrong():
+    x = np.array([1e-6, 1.0, -2.0])
+    report = gradcheck(np.abs, lambda dout, x: dout * np.sign(x) * [1, 1, 2], x)
+    assert [index for index, _, _ in report.findings[0].worst] == [[2]]
+    report = gradcheck(np.abs, lambda dout, x: dout * np.sign(x), x * [0, 1, 1])
+    assert report
+    assert "2 of 3 entries" in report.methods["dx"]

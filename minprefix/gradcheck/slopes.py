@@ -143,12 +143,33 @@ def method_of(scalar: Scalar, x: Array, direction: Array) -> str:
     return COMPLEX if math.isfinite(exact) and abs(exact - rough.value) <= close else DIFFERENCES
 
 
-def gradient(scalar: Scalar, x: Array, entries: Sequence[int], method: str) -> tuple[Array, float]:
-    """The derivatives along single entries of x (flat indices), and the largest of their errors."""
-    found, worst = np.zeros(len(entries)), 0.0
+def gradient(scalar: Scalar, x: Array, entries: Sequence[int], method: str) -> tuple[Array, Array]:
+    """The derivatives along single entries of x (flat indices), and the doubt of each."""
+    found, doubt = np.zeros(len(entries)), np.zeros(len(entries))
     for n, i in enumerate(entries):
         direction = np.zeros(x.size)
         direction[i] = 1.0
         slope_ = scalar.slope(x, direction.reshape(x.shape), method)
-        found[n], worst = slope_.value, max(worst, slope_.doubt)
-    return found, worst
+        found[n], doubt[n] = slope_.value, slope_.doubt
+    return found, doubt
+
+
+def wrong_entry(scalar: Scalar, x: Array, got: Array, method: str) -> int:
+    """The flat index of an entry of `got` that is not the derivative, where one is known to be
+    wrong: the entries are halved, and the half whose slope is further off is kept."""
+    direction = np.random.default_rng(0).normal(0, 1, x.size)
+
+    def off(entries: Array) -> float:
+        along = np.zeros(x.size)
+        along[entries] = direction[entries]
+        found = scalar.slope(x, along.reshape(x.shape), method).value
+        return found - float(got.astype(np.float64).ravel() @ along)
+
+    left = np.arange(x.size)
+    whole = off(left)
+    while left.size > 1:
+        half, rest = np.array_split(left, 2)
+        of_half = off(half)
+        first = not abs(of_half) < abs(whole - of_half)
+        left, whole = (half, of_half) if first else (rest, whole - of_half)
+    return int(left[0])
