@@ -144,3 +144,22 @@ def test_what_a_function_raises_is_a_finding_and_nothing_to_expect_a_sentence():
     assert "broken raised ValueError: no more" in str(report)
     with pytest.raises(InputError, match="give the right steps, as steps_of"):
         grade_steps(head, INPUTS, {})
+
+
+def test_what_a_generator_returns_is_its_result():
+    def told(x, factor):
+        yield "double", 2 * x
+        return factor * x
+
+    expected = {"double": 2 * np.ones(3), "out": 3 * np.ones(3)}
+    assert grade_steps(told, [np.ones(3), 3], expected)
+    assert grade_steps(told, [np.ones(3), 4], expected).findings[0].tensor == "out"
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "expected"),
+    [(3, [1.0], {"a": 1.0}), (np.sin, np.ones(3), {"a": 1.0}), (np.sin, [1.0], [1.0])],
+)
+def test_arguments_that_make_no_sense_are_answered_with_a_sentence(function, inputs, expected):
+    with pytest.raises(InputError, match=r"expected a function|give a"):
+        grade_steps(function, inputs, expected)

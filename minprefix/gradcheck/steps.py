@@ -70,11 +70,18 @@ def grade_steps(
     before it are right, and which follow. Steps that the function does not tell are not graded.
 
     `axes`: step -> the letters of its axes ("NH T T"), and `dimensions`: their sizes, for the
-    explanation; `tolerance`: relative to a step's largest value. Raises InputError for an empty
-    `expected`.
+    explanation; `tolerance`: relative to a step's largest value. Raises InputError where the
+    arguments make no sense.
     """
     if not expected:
         raise InputError("expected is empty: give the right steps, as steps_of(right, inputs)")
+    if not isinstance(expected, Mapping):
+        said = f"expected is a {type(expected).__name__}: give a dictionary, as steps_of gives one"
+        raise InputError(said)
+    if is_array(inputs):
+        raise InputError("inputs is an array: give a list of the arguments, as [x]")
+    if not callable(function):
+        raise InputError(f"function is {function!r}: expected a function")
     report = Report(getattr(function, "__name__", type(function).__name__))
     try:
         steps = steps_of(function, inputs)
@@ -128,11 +135,17 @@ def _listed(names: Sequence[str], what: str) -> str:
 
 
 def _exhausted(result: Any) -> Any:
-    """A generator's pairs, copied when they arise."""
+    """A generator's pairs, copied when they arise; what it returns at last is `out`."""
     if not inspect.isgenerator(result):
         return result
-    pairs: Any = result
-    return dict(_numbered_pairs((n, to_numpy(a) if is_array(a) else a) for n, a in pairs))
+    last: Any = None
+
+    def pairs() -> Iterable[tuple[str, Any]]:
+        nonlocal last
+        last = yield from result
+
+    told = [(n, to_numpy(a) if is_array(a) else a) for n, a in pairs()]
+    return dict(_numbered_pairs(told)) | ({} if last is None else {"out": last})
 
 
 def _told_by(result: Any) -> Iterable[tuple[str, Any]]:
