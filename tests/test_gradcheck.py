@@ -392,3 +392,22 @@ def test_an_entry_near_a_kink_is_not_shown_as_wrong():
     report = gradcheck(np.abs, lambda dout, x: dout * np.sign(x), x * [0, 1, 1])
     assert report
     assert "2 of 3 entries" in report.methods["dx"]
+
+
+def test_brain_floats_reach_the_function_and_are_allowed_their_rounding():
+    torch = pytest.importorskip("torch")
+    seen = set()
+
+    def forward(x: Any) -> Any:
+        seen.add(x.dtype)
+        return torch.sin(x)
+
+    x = torch.tensor(X).bfloat16()
+    assert_gradients(forward, lambda dout, x: dout * torch.cos(x), x)
+    assert torch.bfloat16 in seen
+    assert not gradcheck(forward, lambda dout, x: dout * torch.sin(x), x)
+
+
+def test_an_array_of_objects_is_answered_with_a_sentence():
+    with pytest.raises(InputError, match="x is an array of object: expected numbers"):
+        gradcheck(lambda x: 2 * x, lambda dout, x: 2 * dout, X.astype(object))

@@ -26,6 +26,8 @@ def to_numpy(a: Any) -> Array:
     elif kind == "cupy":
         a = a.get()
     found = np.array(a)
+    if found.dtype.name == "bfloat16":  # JAX's, which NumPy has no kind for
+        found = found.astype(np.float32)
     if found.dtype.kind not in "fciub":
         raise TypeError(f"{type(a).__name__} of {found.dtype} is no array of numbers")
     return found
@@ -37,9 +39,11 @@ def like(a: Any, values: Array) -> Any:
     if kind == "numpy":
         return values
     module = sys.modules["jax.numpy" if kind == "jax" else kind]  # the array's: it is imported
-    if kind == "torch":
-        return module.tensor(values, device=a.device)
-    return module.asarray(values)
+    made = module.tensor(values, device=a.device) if kind == "torch" else module.asarray(values)
+    half = values.dtype == np.float32 and str(a.dtype).endswith("bfloat16")  # NumPy has none
+    if not half:
+        return made
+    return made.to(a.dtype) if kind == "torch" else made.astype(a.dtype)
 
 
 def is_array(a: Any) -> bool:

@@ -223,8 +223,9 @@ class _Check:
             self._along_directions(i, first, doubles, allowed)
 
     def _precision(self, i: int) -> str:
-        kinds = [self.values[0].dtype, self.grads[i].dtype, to_numpy(self.inputs[i]).dtype]
-        return min((str(k) for k in kinds), key=lambda k: np.dtype(k).itemsize)
+        given = (self.values[0], self.grads[i], self.inputs[i])
+        kinds = [str(a.dtype).rpartition(".")[2] for a in given]  # torch.float32: float32
+        return max(kinds, key=list(TOLERANCE).index)
 
     def _along_directions(
         self, i: int, first: Array, doubles: Sequence[Any], allowed: float
@@ -302,8 +303,8 @@ class _Check:
             triples = zip(flat, finding.worst, strict=True)
             finding.worst = [([int(k) for k in at], a, b) for at, (_, a, b) in triples]
         finding.hints = self._hints(i, mine, want, entries, draw, close)
-        index = tuple(finding.worst[0][0]) if finding.worst else (0,) * x.ndim
-        finding.reproducer = self.reproducer(i, index, draw)
+        first = finding.worst[0][0] if finding.worst else [0] * x.ndim
+        finding.reproducer = self.reproducer(i, tuple(first), draw)
         self.report.findings.append(finding)
         self._note(i, error, method)
         return True
@@ -316,8 +317,7 @@ class _Check:
         scalar.slope(x, np.ones_like(x), method)
         fit = int(SECONDS / max(time.perf_counter() - start, 1e-6))
         n = min(x.size, ENTRIES, max(fit, 8))
-        rng = np.random.default_rng(self.seed)
-        entries = np.sort(rng.choice(x.size, n, replace=False))
+        entries = np.sort(np.random.default_rng(self.seed).choice(x.size, n, replace=False))
         want, doubt = gradient(scalar, x, [int(e) for e in entries], method)
         largest = np.abs(want[np.isfinite(want)]).max(initial=0.0)
         off = np.abs(mine[entries] - want)[doubt <= SURE * largest]

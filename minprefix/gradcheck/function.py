@@ -46,6 +46,9 @@ class Pair:
             if not callable(f):
                 raise InputError(f"{which} is {f!r}: expected a function")
         names = _names(forward, len(inputs))
+        for name, a in zip(names, inputs, strict=True):
+            if is_array(a) and getattr(a.dtype, "kind", "") in ("O", "U", "S"):
+                raise InputError(f"{name} is an array of {a.dtype}: expected numbers")
         if has_cache is None:
             result = called("forward", forward, [_copy(a) for a in inputs])
             has_cache = _returns_cache(result, backward, names)
