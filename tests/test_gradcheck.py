@@ -411,3 +411,10 @@ def test_brain_floats_reach_the_function_and_are_allowed_their_rounding():
 def test_an_array_of_objects_is_answered_with_a_sentence():
     with pytest.raises(InputError, match="x is an array of object: expected numbers"):
         gradcheck(lambda x: 2 * x, lambda dout, x: 2 * dout, X.astype(object))
+
+
+def test_a_gradient_by_a_wrong_name_and_a_bare_number_are_named():
+    report = gradcheck(lambda x: 2 * x, lambda dout, x: {"dz": 2 * dout}, X)
+    assert "backward gave a gradient of dz: expected those of x" in said_of(report)
+    with pytest.raises(InputError, match=r"np\.array\(3\.0\)"):
+        gradcheck(lambda x: 2 * x, lambda dout, x: 2 * dout, 1.5)

@@ -74,6 +74,12 @@ class Pair:
         order = sorted(wanted)
         if isinstance(result, Mapping):
             found = {i: _of_name(result, self.names[i]) for i in order}
+            known = {name for each in self.names for name in (each, f"d{each}")}
+            others = [str(name) for name in result if name not in known]
+            if others and any(a is None for a in found.values()):
+                named = ", ".join(self.names[i] for i in order)
+                said = f"backward gave a gradient of {others[0]}: expected those of {named}"
+                raise Broken("missing", said, "backward")
         elif is_array(result) or np.isscalar(result):
             found = {order[0]: result} if len(order) == 1 else {}
             if not found:
@@ -188,7 +194,10 @@ def differentiable(inputs: Sequence[Any], names: Sequence[str], wrt: Any) -> lis
     real = [i for i, a in enumerate(inputs) if is_real(a)]
     if wrt is None:
         if not real:
-            raise InputError("no input is an array of floating-point numbers: no gradient to check")
+            said = "no input is an array of floating-point numbers: no gradient to check"
+            if any(isinstance(a, float) for a in inputs):
+                said += ". Give a number as an array, as np.array(3.0)"
+            raise InputError(said)
         return real
     chosen = [wrt] if isinstance(wrt, str | int) else list(wrt)
     found = []
