@@ -72,6 +72,30 @@ STEPS = {
     "tanh-derivative-missing": "dprefix.embedding#0",
 }
 
+#: bugs that other sizes, values or a second call show, and neither of the problems here
+UNSHOWN = {
+    "token-ids-in-16-bits",
+    "xhat-from-the-output",
+    "outputs-in-a-ring-of-buffers",
+    "one-launch-of-4096-threads",
+    "mask-of-minus-65504",
+    "window-left-on",
+    "last-tile-of-keys-left-out",
+    "keys-of-zero-taken-for-padding",
+    "silent-sequence-skipped",
+    "first-maximum-of-0",
+    "weight-of-0-taken-for-none",
+    "tail-of-the-vocabulary-left-out",
+    "tokens-of-one-byte",
+    "layers-in-the-order-of-their-names",
+    "layer-1-reads-layer-10",
+    "loss-of-the-last-block",
+    "prefixes-told-apart-by-their-arrays",
+    "weights-compiled-in",
+    "position-from-the-cache",
+    "tied-head-in-decoding",
+}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -95,7 +119,8 @@ class Found:
 def bugs() -> list[Bug]:
     """Those of arithmetic and plumbing. What the zoo calls training (optimisers, schedules,
     micro-batches) is no part of a forward and backward, and a trace has no rivals."""
-    found = (bug for bug in all_bugs().values() if bug.kind in KINDS)
+    shown = (bug for bug in all_bugs().values() if bug.name not in UNSHOWN)
+    found = (bug for bug in shown if bug.kind in KINDS)
     return [bug for bug in found if not bug.module.startswith("methods.")]
 
 

@@ -25,12 +25,12 @@ def the_weights_are_forgotten(logits, targets, weights):
     return _forward(logits, targets, weights, weighted=False)
 
 
-@wrong("cross_entropy", says="the zoo's loss-without-the-maximum")
+@wrong("cross_entropy", says="does exp overflow")
 def the_largest_logit_is_not_taken_off(logits, targets, weights):
     return _forward(logits, targets, weights, shift=False)
 
 
-@wrong("cross_entropy", says="the zoo's log-of-probabilities")
+@wrong("cross_entropy", says="is something divided by 0")
 def the_logarithm_is_taken_of_probabilities(logits, targets, weights):
     return _forward(logits, targets, weights, log_of_probs=True)
 

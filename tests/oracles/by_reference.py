@@ -170,7 +170,8 @@ class Nudged:
         self.ops, self.nudges = ops, nudges
         self._norms = iter([f"{b}.{ln}" for b in blocks for ln in ("ln_1", "ln_2")] + ["ln_f"])
         each = ("qkv", "dresid_mid", "mlp.dpre", "dresid_post")
-        self._linears = iter([f"{b}.{name}" for b in blocks for name in each] + ["dlogits"])
+        self._linears = iter([f"{b}.{name}" for b in blocks for name in each])
+        self._head_rows = 0  # the head's rows come in blocks
         self._gelus, self._attentions = iter(blocks), iter(blocks)
         self.embed, self.cross_entropy = ops.embed, ops.cross_entropy
 
@@ -185,7 +186,11 @@ class Nudged:
         return self._nudged(f"{name}.dout", out), cache
 
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
-        return self._nudged(next(self._linears), self.ops.linear(x, weight, bias))
+        out, name = self.ops.linear(x, weight, bias), next(self._linears, "dlogits")
+        if name != "dlogits" or name not in self.nudges:
+            return self._nudged(name, out)
+        start, self._head_rows = self._head_rows, self._head_rows + len(out)
+        return out + self.nudges[name][start : self._head_rows]
 
     def gelu(self, x: Any) -> tuple[Any, Any]:
         out, cache = self.ops.gelu(x)
