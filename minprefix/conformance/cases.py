@@ -83,8 +83,11 @@ class Case:
 
     def cancels(self) -> float:
         """How many times its usual error single precision leaves here: the sharper a pattern, the
-        smaller are its gradients beside the numbers that cancel in them."""
-        return max(1.0, self.sizes.get("spread", 1.0)) if self.op == "attention" else 1.0
+        smaller are its gradients beside the numbers that cancel in them; and a large score is
+        rounded to a large number, which exp makes a factor."""
+        sizes = self.sizes if self.op == "attention" else {}
+        large = 0.05 * max(sizes.get("last", 0.0), abs(sizes.get("common", 0.0)))
+        return max(1.0, sizes.get("spread", 1.0), large)
 
     def dimensions(self) -> dict[str, float]:
         """The sizes of this case by their letters, for the diagnosis."""
