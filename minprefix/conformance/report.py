@@ -251,9 +251,10 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
             continue
         stem = finding.tensor.split("[")[0]
         if not rounds and finding.kind not in PRECISION:
-            failure = found.setdefault(
-                (result.level, finding.function, stem), _Failure(result, finding)
-            )
+            key = (result.level, finding.function, stem)
+            failure = found.setdefault(key, _Failure(result, finding))
+            if "does it keep" in failure.finding.sentence and finding.kind == "value":
+                found[key] = failure = _Failure(result, finding)  # it was a guess
             if result.check not in (failure.result.check, *failure.others):
                 failure.others.append(result.check)
         elif result.op not in wrong_above:  # there they are a mistake's own first, small traces
@@ -268,13 +269,14 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
 def _rooted(failures: Sequence[_Failure]) -> list[_Failure]:
     """Those that no earlier one explains; each knows those that it explains."""
     explained = {f.finding.function for f in failures if _has_reason(f.finding)}
+    wrong = {f.finding.function for f in failures if f.finding.kind == "value"}
 
     def guessed(failure: _Failure) -> bool:
-        """Blamed on an earlier call, where the same function has a mistake that is known."""
+        """Blamed on an earlier call, where the same function has a mistake that is known, or where
+        that is a mere guess and it is wrong about one problem, too."""
         f = failure.finding
-        return (
-            failure.result.check.endswith("/again") and f.kind == "law" and f.function in explained
-        )
+        known = f.function in explained or ("does it keep" in f.sentence and f.function in wrong)
+        return failure.result.check.endswith("/again") and f.kind == "law" and known
 
     roots: list[_Failure] = []
     for failure in sorted(failures, key=guessed):
