@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import DynamicCache, GPT2LMHeadModel
 
 from minprefix import GPT2, Config, errors
+from minprefix.conformance.adapters import gpt2_config
 
 torch.set_num_threads(1)  # more only wait for each other: the matrices are tiny
 # a shell's & ignores Ctrl-C, which the processes that the tests start would inherit
@@ -59,27 +60,9 @@ def model(config: Config) -> GPT2:
     return random_model(config)
 
 
-def hf_config(config: Config) -> GPT2Config:
-    return GPT2Config(
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_embd=config.n_embd,
-        n_inner=config.n_inner,
-        vocab_size=config.vocab_size,
-        n_positions=config.n_positions,
-        layer_norm_epsilon=config.layer_norm_epsilon,
-        tie_word_embeddings=config.tie_word_embeddings,
-        bos_token_id=0,
-        eos_token_id=0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-    )
-
-
 def to_hf(model: GPT2) -> GPT2LMHeadModel:
     """transformers' GPT-2 with the same weights and precision."""
-    hf = GPT2LMHeadModel(hf_config(model.config)).to(getattr(torch, str(model.dtype))).eval()
+    hf = GPT2LMHeadModel(gpt2_config(model.config)).to(getattr(torch, str(model.dtype))).eval()
     state = {
         n if n.startswith("lm_head") else f"transformer.{n}": torch.tensor(a)
         for n, a in model.weights.items()

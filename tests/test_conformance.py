@@ -1338,7 +1338,7 @@ def test_a_module_that_does_not_import_is_a_sentence(check, source, said):
         (["numpy", "--only", ""], "--only '' names no check"),
         (["--whole"], "--whole says which stubs to write: give --new FILE as well"),
         (["numpy", "--torch"], "--torch says which stubs to write: give --new FILE as well"),
-        (["--new", "my_ops"], "--new my_ops is not the name of a Python file"),
+        (["--new", "my_ops"], "my_ops is not the name of a Python file"),
         ([], "nothing to check: give a file"),
         (["numpy", "--new", "x.py"], "leave out the implementation"),
     ],

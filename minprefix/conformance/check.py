@@ -66,6 +66,7 @@ class Finding:
     worst: list[tuple[list[int], float, float]] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     reproducer: str = ""
+    guess: bool = False  # gives way to what another check says for certain of the same function
 
 
 @dataclass

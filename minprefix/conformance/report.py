@@ -253,8 +253,8 @@ def _failures(results: Sequence[Result]) -> list[_Failure]:
         if not rounds and finding.kind not in PRECISION:
             key = (result.level, finding.function, stem)
             failure = found.setdefault(key, _Failure(result, finding))
-            if "does it keep" in failure.finding.sentence and finding.kind == "value":
-                found[key] = failure = _Failure(result, finding)  # it was a guess
+            if failure.finding.guess and finding.kind == "value":
+                found[key] = failure = _Failure(result, finding)
             if result.check not in (failure.result.check, *failure.others):
                 failure.others.append(result.check)
         elif result.op not in wrong_above:  # there they are a mistake's own first, small traces
@@ -275,7 +275,7 @@ def _rooted(failures: Sequence[_Failure]) -> list[_Failure]:
         """Blamed on an earlier call, where the same function has a mistake that is known, or where
         that is a mere guess and it is wrong about one problem, too."""
         f = failure.finding
-        known = f.function in explained or ("does it keep" in f.sentence and f.function in wrong)
+        known = f.function in explained or (f.guess and f.function in wrong)
         return failure.result.check.endswith("/again") and f.kind == "law" and known
 
     roots: list[_Failure] = []

@@ -22,14 +22,7 @@ _MODEL = """
 def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
     """A file with every function of the contract, or of a `whole` model in its place, each raising
     NotImplementedError; `torch`: in PyTorch. Raises InputError if the file exists."""
-    if path.suffix != ".py":
-        said = f"--new {path} is not the name of a Python file"
-        raise InputError(f"{said}: expected one that ends in .py")
-    if path.exists():
-        raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    # the name stands in a docstring, and any bytes are a name on Linux
-    name = path.name.encode("utf-8", "backslashreplace").decode()
-    name = name.replace("\\", r"\\").replace('"', r"\"")
+    name = new_file(path)
     kind = ("whole" if whole else "ops") + (".torch" if torch else "")
     head = resources.files("minprefix.conformance").joinpath("heads", f"{kind}.txt")
     parts = [head.read_text(encoding="utf-8").replace("{name}", name)]
@@ -41,6 +34,19 @@ def write_stubs(path: Path, whole: bool = False, torch: bool = False) -> None:
         parts.append(_MODEL.format(whole=", ".join(WHOLE)))
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def new_file(path: Path) -> str:
+    """The name of a file that is to be written, as it may stand in a docstring. Raises InputError
+    if the file exists, or is no Python file by its name."""
+    if path.suffix != ".py":
+        said = f"{path} is not the name of a Python file"
+        raise InputError(f"{said}: expected one that ends in .py")
+    if path.exists():
+        raise InputError(f"{path} exists: choose another name, it is not overwritten")
+    # any bytes are a name on Linux
+    name = path.name.encode("utf-8", "backslashreplace").decode()
+    return name.replace("\\", r"\\").replace('"', r"\"")
 
 
 def _function(line: str, doc: Sequence[str]) -> str:

@@ -91,7 +91,6 @@ class _Check:
     report: Report
     seed: int
     source: str = ""
-    out: Any = None
     values: list[Array] = field(default_factory=list)  # the forward's outputs
     grads: dict[int, Array] = field(default_factory=dict)  # for the first upstream gradient
 
@@ -110,8 +109,7 @@ class _Check:
 
     def _forward(self, consumes: frozenset[str]) -> None:
         given = self.fresh()
-        self.out, _ = self.pair.run(given)
-        self.values = outputs(self.out)
+        self.values = outputs(self.pair.run(given)[0])
         self._kept("forward", self.inputs, given, consumes)
         again = outputs(self.pair.run(self.fresh())[0])
         for a, b in zip(self.values, again, strict=False):
@@ -366,12 +364,9 @@ class _Check:
             else self._fresh(a)
             for a in self.inputs
         ]
-        self._same(
-            given,
-            "other numbers for inputs that do not lie in one piece: is memory "
-            "reinterpreted (reshape, view, ravel with an order)?",
-            "value",
-        )
+        said = "other numbers for inputs that do not lie in one piece: is memory reinterpreted "
+        said += "(reshape, view, ravel with an order)?"
+        self._compare(self.back(self.upstream(0), given), said, "value")
 
     def _two_calls(self) -> None:
         """Two forwards before the backward of the first, as in a network of two layers."""
@@ -394,9 +389,6 @@ class _Check:
             "another one when a second forward ran before: do two calls share a buffer or a cache?",
             "shared",
         )
-
-    def _same(self, given: Sequence[Any], said: str, kind: str) -> None:
-        self._compare(self.back(self.upstream(0), given), said, kind)
 
     def _compare(self, found: dict[int, Any], said: str, kind: str) -> None:
         for i, a in self.grads.items():

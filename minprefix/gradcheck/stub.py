@@ -5,6 +5,7 @@ import ast
 import re
 from pathlib import Path
 
+from minprefix.conformance.stubs import new_file
 from minprefix.errors import InputError
 from minprefix.gradcheck import cases, pieces
 
@@ -27,14 +28,7 @@ def write_stub(piece: str, path: Path) -> None:
     """Raises InputError for a name that is no piece's, and where the file exists."""
     if piece not in cases.CASES:
         raise InputError(f"--new {piece}: expected one of {', '.join(cases.CASES)}")
-    if path.suffix != ".py":
-        said = f"{path} is not the name of a Python file"
-        raise InputError(f"{said}: expected one that ends in .py")
-    if path.exists():
-        raise InputError(f"{path} exists: choose another name, it is not overwritten")
-    name = path.name.encode("utf-8", "backslashreplace").decode()
-    name = name.replace("\\", r"\\").replace('"', r"\"")
-    text = _HEAD.format(piece=piece, file=name)
+    text = _HEAD.format(piece=piece, file=new_file(path))
     path.write_text(text + stub(piece), encoding="utf-8", newline="\n")
 
 
