@@ -1210,7 +1210,8 @@ def test_an_endless_loop_a_crash_and_an_exit_are_graded_and_the_rest_goes_on(che
         "--all",
     )
     assert status == 1
-    assert "gelu_backward did not return within 1 s: an endless loop?" in said
+    # 1 s, or 3 where the first call did not return in time
+    assert re.search(r"gelu_backward did not return within [13] s: an endless loop\?", said)
     assert "linear ended the process with signal 11" in said
     assert "embed ended the process with exit status 3" in said
     assert re.search(r"attention +(\d+) of +\1 graded +passed", said)

@@ -14,13 +14,16 @@ def test_transformers_and_peft_pass_the_suite_to_1e_12():
     results = run(load(str(ADAPTER)), select(levels=["model", "training"]))
     assert [r.check for r in results if r.status == "failed"] == []
     without = {r.check: r.not_implemented for r in results if r.status != "passed"}
+    first = "PEFT puts the first token after {0} slots at position {0}, not at 0"
     assert without == {
-        "model/offset-0": [
-            "run_model: PEFT puts the first token after 4 slots at position 4, not at 0"
-        ]
+        "model/offset-0": ["run_model: " + first.format(4)],
+        "model/offsets": ["run_model: " + first.format(3)],
+        "decoding/offsets": ["run_decoding: " + first.format(3)],
     }
-    assert [r.check for r in results if r.status == "passed" and r.not_implemented] == []
-    loose = {"model/float32": 1e-5, "model/derivative": 1e-6}
+    # draws with an offset of their own are left out, the others are graded
+    partly = [r.check for r in results if r.status == "passed" and r.not_implemented]
+    assert partly == ["model/drawn", "decoding/drawn"]
+    loose = {"model/float32": 1e-5, "model/derivative": 1e-6, "model/low-scores": 1e-11}
     for r in results:
         if r.status == "passed":
             assert max(r.errors.values()) < loose.get(r.check, 1e-12), r.check

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from minprefix.conformance import op_cases, problems, suite
+from minprefix.conformance import op_cases, problems
 from minprefix.conformance.cases import Case
 from minprefix.conformance.contract import (
     FUNCTIONS,
@@ -250,9 +250,6 @@ def training_scores(name: str) -> Iterator[Score]:
 
 # ---- all cases ----------------------------------------------------------------------------------
 
-DECODING_CASES = [
-    check.id.split("/")[1] for check in suite.all_checks().values() if check.op == "decoding"
-]
 DRAWS = 25
 
 
@@ -311,7 +308,7 @@ def full() -> Iterator[Score]:
     with _one_thread():
         for name, case in _op_cases():
             yield from op_scores(name, case)
-        yield from _whole(problems.MODEL_CASES, DECODING_CASES, problems.TRAINING_CASES)
+        yield from _whole(problems.MODEL_CASES, problems.DECODING_CASES, problems.TRAINING_CASES)
 
 
 def _whole(
