@@ -1,6 +1,6 @@
 """Each lesson runs from top to bottom, its own asserts hold, and those of its "break it yourself"
-cell fire when their guard is taken away; its exercises' solutions pass the suite, and the wrong
-answers of `tests/exercises` fail it in words that name the mistake."""
+cell fire when their guard is taken away. Ours passes each exercise, and the wrong answers of
+`tests/exercises` fail it in words that name the mistake."""
 
 import ast
 import importlib
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from minprefix.conformance import report
 from minprefix.conformance.contract import WHOLE
 from minprefix.conformance.zoo import all_bugs
 from minprefix.errors import InputError
 from minprefix.lessons import caught, grade, planted
-from minprefix.lessons.grading import GRADED, results, said
+from minprefix.lessons.answer import graded
+from minprefix.lessons.exercise import all_exercises
+from minprefix.lessons.grading import SUITE
 from tests.exercises import Wrong
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ HEAD = re.compile(
     r"# %% \[markdown\]\n# # .+\n#\n# - \*\*You will be able to\*\* .+\n(?:#   .+\n)*"
     r"# - \*\*You need\*\* .+\n(?:#   .+\n)*"
     r"# - \*\*Time\*\* \d+ minutes; it runs in (?:\d+ seconds|1 second)\.\n"
-    r"# - \*\*Difficulty\*\* [123] of 3\.\n#\n"
+    r"# - \*\*Difficulty\*\* [1-5] of 5\.\n#\n"
 )
 
 
@@ -152,10 +153,23 @@ def test_the_lesson_is_written_so_that_a_notebook_shows_it_as_meant(lesson):
 def test_the_lesson_has_its_parts(lesson):
     text = lesson.read_text(encoding="utf-8")
     assert HEAD.match(text), "its head names what one will be able to do, needs, time, difficulty"
-    predictions = re.findall(r"\n# \*\*Predict\.\*\*[^%]*?\n\n# %%(?! \[markdown\])", text)
+    titles = re.findall(r"^# ## (.+)$", text, re.MULTILINE)
+    assert titles[0] == "Overview"
+    assert titles[-3:] == ["Break it yourself", "Remember", "Exercises"]
+    sections = re.split(r"^# ## .+$", text, flags=re.MULTILINE)[2:-3]
+    without = [
+        title for title, s in zip(titles[1:], sections, strict=False) if "**Recap.**" not in s
+    ]
+    assert not without, f"no recap ends {without}"
+    predictions = re.findall(
+        r"\n# \*\*Predict\.\*\*[^%]*?\n\n# %%(?! \[markdown\])(?:(?!\n# %% \[).)*"
+        r"\n# %% \[markdown\]\n# \*\*Answer\.\*\* ",
+        text,
+        re.DOTALL,
+    )
     assert len(predictions) >= 2, "it asks for a prediction before a cell that answers it"
-    assert len(predictions) == text.count("**Predict.**"), "a prediction ends the cell before code"
-    breaking = text[text.index("\n# ## Break it yourself\n") : text.index("\n# ## Exercises\n")]
+    assert len(predictions) == text.count("**Predict.**"), "code and then **Answer.** follow"
+    breaking = text[text.index("\n# ## Break it yourself\n") : text.index("\n# ## Remember\n")]
     bugs = re.findall(r'planted\("([a-z0-9-]+)"\)', breaking)
     assert bugs, "a bug of the zoo is planted"
     assert set(bugs) <= set(all_bugs())
@@ -163,8 +177,7 @@ def test_the_lesson_has_its_parts(lesson):
     numbered = re.findall(r"^# \*\*(\d)\.\*\*", exercises, re.MULTILINE)
     solved = re.findall(r"<details><summary>Solution (\d)</summary>", exercises)
     assert numbered == solved == [str(i + 1) for i in range(len(solved))]
-    assert len(solved) >= 2
-    assert exercises.count("</details>") == len(solved)
+    assert solved
 
 
 @each_lesson
@@ -188,12 +201,6 @@ def solutions(lesson):
     return found
 
 
-def graded(code):
-    """The functions that the code defines and the suite grades."""
-    names = [s.name for s in ast.parse(code).body if isinstance(s, ast.FunctionDef)]
-    return [name for name in names if name in GRADED]
-
-
 @pytest.mark.parametrize(
     ("lesson", "i"),
     [
@@ -202,58 +209,129 @@ def graded(code):
         for i in range(len(solutions(path)))
     ],
 )
-def test_the_solution_runs_and_passes_the_suite(lesson, i, capsys):
-    code, run = solutions(lesson)[i], ran(lesson)
-    names = dict(vars(run.main))
-    capsys.readouterr()  # what the lesson itself printed, where this test is the first to run it
-    exec(compile(code, f"{lesson.name}, solution {i}", "exec"), names)
-    functions = [names[name] for name in graded(code)]
-    if functions:
-        found = results(*functions)
-        assert report.passed(found), said(found, tuple(functions))
-        assert {f.__name__ for f in functions} <= set(re.findall(r"\w+", code.split("grade(")[-1]))
-    assert "failed" not in capsys.readouterr().out
+def test_the_solution_runs(lesson, i):
+    names = dict(vars(ran(lesson).main))
+    exec(compile(solutions(lesson)[i], f"{lesson.name}, solution {i}", "exec"), names)
 
 
-def _wrong_answers():
-    found = []
-    slow = dict.fromkeys(WHOLE, "06") | {"attention": "04", "attention_backward": "05"}
-    for lesson in LESSONS:
-        asked = {name for code in solutions(lesson) for name in graded(code)}
-        name = f"tests.exercises.lesson_{lesson.name[:2]}"
-        if asked:
-            found += [
-                pytest.param(
-                    answer,
-                    id=f"{lesson.name[:2]}-{answer.function}-{answer.mistake}",
-                    # these take seconds to grade: the first lessons that have them are enough
-                    marks=pytest.mark.long if name[-2:] > slow.get(answer.function, "16") else (),
-                )
-                for answer in vars(importlib.import_module(name)).values()
-                if isinstance(answer, Wrong)
-            ]
-    return found
+#: an exercise as it stands in a lesson
+EXERCISE = re.compile(
+    r"# ### Exercise (?P<lesson>\d+)\.(?P<n>\d+): `(?P<name>\w+)`\n#\n"
+    r"# \*(?P<minutes>\d+) minutes? · difficulty (?P<difficulty>[1-5]) of 5\*\n#\n"
+    r"(?:#.*\n)+\n# %%\n(?P<stub>(?:(?!# %%).*\n)+)"
+    r"\n?# %% \[markdown\]\n(?P<hints>(?:#.*\n)+)"
+    r'\n# %% jupyter=\{"source_hidden": true\}\n(?P<ours>(?:(?!# %%).*\n)+)'
+)
 
 
-@pytest.mark.parametrize("answer", _wrong_answers())
-def test_a_wrong_answer_fails_the_suite_in_words_that_name_the_mistake(answer):
-    found = results(answer.answer)
-    assert not report.passed(found)
-    assert answer.says in re.sub(r"\s+", " ", said(found, (answer.answer,)))
+def exercises_in(lesson):
+    return list(EXERCISE.finditer(lesson.read_text(encoding="utf-8")))
+
+
+def of_lesson(lesson):
+    number = int(lesson.name[:2])
+    return [each for each in all_exercises().values() if each.lesson == number]
 
 
 @each_lesson
-def test_each_graded_exercise_has_two_wrong_answers_or_more(lesson):
-    asked = {name for code in solutions(lesson) for name in graded(code)}
-    if asked:
-        module = importlib.import_module(f"tests.exercises.lesson_{lesson.name[:2]}")
-        given = [a.function for a in vars(module).values() if isinstance(a, Wrong)]
-        assert {name: given.count(name) >= 2 for name in asked} == dict.fromkeys(asked, True)
-        assert set(given) <= asked
-        text = lesson.read_text(encoding="utf-8")
-        for name in asked:  # the learner finds the place to write it, and the suite's word on it
-            assert re.search(rf"^def {name}\(.*\n    raise NotImplementedError", text, re.MULTILINE)
-            assert re.search(rf"^grade\(.*{name}.*\)", text, re.MULTILINE)
+def test_the_lessons_exercises_stand_in_its_flow(lesson):
+    text, found = lesson.read_text(encoding="utf-8"), exercises_in(lesson)
+    assert len(found) == text.count("# ### Exercise "), "each has all its parts"
+    number = int(lesson.name[:2])
+    ids = [(int(each["lesson"]), int(each["n"])) for each in found]
+    assert ids == [(number, i + 1) for i in range(len(found))]
+    assert {each["name"] for each in found} == {each.name for each in of_lesson(lesson)}
+    for each in found:
+        name = each["name"]
+        assert re.search(rf"^def {name}\(", each["stub"], re.MULTILINE), name
+        assert re.search(rf"^grade\({name}\b.*\)", each["stub"], re.MULTILINE), name
+        assert re.search(rf"^def {name}\(", each["ours"], re.MULTILINE), name
+        assert all(isinstance(s, ast.FunctionDef) for s in ast.parse(each["ours"]).body), name
+        assert each["hints"].count("<summary>Hint ") in (2, 3), name
+
+
+def test_a_course_asks_for_many_functions_of_unlike_difficulty():
+    found = [each for lesson in LESSONS for each in exercises_in(lesson)]
+    assert len(found) >= 60
+    spread = [int(each["difficulty"]) for each in found]
+    assert set(spread) == {1, 2, 3, 4, 5}
+    assert max(map(spread.count, spread)) < len(spread) / 2
+
+
+def _exercises(marks=lambda name: ()):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=marks(name)) for name in all_exercises()]
+    )
+
+
+def slow(name):
+    """These take seconds to grade."""
+    return pytest.mark.long if name in WHOLE else ()
+
+
+@_exercises()
+def test_the_stub_is_called_not_written_yet(name):
+    exercise = all_exercises()[name]
+    (lesson,) = (path for path in LESSONS if int(path.name[:2]) == exercise.lesson)
+    (found,) = (each for each in exercises_in(lesson) if each["name"] == name)
+    names = {"grade": lambda *functions: None}
+    needs = compile(ast.Module(list(exercise.ours().needs), []), str(lesson), "exec")
+    exec(needs, names)
+    exec(found["stub"], names)
+    assert graded(exercise, names[name]).status == "not written"
+
+
+@_exercises()
+def test_ours_is_graded_as_right_and_each_usual_mistake_is_known(name):
+    exercise = all_exercises()[name]
+    results = name not in SUITE
+    assert graded(exercise, exercise.ours().function(), results).status == "passed"
+    assert exercise.mistakes
+    for mistake in exercise.mistakes if results else ():
+        found = graded(exercise, exercise.ours().function(mistake))
+        assert found.status == "failed", mistake
+        assert mistake.says in found.says, mistake
+
+
+@_exercises(slow)
+def test_ours_passes_the_suite_where_it_grades_the_function(name, capsys):
+    if name in SUITE:
+        grade(all_exercises()[name].ours().function())
+        assert re.search(f"{name}: all \\d+ checks passed", capsys.readouterr().out)
+
+
+def _answers():
+    found = []
+    for lesson in sorted({each.lesson for each in all_exercises().values()}):
+        module = importlib.import_module(f"tests.exercises.lesson_{lesson:02d}")
+        found += [
+            pytest.param(
+                answer,
+                id=f"{lesson:02d}-{answer.function}-{answer.mistake}",
+                marks=() if answer.is_lazy else slow(answer.function),
+            )
+            for answer in vars(module).values()
+            if isinstance(answer, Wrong)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("answer", _answers())
+def test_a_wrong_answer_fails_in_words_that_name_the_mistake(answer, capsys):
+    grade(answer.answer)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert answer.says in printed
+    assert not re.search("right on|checks passed", printed)
+
+
+@_exercises()
+def test_each_exercise_has_two_wrong_answers_and_an_easy_way_that_fails(name):
+    module = f"tests.exercises.lesson_{all_exercises()[name].lesson:02d}"
+    given = [a for a in vars(importlib.import_module(module)).values() if isinstance(a, Wrong)]
+    ways = [a.is_lazy for a in given if a.function == name]
+    assert ways.count(False) >= 2
+    assert ways.count(True) >= 1
+    assert {a.function for a in given} <= set(all_exercises())
 
 
 # ---- what they call ------------------------------------------------------------------------------
@@ -338,7 +416,7 @@ def test_the_suite_grades_a_function_by_its_name_and_says_what_is_wrong(capsys):
     def head():
         pass
 
-    with pytest.raises(InputError, match="the suite does not grade 'head'"):
+    with pytest.raises(InputError, match="no lesson has an exercise 'head'"):
         grade(head)
 
 
@@ -423,46 +501,6 @@ def test_an_exercise_on_the_rivals_is_graded_by_its_own_checks(capsys):
 
     said = said_of(lora_backward)
     assert "lora_backward returns ndarray: expected dx, dA, dB" in said
-
-
-def test_a_function_that_tells_its_steps_learns_the_first_wrong_one(capsys):
-    code = next(code for code in solutions(LESSONS[4]) if "attention_backward" in code)
-    told = code.replace("(dz, cache):", "(dz, cache, record):").replace("grade(attention", "# (")
-    for step in ("dvalues", "dpattern", "row_sum", "dscores", "dkeys"):
-        told = re.sub(
-            rf"^( +{step} = )(.*?)(  #.*)?$", rf'\1record("{step}", \2)\3', told, flags=re.M
-        )
-    mistakes = {
-        "dscores": (" - row_sum)", ")"),
-        "dkeys": ("@ q / hs**0.5", "@ q"),
-        "row_sum": ("(dpattern * pattern).sum(", "(dpattern * pattern)[..., P:].sum("),
-    }
-
-    def said_of(code):
-        names = vars(ran(LESSONS[4]).main).copy()
-        exec(code, names)
-        capsys.readouterr()
-        grade(names["attention_backward"], only="usual")
-        return " ".join(capsys.readouterr().out.split())
-
-    all_right = "attention_backward, step by step: all 10 steps that it tells are right"
-    assert said_of(told).endswith(all_right)
-    for step, (old, new) in mistakes.items():
-        assert told.count(old) == 1
-        said = said_of(told.replace(old, new))
-        assert f"1. attention_backward, {step}[0] " in said
-        assert "dvalues[0]" in said.split(f"{step}[0] (")[1].split(" right")[0]
-        assert " failed" in said
-
-
-def test_only_functions_with_known_steps_are_graded_by_them(capsys):
-    def gelu_backward(dout, cache, record):
-        return dout * record("slope", cache.tanh)
-
-    grade(gelu_backward)
-    said = capsys.readouterr().out
-    assert "gelu_backward has an argument record, but only attention and attention_backward" in said
-    assert "off by" in said
 
 
 def test_the_line_of_a_notebooks_cell_is_named(capsys):

@@ -89,7 +89,7 @@ class Implementation:
         try:
             return convert(a)
         except BaseException as error:
-            said = f"asarray raised {_said(error, _file_of(convert))}"
+            said = f"asarray raised {told(error, _file_of(convert))}"
             raise Broken("exception", said, "asarray") from error
 
     @cached_property
@@ -133,7 +133,7 @@ class Implementation:
             already = isinstance(a, np.ndarray | np.generic | float | int)
             array = np.asarray(own(a) if callable(own) and not already else a)
         except Exception as error:
-            raise Broken("not an array", f"{what} is no array: {_said(error)}") from error
+            raise Broken("not an array", f"{what} is no array: {told(error)}") from error
         if array.dtype.kind in "fciub":
             return array
         kind = "None" if a is None else f"a {type(a).__name__}"
@@ -155,7 +155,7 @@ class Implementation:
         except NotImplementedError as error:
             raise NotOffered(f"{function}: {error}" if str(error) else function) from error
         except BaseException as error:  # a KeyboardInterrupt, too, is graded
-            said = f"{function} raised {_said(error, _file_of(f))}"
+            said = f"{function} raised {told(error, _file_of(f))}"
             raise Broken("exception", said, function) from error
         finally:
             self.clock.end()
@@ -185,7 +185,7 @@ def _file_of(function: object) -> str | None:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
-def _said(error: BaseException, file: str | None = None) -> str:
+def told(error: BaseException, file: str | None = None) -> str:
     """The exception, and the last line of `file` that it came through; a notebook's cell is a file
     that does not exist."""
     kind = type(error).__name__
@@ -307,7 +307,7 @@ def _guarded(run: Callable[[], Any], name: str, file: str | None = None) -> Any:
     try:
         return run()
     except (Exception, SystemExit) as error:
-        said = f"{name} cannot be imported: {_said(error, file)}"
+        said = f"{name} cannot be imported: {told(error, file)}"
         if isinstance(error, ImportError) and "relative import" in str(error):
             said += "; give it as a module of its package: package.ops"
         raise InputError(said) from error

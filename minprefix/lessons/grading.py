@@ -1,11 +1,10 @@
-"""An exercise's function, graded by the reference suite."""
+"""Answers to exercises, graded by their steps and by the reference suite."""
 
-import inspect
+import difflib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +14,9 @@ from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, TENSORS
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
-from minprefix.gradcheck.steps import takes_record
-from minprefix.lessons import rivals, steps
+from minprefix.lessons import rivals
+from minprefix.lessons.answer import Graded, graded
+from minprefix.lessons.exercise import all_exercises
 
 ALSO = 5  # so many consequences of the first mistakes get a line
 LEVEL_OF = {
@@ -25,7 +25,8 @@ LEVEL_OF = {
     "run_method": "methods",
     "run_training": "training",
 }
-GRADED = (*ARGUMENTS, *WHOLE, *rivals.TENSORS)
+SUITE = (*ARGUMENTS, *WHOLE)
+GRADED = (*SUITE, *rivals.TENSORS)
 
 
 class Interruptible(Implementation):
@@ -45,31 +46,58 @@ class Interruptible(Implementation):
 
 
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
-    """Print the suite's report on these functions. Each has a name of the contract
-    (`gelu_backward`, `run_model`, ...), as in a file for `minprefix check`, or one of `rivals`
-    (`lora_backward`, ...). `only`: run the checks whose id contains it. A function that has an
-    argument `record` tells its steps, and the first wrong one is named (see `steps`).
+    """Print what is wrong with these answers to exercises, or that they are right. An answer has
+    its exercise's name. Its steps, which are its local variables, are compared with ours first. A
+    function of the contract (`gelu_backward`, `run_model`, ...) then goes through the reference
+    suite, as in a file for `minprefix check`. `only`: run the checks whose id contains it.
 
-    Raises InputError for a name that the contract does not have, for two functions of one name, and
-    for an `only` that leaves nothing to grade.
+    Raises InputError for a name that is no exercise, for two functions of one name, and for an
+    `only` that leaves nothing to grade.
     """
-    print(said(results(*functions, only=only), functions))
-    for function in functions:
-        if takes_record(function):
-            print(f"\n{steps.said(function)}")
+    named = _named(functions)
+    answers = {
+        name: graded(exercise, named[name], results=name not in SUITE)
+        for name, exercise in all_exercises().items()
+        if name in named
+    }
+    for name, answer in answers.items():
+        if name not in SUITE or answer.status != "passed":
+            print(answer)
+    left = {name: f for name, f in named.items() if name not in answers}
+    begun = {
+        name: answer for name, answer in answers.items() if name in SUITE and _is_begun(answer)
+    }
+    if not left and not begun:
+        return
+    tried = tuple(f for name, f in named.items() if name in left or name in begun)
+    whole = said(results(*tried, only=only), tried)
+    wrong = any(answer.status == "failed" for answer in begun.values())
+    # what follows from the wrong step is not explained again
+    print(whole.splitlines()[-1] if wrong else whole)
 
 
-def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
-    """The suite's results for these functions; functions that are not given do not count."""
+def _is_begun(answer: Graded) -> bool:
+    return answer.status != "not written" and not answer.is_lazy
+
+
+def _named(functions: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     names = [getattr(f, "__name__", repr(f)) for f in functions]
+    known = (*all_exercises(), *GRADED)
     for name in names:
-        if name not in GRADED:
-            known = ", ".join(GRADED)
-            raise InputError(f"the suite does not grade {name!r}: it grades {known}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "give it the exercise's name"
+            raise InputError(f"no lesson has an exercise {name!r}: {hint}")
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice or not names:
         given = f"{twice[0]!r} more than once" if twice else "no function"
         raise InputError(f"grade is given {given}: give each function once, as in grade(gelu)")
+    return dict(zip(names, functions, strict=True))
+
+
+def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
+    """The suite's results for these functions; functions that are not given do not count."""
+    names = list(_named(functions))
     ops = {op for op, of_op in FUNCTIONS.items() if set(of_op) & set(names)}
     levels = {LEVEL_OF[name] for name in names if name in LEVEL_OF}
     checks = [
@@ -82,8 +110,7 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
     if not named:
         ids = ", ".join(check.id for check in checks)
         raise InputError(f"only={only!r} is in no check of {', '.join(names)}: they are {ids}")
-    plain = dict(zip(names, map(_without_record, functions), strict=True))
-    yours = Interruptible(SimpleNamespace(**plain), "yours")
+    yours = Interruptible(SimpleNamespace(**_named(functions)), "yours")
     found = run(yours, named, zoo=True)
     for result in found:
         missing = [said.split(":")[0] for said in result.not_implemented]
@@ -91,21 +118,6 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         for finding in result.findings:
             finding.reproducer = ""  # it would load a file; a notebook's function is in none
     return found
-
-
-def _without_record(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as the suite calls it, which asks for no steps."""
-    if not takes_record(function):
-        return function
-
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        return function(*arguments, record=lambda name, value: value)
-
-    signature = inspect.signature(function)
-    rest = [p for p in signature.parameters.values() if p.name != "record"]
-    vars(call)["__signature__"] = signature.replace(parameters=rest)
-    return call
 
 
 def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:

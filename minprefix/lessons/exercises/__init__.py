@@ -1,0 +1,1 @@
+"""The lessons' graded exercises: `lesson_05.py` has those of lesson 5."""
