@@ -1027,8 +1027,8 @@ with caught() as error:
 print(error)
 
 # %% [markdown]
-# **Answer.** The loss falls as before, to 12 digits, and both checks notice the bug. The missing term
-# pushes all numbers of a row in the same direction, and the layernorm removes such a push.
+# **Answer.** The loss falls as before, to 12 digits, and both checks notice the bug. The missing
+# term pushes all numbers of a row in the same direction, and the layernorm removes such a push.
 
 # %% [markdown]
 # In a model other steps read `x` as well, and there the push does harm. A falling loss is no proof
@@ -1081,8 +1081,8 @@ assert not wrong
 # - `dx` has the shape of `x`: $dx_j = \sum_i dout_i \, \partial out_i / \partial x_j$.
 # - To find a backward, ask for each number: where does it occur in the forward, and with which
 #   factor? Then add up.
-# - Linear layer: `dx = dout @ W.T`, `dW = x.T @ dout`, `db = dout.sum(axis=0)`. A frozen layer needs
-#   `dx` only.
+# - Linear layer: `dx = dout @ W.T`, `dW = x.T @ dout`, `db = dout.sum(axis=0)`. A frozen layer
+#   needs `dx` only.
 # - Layernorm: three ways lead from `x` to the output, and the backward has three terms.
 # - The backward of a chain runs in reverse order. An array that is used twice gets two summands.
 # - Test a backward with the loss `(dout * out).sum()`, a random `dout`, and the complex step.

@@ -2,41 +2,82 @@
 # # Softmax and cross-entropy, and why an upstream of ones proves nothing
 #
 # - **You will be able to** turn scores into probabilities, a loss and its gradient, none of which
-#   overflows; keep apart a sum, a mean and a mean of means; and say which tests of a backward
-#   would accept `return 0`.
+#   overflows; pick out what a batch has to predict; keep apart a sum, a mean and a mean of means;
+#   and say which tests of a backward would accept `return 0`.
 # - **You need** the chain rule, an upstream gradient, finite differences and the complex step:
 #   [lesson 2](02_backward_by_hand.py).
-# - **Time** 50 minutes; it runs in 2 seconds.
-# - **Difficulty** 2 of 3.
+# - **Time** 160 minutes; it runs in 2 seconds.
+# - **Difficulty** 2 of 5.
+#
+# ## Overview
+#
+# - Softmax as its formula stands gives NaN for scores of 1000. One subtraction mends it.
+# - The Jacobian of softmax has rows and columns that sum to 0, for two different reasons. The
+#   backward needs no Jacobian.
+# - A test of the softmax backward with an upstream of ones accepts five of six answers, and four of
+#   these are wrong. A random upstream accepts only the right one.
+# - The gradient of softmax and cross-entropy together is one short line.
+# - The mean of the means of two micro-batches is another loss than the mean of the batch. In the
+#   example one prediction counts three times as much as any other.
+# - With a step of $10^{-6}$, finite differences find nine correct digits through a float64 loss, and
+#   about one through a loss that is rounded to float32.
+# - A planted bug changes the loss that is printed, and not one bit of the training.
 #
 # ## Softmax
 #
-# For each token that it is asked to predict, the model ends in a row of scores, one for each of the
-# $V$ tokens of its vocabulary. They are called *logits*: any real numbers, the larger the likelier.
-# For $M$ predictions, $logits$ has the shape $(M, V)$. Softmax makes probabilities of each row $m$:
+# A language model gives a row of scores for each token that it has to predict, one score for each
+# of the $V$ tokens of its vocabulary. The scores are called *logits*. They are any real numbers; a
+# larger one means a likelier token. For $M$ predictions, $logits$ has the shape $(M, V)$. Softmax
+# turns each row $m$ into probabilities:
 #
-# $$probs_{mj} = \frac{e^{logits_{mj}}}{\sum_n e^{logits_{mn}}}$$
+# $$probs_{mj} = \frac{e^{logits_{mj}}}{\sum_i e^{logits_{mi}}}$$
 #
-# The sum runs over the vocabulary. All entries are positive, and each row sums to 1. Add one number
-# $c$ to all logits of a row: above and below the line there is a factor $e^c$ more, and it cancels.
-# Only the differences within a row matter.
+# Here $i$ and $j$ are tokens of the vocabulary. All probabilities are positive, and each row sums
+# to 1. Add the same number $c$ to all logits of a row: then numerator and denominator both get the
+# factor $e^c$, and it cancels. Only the differences within a row matter.
+#
+# ### Exercise 3.1: `softmax_as_written`
+#
+# *3 minutes · difficulty 1 of 5*
+#
+# Write the formula as it stands. `logits` is $(M, V)$. Return `probs`, $(M, V)$.
 
 # %%
+import math
+
+import matplotlib.pyplot as plt
 import numpy as np
 
-rng = np.random.default_rng(0)
-M, V = 4, 6
-logits = rng.normal(size=(M, V))  # (M, V)
+from minprefix.lessons import caught, grade, planted
 
 
 def softmax_as_written(logits):
+    e = ...  # (M, V)
+    probs = ...  # (M, V)
+    return probs
+
+
+grade(softmax_as_written)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# The sum runs over a row: `axis=1`. With `keepdims=True` it has the shape $(M, 1)$, and NumPy can
+# divide by it.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def softmax_as_written(logits):
     e = np.exp(logits)  # (M, V)
-    return e / e.sum(axis=-1, keepdims=True)  # (M, V)
+    probs = e / e.sum(axis=1, keepdims=True)  # (M, V)
+    return probs
 
 
 # %% [markdown]
-# Take one row, then the same row with 1000 added, then with 1000 taken off. On paper, the softmax
-# is the same three times.
+# Take one row, then the same row with 1000 added, then the same row with 1000 subtracted. On paper,
+# the three rows of probabilities are equal.
 #
 # **Predict.** What does this code give for the second row, and what for the third?
 
@@ -45,112 +86,235 @@ row = np.array([1.0, 2.0, 3.0])
 shifted_rows = np.stack([row, row + 1000, row - 1000])  # (3, 3)
 with np.errstate(all="ignore"):  # NumPy would warn; we look at the numbers instead
     as_written = softmax_as_written(shifted_rows)
+    assert np.isinf(np.exp(710.0))
+    assert np.isinf(np.exp(np.float32(89)))
 print(as_written)
+assert np.isfinite(np.exp(709.0))
+assert np.isfinite(np.exp(np.float32(88)))
 assert np.isnan(as_written[1:]).all()
 
 # %% [markdown]
-# $e^{1000}$ is larger than the largest float64, so it becomes infinity, and infinity divided by
-# infinity is NaN, not a number. $e^{-1000}$ becomes 0, and 0 divided by 0 is NaN as well. The
-# largest exponent that works is 709 for float64 and 88 for float32. The cure is free: since a
-# number taken off a row cancels, take off the row's largest. Then the largest exponent is 0,
-# nothing overflows, and the sum is at least 1.
+# **Answer.** Both give NaN, "not a number". $e^{1000}$ is larger than the largest float64, so it
+# becomes infinity, and infinity divided by infinity is NaN. $e^{-1000}$ becomes 0, and 0 divided by
+# 0 is NaN, too.
+
+# %% [markdown]
+# The largest whole exponent that works is 709 for float64, and 88 for float32. The cure costs one
+# subtraction. A number that is subtracted from a whole row cancels, so subtract the largest number
+# of the row. Then the largest exponent is 0, nothing overflows, and the sum is at least 1.
+#
+# ### Exercise 3.2: `softmax`
+#
+# *5 minutes · difficulty 2 of 5*
+#
+# Write it so. `logits` is $(M, V)$, and each row has a largest number of its own.
 
 
 # %%
 def softmax(logits):
-    top = logits.real.max(axis=-1, keepdims=True)  # (M, 1), of each row its own
-    e = np.exp(logits - top)  # (M, V), at most 1
-    return e / e.sum(axis=-1, keepdims=True)  # (M, V)
+    top = ...  # (M, 1)
+    e = ...  # (M, V)
+    probs = ...  # (M, V)
+    return probs
 
 
+grade(softmax)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `top` is the maximum over `axis=1`, with `keepdims=True`. The maximum of the whole array would not
+# do: a row far below it would become all zeros.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def softmax(logits):
+    top = logits.max(axis=1, keepdims=True)  # (M, 1)
+    e = np.exp(logits - top)  # (M, V)
+    probs = e / e.sum(axis=1, keepdims=True)  # (M, V)
+    return probs
+
+
+# %%
+rng = np.random.default_rng(0)
+M, V = 4, 6
+logits = rng.normal(size=(M, V))  # (M, V)
 probs = softmax(logits)  # (M, V)
 print(softmax(shifted_rows).round(4))
 assert np.abs(probs.sum(axis=1) - 1).max() < 1e-14, "each row has to sum to 1"
 assert np.abs(probs - softmax_as_written(logits)).max() < 1e-14, "they differ"
-assert np.abs(softmax(shifted_rows) - softmax(row)).max() < 1e-12, "a shift cancels"
+assert np.abs(softmax(shifted_rows) - softmax(row[None])).max() < 1e-12, "a shift cancels"
 
 # %% [markdown]
-# (`.real`, because the complex step will come through here, and complex numbers have no largest.
-# The maximum is a constant to us: it cancels, so it has no derivative.)
+# (The complex step will come through here. For complex numbers, NumPy's `max` takes the one with
+# the largest real part. It cancels like any other number, so the derivative stays right.)
+#
+# **Recap.** Softmax makes probabilities from logits, row by row. A number added to a whole row
+# cancels. So the code subtracts the row's largest number, and nothing overflows.
 #
 # ## The gradient of one row
 #
-# Rows know nothing of each other, so look at one: $probs$ and $logits$ have $V$ entries.
+# The rows do not depend on each other, so look at one: $probs$ and $logits$ have $V$ entries.
 #
 # $$probs_j = \frac{e^{logits_j}}{total}, \quad total = \sum_i e^{logits_i}$$
 #
-# Move one logit, number $n$. What happens to $probs_j$?
+# Change one logit, number $k$. How does $probs_j$ change?
 #
-# - $total$ has the derivative $e^{logits_n}$. It stands below the line, so $probs_j$ changes by
-#   $-e^{logits_j} \, e^{logits_n} / total^2$, that is by $-probs_j \, probs_n$, whichever $j$ is.
-# - If $j$ is $n$ itself, the number above the line grows, too: that adds $probs_j$.
+# - $total$ has the derivative $e^{logits_k}$. It is the denominator, so $probs_j$ changes by
+#   $-e^{logits_j} \, e^{logits_k} / total^2$, which is $-probs_j \, probs_k$. This holds for every
+#   $j$.
+# - If $j = k$, the numerator grows, too. That adds $e^{logits_j} / total$, which is $probs_j$.
 #
-# All together a matrix of shape $(V, V)$, the Jacobian, with $[j{=}n]$ for 1 where $j = n$, else 0:
+# ### Exercise 3.3: `softmax_jacobian`
 #
-# $$J_{jn} = \frac{\partial probs_j}{\partial logits_n} = probs_j \, ([j{=}n] - probs_n)$$
+# *8 minutes · difficulty 2 of 5*
 #
-# We check it with the complex step of lesson 2.
-#
-# **Predict.** How many of the 36 entries of $J$ are positive? What does each of its rows sum to?
+# The derivatives form a matrix, the Jacobian
+# $J_{jk} = \partial \, probs_j / \partial \, logits_k$. `probs` is one row, $(V)$. Return `J`,
+# $(V, V)$.
 
 
 # %%
-def jacobian(probs):
-    return np.diag(probs) - np.outer(probs, probs)  # (V, V)
+def softmax_jacobian(probs):
+    J = ...  # (V, V)
+    return J
 
 
+grade(softmax_jacobian)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# With $[j{=}k]$ for 1 if $j = k$, else 0: $J_{jk} = probs_j \, [j{=}k] - probs_j \, probs_k$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.diag(probs)` is the first part, and `np.outer(probs, probs)` is the second.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def softmax_jacobian(probs):
+    J = np.diag(probs) - np.outer(probs, probs)  # (V, V)
+    return J
+
+
+# %% [markdown]
+# In one formula: $J_{jk} = probs_j \, ([j{=}k] - probs_k)$. The tools of lesson 2 check it.
+#
+# **Predict.** How many of the 36 entries of $J$ are positive? What does each of its columns sum to,
+# and what does each of its rows sum to?
+
+
+# %%
 def complex_step(f, x, eps=1e-30):
     """The derivative of the number f(x) for each entry of x."""
-    grads = np.zeros(x.shape)
+    grad = np.zeros(x.shape)
     for index in np.ndindex(x.shape):
         moved = x.astype(complex)
         moved[index] += 1j * eps
-        grads[index] = f(moved).imag / eps
-    return grads
+        grad[index] = f(moved).imag / eps
+    return grad
 
 
-J = jacobian(probs[0])  # (V, V)
+J = softmax_jacobian(probs[0])  # (V, V)
 print(J.round(3))
-print("positive:", int((J > 0).sum()))
-print("largest sum of a row:", np.abs(J.sum(axis=1)).max())
 for j in range(V):
-    exact = complex_step(lambda x, j=j: softmax(x)[j], logits[0])  # (V,)
+    exact = complex_step(lambda x, j=j: softmax(x[None])[0, j], logits[0])  # (V,)
     assert np.abs(J[j] - exact).max() < 1e-14, f"row {j} of J is no derivative"
+print("positive:", int((J > 0).sum()))
+print("largest sum of a column:", np.abs(J.sum(axis=0)).max())
+print("largest sum of a row:   ", np.abs(J.sum(axis=1)).max())
+assert np.array_equal(J > 0, np.eye(V, dtype=bool))
+assert np.abs(J.sum(axis=0)).max() < 1e-14, "each column of J has to sum to 0"
 assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 
 # %% [markdown]
-# Only the diagonal is positive: a token gains by its own logit and loses by all others. What one
-# gains, the others lose: each row of $J$ sums to 0.
+# **Answer.** Six: only the diagonal is positive. A token gains by its own logit and loses by all
+# others. All columns and all rows sum to 0. Column $k$ says what one logit does to all
+# probabilities. They always sum to 1, so what some of them gain, the others lose. Row $j$ says what
+# all logits do to one probability. If all logits grow by the same number, $probs_j$ does not
+# change.
+
+# %% [markdown]
+# ($J$ is symmetric, so here the two facts are the same numbers. For layernorm, lesson 2, only the
+# second kind was used.)
 #
-# What lies behind the softmax hands us an upstream, $dprobs$ of shape $(M, V)$. In each row the
-# chain rule sums over all that logit $n$ has touched, and $[j{=}n]$ leaves one term of its sum:
+# The softmax receives an upstream gradient, $dprobs$, of the shape $(M, V)$. For each row the chain
+# rule sums over all probabilities that logit $k$ changes:
 #
-# $$\begin{aligned} dlogits_n &= \sum_j dprobs_j \, J_{jn} \\
-# &= probs_n \, (dprobs_n - row\_sum), \\
-# row\_sum &= \sum_j dprobs_j \, probs_j \end{aligned}$$
+# $$dlogits_k = \sum_j dprobs_j \, J_{jk}$$
 #
-# The second line needs no $J$. That is as well: GPT-2 has $V = 50257$, and in float64 its $J$
-# would fill 20 GB for each row.
+# GPT-2 has $V = 50257$. In float64 its $J$ would fill 20 GB for each row. So the backward has to do
+# without it.
+#
+# ### Exercise 3.4: `softmax_backward`
+#
+# *12 minutes · difficulty 3 of 5*
+#
+# Put $J_{jk} = probs_j \, ([j{=}k] - probs_k)$ into the sum, and simplify on paper until no matrix
+# is left. One sum over the row remains: call it `row_sum`. `dprobs` and `probs` are $(M, V)$.
+# Return `dlogits`, $(M, V)$.
 
 
 # %%
 def softmax_backward(dprobs, probs):
-    row_sum = (dprobs * probs).sum(axis=-1, keepdims=True)  # (M, 1)
-    return probs * (dprobs - row_sum)  # (M, V)
+    row_sum = ...  # (M, 1)
+    dlogits = ...  # (M, V)
+    return dlogits
 
 
-dprobs = rng.normal(size=(M, V))  # a random upstream
-dlogits = softmax_backward(dprobs, probs)  # (M, V)
-with_jacobians = np.stack([dprobs[m] @ jacobian(probs[m]) for m in range(M)])  # (M, V)
-print("largest difference:", np.abs(dlogits - with_jacobians).max())
-assert np.abs(dlogits - with_jacobians).max() < 1e-14, "this is not dprobs @ J"
+grade(softmax_backward)
 
 # %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Split the sum into two. In the first, $[j{=}k]$ leaves one term. In the second, $probs_k$ does not
+# depend on $j$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $dlogits_k = dprobs_k \, probs_k - probs_k \sum_j dprobs_j \, probs_j$. The sum is `row_sum`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def softmax_backward(dprobs, probs):
+    row_sum = (dprobs * probs).sum(axis=1, keepdims=True)  # (M, 1)
+    dlogits = probs * (dprobs - row_sum)  # (M, V)
+    return dlogits
+
+
+# %% [markdown]
+# The row sum is the mean of `dprobs`, weighted with the probabilities. A logit should grow if its
+# `dprobs` is above that mean. People often forget the row sum.
+
+# %%
+dprobs = rng.normal(size=(M, V))  # a random upstream
+dlogits = softmax_backward(dprobs, probs)  # (M, V)
+with_jacobians = np.stack([dprobs[m] @ softmax_jacobian(probs[m]) for m in range(M)])  # (M, V)
+print("largest difference:", np.abs(dlogits - with_jacobians).max())
+assert np.abs(dlogits - with_jacobians).max() < 1e-14, "this is not dprobs @ J"
+assert 50257 * 50257 * 8 > 20e9  # bytes
+
+# %% [markdown]
+# **Recap.** `dlogits = probs * (dprobs - row_sum)`, where `row_sum` is the sum of `dprobs * probs`
+# over the row. Each row of `dlogits` sums to 0, because adding a number to all logits changes no
+# probability.
+#
 # ## An upstream of ones
 #
-# To test a backward one needs a single number to differentiate. The quickest way is to sum up the
-# output: $\ell = \sum_{mj} probs_{mj}$, whose upstream is an array of ones. Many tests do just
-# that. Here are six answers to the question for $dlogits$. One of them is right.
+# To test a backward, we need a single number to differentiate. The quickest way is to sum the
+# output: $\ell = \sum_{mj} probs_{mj}$. Its upstream gradient is an array of ones. Many tests do
+# just that. Here are six answers to Exercise 3.4. One of them is right.
 
 # %%
 answers = {
@@ -170,7 +334,7 @@ def passes(backward, dprobs):
 
 
 # %% [markdown]
-# **Predict.** Which of the six pass with an upstream of ones? Which with a random one?
+# **Predict.** Which of the six pass with an upstream of ones? Which pass with a random one?
 
 # %%
 print(f"{'':24}{'ones':>6}{'random':>8}")
@@ -182,126 +346,392 @@ for name, backward in answers.items():
     assert with_ones == (name != "the row sum forgotten"), f"misjudged: {name!r}"
 
 # %% [markdown]
-# With ones five of the six pass, with a random upstream the right one alone.
+# **Answer.** With ones five of the six pass. With a random upstream only the right one passes.
+
+# %% [markdown]
+# Each row of $probs$ sums to 1 for any logits. So $\ell$ is always $M$, and its gradient is 0. The
+# formula agrees: $row\_sum = \sum_j 1 \cdot probs_j = 1$, and $1 - row\_sum = 0$. A test with ones
+# compares 0 with 0. It accepts `return 0`, and every multiple of the right answer. A finer
+# tolerance does not help.
 #
-# Each row of $probs$ sums to 1, whatever the logits are. So $\ell = M$, always, and its gradient is
-# 0. The formula says so, too: $row\_sum = \sum_j 1 \cdot probs_j = 1$, and $1 - row\_sum = 0$. A
-# test with ones compares 0 with 0: it takes `return 0`, and every multiple of the right answer. A
-# finer tolerance does not help. Draw the upstream at random, and compare every entry.
+# **Recap.** Draw the upstream gradient at random, and compare every entry. An upstream of ones
+# hides mistakes wherever the sum of the output is constant.
 #
-# ## Cross-entropy
+# ## What a batch predicts
 #
-# The true next token of row $m$ is $targets_m$, a number from $0$ to $V - 1$. How surprised was the
-# model? As in lesson 1, by the negative logarithm of the probability that it gave to the truth, in
-# nats ($\log$ is the natural logarithm, as in NumPy). It is called the *negative log-likelihood*,
-# $nll$. Each prediction gets a weight (not to be mixed up with the weights of the model), and the
-# loss is the weighted sum. With $1/M$ for each it is the mean of lesson 1.
+# Now the loss. First we have to say which tokens are to be predicted. A batch joins $B$ sequences
+# of tokens to one stream of $N$ tokens, without any padding. The model gives one row of logits for
+# each of the $N$ tokens. Row $n$ has seen token $n$ and everything before it, so it predicts token
+# $n + 1$ of the same sequence. That token is the row's *target*.
 #
-# $$nll_m = -\log(probs_{m, targets_m}), \qquad loss = \sum_m weights_m \, nll_m$$
+# Not every row predicts something. The last row of a sequence has no target: the token after it
+# belongs to the next sequence. And a prompt is given, so nobody asks the model to predict it. For
+# each sequence, `loss_from` is the index of the first token to predict.
 #
-# Written like that it breaks again: a probability of $e^{-1000}$ is stored as 0, and $-\log(0)$ is
-# infinite. Put the softmax in, let $top_m$ be the largest logit of row $m$, and the logarithm takes
-# the exponential away before it can do harm:
+# Each of the $M$ predictions gets a *loss weight* $w_m$, and the loss will be a weighted sum. With
+# $w_m = 1/M$ it is the mean over all predictions, and with $w_m = 1$ it is the sum. (The array is
+# called `weights` in the package. It has nothing to do with the weights of the model.)
 #
-# $$\begin{aligned} nll_m = \; &\log \sum_n e^{logits_{mn} - top_m} \\
-# &- (logits_{m, targets_m} - top_m) \end{aligned}$$
+# ### Exercise 3.5: `targets_of`
+#
+# *12 minutes · difficulty 3 of 5*
+#
+# `sequences` is a list of $B$ arrays of tokens, and `loss_from` is a list of $B$ numbers, each at
+# least 1. Return three arrays of the shape $(M)$: `rows`, the rows of the stream that predict
+# something, in ascending order; `targets`, the tokens that they predict; and `weights`, the loss
+# weights for the mean.
+#
+# An example: the sequences $(7, 8, 9)$ and $(4, 5)$ with `loss_from` $(2, 1)$ have the stream
+# $(7, 8, 9, 4, 5)$, the rows $(1, 3)$, the targets $(9, 5)$ and the loss weights $(0.5, 0.5)$.
 
 
 # %%
-def nll(logits, targets):
-    shifted = logits - logits.real.max(axis=-1, keepdims=True)  # (M, V)
-    total = np.exp(shifted).sum(axis=-1)  # (M,), at least 1
-    return np.log(total) - shifted[np.arange(len(targets)), targets]  # (M,)
+def targets_of(sequences, loss_from):
+    tokens = ...  # (N,)
+    rows = ...  # (M,)
+    targets = ...  # (M,)
+    weights = ...  # (M,)
+    return rows, targets, weights
 
 
-targets = np.array([2, 0, 5, 5])  # (M,)
-weights = np.array([0.5, 1.0, 0.25, 2.0])  # (M,)
-loss = (weights * nll(logits, targets)).sum()  # one number
-as_defined = -(weights * np.log(probs[np.arange(M), targets])).sum()
-assert abs(loss - as_defined) < 1e-13, "the two forms differ"
-
-sure_and_wrong = np.array([[1000.0, 0.0]])
-with np.errstate(divide="ignore"):
-    print("-log(probs):", -np.log(softmax(sure_and_wrong))[0, 1])
-print("nll:        ", nll(sure_and_wrong, np.array([1]))[0])
-assert nll(sure_and_wrong, np.array([1]))[0] == 1000
+grade(targets_of)
 
 # %% [markdown]
-# Now the real thing: the tiny model of lesson 1, without a prefix. We show it a record that it has
-# never seen, and a description. As in lesson 1, nearly all of the loss is at its first token: about
-# 3 nats.
+# <details><summary>Hint 1</summary>
 #
-# **Predict.** Which probability did the model give to that token? And to the other 25, which have a
-# mean of 0.001 nats?
+# Go through the sequences, and keep in a variable where the current one starts in the stream.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The token with the index `first` of a sequence that starts at `start` is token `start + first` of
+# the stream. The row before it predicts it.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The rows of a sequence of length $T$ go from `start + first - 1` to `start + T - 2`. The targets
+# are `tokens[rows + 1]`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def targets_of(sequences, loss_from):
+    tokens = np.concatenate(sequences)  # (N,)
+    found, start = [], 0
+    for sequence, first in zip(sequences, loss_from, strict=True):
+        T = len(sequence)
+        found += range(start + first - 1, start + T - 1)
+        start += T
+    rows = np.array(found, dtype=int)  # (M,)
+    targets = tokens[rows + 1]  # (M,)
+    weights = np.full(len(rows), 1 / len(rows))  # (M,)
+    return rows, targets, weights
+
+
+# %% [markdown]
+# The package's `Batch.pack` does the same. (Its loss weights are 1; the functions that compute a
+# loss divide by $M$ if the mean is wanted.)
 
 # %%
 from minprefix import GPT2, Batch
 from minprefix.data.world import table_to_text
 from minprefix.model import loss as loss_of_model
 
+sequences = [np.array([7, 8, 9]), np.array([4, 5])]
+rows, targets, weights = targets_of(sequences, [2, 1])  # (M,) each
+packed = Batch.pack(sequences, loss_from=[2, 1])
+print("rows", rows, "targets", targets, "weights", weights)
+assert np.array_equal(rows, packed.rows)
+assert np.array_equal(targets, packed.targets)
+
+# %% [markdown]
+# **Recap.** Row $n$ predicts token $n + 1$. A target needs a row before it in the same sequence.
+# The loss weights say what kind of loss it is: a mean, a sum, or something else.
+#
+# ## Cross-entropy
+#
+# The target of prediction $m$ is $targets_m$, a number from $0$ to $V - 1$. How surprised was the
+# model? As in lesson 1, we take the negative logarithm of the probability that it gave to the
+# target, the *negative log-likelihood*, in nats ($\log$ is the natural logarithm, as in NumPy). The
+# *cross-entropy* is the weighted sum:
+#
+# $$nll_m = -\log(probs_{m, targets_m}), \qquad loss = \sum_m w_m \, nll_m$$
+#
+# Written like this, it fails again. A probability of $e^{-1000}$ is stored as 0, and $-\log(0)$ is
+# infinite. So put the formula of softmax into the logarithm. With $top_m$ for the largest logit of
+# row $m$ and $shifted_{mj} = logits_{mj} - top_m$:
+#
+# $$\log probs_{mj} = shifted_{mj} - \log \sum_i e^{shifted_{mi}}$$
+#
+# The last term is called *log-sum-exp*. Its sum is at least 1, so its logarithm is harmless. The
+# first term has no exponential any more, so nothing is rounded to 0.
+#
+# ### Exercise 3.6: `log_softmax`
+#
+# *6 minutes · difficulty 2 of 5*
+#
+# Write it so. `logits` is $(M, V)$. Return `log_probs`, $(M, V)$.
+
+
+# %%
+def log_softmax(logits):
+    shifted = ...  # (M, V)
+    total = ...  # (M, 1)
+    log_probs = ...  # (M, V)
+    return log_probs
+
+
+grade(log_softmax)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `total` is the sum of `np.exp(shifted)` over each row. `np.log(softmax(logits))` is what we want
+# to avoid.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)  # (M, V)
+    total = np.exp(shifted).sum(axis=1, keepdims=True)  # (M, 1)
+    log_probs = shifted - np.log(total)  # (M, V)
+    return log_probs
+
+
+# %%
+sure_and_wrong = np.array([[1000.0, 0.0]])
+with np.errstate(divide="ignore"):
+    print("log of softmax:", np.log(softmax(sure_and_wrong))[0])
+print("log_softmax:   ", log_softmax(sure_and_wrong)[0])
+assert log_softmax(sure_and_wrong)[0, 1] == -1000
+
+# %% [markdown]
+# ### Exercise 3.7: `cross_entropy`
+#
+# *10 minutes · difficulty 3 of 5*
+#
+# `logits` is $(M, V)$; `targets` and `weights` are $(M)$. Return the loss, one number, and the
+# cache `(probs, targets, weights)`. Use `log_softmax`. The suite comes with logits around 10 000,
+# with rows whose numbers differ by as much, and with float32 arrays, which have to stay float32.
+
+
+# %%
+def cross_entropy(logits, targets, weights):
+    log_probs = ...  # (M, V)
+    nll = ...  # (M,)
+    loss = ...  # a number
+    probs = ...  # (M, V)
+    return loss, (probs, targets, weights)
+
+
+grade(cross_entropy)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Of each row of `log_probs` one number is needed: row $m$, column $targets_m$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `log_probs[np.arange(M), targets]` takes exactly these. Here $M$ is `len(targets)`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def cross_entropy(logits, targets, weights):
+    log_probs = log_softmax(logits)  # (M, V)
+    nll = -log_probs[np.arange(len(targets)), targets]  # (M,)
+    loss = (weights * nll).sum()
+    probs = np.exp(log_probs)  # (M, V)
+    return loss, (probs, targets, weights)
+
+
+# %% [markdown]
+# `log_probs[:, targets]` would have the shape $(M, M)$: it takes every target's column from every
+# row. Its sum is a number, too, so this mistake raises no error.
+#
+# A mean loss is often reported as *perplexity*, $e^{loss}$. A model that spreads its probability
+# evenly over $k$ tokens has the perplexity $k$.
+#
+# ### Exercise 3.8: `perplexity`
+#
+# *4 minutes · difficulty 1 of 5*
+#
+# `nlls` is a list with one array for each text. It holds the $nll$ of each predicted token of the
+# text. The arrays have different lengths. Return the perplexity over all tokens of all texts, in
+# which each token counts the same.
+
+
+# %%
+def perplexity(nlls):
+    mean = ...  # a number
+    return np.exp(mean)
+
+
+grade(perplexity)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# The mean of the texts' means would let a token of a short text count more. Join the arrays first.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def perplexity(nlls):
+    mean = np.concatenate(nlls).mean()
+    return np.exp(mean)
+
+
+# %% [markdown]
+# Now a real model: the tiny model of lesson 1, without a prefix. We show it a record that it has
+# never seen, and a description. As in lesson 1, nearly all of the loss is at the first token of the
+# description: about 3 nats.
+#
+# **Predict.** Which probability did the model give to that token? And to each of the other 25,
+# whose mean is 0.001 nats?
+
+# %%
+assert abs(perplexity([np.full(3, np.log(8))]) - 8) < 1e-12  # evenly over 8 tokens
+
 model = GPT2.load("tiny", dtype="float64")
 record, description = next(table_to_text(1, "test", seed=0))
 prompt, answer = model.encode(record + "\n"), model.encode(description)
 batch = Batch.pack([prompt + answer], loss_from=[len(prompt)])  # predict the answer
-# batch.rows (M,): the tokens of the batch after which something is to be predicted
-every_row = model.logits(batch)  # (N, V): N tokens in the batch, V = 1024
-real_logits = every_row[batch.rows]  # (M, V), here M = len(answer) = 26
-surprise = nll(real_logits, batch.targets)  # (M,)
+rows, real_targets, mean_weights = targets_of([np.array(prompt + answer)], [len(prompt)])
+every_row = model.logits(batch)  # (N, V): here V = 1024
+real_logits = every_row[rows]  # (M, V): here M = len(answer) = 26
+surprise = -log_softmax(real_logits)[np.arange(len(rows)), real_targets]  # (M,)
 print(f"first token: {surprise[0]:.2f} nats, probability {np.exp(-surprise[0]):.3f}")
 others = surprise[1:].mean()
 print(f"the others:  {others:.4f} nats, probability {np.exp(-others):.4f}")
+real_loss, _ = cross_entropy(real_logits, real_targets, mean_weights)
 of_package = loss_of_model(model, batch)
-print(f"mean {surprise.mean():.3f} nats; the package says {of_package:.3f}")
-assert abs(surprise.mean() - of_package) < 1e-12, "our loss is another"
+print(f"mean {real_loss:.3f} nats, perplexity {perplexity([surprise]):.3f}")
+print(f"the package says {of_package:.3f} nats")
+assert len(rows) == 26
+assert abs(real_loss - of_package) < 1e-12, "our loss is another"
 assert surprise[0] > 0.9 * surprise.sum(), "the first token should carry the loss"
 
 # %% [markdown]
-# $e^{-3} = 0.05$ to the first, and $e^{-0.001} = 0.999$ to each of the others, on (geometric)
-# average. One token of 26 carries the loss: a prefix that mends it has done its work.
+# **Answer.** About $e^{-3} = 0.05$ to the first one, and $e^{-0.001} = 0.999$ to each of the
+# others, on (geometric) average.
+
+# %% [markdown]
+# One token of 26 carries more than nine tenths of the loss. If a prefix makes that one likely, it
+# has done most of its work.
+#
+# **Recap.** A prediction's loss is minus the logarithm of its target's probability. Compute the
+# logarithm with `log_softmax`, not from the probabilities. Perplexity is $e$ to the mean loss.
 #
 # ## Its gradient is short
 #
-# $loss$ sees $probs$ only at the targets: there $dprobs_{mn} = -weights_m / probs_{mn}$, the
-# derivative of the logarithm, and 0 elsewhere. Put that into the backward of the softmax. The row
-# sum has one term, $-weights_m$, and
+# The loss depends on $probs$ only at the targets. By the derivative of the logarithm,
+# $dprobs_{mj} = -w_m / probs_{mj}$ for $j = targets_m$, and 0 for all other $j$. That is the
+# upstream gradient of the softmax. One could hand it to `softmax_backward`. But it contains a
+# division by a probability, which may be 0. On paper that probability cancels.
 #
-# $$\begin{aligned} dlogits_{mn} &= probs_{mn} \, (dprobs_{mn} + weights_m) \\
-# &= weights_m \, (probs_{mn} - one\_hot_{mn}) \end{aligned}$$
+# ### Exercise 3.9: `cross_entropy_backward`
 #
-# where $one\_hot_{mn}$ is 1 for $n = targets_m$, else 0: there $probs_{mn}$ and the $1/probs_{mn}$
-# cancel. A step downhill, against this gradient, pushes each logit down by its token's probability
-# (times $weights_m$), and pulls the right one up by 1 (times $weights_m$). A row sums to 0, again.
+# *12 minutes · difficulty 3 of 5*
+#
+# Put this $dprobs$ into the formula of `softmax_backward` and simplify, first for the target, then
+# for another token. The two results differ in one summand, so one array can hold the difference:
+# `one_hot`, which is 1 (or `True`) at each row's target and 0 elsewhere. The cache is the one of
+# `cross_entropy`. Return `dlogits`, $(M, V)$.
 
 
 # %%
-def nll_gradient(logits, targets, weights):
-    one_hot = np.arange(logits.shape[1]) == targets[:, None]  # (M, V), True is 1
-    return weights[:, None] * (softmax(logits) - one_hot)  # (M, V)
+def cross_entropy_backward(cache):
+    probs, targets, weights = cache  # (M, V), (M,), (M,)
+    one_hot = ...  # (M, V)
+    dlogits = ...  # (M, V)
+    return dlogits
+
+
+grade(cross_entropy_backward)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# The row sum has one term, and the probability cancels in it: it is $-w_m$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $dlogits_{mj} = probs_{mj} \, (dprobs_{mj} + w_m)$. For a token that is not the target this is
+# $probs_{mj} \, w_m$. For the target it is $-w_m + probs_{mj} \, w_m$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `np.arange(V) == targets[:, None]` compares every column with every row's target, and has the
+# shape $(M, V)$. `weights[:, None]` has the shape $(M, 1)$.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def cross_entropy_backward(cache):
+    probs, targets, weights = cache  # (M, V), (M,), (M,)
+    one_hot = np.arange(probs.shape[1]) == targets[:, None]  # (M, V)
+    dlogits = weights[:, None] * (probs - one_hot)  # (M, V)
+    return dlogits
+
+
+# %% [markdown]
+# In one formula:
+#
+# $$dlogits_{mj} = w_m \, (probs_{mj} - one\_hot_{mj})$$
+#
+# A step downhill, against this gradient, pushes each logit down in proportion to its token's
+# probability, and pulls the target's logit up. Each row sums to 0, as for every gradient behind a
+# softmax.
+
+# %%
+targets = np.array([2, 0, 5, 5])  # (M,)
+weights = np.array([0.5, 1.0, 0.25, 2.0])  # (M,)
 
 
 def relative_error(a, b):
-    """The largest difference, as a part of the largest number: 1 means all wrong."""
+    """The largest difference, as a part of the largest number of b: 1 means all wrong."""
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-exact = complex_step(lambda x: (weights * nll(x, targets)).sum(), logits)  # (M, V)
+def loss_of(logits):
+    return cross_entropy(logits, targets, weights)[0]
+
+
+exact = complex_step(loss_of, logits)  # (M, V)
+short = cross_entropy_backward(cross_entropy(logits, targets, weights)[1])  # (M, V)
 dprobs_of_loss = np.zeros((M, V))
 dprobs_of_loss[np.arange(M), targets] = -weights / probs[np.arange(M), targets]
 the_long_way = softmax_backward(dprobs_of_loss, probs)  # (M, V)
-print("short:", relative_error(nll_gradient(logits, targets, weights), exact))
+print("short:", relative_error(short, exact))
 print("long: ", relative_error(the_long_way, exact))
-assert relative_error(nll_gradient(logits, targets, weights), exact) < 1e-14
+assert relative_error(short, exact) < 1e-14
 assert relative_error(the_long_way, exact) < 1e-13
+assert np.abs(short.sum(axis=1)).max() < 1e-14
 
 # %% [markdown]
-# The package has softmax and loss as one operation,
-# [`cross_entropy`](../minprefix/ops/reference.py#cross_entropy), and its backward. The forward
-# keeps `probs`, `targets` and `weights` in a cache for the way back. Three checks of it:
+# The package has softmax and loss as one operation, too,
+# [`cross_entropy`](../minprefix/ops/reference.py#cross_entropy), with its backward. Three checks of
+# it:
 
 
 # %%
-import math
-
 from minprefix.ops import numpy_ops, reference
 
 
@@ -339,98 +769,191 @@ for ops in (reference, numpy_ops):
 print("the package agrees, twice")
 
 # %% [markdown]
+# **Recap.** Softmax and cross-entropy together have the gradient `weights * (probs - one_hot)`. No
+# division is left, so it is safe for probabilities of 0. Each row of it sums to 0.
+#
 # ## Sum, mean, and mean of means
 #
-# The weights say what the loss is. With 1 for each prediction it is the *sum*; with $1/M$ it is the
-# *mean*. Only a factor, but the factor is in the gradient, too: with the sum, twice as many
-# predictions make a gradient about twice as large, and another learning rate is right.
+# With the loss weight 1 for each prediction the loss is the *sum*, and with $1/M$ it is the *mean*.
+# The two differ by a factor, and so do their gradients. With the sum, twice as many predictions
+# make a gradient about twice as large, and another learning rate is right.
 #
-# Large batches do not fit into memory. So one cuts them into *micro-batches*, computes a gradient
-# for each, and adds up. Say that a batch of 4 predictions is cut into 3 and 1, and that the
-# gradients of the two means are averaged.
+# Large batches do not fit into memory. So people cut them into *micro-batches*, compute a gradient
+# for each, and add the gradients up. Say that a batch of 4 predictions is cut into 3 and 1, and
+# that the gradients of the two means are averaged.
 #
-# **Predict.** The batch's own mean gives the weight $1/4$ to each prediction. What weights does the
-# mean of the two means give them?
+# **Predict.** In the batch's own mean each prediction has the loss weight $1/4$. Which loss weights
+# do they have in the mean of the two means?
+
 
 # %%
-parts = [slice(0, 3), slice(3, 4)]
-of_mean = nll_gradient(logits, targets, np.full(M, 1 / M))  # (M, V)
-mean_of_means, sum_of_sums = np.zeros((M, V)), np.zeros((M, V))
-for rows in parts:  # each row lies in one part, so that adding up is filling in
-    m = rows.stop - rows.start  # predictions in this part
-    of_part = nll_gradient(logits[rows], targets[rows], np.ones(m))  # (m, V), of a sum
-    sum_of_sums[rows] += of_part
-    mean_of_means[rows] += of_part / m / len(parts)
+def dlogits_of(logits, targets, weights):
+    return cross_entropy_backward(cross_entropy(logits, targets, weights)[1])  # (M, V)
 
-print("weights of the mean:         ", np.full(M, 1 / M))
-print("weights of the mean of means:", (mean_of_means / of_mean / M)[:, 0].round(4))
+
+of_mean = dlogits_of(logits, targets, np.full(M, 1 / M))  # (M, V)
+first = dlogits_of(logits[:3], targets[:3], np.full(3, 1 / 3))  # (3, V), of a mean over 3
+last = dlogits_of(logits[3:], targets[3:], np.full(1, 1 / 1))  # (1, V), of a mean over 1
+mean_of_means = np.concatenate([first, last]) / 2  # (M, V)
+effective = (mean_of_means / of_mean / M)[:, 0]  # (M,)
+
+print("loss weights of the mean:         ", np.full(M, 1 / M))
+print("loss weights of the mean of means:", effective.round(4))
 print("off by", relative_error(mean_of_means, of_mean))
+assert np.abs(effective - [1 / 6, 1 / 6, 1 / 6, 1 / 2]).max() < 1e-12
 assert relative_error(mean_of_means, of_mean) > 0.5
-assert relative_error(sum_of_sums / M, of_mean) < 1e-14, "add sums, divide once"
 
 # %% [markdown]
-# Three times $1/6$, and $1/2$: the lonely prediction counts three times as much as any other. With
-# texts of unequal length that happens at every step, and nothing looks wrong. The remedy is the
-# last line: add up sums, and divide once, by the number of predictions of the whole batch.
+# **Answer.** Three times $1/6$, and once $1/2$. The single prediction of the second micro-batch
+# counts three times as much as any other.
+
+# %% [markdown]
+# With texts of different lengths this happens at every step, and nothing looks wrong.
+#
+# In the next exercise the model is the smallest one possible: `b` is one row of $V$ logits, and it
+# is the same for every prediction. All predictions share it, so their gradients add up in `db`.
+#
+# ### Exercise 3.10: `mean_in_parts`
+#
+# *15 minutes · difficulty 4 of 5*
+#
+# `b` has the shape $(V)$. `parts` yields micro-batches, one after another: each is an array of
+# targets, $(m)$, with its own length $m$. You may go through `parts` several times, but only one
+# micro-batch fits into memory, so do not collect them. Return the mean loss over all $M$
+# predictions of all micro-batches, and its gradient `db`, $(V)$. Use `cross_entropy` and
+# `cross_entropy_backward`.
+
+
+# %%
+def mean_in_parts(b, parts):
+    loss, db = 0.0, np.zeros(b.shape)
+    for targets in parts:
+        ...
+    return loss, db
+
+
+grade(mean_in_parts)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Choose the loss weights so that nothing is left to do but adding. Which weight has each prediction
+# in the mean over all $M$?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A first pass over `parts` counts: `M = sum(len(targets) for targets in parts)`. In the second pass
+# each loss weight is $1/M$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `np.tile(b, (m, 1))` is $m$ rows of `b`. Row `b` is used $m$ times, so its gradient is the sum of
+# `dlogits` over the rows.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def mean_in_parts(b, parts):
+    M = sum(len(targets) for targets in parts)
+    loss, db = 0.0, np.zeros(b.shape)
+    for targets in parts:
+        m = len(targets)
+        logits = np.tile(b, (m, 1))
+        of_part, cache = cross_entropy(logits, targets, np.full(m, 1 / M))
+        loss += of_part
+        db += cross_entropy_backward(cache).sum(axis=0)
+    return loss, db
+
+
+# %%
+b = rng.normal(size=V)  # (V,)
+loss_in_parts, db = mean_in_parts(b, [targets[:3], targets[3:]])
+
+
+def loss_at_once(b):
+    return cross_entropy(np.tile(b, (M, 1)), targets, np.full(M, 1 / M))[0]
+
+
+assert abs(loss_in_parts - loss_at_once(b)) < 1e-14
+assert relative_error(db, complex_step(loss_at_once, b)) < 1e-14
+print("in two parts as at once:", relative_error(db, complex_step(loss_at_once, b)))
+
+# %% [markdown]
+# It is just as right to use the loss weight 1, to add everything up, and to divide once by $M$ at
+# the end.
+#
+# **Recap.** A mean of means is not the mean if the parts differ in size. Add up sums, and divide
+# once by the number of predictions of the whole batch.
 #
 # ## A loss in single precision
 #
 # Finite differences, $(\ell(x + \epsilon) - \ell(x - \epsilon)) / 2\epsilon$, subtract two losses
 # that are nearly equal. A float64 has 16 digits, a float32 has 7. Some libraries compute the loss
-# in float32 even if the whole model is in float64: Hugging Face's GPT-2 does when it is asked for
-# its own loss. Here the only difference is one rounding at the very end.
+# in float32 even if the whole model is in float64; Hugging Face's GPT-2 does so when it is asked
+# for its own loss. We imitate that with one rounding at the very end.
 #
-# **Predict.** With a step of $10^{-6}$, how many correct digits does each loss leave us?
+# **Predict.** With a step of $10^{-6}$, how many correct digits does each loss leave?
+
 
 # %%
-import matplotlib.pyplot as plt
-
-
-def by_finite_differences(dtype, eps):
-    grads = np.zeros((M, V))
-    for index in np.ndindex(M, V):
-        step = np.zeros((M, V))
+def finite_differences(loss, x, eps):
+    grad = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
         step[index] = eps
-        up = dtype((weights * nll(logits + step, targets)).sum())
-        down = dtype((weights * nll(logits - step, targets)).sum())
-        grads[index] = (float(up) - float(down)) / (2 * eps)
-    return grads
+        grad[index] = (loss(x + step) - loss(x - step)) / (2 * eps)
+    return grad
+
+
+def measured(dtype, eps):
+    """The gradient of a loss that is rounded to `dtype`."""
+    return finite_differences(lambda x: float(dtype(loss_of(x))), logits, eps)
 
 
 for dtype in (np.float64, np.float32):
-    found = by_finite_differences(dtype, 1e-6)
+    found = measured(dtype, 1e-6)
     print(f"{dtype.__name__}: off by {relative_error(found, exact):.1g},", end=" ")
     print(f"{int((found == 0).sum())} of {found.size} entries are exactly 0")
-assert relative_error(by_finite_differences(np.float64, 1e-6), exact) < 1e-8
-assert relative_error(by_finite_differences(np.float32, 1e-6), exact) > 0.01
+assert relative_error(measured(np.float64, 1e-6), exact) < 1e-8
+assert 0.01 < relative_error(measured(np.float32, 1e-6), exact) < 1
 
 steps = 10.0 ** np.arange(-12, 0.5, 0.5)
+fig, ax = plt.subplots(figsize=(6, 3.5))
 for dtype, style in ((np.float64, "k-o"), (np.float32, "k--^")):
-    errors = [relative_error(by_finite_differences(dtype, eps), exact) for eps in steps]
-    plt.loglog(steps, errors, style, label=dtype.__name__, markersize=4)
-plt.xlabel("step")
-plt.ylabel("relative error of the gradient")
-plt.title("Finite differences through a loss in float64 and in float32")
-plt.legend()
+    errors = [relative_error(measured(dtype, eps), exact) for eps in steps]
+    print(f"{dtype.__name__}: at best {min(errors):.0e}")
+    ax.loglog(steps, errors, style, label=dtype.__name__, markersize=4)
+ax.set_xlabel("step")
+ax.set_ylabel("relative error of the gradient")
+ax.set_title("Finite differences through a loss in float64, in float32")
+ax.legend()
+fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Nine digits, and one. In the picture both curves fall from the right: a smaller step is a better
-# difference. Then rounding takes over. With float32 that happens soon: the best step leaves five
-# digits, and at the far left, where the error is 1, every entry is 0. Such a check fails a gradient
-# that is right, or it is given a tolerance that lets a wrong one through. The remedy: take the
-# logits out of the model, and compute the loss in float64.
+# **Answer.** About nine digits with float64, and about one with float32.
+
+# %% [markdown]
+# In the picture both curves fall from the right: a smaller step is a better difference. Then the
+# rounding takes over. With float32 that happens early, and the best step leaves about five digits.
+# At the far left the error is 1, because every entry is 0. Such a check fails a right gradient, or
+# it gets a tolerance that accepts a wrong one.
+#
+# **Recap.** For a gradient check, take the logits out of the model and compute the loss in float64.
 #
 # ## Break it yourself
 #
-# A bug of the zoo: the loss is divided by $M$ at the end, though its weights have said already
-# whether it is a sum or a mean.
+# We plant a bug of the zoo: the loss is divided by $M$ at the end, although the loss weights say
+# already whether it is a sum or a mean.
 #
-# **Predict.** `check_loss`, `check_gradient`, `check_law`: which of the three see it?
+# **Predict.** Which of the three checks see it: `check_loss`, `check_gradient`, `check_law`?
 
 # %%
-from minprefix.lessons import caught, planted
-
 twice = planted("loss-averaged-twice")
 print(twice)
 
@@ -441,9 +964,14 @@ with caught() as error:  # take this line away, and the lesson stops here
 print(error)
 
 # %% [markdown]
-# Only `check_loss` sees it: the backward does not use the number that the forward returns. What
-# would you have seen without that check? Train with the bug. The simplest training of all: the
-# logits themselves are what we change, downhill.
+# **Answer.** Only `check_loss` sees it. The backward does not use the number that the forward
+# returns.
+
+# %% [markdown]
+# What would you see without that check? We train with the bug. The simplest training of all changes
+# the logits themselves, downhill.
+#
+# **Predict.** How does the training with the bug differ from the sound one?
 
 
 # %%
@@ -463,38 +991,57 @@ assert np.array_equal(x_sound, x_twice), "the two trainings differ"
 assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 
 # %% [markdown]
-# The training is the same to the last bit. Only the number that is printed is four times too good,
-# and with larger batches it gets better still. You would have put it into a table beside the
-# results of others. Training does not test a number that is only printed.
+# **Answer.** The training is the same to the last bit. Only the printed number is four times too
+# small, and with larger batches it would be smaller still.
+
+# %% [markdown]
+# You would have put that number into a table beside the results of others.
+#
+# **Recap.** Training does not test a number that is only printed. The loss needs its own check.
+#
+# ## Remember
+#
+# - Subtract the row's largest logit before `exp`. Take the logarithm of a softmax with
+#   `log_softmax`.
+# - Softmax: `dlogits = probs * (dprobs - row_sum)`. Softmax and cross-entropy together:
+#   `weights * (probs - one_hot)`.
+# - The columns of the softmax Jacobian sum to 0 because probabilities sum to 1. Its rows sum to 0
+#   because a shift of all logits changes nothing.
+# - Test a backward with a random upstream gradient. Ones may accept `return 0`.
+# - Row $n$ predicts token $n + 1$ of its own sequence.
+# - Over micro-batches, add sums and divide once. The mean of means is another loss.
+# - Check the loss as well as its gradient, and check both in float64.
 #
 # ## Exercises
 #
-# **1.** Find all upstreams $dprobs$ of a row for which the right $dlogits$ is 0 everywhere. And:
-# before the gain, each row of a layernorm (lesson 2) has the mean 0. For which gain does an
-# upstream of ones see nothing of its backward?
+# **1.** Find all upstream gradients $dprobs$ of a row for which the right $dlogits$ is 0
+# everywhere. Then: before the gain, each row of a layernorm (lesson 2) has the mean 0. For which
+# gain does an upstream of ones see nothing of its backward? (15 minutes, difficulty 3 of 5.)
 #
 # <details><summary>Solution 1</summary>
 #
-# $probs_n (dprobs_n - row\_sum) = 0$ for all $n$. The probabilities are positive, so each
-# $dprobs_n$ has to equal $row\_sum$, which is the same for all: the upstream is one number all
-# along the row. Ones are the most popular of them. For layernorm it is a gain of ones (or of one
-# other number all along), which is what a fresh model has: a row then sums to the sum of the bias,
-# whatever $x$ is.
+# $probs_k (dprobs_k - row\_sum) = 0$ for all $k$. The probabilities are positive, so each
+# $dprobs_k$ has to equal $row\_sum$, which is the same for all. So the upstream is the same number
+# along the whole row. Ones are the most popular choice. For layernorm it is a gain that is the same
+# number for all columns, such as the ones of a fresh model: then each row sums to the sum of the
+# bias, for any $x$.
 #
 # ```python
 # _, cache = reference.layernorm(logits, np.ones(V), np.zeros(V), 1e-5)
-# print(np.abs(reference.layernorm_backward(np.ones((M, V)), cache)).max())
+# largest = np.abs(reference.layernorm_backward(np.ones((M, V)), cache)).max()
+# print(largest)
+# assert largest < 1e-14
 # ```
 #
 # </details>
 #
 # **2.** Plant `one-hot-missing`, then `loss-gradient-negated`. Which of the three checks see them,
-# and what becomes of the loss in `descend`?
+# and how does the loss change in `descend`? (10 minutes, difficulty 2 of 5.)
 #
 # <details><summary>Solution 2</summary>
 #
-# The loss is right both times, and the gradient wrong. The law sees the first, since nothing is
-# pulled up; it is blind to a sign. The loss rises with both.
+# The loss is right both times, and the gradient is wrong. The law sees the first bug, since no
+# logit is pulled up. It does not see a wrong sign. The loss rises with both.
 #
 # ```python
 # for name in ("one-hot-missing", "loss-gradient-negated"):
@@ -506,66 +1053,26 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 #     off = np.abs(of_ops(broken, logits)[1].sum(axis=1)).max()
 #     _, losses = descend(broken)
 #     print(f"a row sums to {off:.2g}; the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}")
+#     assert losses[-1] > losses[0]
 # ```
 #
 # </details>
 #
-# **3.** *Label smoothing* asks for 0.9 at the right token and for the remaining 0.1 spread evenly
-# over all $V$: $loss = -\sum_{mn} weights_m \, soft_{mn} \log(probs_{mn})$, where each row of
-# $soft$ sums to 1. What is $dlogits$? Prove it.
+# **3.** *Label smoothing* asks for the probability 0.9 at the target, and spreads the remaining 0.1
+# evenly over all $V$ tokens: $loss = -\sum_{mj} w_m \, soft_{mj} \log(probs_{mj})$, where each row
+# of $soft$ sums to 1. Derive $dlogits$, and prove it with the complex step. (15 minutes, difficulty
+# 3 of 5.)
 #
 # <details><summary>Solution 3</summary>
 #
-# $dprobs_{mn} = -weights_m \, soft_{mn} / probs_{mn}$, whose row sum with $probs$ is $-weights_m$.
-# So $dlogits_{mn} = weights_m (probs_{mn} - soft_{mn})$: the one-hot was a special case.
+# $dprobs_{mj} = -w_m \, soft_{mj} / probs_{mj}$, and its row sum with $probs$ is $-w_m$. So
+# $dlogits_{mj} = w_m (probs_{mj} - soft_{mj})$. The one-hot was a special case.
 #
 # ```python
 # soft = 0.9 * (np.arange(V) == targets[:, None]) + 0.1 / V  # (M, V)
 # smoothed = weights[:, None] * (probs - soft)  # (M, V)
-# by_step = complex_step(lambda x: -(weights @ (soft * np.log(softmax(x))).sum(axis=1)), logits)
+# by_step = complex_step(lambda x: -(weights @ (soft * log_softmax(x)).sum(axis=1)), logits)
 # assert relative_error(smoothed, by_step) < 1e-13
-# ```
-#
-# </details>
-#
-# **4.** (Graded.) Write both functions of the contract. `cross_entropy(logits, targets, weights)`,
-# of the shapes $(M, V)$, $(M)$ and $(M)$, returns the loss and a cache, in whatever form you like;
-# `cross_entropy_backward(cache)` returns `dlogits` $(M, V)$. The suite will come with logits around
-# 10 000, with rows that differ by as much, and with float32, which has to stay float32.
-
-# %%
-from minprefix.lessons import grade
-
-
-def cross_entropy(logits, targets, weights):
-    raise NotImplementedError  # yours
-
-
-def cross_entropy_backward(cache):
-    raise NotImplementedError  # yours
-
-
-grade(cross_entropy, cross_entropy_backward)
-
-# %% [markdown]
-# <details><summary>Solution 4</summary>
-#
-# ```python
-# def cross_entropy(logits, targets, weights):
-#     shifted = logits - logits.max(axis=1, keepdims=True)  # (M, V)
-#     e = np.exp(shifted)  # (M, V)
-#     total = e.sum(axis=1, keepdims=True)  # (M, 1)
-#     nll = np.log(total[:, 0]) - shifted[np.arange(len(targets)), targets]  # (M,)
-#     return (weights * nll).sum(), (e / total, targets, weights)
-#
-#
-# def cross_entropy_backward(cache):
-#     probs, targets, weights = cache  # (M, V), (M,), (M,)
-#     one_hot = np.arange(probs.shape[1]) == targets[:, None]  # (M, V)
-#     return weights[:, None] * (probs - one_hot)  # (M, V)
-#
-#
-# grade(cross_entropy, cross_entropy_backward)
 # ```
 #
 # </details>
