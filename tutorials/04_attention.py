@@ -7,100 +7,231 @@
 # - **You need** the backward of a matrix product, the complex step and finite differences:
 #   [lesson 2](02_backward_by_hand.py). The backward of a softmax:
 #   [lesson 3](03_softmax_and_cross_entropy.py).
-# - **Time** 50 minutes; it runs in 3 seconds.
-# - **Difficulty** 2 of 3.
+# - **Time** 120 minutes; it runs in 3 seconds.
+# - **Difficulty** 3 of 5.
+#
+# ## Overview
+#
+# - A head mixes the values of the tokens that a token sees. A head made by hand looks at the token
+#   before its own, with a share above 0.99.
+# - Without the scale $1/\sqrt{hs}$, the largest of 50 shares is 0.78 on average. With it, the
+#   largest share is 0.14.
+# - The complex step confirms all gradients of a head to fifteen digits.
+# - A stream without padding gives the same numbers as padded sequences, from 38 scores a head in
+#   the place of 75.
+# - A model whose mask shows the next token predicts dice, with a loss of 0.00. The gradient check
+#   does not see this bug.
+# - With a scale forgotten, $dq$ is twice as large as it should be. The mask's check and two laws do
+#   not see that bug.
 #
 # ## One head
 #
-# Everything else in the model looks at one token at a time. Attention is where tokens look at each
-# other. A layer does that several times side by side; each of these is a *head*. To a head, each of
-# the $T$ tokens of a sequence brings three rows of $hs$ numbers (the *head size*). A linear layer
-# has made them from what the model knows of the token so far; here they are given.
+# All other parts of the model look at one token at a time. In [attention](glossary.md#attention),
+# tokens look at each other. A layer does this several times side by side. Each of these is an
+# attention head, or [head](glossary.md#head) for short. A head gets three rows of $hs$ numbers for
+# each of the $T$ tokens of a sequence; $hs$ is the *head size*. A linear layer has computed these
+# rows. Here they are given.
 #
-# - Its *query*: what am I looking for?
-# - Its *key*: by what am I found?
-# - Its *value*: what do I hand over to those who find me?
+# - The *query* describes what this token looks for.
+# - The *key* describes what this token offers. Queries are compared with it.
+# - The *value* is what other tokens get from this token.
 #
-# So `q`, `k` and `v` have the shape $(T, hs)$. The *score* of tokens $i$ and $j$ is the dot product
-# of the query of $i$ and the key of $j$, divided by $\sqrt{hs}$ (why, comes below). These scores
-# are no logits: they rate tokens of the text, not of the vocabulary. Softmax makes shares of each
-# row, the *pattern*; and what token $i$ takes home, $z_i$, is the mixture of the values in these
-# shares:
+# So `q`, `k` and `v` have the shape $(T, hs)$. The [score](glossary.md#scores) of tokens $i$ and
+# $j$ is the dot product of the query of $i$ and the key of $j$, divided by $\sqrt{hs}$. The next
+# section shows what the division is for. Softmax turns each row of scores into shares that sum to 1,
+# the [pattern](glossary.md#pattern). The output $z_i$ is the sum of the values with these shares:
 #
 # $$scores = \frac{q \, k^\top}{\sqrt{hs}}, \qquad pattern = \mathrm{softmax}(scores), \qquad
 # z = pattern \; v$$
 #
-# $scores$ and $pattern$ have the shape $(T, T)$: a row for each token that looks, a column for each
-# token that is looked at. $z$ has the shape $(T, hs)$, as $v$ has.
+# $scores$ and $pattern$ have the shape $(T, T)$: one row for each query, one column for each key.
+# $z$ has the shape $(T, hs)$, like $v$.
 #
-# One thing is forbidden. Token $i$ will be asked for token $i + 1$, so it must not look at it, nor
-# further. It sees the tokens $0 \dots i$. The scores of the others are set to $-\infty$ before the
-# softmax, and $e^{-\infty} = 0$: they have no share. This is the *causal mask*.
+# One thing is forbidden. The model uses $z_i$ to predict token $i + 1$, so token $i$ must not see
+# that token or a later one. It sees the tokens $0 \dots i$. All other scores are set to $-\infty$
+# before the softmax. Since $e^{-\infty} = 0$, those tokens get no share. This is the
+# [causal mask](glossary.md#causal-mask).
 
 # %%
 import itertools
 
 import numpy as np
 
+from minprefix.lessons import grade
 
-def softmax(scores):
-    # as in lesson 3: scores (T, T), each row for itself
+rng = np.random.default_rng(0)
+T, hs = 5, 4
+q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))  # (T, hs) each
+
+
+def softmax(scores):  # lesson 3's: each row for itself
     e = np.exp(scores - scores.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def head(q, k, v):
-    T, hs = q.shape[-2:]
-    # row i sees column j if j is not in i's future
-    visible = np.arange(T)[None, :] <= np.arange(T)[:, None]  # (T, T)
-    # k.swapaxes(-1, -2) is k transposed; with more than two axes it still is, of the last two
-    scores = q @ k.swapaxes(-1, -2) / hs**0.5  # (T, T)
-    pattern = softmax(np.where(visible, scores, -np.inf))  # (T, T)
-    return pattern @ v, pattern  # z (T, hs)
+# %% [markdown]
+# ### Exercise 4.1: `causal_mask`
+#
+# *4 minutes · difficulty 1 of 5*
+#
+# From the number $T$, compute the mask of the shape $(T, T)$. It is `True` where the token of the
+# row sees the token of the column.
+
+
+# %%
+def causal_mask(T):
+    mask = ...  # (T, T)
+    return mask
+
+
+grade(causal_mask)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Draw the square for $T = 3$ on paper. Row 0 has one `True`, row 2 has three.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.arange(T)[None, :]` is a row of the column numbers, and `np.arange(T)[:, None]` is a column of
+# the row numbers. Comparing the two gives the whole square.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def causal_mask(T):
+    mask = np.arange(T)[None, :] <= np.arange(T)[:, None]  # (T, T)
+    return mask
 
 
 # %% [markdown]
-# A head made by hand. Each key says which place its token stands at: key $j$ is 1 in column $j$ and
-# 0 elsewhere. Each query asks for the place before its own, with some emphasis: query $i$ is 20 in
-# column $i - 1$. The first token has nothing before it, and asks for nothing. The picture shows its
-# pattern, and beside it one of random numbers: black is 1, white is 0.
+# `np.tril(np.ones((T, T), bool))` is the same mask. Ours says the rule: column $j$ is visible from
+# row $i$ if $j \le i$.
 #
-# **Predict.** What does the row of `fox` look like in the pattern? And that of `the`, whose query
-# is all zeros?
+# ### Exercise 4.2: `attention_scores`
+#
+# *4 minutes · difficulty 1 of 5*
+#
+# From `q` and `k`, both of the shape $(T, hs)$, compute the scores of the shape $(T, T)$, with the
+# scale and without a mask.
+
+
+# %%
+def attention_scores(q, k):
+    scores = ...  # (T, T)
+    return scores
+
+
+grade(attention_scores)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Row $i$, column $j$ is the dot product of `q[i]` and `k[j]`. One matrix product computes all of
+# them.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `q @ k.T` has the shape $(T, T)$. The head size is `q.shape[-1]`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def attention_scores(q, k):
+    hs = q.shape[-1]
+    scores = q @ k.swapaxes(-1, -2) / hs**0.5  # (T, T)
+    return scores
+
+
+# %% [markdown]
+# `k.swapaxes(-1, -2)` is `k.T` for an array with two axes. With more axes it still swaps the last
+# two only. We will soon have more.
+#
+# ### Exercise 4.3: `head`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# From `q`, `k` and `v` of the shape $(T, hs)$, compute `z` of the shape $(T, hs)$ and the pattern
+# of the shape $(T, T)$. Use `causal_mask`, `attention_scores` and `softmax`.
+
+
+# %%
+def head(q, k, v):
+    pattern = ...  # (T, T)
+    z = ...  # (T, hs)
+    return z, pattern
+
+
+grade(head)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# The order is: scores, mask, softmax, values.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.where(mask, scores, -np.inf)` keeps the scores where the mask is `True`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def head(q, k, v):
+    T = q.shape[-2]
+    scores = attention_scores(q, k)  # (T, T)
+    pattern = softmax(np.where(causal_mask(T), scores, -np.inf))  # (T, T)
+    z = pattern @ v  # (T, hs)
+    return z, pattern
+
+
+# %% [markdown]
+# We make a head by hand. Each key says at which place its token stands: key $j$ is 1 in column $j$
+# and 0 elsewhere. Each query asks for the place before its own: query $i$ is 20 in column $i - 1$.
+# No place comes before the first token, so its query is 0 everywhere. The picture shows this
+# pattern beside one of random numbers. Black is 1, white is 0.
+#
+# **Predict.** How does the row of `fox` look in the pattern? And the row of `the`, whose query is
+# all zeros?
 
 # %%
 import matplotlib.pyplot as plt
 
 words = ["the", "red", "fox", "sees", "hens"]
-places = np.eye(5)  # (T, T): T = hs = 5 here
+places = np.eye(5)  # (T, hs): T = hs = 5 here
 _, previous = head(q=20 * np.eye(5, k=-1), k=places, v=places)  # pattern (T, T)
 for word, shares in zip(words, previous, strict=True):
     print(f"{word:5}", shares.round(3))
 assert (np.diag(previous, k=-1) > 0.99).all(), "each looks at the token before it"
-assert previous[0, 0] == 1, "the first token sees itself alone, whatever it asks for"
+assert previous[0, 0] == 1, "the first token sees itself alone, whatever its query is"
 
-rng = np.random.default_rng(0)
-T, hs = 5, 4
-q, k, v = (rng.normal(size=(T, hs)) for _ in range(3))  # (T, hs) each
 z, pattern = head(q, k, v)  # (T, hs), (T, T)
-
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
-shown = {"made by hand": previous, "drawn at random": pattern}
+figure, axes = plt.subplots(2, 1, figsize=(4.2, 7))
+shown = {"made by hand": previous, "of random numbers": pattern}
 for ax, (title, shares) in zip(axes, shown.items(), strict=True):
     ax.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     ax.set_xticks(range(5), words)
     ax.set_yticks(range(5), words)
-    ax.set_xlabel("who is looked at (key)")
-    ax.set_ylabel("who looks (query)")
+    ax.set_xlabel("key (the token that is looked at)")
+    ax.set_ylabel("query (the token that looks)")
     ax.set_title(f"A pattern {title}")
 figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# `fox` looks at `red`: a share of nearly 1 there, and nearly 0 elsewhere. `the` sees itself alone,
-# and gives itself 1.
-#
-# Now the random one. We give token 3 another query, another key and another value.
+# **Answer.** `fox` looks at `red`: its share is nearly 1, and the others are nearly 0. `the` sees
+# only itself, so its share is 1.
+
+# %% [markdown]
+# Now we take the random head. Token 3 gets another query, another key and another value.
 #
 # **Predict.** Which rows of $z$ change?
 
@@ -114,18 +245,23 @@ assert changed[:3].max() < 1e-13, "a token sees a later one"
 assert changed[3:].min() > 1e-3
 
 # %% [markdown]
-# Row 3 and all later ones: they look at token 3. No earlier one does.
+# **Answer.** Row 3 and all later rows change, because they look at token 3. No earlier row does.
+
+# %% [markdown]
+# **Recap.** A head has three steps. It compares each query with the keys that the query may see.
+# The softmax turns each row of scores into shares. The shares mix the values.
 #
-# ## Why the scale
+# ## What the scale is for
 #
-# Say that the entries of $q$ and $k$ are independent, with the mean 0 and the variance 1. Then
-# $q_i \cdot k_j$ is a sum of $hs$ products of variance 1, and its variance is $hs$: the larger the
-# heads, the further apart the scores of a row. Softmax then gives most to one token and next to
-# nothing to the others. For both its slope is nearly 0 ($pattern_{ij} (1 - pattern_{ij})$, on the
-# diagonal of lesson 3's Jacobian), and little is learned.
+# Let the entries of $q$ and $k$ be independent, with mean 0 and variance 1. Then $q_i \cdot k_j$ is
+# a sum of $hs$ products of variance 1, and its variance is $hs$. Larger heads have scores that are
+# further apart. Softmax then gives most to one token and almost nothing to the others. The slope of
+# each share by its own score is $pattern_{ij} (1 - pattern_{ij})$, as lesson 3 has shown. It is
+# nearly 0 for a share near 0 and for one near 1, and then the head learns slowly.
 #
-# **Predict.** 50 tokens, heads of size 64, no mask. Equal shares would be 0.02. How large is the
-# largest share of a row, on average, with the scale and without: about 0.02, 0.15, or 0.8?
+# **Predict.** Take 50 tokens and heads of size 64, without a mask. Equal shares would be 0.02. How
+# large is the largest share of a row, on average, with the scale and without: about 0.02, 0.14 or
+# 0.8?
 
 # %%
 wide_q, wide_k = rng.normal(size=(2, 50, 64))  # (50, 64) each
@@ -135,46 +271,89 @@ for name, scores in (("without", raw), ("with   ", raw / 64**0.5)):
     print(f"{name} scale: deviation of the scores {scores.std():.1f},", end=" ")
     print(f"largest share {shares.max(axis=1).mean():.2f}", end=", ")
     print(f"slope {(shares * (1 - shares)).mean():.3f}")
-assert softmax(raw).max(axis=1).mean() > 0.7
-assert softmax(raw / 8).max(axis=1).mean() < 0.3
+assert abs(softmax(raw).max(axis=1).mean() - 0.78) < 0.005
+assert abs(softmax(raw / 8).max(axis=1).mean() - 0.14) < 0.005
 
 # %% [markdown]
-# About 0.15 with the scale and 0.8 without. With the scale the scores keep a deviation of 1,
-# however wide the heads are.
+# **Answer.** 0.14 with the scale and 0.78 without it.
+
+# %% [markdown]
+# **Recap.** With the scale $1/\sqrt{hs}$, the scores of such numbers have a deviation of about 1
+# for every head size.
 #
 # ## Backward
 #
-# What lies behind the head tells us $dz = \partial \ell / \partial z$, of shape $(T, hs)$. The
-# forward has three formulas. We walk them backwards. In each, we ask where a number was used, and
-# sum over all of these places.
+# The rest of the model and the loss $\ell$ give us $dz = \partial \ell / \partial z$, of the shape
+# $(T, hs)$. The forward has three formulas. We go through them in reverse order. For each number we
+# ask where it was used, and we sum over these places.
 #
 # 1. $z_i = \sum_j pattern_{ij} \, v_j$. The value of $j$ went to every $i$ that saw it, and each
-#    share met one value:
+#    share was multiplied by one value:
 #
 #    $$dv_j = \sum_i pattern_{ij} \, dz_i, \qquad dpattern_{ij} = dz_i \cdot v_j$$
 #
-# 2. $pattern = \mathrm{softmax}(scores)$. Rows know nothing of each other; for any row, with its
-#    index $i$ left out, lesson 3 has found
+# 2. $pattern = \mathrm{softmax}(scores)$. Each row is independent of the others. Lesson 3 found for
+#    row $i$
 #
-#    $$\begin{aligned} dscores_j &= pattern_j \, (dpattern_j - row\_sum), \\
-#    row\_sum &= \sum_m dpattern_m \, pattern_m \end{aligned}$$
+#    $$\begin{aligned} dscores_{ij} &= pattern_{ij} \, (dpattern_{ij} - row\_sum_i), \\
+#    row\_sum_i &= \sum_m dpattern_{im} \, pattern_{im} \end{aligned}$$
 #
-#    Where $j$ is hidden from $i$ the pattern is 0, and so is $dscores$: a constant $-\infty$ stood
-#    there, that no query and no key can move.
+#    Where $j$ is hidden from $i$, the pattern is 0, and so is $dscores$. The forward had the
+#    constant $-\infty$ there, and no query or key changes a constant.
 #
-# 3. $scores_{ij} = q_i \cdot k_j / \sqrt{hs}$. The query of $i$ met all keys, the key of $j$ all
-#    queries, and the scale is a factor of both:
+# 3. $scores_{ij} = q_i \cdot k_j / \sqrt{hs}$. The query of $i$ met all keys, and the key of $j$
+#    met all queries. The scale is a factor of both gradients:
 #
 #    $$dq_i = \sum_j dscores_{ij} \, k_j / \sqrt{hs}, \qquad
 #    dk_j = \sum_i dscores_{ij} \, q_i / \sqrt{hs}$$
 #
-# All the sums are matrix products: $dv = pattern^\top dz$, $\; dpattern = dz \, v^\top$,
-# $\; dq = dscores \, k / \sqrt{hs}$, $\; dk = dscores^\top q / \sqrt{hs}$.
+# All sums but `row_sum` are matrix products.
 #
-# **Predict.** One row of $dq$ is exactly 0, whatever $dz$ is. Which one, and why?
+# ### Exercise 4.4: `head_backward`
+#
+# *20 minutes · difficulty 4 of 5*
+#
+# From `dz`, `q`, `k` and `v`, all of the shape $(T, hs)$, compute `dq`, `dk` and `dv`, of the same
+# shape. Get the pattern from `head`. Write each sum as a matrix product: the indices tell which
+# factor has to be transposed.
 
 
 # %%
+def head_backward(dz, q, k, v):
+    _, pattern = head(q, k, v)  # (T, T)
+    dv = ...  # (T, hs)
+    dpattern = ...  # (T, T)
+    row_sum = ...  # (T, 1)
+    dscores = ...  # (T, T)
+    dq = ...  # (T, hs)
+    dk = ...  # (T, hs)
+    return dq, dk, dv
+
+
+grade(head_backward)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# In $A B$, the sum runs over the columns of $A$ and the rows of $B$. In the formula of $dv_j$ it
+# runs over $i$, and $i$ is the row of $pattern_{ij}$. So the pattern has to be transposed.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `dpattern` is `dz @ v.T`. `row_sum` has one number for each query: `sum(axis=-1, keepdims=True)`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `dq` is `dscores @ ...`, and `dk` is `dscores.T @ ...`. Both are divided by `hs**0.5`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
 def head_backward(dz, q, k, v):
     hs = q.shape[-1]
     _, pattern = head(q, k, v)  # (T, T)
@@ -187,15 +366,26 @@ def head_backward(dz, q, k, v):
     return dq, dk, dv
 
 
+# %% [markdown]
+# The square shape $(T, T)$ is a trap: a product with the pattern or with `dscores` also runs if the
+# transpose is forgotten. Only the numbers show it.
+#
+# **Predict.** One row of $dq$ is exactly 0 for every $dz$. Which one, and why?
+
+# %%
 dz = rng.normal(size=(T, hs))  # at random: lesson 3 says why
 dq, dk, dv = head_backward(dz, q, k, v)
 print("largest entry of each row of dq:", np.abs(dq).max(axis=1).round(3))
 assert (dq[0] == 0).all(), "token 0 has no choice, so its query has no gradient"
+assert (np.abs(dq[1:]).max(axis=1) > 0).all()
 
 # %% [markdown]
-# Token 0 sees itself alone. Its share is 1 whatever it asks for, so its query changes nothing. Now
-# the proof for all of it: the complex step, through $\ell = \sum dz \odot z$, whose upstream is
-# $dz$ ($\odot$ multiplies entry by entry).
+# **Answer.** Row 0. Token 0 sees only itself, and its share is 1 for every query. So its query
+# changes nothing.
+
+# %% [markdown]
+# Now we prove all of it with the complex step. The loss is $\ell = \sum dz \odot z$, whose upstream
+# is $dz$ ($\odot$ multiplies entry by entry).
 
 
 # %%
@@ -220,62 +410,185 @@ exact = {
     "dv": complex_step(lambda x: (dz * head(q, k, x)[0]).sum(), v),
 }
 for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
-    print(name, relative_error(got, right))
-    assert relative_error(got, right) < 1e-13, f"{name} is not the derivative"
+    print(f"{name} is off by {relative_error(got, right):.0e} of its largest entry")
+    assert relative_error(got, right) < 2e-15, f"{name} is not the derivative"
 
 # %% [markdown]
-# ## Two laws
+# Two laws hold for all $q$, $k$, $v$ and $dz$, because each row of the pattern sums to 1. The sums
+# run over the tokens, so each side is a row of $hs$ numbers.
 #
-# They hold for every $q$, $k$, $v$ and $dz$, since each row of the pattern sums to 1. (The sums run
-# over the tokens: a row of $hs$ numbers on each side.)
-#
-# - Add one vector to all keys. The scores of a row all change by one number, the softmax does not
-#   notice, and $\ell$ stays: $\sum_j dk_j = 0$.
-# - Add one vector to all values. Every $z_i$ moves by that vector:
+# - Add one vector to all keys. The scores of a row all change by the same number, and the pattern
+#   does not change. So $\sum_j dk_j = 0$.
+# - Add one vector to all values. Every $z_i$ moves by that vector. So
 #   $\sum_j dv_j = \sum_i dz_i$.
+#
+# ### Exercise 4.5: `check_laws`
+#
+# *6 minutes · difficulty 2 of 5*
+#
+# `dk`, `dv` and `dz` have the shape $(T, hs)$. Write a check: it fails an `assert` if one of the
+# laws does not hold, and does nothing if both hold. Allow each of the sums $10^{-12}$ for rounding.
+
 
 # %%
-print("sum of dk:", np.abs(dk.sum(axis=0)).max())
-print("sum of dv minus sum of dz:", np.abs(dv.sum(axis=0) - dz.sum(axis=0)).max())
-assert np.abs(dk.sum(axis=0)).max() < 1e-13
-assert np.abs(dv.sum(axis=0) - dz.sum(axis=0)).max() < 1e-13
+def check_laws(dk, dv, dz):
+    of_keys = ...  # (hs,), 0 if the first law holds
+    of_values = ...  # (hs,), 0 if the second law holds
+    raise NotImplementedError  # your two asserts
+
+
+grade(check_laws)
 
 # %% [markdown]
-# Laws are quick, and blind to much: `-dk` and `100 * dk` keep the first one, and neither says a
-# word about `dq`.
+# <details><summary>Hint 1</summary>
+#
+# Sum over the tokens, which are the rows. Each law speaks of $hs$ numbers.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A sum that is wrong can be negative. `np.abs(of_keys).max()` is the largest deviation.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def check_laws(dk, dv, dz):
+    of_keys = dk.sum(axis=0)  # (hs,)
+    of_values = dv.sum(axis=0) - dz.sum(axis=0)  # (hs,)
+    off = np.abs(of_keys).max()
+    assert off < 1e-12, f"dk sums to {off:.2g}, expected 0"
+    off = np.abs(of_values).max()
+    assert off < 1e-12, f"dv sums to another number than dz, by {off:.2g}"
+
+
+# %%
+check_laws(dk, dv, dz)
+check_laws(-dk, dv, dz)  # wrong, and both laws hold all the same
+check_laws(100 * dk, dv, dz)
+
+# %% [markdown]
+# **Recap.** The backward has a matrix product for each one of the forward, twice as many in all:
+# one for each factor. Laws are quick and miss a lot. `-dk` and `100 * dk` pass them, and no law
+# speaks of `dq`.
 #
 # ## Many heads
 #
-# A layer has $NH$ heads. For the queries, its linear layer gives each token one row of
-# $C = NH \cdot hs$ numbers; the first $hs$ belong to head 0, the next to head 1. The same goes for
-# keys and values. So $(T, C)$ is reshaped to $(T, NH, hs)$, and that costs nothing: no number
-# moves. Now `head` wants $(T, hs)$ in the last two places, with the heads before them:
-# $(NH, T, hs)$. NumPy's `@` multiplies the last two axes, and does so for each index of the others.
+# A layer has $NH$ heads. A linear layer gives each token one row of $C = NH \cdot hs$ numbers for
+# its queries. The first $hs$ numbers belong to head 0, the next to head 1, and so on. The same
+# holds for keys and values. `head` wants $(T, hs)$ in the last two axes, so the heads come before
+# them: $(NH, T, hs)$. NumPy's `@` multiplies the last two axes and does so for each index of the
+# others.
 #
-# Here every number says where it is from: 10 times its token, plus its column.
+# ### Exercise 4.6: `split_heads`
 #
-# **Predict.** There are two ways to an array of the shape $(NH, T, hs)$. Do both give head 0 the
-# columns 0 and 1 of every token?
+# *6 minutes · difficulty 2 of 5*
+#
+# From `x` of the shape $(T, C)$ and the number `NH`, compute the array of the shape $(NH, T, hs)$.
+# Entry $[h, t]$ is the piece $h$ of row $t$.
+
 
 # %%
-labelled = 10 * np.arange(3)[:, None] + np.arange(4)  # (T, C), T = 3, C = 4
-two_heads = labelled.reshape(3, 2, 2).swapaxes(0, 1)  # (NH, T, hs), NH = 2, hs = 2
-reshaped = labelled.reshape(2, 3, 2)  # (NH, T, hs), too
-print("reshape, then swapaxes:", two_heads[0].tolist())
-print("reshape alone:         ", reshaped[0].tolist())
-assert (two_heads[0] == labelled[:, :2]).all()
-assert (reshaped[0] != labelled[:, :2]).any()
+def split_heads(x, NH):
+    heads = ...  # (NH, T, hs)
+    return heads
+
+
+grade(split_heads)
 
 # %% [markdown]
-# Only the first one does. The second takes half a token for a token, and no shape complains.
+# <details><summary>Hint 1</summary>
+#
+# `reshape` moves no number in memory: it only counts the rows differently. Which shape with three
+# axes has the same order in memory as $(T, C)$?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# That shape is $(T, NH, hs)$. After the reshape, swap two axes.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def split_heads(x, NH):
+    T, C = x.shape
+    pieces = x.reshape(T, NH, C // NH)  # (T, NH, hs)
+    heads = pieces.swapaxes(0, 1)  # (NH, T, hs)
+    return heads
+
+
+# %% [markdown]
+# The picture shows both ways to the shape $(NH, T, hs)$. Each number is its place in memory.
+#
+# **Predict.** Does `x.reshape(NH, T, hs)` alone give head 0 the columns 0 and 1 of every token?
+
+# %%
+from minprefix.lessons import drawings
+
+numbered = np.arange(12).reshape(3, 4)  # (T, C): T = 3, C = 4
+split = split_heads(numbered, NH=2)  # (NH, T, hs)
+reshaped = numbered.reshape(2, 3, 2)  # (NH, T, hs), too
+print("reshape, then swapaxes:", split[0].tolist())
+print("reshape alone:         ", reshaped[0].tolist())
+assert (split[0] == numbered[:, :2]).all()
+assert (reshaped[0] != numbered[:, :2]).any()
+drawings.heads(T=3, NH=2, hs=2, wrong=True)
+
+# %% [markdown]
+# **Answer.** No. Without the swap, head 0 gets both halves of token 0 and one half of token 1. The
+# shape is right, so no error is raised.
+
+# %% [markdown]
+# After attention, the next linear layer wants a row of $C$ numbers for each token again.
+#
+# ### Exercise 4.7: `merge_heads`
+#
+# *4 minutes · difficulty 2 of 5*
+#
+# From `z` of the shape $(NH, T, hs)$, compute the array of the shape $(T, C)$, so that
+# `merge_heads(split_heads(x, NH))` is `x`.
+
+
+# %%
+def merge_heads(z):
+    tokens = ...  # (T, NH, hs)
+    merged = ...  # (T, C)
+    return merged
+
+
+grade(merge_heads)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Undo the two steps of `split_heads`, the last one first.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def merge_heads(z):
+    NH, T, hs = z.shape
+    tokens = z.swapaxes(0, 1)  # (T, NH, hs)
+    merged = tokens.reshape(T, NH * hs)  # (T, C)
+    return merged
+
+
+# %% [markdown]
+# **Recap.** To split heads, reshape to $(T, NH, hs)$ and swap the first two axes. To merge them,
+# swap first and reshape then. A reshape alone mixes tokens with heads.
 #
 # ## Many sequences, without padding
 #
-# The sequences of a batch have unlike lengths. The usual way fills them up to the longest, computes
-# all of it, and throws the padding away. Ours is a *stream*: all sequences behind one another, $N$
-# tokens in all, and `offsets` says where each begins; one more number says where the last one ends.
-# Linear layers, layernorm and GELU work on rows, and need not know. Attention alone does: each
-# sequence goes through `head` by itself, with all its heads.
+# The sequences of a batch have different lengths. The usual way fills all of them up to the longest
+# with [padding](glossary.md#padding), computes everything, and throws the padding away. Ours is a
+# [stream](glossary.md#stream): all sequences stand behind one another, $N$ tokens in all. The
+# [offsets](glossary.md#offsets) are the $B + 1$ places where a sequence begins or the last one
+# ends. Linear layers, layernorm and GELU work on single rows, so they need no offsets. Attention
+# alone needs them: each sequence goes through `head` by itself.
 
 # %%
 NH, lengths = 2, [5, 2, 3]
@@ -284,24 +597,94 @@ N = offsets[-1]
 q, k, v, dz = (rng.normal(size=(N, NH, hs)) for _ in range(4))  # (N, NH, hs) each
 print("offsets", offsets, " sequences", list(itertools.pairwise(offsets.tolist())))
 
+# %% [markdown]
+# ### Exercise 4.8: `attend`
+#
+# *12 minutes · difficulty 3 of 5*
+#
+# From the streams `q`, `k` and `v` of the shape $(N, NH, hs)$ and the `offsets`, compute the stream
+# `z` of the same shape. Call `head` once for each sequence, with all its heads at once.
+# `itertools.pairwise(offsets)` gives the start and the end of each sequence.
 
+
+# %%
 def attend(q, k, v, offsets):
     zs = []
     for start, end in itertools.pairwise(offsets):
-        z, _ = head(*(a[start:end].swapaxes(0, 1) for a in (q, k, v)))  # (NH, T, hs)
-        zs.append(z.swapaxes(0, 1))  # (T, NH, hs)
+        raise NotImplementedError  # append to zs
     return np.concatenate(zs)  # (N, NH, hs)
 
 
+grade(attend)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `q[start:end]` has the shape $(T, NH, hs)$. `head` wants $(NH, T, hs)$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `head` returns $z$ with the heads first. Bring the tokens back to the front, then append it to
+# `zs`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def attend(q, k, v, offsets):
+    zs = []
+    for start, end in itertools.pairwise(offsets):
+        q_b, k_b, v_b = (a[start:end].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
+        z_b, _ = head(q_b, k_b, v_b)  # (NH, T, hs)
+        zs.append(z_b.swapaxes(0, 1))  # (T, NH, hs)
+    return np.concatenate(zs)  # (N, NH, hs)
+
+
+# %% [markdown]
+# ### Exercise 4.9: `attend_backward`
+#
+# *10 minutes · difficulty 3 of 5*
+#
+# From `dz`, `q`, `k` and `v`, streams of the shape $(N, NH, hs)$, and the `offsets`, compute `dq`,
+# `dk` and `dv` of the same shape. Use `head_backward`, once for each sequence.
+
+
+# %%
+def attend_backward(dz, q, k, v, offsets):
+    dq, dk, dv = ..., ..., ...
+    return dq, dk, dv
+
+
+grade(attend_backward)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Start with `np.zeros_like(q)` and fill in the rows of one sequence after the other.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# As in `attend`, swap the axes on the way in and on the way out.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
 def attend_backward(dz, q, k, v, offsets):
     grads = [np.zeros_like(a) for a in (q, k, v)]  # (N, NH, hs) each
     for start, end in itertools.pairwise(offsets):
         parts = head_backward(*(a[start:end].swapaxes(0, 1) for a in (dz, q, k, v)))
         for grad, part in zip(grads, parts, strict=True):  # part (NH, T, hs)
             grad[start:end] = part.swapaxes(0, 1)
-    return grads
+    dq, dk, dv = grads
+    return dq, dk, dv
 
 
+# %%
 z, grads = attend(q, k, v, offsets), attend_backward(dz, q, k, v, offsets)
 for b, h in np.ndindex(3, NH):  # each sequence and each head by itself
     rows = slice(offsets[b], offsets[b + 1])
@@ -312,11 +695,11 @@ for b, h in np.ndindex(3, NH):  # each sequence and each head by itself
 print("the same as 6 heads one by one")
 
 # %% [markdown]
-# Is that what padding gives? We fill up with zeros at the end. The mask needs no change: what
-# stands behind a sequence lies in the future of all its tokens. (The rows of the padding get some
-# $z$, too, and nobody reads it; $dz$ is 0 there, so nothing comes back from them.)
+# Does padding give the same numbers? We fill up with zeros at the end. The mask needs no change:
+# the padding lies in the future of all tokens of its sequence. The rows of the padding get some
+# $z$, too, but nothing reads it. Its $dz$ is 0, so no gradient comes from there.
 #
-# **Predict.** The padded way computes how many scores for each head, and the stream how many?
+# **Predict.** How many scores does the padded way compute for each head? And the stream?
 
 
 # %%
@@ -335,14 +718,16 @@ def unpad(padded):
 padded = [pad(a) for a in (q, k, v)]
 print("scores, padded:", 3 * max(lengths) ** 2)
 print("scores, stream:", sum(T * T for T in lengths))
-assert np.abs(unpad(head(*padded)[0]) - z).max() < 1e-13, "z with padding is another"
+assert np.abs(unpad(head(*padded)[0]) - z).max() < 1e-13, "z differs with padding"
 for name, got, want in zip("qkv", head_backward(pad(dz), *padded), grads, strict=True):
-    assert np.abs(unpad(got) - want).max() < 1e-13, f"d{name} with padding is another"
+    assert np.abs(unpad(got) - want).max() < 1e-13, f"d{name} differs with padding"
 print("z and all gradients are the same")
 
 # %% [markdown]
-# 75 and 38: half of the padded scores were for nothing. The price of a stream is one argument, and
-# whoever forgets it lets each sequence read those before it:
+# **Answer.** 75 and 38. About half of the padded scores are computed for nothing.
+
+# %% [markdown]
+# A stream has a price: the offsets. If attention forgets them, each sequence reads those before it.
 
 # %%
 as_one = attend(q, k, v, np.array([0, N]))  # (N, NH, hs)
@@ -352,15 +737,91 @@ assert np.abs(as_one - z)[:5].max() < 1e-13, "the first sequence has none before
 assert np.abs(as_one - z)[5:].max() > 0.1
 
 # %% [markdown]
+# **Recap.** A stream holds all sequences without padding. Attention cuts it at the offsets, and
+# treats each sequence by itself.
+#
 # ## The operation of the package
 #
-# The package's [`attention`](../minprefix/ops/reference.py#attention) takes the stream and two
-# lists besides: for each sequence further keys and values, $(NH, P, hs)$, that stand before its
-# own. They are the prefixes of this course, and the next lesson is about them. Here $P = 0$: arrays
-# of no slots.
+# The package's [`attention`](../minprefix/ops/reference.py#attention) takes two lists besides the
+# streams. They hold further keys and values for each sequence, $(NH, P, hs)$ each, which stand
+# before its own. These are the prefixes of this course, and the next lesson is about them. For
+# attention they are just $P$ more columns that every token sees.
 #
-# Three checks, each of which needs nothing but the operations that it checks. Finite differences
-# take the place of the complex step: the fast operations refuse complex numbers.
+# ### Exercise 4.10: `attention`
+#
+# *20 minutes · difficulty 4 of 5*
+#
+# From the streams `q`, `k` and `v` of the shape $(N, NH, hs)$, the lists `prefix_k` and `prefix_v`
+# with an array of the shape $(NH, P, hs)$ for each sequence, and the `offsets`, compute the stream
+# `z`. Put the prefix's keys before the keys of the sequence, and the prefix's values before its
+# values. The scores and the pattern of a sequence then have the shape $(NH, T, P+T)$. Every token
+# sees all $P$ columns of the prefix: row $i$ sees column $j$ if $j \le i + P$.
+#
+# $P$ may differ from one sequence to the next, and it may be 0. Divide by `hs**0.5`: `np.sqrt(hs)`
+# is a float64, and a float32 has to stay a float32. The cache is what the backward will need: the
+# inputs and the pattern of each sequence.
+
+# %%
+from minprefix.ops.contract import AttentionCache
+
+
+def attention(q, k, v, prefix_k, prefix_v, offsets):
+    zs, patterns = [], []
+    for b in range(len(offsets) - 1):
+        keys = ...  # (NH, P+T, hs)
+        values = ...  # (NH, P+T, hs)
+        mask = ...  # (T, P+T)
+        scores = ...  # (NH, T, P+T), before the mask
+        pattern = ...  # (NH, T, P+T)
+        raise NotImplementedError  # append to zs and patterns
+    return np.concatenate(zs), AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
+
+
+grade(attention)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Begin as in `attend`: cut out one sequence, heads first. Join along `axis=1`, which is the axis of
+# the tokens.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The mask is `causal_mask` with $P$ more columns on the left. Compare `np.arange(P + T)[None, :]`
+# with `np.arange(T)[:, None] + P`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `attention_scores(q_b, keys)` works here, too: it transposes only the last two axes.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def attention(q, k, v, prefix_k, prefix_v, offsets):
+    zs, patterns = [], []
+    for b in range(len(offsets) - 1):
+        rows = slice(offsets[b], offsets[b + 1])
+        q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
+        T, P, hs = q_b.shape[1], prefix_k[b].shape[1], q_b.shape[2]
+        keys = np.concatenate([prefix_k[b], k_b], axis=1)  # (NH, P+T, hs)
+        values = np.concatenate([prefix_v[b], v_b], axis=1)  # (NH, P+T, hs)
+        mask = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
+        scores = q_b @ keys.swapaxes(1, 2) / hs**0.5  # (NH, T, P+T)
+        pattern = softmax(np.where(mask, scores, -np.inf))  # (NH, T, P+T)
+        zs.append((pattern @ values).swapaxes(0, 1))  # (T, NH, hs)
+        patterns.append(pattern)
+    return np.concatenate(zs), AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
+
+
+# %% [markdown]
+# We write three checks of such operations. Each needs only the operation that it checks. They use
+# finite differences in the place of the complex step, because the fast operations refuse complex
+# numbers. Here $P = 0$.
 
 # %%
 from minprefix.ops import numpy_ops, reference
@@ -402,31 +863,31 @@ def check_gradient(ops, eps=1e-6):
         assert error < 1e-7, f"d{name} is off by {error:.2g} of its largest entry"
 
 
-def check_laws(ops):
-    """In each sequence the sum of dk is 0, the sum of dv is the sum of dz."""
+def check_laws_of_each_sequence(ops):
     g = gradients(ops)
     for start, end in itertools.pairwise(offsets):
-        off = np.abs(g["dk"][start:end].sum(axis=0)).max()
-        assert off < 1e-13, f"dk sums to {off:.2g}, expected 0"
-        off = np.abs((g["dv"] - dz)[start:end].sum(axis=0)).max()
-        assert off < 1e-13, f"dv sums to another number than dz, by {off:.2g}"
+        for h in range(NH):
+            check_laws(*(a[start:end, h] for a in (g["dk"], g["dv"], dz)))
 
 
 for ops in (reference, numpy_ops):
     check_causal(ops)
     check_gradient(ops)
-    check_laws(ops)
+    check_laws_of_each_sequence(ops)
     assert np.abs(of_ops(ops, q, k, v)[0] - z).max() < 1e-13, "z is another than ours"
     for got, want in zip(gradients(ops).values(), grads, strict=True):
         assert relative_error(got, want) < 1e-13, "a gradient is another than ours"
-print("the package agrees, twice")
+print("both implementations of the package agree with ours")
 
 # %% [markdown]
+# **Recap.** Three checks need no second implementation: what a token may change, whether the
+# backward is the derivative of the forward, and two laws.
+#
 # ## Break it yourself
 #
-# The mask is one line, and `<=` with a 1 too many lets each token see the next one.
+# The mask is one line. With a 1 too many in it, each token sees the next one.
 #
-# **Predict.** `check_causal`, `check_gradient`, `check_laws`: which of them see it?
+# **Predict.** Which of the three checks see this bug?
 
 # %%
 from minprefix.lessons import caught, planted
@@ -435,19 +896,23 @@ peeking = planted("mask-shows-the-next-token")
 print(peeking)
 
 check_gradient(peeking.reference)
-check_laws(peeking.reference)
+check_laws_of_each_sequence(peeking.reference)
 with caught() as error:  # take this line away, and the lesson stops here
     check_causal(peeking.reference)
 print(error)
 
 # %% [markdown]
-# Only `check_causal`; the other two pass. This is a perfect gradient of the wrong function. What
-# would you have seen without that check? We take a small model with random weights, and train all
-# of them on throws of a die with 8 faces. Nobody can predict a die: the best loss is
+# **Answer.** Only `check_causal`. The other two pass, because this is a right gradient of a wrong
+# function.
+
+# %% [markdown]
+# What would you have seen without that check? We take a small model with random weights, and train
+# all of them on throws of a die with 8 faces. Nobody can predict a die: the best possible loss is
 # $\log(8) = 2.08$ nats.
 #
-# **Predict.** To which loss does the model fall that can peek? And which loss has it with a sound
-# mask? (When it writes a text there is no next token to peek at, which comes to the same.)
+# **Predict.** How far does the loss fall for a model that can peek? And for the same model, if we
+# then give it a sound mask? (A model that writes a text has no next token to peek at, so this is
+# like writing.)
 
 # %%
 from minprefix import GPT2, Batch
@@ -470,44 +935,63 @@ def train_on_dice(ops, steps=80):
 for name, ops in (("sound", reference), ("peeking", peeking.reference)):
     as_trained, sound_mask = train_on_dice(ops)
     print(f"{name:8} as trained {as_trained:.2f}, with a sound mask {sound_mask:.2f}")
-    assert (as_trained < 1) == (name == "peeking"), f"dice at {as_trained:.2f} nats"
-assert sound_mask > 3, "whoever learned to peek cannot do without"
+    assert (as_trained < 0.005) == (name == "peeking"), f"dice at {as_trained:.2f} nats"
+assert sound_mask > 3, "a model that learned to peek cannot do without"
 
 # %% [markdown]
-# It "predicts" dice, on throws that it has never seen: 0 nats. A loss that is too good to be true
-# is not true. With a sound mask it is far worse than guessing.
+# **Answer.** It falls to 0.00 nats, on throws that the model has never seen. No model can predict
+# dice, so this loss is too good to be true. With a sound mask the same model is far worse than
+# guessing.
+
+# %% [markdown]
+# The second bug is the other way round. The forward is right, and one line of the backward forgets
+# the scale.
 #
-# The second bug is the other way round: a sound forward, and a scale that is forgotten in one line
-# of the backward.
+# **Predict.** Which of the three checks see this bug?
 
 # %%
 unscaled = planted("scale-forgotten-in-dq")
 print(unscaled)
 
 check_causal(unscaled.reference)  # passes
-check_laws(unscaled.reference)  # passes: no law speaks of dq
+check_laws_of_each_sequence(unscaled.reference)  # passes: no law speaks of dq
 with caught() as error:
     check_gradient(unscaled.reference)
 print(error)
 ratio = gradients(unscaled.reference)["dq"][1:5] / grads[0][1:5]  # (4, NH, hs)
 print(f"dq is {ratio.min():.3f} to {ratio.max():.3f} times the right one")
 print("sqrt(hs) is", hs**0.5)
+assert np.abs(ratio - hs**0.5).max() < 1e-9
 
 # %% [markdown]
-# Every number of $dq$ is twice what it should be, $\sqrt{hs}$ times: the shape fits, the direction
-# is right, nothing is NaN, and both laws hold. Only a comparison with another gradient sees it. And
-# that comparison was blind to the first bug: neither check can replace the other.
+# **Answer.** Only `check_gradient`. Every number of $dq$ is $\sqrt{hs} = 2$ times as large as it
+# should be. The shape and the direction are right, and nothing is NaN.
+
+# %% [markdown]
+# `check_gradient` did not see the first bug, and `check_causal` does not see the second. So you
+# need both.
+#
+# ## Remember
+#
+# - Scores compare queries with keys. The pattern is their softmax, row by row. Values are mixed by
+#   the pattern.
+# - The mask comes before the softmax. Token $i$ sees the tokens $0 \dots i$, itself included.
+# - The scale is $1/\sqrt{hs}$, and it stands in $dq$ and in $dk$ again.
+# - Split heads with a reshape and a swap of two axes, never with a reshape alone.
+# - Without padding, attention is the only operation that needs the offsets.
+# - A gradient check compares a backward with its own forward. It cannot see a wrong forward.
+# - If a loss is better than possible, look for a leak.
 #
 # ## Exercises
 #
-# **1.** Someone pads on the left, hides the padding from all, and gets NaN. Where does it come
-# from?
+# **1.** Someone pads on the left, hides the padding from all tokens, and gets NaN. Where does it
+# come from?
 #
 # <details><summary>Solution 1</summary>
 #
-# A token of the padding sees only padding, and that is hidden: its row of scores is $-\infty$ from
-# end to end. Its maximum is $-\infty$, and $-\infty - (-\infty)$ is NaN; without taking off the
-# maximum it is $0/0$. With the mask $j \le i$ no row is empty, since $i$ sees itself.
+# A token of the padding sees only padding, and all of it is hidden. So its row of scores is
+# $-\infty$ everywhere. The maximum of the row is $-\infty$, and $-\infty - (-\infty)$ is NaN. With
+# the mask $j \le i$ no row is empty, since token $i$ sees itself.
 #
 # ```python
 # with np.errstate(invalid="ignore"):
@@ -516,13 +1000,14 @@ print("sqrt(hs) is", hs**0.5)
 #
 # </details>
 #
-# **2.** Let the tokens before the last one change places, keys and values together. What becomes of
-# the last row of $z$? What does attention know of the order of words?
+# **2.** Let the tokens before the last one change places, keys and values together. Does the last
+# row of $z$ change? What does attention know of the order of words?
 #
 # <details><summary>Solution 2</summary>
 #
-# It stays: a sum does not ask for the order of its terms. Apart from the mask, attention knows no
-# order. GPT-2 adds a row for the position to that for the token, at the very bottom (lesson 6).
+# It does not change: the order of its terms does not change a sum. Apart from the mask, attention
+# knows no order. GPT-2 adds a row for the position to the row for the token, before the first layer
+# (lesson 6).
 #
 # ```python
 # order = [2, 0, 3, 1, 4]
@@ -531,55 +1016,6 @@ print("sqrt(hs) is", hs**0.5)
 # print(np.abs(z_moved - z[:5, 0]).max(axis=1).round(3))  # the last is 0
 # assert np.abs(z_moved - z[:5, 0])[4].max() < 1e-13
 # ```
-#
-# </details>
-#
-# **3.** (Graded.) Write the contract's `attention(q, k, v, prefix_k, prefix_v, offsets)` for
-# streams $(N, NH, hs)$. `prefix_k` and `prefix_v` are the two lists, an array $(NH, P, hs)$ for
-# each sequence, and the suite comes with $P > 0$, too. Put them before the keys and values of the
-# sequence, and let every token see all $P$ of them: row $i$ sees column $j$ for $j \le i + P$, and
-# a pattern has the shape $(NH, T, P+T)$. What such slots are good for is the next lesson. Return
-# `z` and a cache, in whatever form you like. float32 has to stay float32: divide by `hs**0.5`,
-# since `np.sqrt(hs)` is a float64 of NumPy's.
-
-# %%
-from minprefix.lessons import grade
-
-
-def attention(q, k, v, prefix_k, prefix_v, offsets):
-    raise NotImplementedError  # yours: return z, cache
-
-
-grade(attention)
-
-# %% [markdown]
-# <details><summary>Solution 3</summary>
-#
-# ```python
-# from minprefix.ops.contract import AttentionCache
-#
-#
-# def attention(q, k, v, prefix_k, prefix_v, offsets):
-#     zs, patterns = [], []
-#     for b in range(len(offsets) - 1):
-#         rows = slice(offsets[b], offsets[b + 1])
-#         q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
-#         keys = np.concatenate([prefix_k[b], k_b], axis=1)  # (NH, P+T, hs)
-#         values = np.concatenate([prefix_v[b], v_b], axis=1)  # (NH, P+T, hs)
-#         T, P, hs = q_b.shape[1], prefix_k[b].shape[1], q_b.shape[2]
-#         visible = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
-#         scores = q_b @ keys.swapaxes(1, 2) / hs**0.5  # (NH, T, P+T)
-#         pattern = softmax(np.where(visible, scores, -np.inf))  # (NH, T, P+T)
-#         zs.append((pattern @ values).swapaxes(0, 1))  # (T, NH, hs)
-#         patterns.append(pattern)
-#     z = np.concatenate(zs)  # (N, NH, hs)
-#     return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
-#
-#
-# grade(attention)
-# ```
-#
-# The names of the cache are those that the next lesson's backward looks for.
 #
 # </details>
 #
