@@ -1,7 +1,8 @@
 """An IPython extension for the kernels that build the lessons' pages.
 
 A picture comes in two formats, from which the page chooses. Its text is taken from its titles and
-axes, so that a reader who cannot see it knows what it shows.
+axes, so that a reader who cannot see it knows what it shows. A drawing without axes has words of
+its own: the figure's label (`figure.set_label`).
 """
 
 from typing import Any
@@ -22,6 +23,9 @@ def _text(figure: Any, include: Any = None, exclude: Any = None) -> dict[str, st
 
 def describe(figure: Any) -> str:
     """The picture's words; "" if it has none."""
+    if figure.get_label():
+        own = (figure.get_suptitle(), figure.get_label())
+        return ". ".join(text for text in own if text)
     said = [figure.get_suptitle()]
     for axes in figure.axes[:_AXES]:
         labels = [
