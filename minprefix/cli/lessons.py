@@ -33,7 +33,7 @@ def _list(paths: list[Path]) -> None:
     for path in paths:
         lesson = reading.read(path)
         minutes, difficulty = lesson.minutes or "?", lesson.difficulty or "?"
-        print(f"{lesson.number:2d}  {lesson.title}  ({minutes} minutes, difficulty {difficulty}/3)")
+        print(f"{lesson.number:2d}  {lesson.title}  ({minutes} minutes, difficulty {difficulty}/5)")
     print(f"\nThe scripts are in {paths[0].parent}; as pages: minprefix lessons --out DIR")
 
 

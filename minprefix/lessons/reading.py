@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minprefix.errors import InputError, listed, quoted
 from minprefix.storage.reading import read_text
@@ -32,8 +32,13 @@ _ITEM = re.compile(r"- \*\*(?P<name>.+?)\*\*[ \n](?P<text>.*(?:\n  .*)*)", re.MU
 #: item -> its form, and an example
 _FORMS = {
     "Time": (r"(\d+) minutes; it runs in (\d+) seconds?\.", "30 minutes; it runs in 1 second."),
-    "Difficulty": (r"([123]) of 3\.", "2 of 3."),
+    "Difficulty": (r"([1-5]) of 5\.", "2 of 5."),
 }
+#: an exercise in the flow of a lesson: its heading, and the line below it
+EXERCISE = re.compile(r"Exercise (?P<lesson>\d+)\.(?P<number>\d+): (?P<title>.+)")
+COST = re.compile(r"(?P<minutes>\d+) minutes? · difficulty (?P<difficulty>[1-5]) of 5")
+_EXERCISE = re.compile(rf"^### {EXERCISE.pattern}\n+\*{COST.pattern}\*$", re.MULTILINE)
+GLOSSARY = "glossary"
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,13 @@ class Cell:
     number: int  # from 1, as a notebook counts them
     kind: Literal["text", "code"]
     source: str
+    hidden: bool = False  # of a notebook, by the mark `jupyter={"source_hidden": true}`
 
 
 @dataclass(frozen=True)
 class Lesson:
+    """A lesson, or the glossary, which has no number."""
+
     path: Path
     cells: list[Cell]  # the first without the head
     title: str
@@ -70,7 +78,7 @@ class Lesson:
 
     @property
     def label(self) -> str:
-        return f"{self.number}. {self.plain}"
+        return self.plain if self.name == GLOSSARY else f"{self.number}. {self.plain}"
 
     @property
     def minutes(self) -> int | None:
@@ -84,6 +92,13 @@ class Lesson:
     @property
     def difficulty(self) -> int | None:
         return self._number("Difficulty", 1)
+
+    @property
+    def exercises(self) -> list[tuple[int, int]]:
+        """Minutes and difficulty of each exercise that is written in the flow."""
+        text = "\n\n".join(cell.source for cell in self.cells if cell.kind == "text")
+        found = _EXERCISE.finditer(text)
+        return [(int(one["minutes"]), int(one["difficulty"])) for one in found]
 
     def _number(self, item: str, group: int) -> int | None:
         found = re.fullmatch(_FORMS[item][0], self.items.get(item, ""))
@@ -132,7 +147,7 @@ def read(path: Path) -> Lesson:
     text = read_text(path, "lesson")
     found = jupytext.reads(text, fmt="py:percent").cells
     cells = [
-        Cell(i, "code" if cell.cell_type == "code" else "text", cell.source)
+        Cell(i, "code" if cell.cell_type == "code" else "text", cell.source, _hidden(cell.metadata))
         for i, cell in enumerate(found, start=1)
     ]
     faults = []
@@ -148,6 +163,21 @@ def read(path: Path) -> Lesson:
             items[item["name"]] = " ".join(item["text"].split())
         faults += _faults(items)
     return Lesson(path, cells, title, items, faults)
+
+
+def _hidden(metadata: Any) -> bool:
+    return bool(metadata.get("jupyter", {}).get("source_hidden"))
+
+
+def glossary(folder: Path) -> Lesson | None:
+    """The page of terms that stands beside the lessons; None without it."""
+    path = folder / f"{GLOSSARY}.md"
+    if not path.exists():
+        return None
+    first, _, rest = read_text(path, "glossary").partition("\n")
+    title = first.removeprefix("# ")
+    faults = [] if first.startswith("# ") else ["it does not begin with `# Title`"]
+    return Lesson(path, [Cell(1, "text", rest.strip("\n"))], title, {}, faults)
 
 
 def _faults(items: dict[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The lessons as a static site: `minprefix lessons --out DIR`.
 
 Each lesson has a page with its text beside its code and the code's output. There are an index, a
-search, and a page for each source file that a lesson links to. No page asks the network for
+search, the glossary, and a page for each source file that a lesson links to. No page asks the network for
 anything. Beside this module lie `page.html`, the frame of each page, `pieces.html`, what stands in
 it, and `site.css` and `site.js`, which are copied.
 """
@@ -14,15 +14,15 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
-from itertools import count
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from minprefix.errors import InputError, listed, quoted
-from minprefix.lessons import outputs, reading
-from minprefix.lessons.reading import Cell, Lesson
+from minprefix.errors import InputError, counted, listed, quoted
+from minprefix.lessons import reading
+from minprefix.lessons.cells import Body
+from minprefix.lessons.pieces import dots, filled, piece
+from minprefix.lessons.reading import Lesson
 from minprefix.lessons.running import Run, run_all
 from minprefix.lessons.text import Page, highlighted, language_of
 from minprefix.storage.reading import read_text
@@ -42,6 +42,7 @@ class Site:
     known: list[str]  # the names of all lessons
     lessons: list[Lesson]  # those that have a page
     to: Path
+    glossary: Lesson | None = None
     warnings: list[str] = field(default_factory=list)
     #: source file -> the lessons that link to it
     sources: dict[str, list[Lesson]] = field(default_factory=dict)
@@ -72,14 +73,17 @@ def build(
     if failures:
         return [], failures
     with _in_place_of(out) as new:
-        site = Site(folder, known, lessons, new)
+        site = Site(folder, known, lessons, new, reading.glossary(folder))
         pages = [_lesson_page(site, run) for run in runs]
+        found = list(zip(lessons, pages, strict=True))
+        if site.glossary:
+            found.append((site.glossary, _glossary_page(site, site.glossary)))
         for page, fragment, where in site.pointed:
             if fragment not in site.slugs.get(page, ()):
                 site.warnings.append(f"{where}: {page} has no heading #{fragment}")
         _source_pages(site)
         _index_page(site, pages)
-        _search_data(site, pages)
+        _search_data(site, found)
         for name in ("site.css", "site.js"):
             site.write(name, (_HERE / name).read_bytes())
         site.write(MARK, "\n".join(["a site of minprefix lessons; its files:", *site.written]))
@@ -159,6 +163,11 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
                 site.pointed.append((name, fragment, where))
             at = f"#{parts.fragment}" if fragment else ""
             return f"{name}.html{at}" if parts.path else at
+    if site.glossary and place == f"tutorials/{site.glossary.path.name}":
+        if fragment:
+            site.pointed.append((site.glossary.name, fragment, where))
+        at = f"#{parts.fragment}" if fragment else ""
+        return f"{site.glossary.page}{at}" if parts.path else at
     line = _line(read_text(_house(site, place), "file", _LARGEST_FILE), fragment)
     if line is None:
         raise InputError(f"{place} has no line and no name {quoted(fragment)}")
@@ -196,29 +205,10 @@ def _line(source: str, fragment: str) -> str | None:
 # ---- pages ------------------------------------------------------------------------------------
 
 
-@cache
-def _pieces() -> dict[str, str]:
-    """The texts of pieces.html by name. There, a line break beside a tag or a part is layout."""
-    text = (_HERE / "pieces.html").read_text(encoding="utf-8")
-    text = re.sub(r"(?<=[>@])\n *|\n *(?=[<@])", "", text)
-    _, *named = re.split(r"<!-- (\w+) -->", re.sub(r"\n *", " ", text))
-    return dict(zip(named[::2], named[1::2], strict=True))
-
-
-def _filled(text: str, /, **parts: object) -> str:
-    """`text` with each @name@ replaced in one go, so that a marker in a lesson's text stays."""
-    return re.sub(r"@(\w+)@", lambda m: str(parts[m[1]]), text)
-
-
-def _piece(name: str, /, **parts: object) -> str:
-    """A piece of HTML; its parts are HTML, too."""
-    return _filled(_pieces()[name], **parts)
-
-
 def _write_page(site: Site, name: str, title: str, kind: str, main: str, rel: str = "") -> None:
     root = "../" * name.count("/")
     every = "".join(
-        _piece(
+        piece(
             "listed",
             number=other.number,
             page=root + other.page,
@@ -227,84 +217,82 @@ def _write_page(site: Site, name: str, title: str, kind: str, main: str, rel: st
         )
         for other in site.lessons
     )
+    if site.glossary:
+        every += piece(
+            "unnumbered",
+            page=root + site.glossary.page,
+            current=' aria-current="page"' if name == site.glossary.page else "",
+            title=escape(site.glossary.plain),
+        )
     frame = (_HERE / "page.html").read_text(encoding="utf-8")
     title = escape(f"{title}minprefix lessons")
-    page = _filled(frame, title=title, root=root, kind=kind, main=main, all=every, rel=rel)
+    page = filled(frame, title=title, root=root, kind=kind, main=main, all=every, rel=rel)
     site.write(name, page)
+
+
+@dataclass
+class _Place:
+    """What is being set, for the warnings."""
+
+    site: Site
+    lesson: Lesson
+    cell: int = 1
+
+    def warn(self, what: str, cell: int | None = None) -> None:
+        self.site.warnings.append(f"{self.named(cell)}: {what}")
+
+    def named(self, cell: int | None = None) -> str:
+        if self.lesson.name == reading.GLOSSARY:
+            return self.lesson.path.name
+        return f"{self.lesson.name}, cell {cell or self.cell}"
+
+    def target(self, href: str) -> str | None:
+        return _target(self.site, self.lesson, href, self.named())
+
+    def page(self) -> Page:
+        """The page, with its head."""
+        page = Page(self.target, self.warn)
+        for fault in self.lesson.faults:
+            self.warn(fault)
+        page.title = page.inline(self.lesson.title)
+        page.items = {name: page.inline(text) for name, text in self.lesson.items.items()}
+        return page
 
 
 def _lesson_page(site: Site, run: Run) -> Page:
     lesson = run.lesson
-    at = 1  # the cell that is being set
-
-    def where() -> str:
-        return f"{lesson.name}, cell {at}"
-
-    def warn(what: str) -> None:
-        site.warnings.append(f"{where()}: {what}")
-
-    page = Page(lambda href: _target(site, lesson, href, where()), warn)
-    for fault in lesson.faults:
-        warn(fault)
-    page.title = page.inline(lesson.title)
-    page.items = {name: page.inline(text) for name, text in lesson.items.items()}
-    rows: list[tuple[str, list[str]]] = [("", [])]
-    predicts = False
+    place = _Place(site, lesson)
+    page = place.page()
+    cells = Body(run, page, site.write, place.warn)
     for cell in lesson.cells:
-        at = cell.number
-        if cell.kind == "text":
-            if predicts:
-                warn("this text stands between a prediction and the code that answers it")
-            rows += [(piece, []) for piece in page.html(cell.source)]
-            predicts = page.predicts(cell.source)
-        elif cell.source.strip():
-            page.sections[-1].code.append(cell.source)
-            rows[-1][1].append(_code_cell(site, run, cell, predicts, warn))
-            predicts = False
-    if predicts:
-        warn("no code answers this prediction")
+        place.cell = cell.number
+        cells.take(cell)
+    body = cells.html()
     site.slugs[lesson.name] = {section.slug for section in page.sections}
     site.write(f"{lesson.name}.py", lesson.path.read_bytes())
-    body = "".join(_row(text, "".join(beside)) for text, beside in rows if text or beside)
     rel, links = _neighbours(site, lesson)
     main = f"{_opening(lesson, page)}\n{body}{links}"
     _write_page(site, lesson.page, f"{lesson.label} · ", "lesson", main, rel)
     return page
 
 
-def _row(text: str, beside: str) -> str:
-    if not beside:
-        return _piece("alone", text=text) + "\n"
-    return _piece("row", text=text, none="" if text else " none", beside=beside) + "\n"
-
-
-def _code_cell(site: Site, run: Run, cell: Cell, folded: bool, warn: Callable[[str], None]) -> str:
-    """`folded`: the cell answers a prediction, so its output waits for a click."""
-    number, pictures = cell.number, count(1)
-
-    def save(ending: str, data: bytes) -> str:
-        name = f"pictures/{run.lesson.name}-{number}-{next(pictures)}{ending}"
-        site.write(name, data)
-        return name
-
-    lines = "".join(highlighted(cell.source.strip("\n"), "python", f"c{number}-"))
-    gave = outputs.shown(run.outputs.get(number, []), save, warn)
-    if folded and not gave:
-        warn("answers a prediction, and shows nothing")
-    if gave:
-        gave = _piece("gave", gave=gave)
-        gave = _piece("answer", gave=gave) if folded else gave
-    return _piece("cell", number=number, lines=lines, gave=gave)
+def _glossary_page(site: Site, glossary: Lesson) -> Page:
+    page = _Place(site, glossary).page()
+    body = "".join(piece("term", text=text) for text in page.html(glossary.cells[0].source))
+    site.slugs[glossary.name] = {section.slug for section in page.sections}
+    main = piece("glossary", title=page.title, body=body)
+    _write_page(site, glossary.page, f"{glossary.plain} · ", "glossary", main)
+    return page
 
 
 def _opening(lesson: Lesson, page: Page) -> str:
-    facts = (_piece("fact", name=escape(name), text=text) for name, text in page.items.items())
+    facts = (piece("fact", name=escape(name), text=text) for name, text in page.items.items())
     contents = (
-        _piece("heading", level=section.level, slug=section.slug, title=escape(section.title))
+        piece("heading", level=section.level, slug=section.slug, title=escape(section.title))
         for section in page.sections
         if section.level in (2, 3)
     )
-    return _piece(
+    return piece(
         "opening",
         number=lesson.number,
         title=page.title,
@@ -324,18 +312,16 @@ def _neighbours(site: Site, lesson: Lesson) -> tuple[str, str]:
         for other in found:
             rel += f'<link rel="{which}" href="{other.page}">\n'
             label = escape(other.label)
-            links += _piece(
+            links += piece(
                 "neighbour", side=side, rel=which, page=other.page, said=said, label=label
             )
-    return rel, _piece("neighbours", links=links)
+    return rel, piece("neighbours", links=links)
 
 
 def _index_page(site: Site, pages: Sequence[Page]) -> None:
     entries = ""
     for lesson, page in zip(site.lessons, pages, strict=True):
-        hard = lesson.difficulty
-        shown = "" if hard is None else "●" * hard + "○" * (3 - hard)
-        entries += _piece(
+        entries += piece(
             "entry",
             number=lesson.number,
             page=lesson.page,
@@ -343,12 +329,23 @@ def _index_page(site: Site, pages: Sequence[Page]) -> None:
             able=page.items.get("You will be able to", "…"),
             need=page.items.get("You need", "…"),
             minutes="" if lesson.minutes is None else f"{lesson.minutes} min",
-            dots=_piece("dots", difficulty=hard, dots=shown) if shown else "",
+            dots="" if lesson.difficulty is None else dots(lesson.difficulty),
+            exercises=_exercises(lesson),
         )
     total = sum(lesson.minutes or 0 for lesson in site.lessons)
     time = f"{total / 60:.0f} hours" if total >= 90 else f"{total} minutes"
-    main = _piece("index", lessons=len(site.lessons), time=time, entries=entries)
+    glossary = piece("to_glossary", page=site.glossary.page) if site.glossary else ""
+    main = piece("index", lessons=len(site.lessons), time=time, glossary=glossary, entries=entries)
     _write_page(site, "index.html", "", "index", main)
+
+
+def _exercises(lesson: Lesson) -> str:
+    """How many exercises are written in the flow, and how long they take."""
+    found = lesson.exercises
+    if not found:
+        return ""
+    minutes = sum(minutes for minutes, _ in found)
+    return piece("exercises", number=counted(len(found), "exercise"), minutes=minutes)
 
 
 def _source_pages(site: Site) -> None:
@@ -358,13 +355,13 @@ def _source_pages(site: Site) -> None:
         name = f"files/{place}.html"
         root = "../" * name.count("/")
         back = ", ".join(f'<a href="{root}{one.page}">{escape(one.label)}</a>' for one in linking)
-        main = _piece("file", place=escape(place), back=back, lines=lines)
+        main = piece("file", place=escape(place), back=back, lines=lines)
         _write_page(site, name, f"{place} · ", "file", main)
 
 
-def _search_data(site: Site, pages: Sequence[Page]) -> None:
+def _search_data(site: Site, pages: Sequence[tuple[Lesson, Page]]) -> None:
     """A script and not JSON: a page that is opened as a file may not fetch."""
-    found = [
+    sections = [
         {
             "page": lesson.page,
             "lesson": lesson.label,
@@ -373,8 +370,9 @@ def _search_data(site: Site, pages: Sequence[Page]) -> None:
             "text": "\n".join(section.text),
             "code": "\n".join(section.code),
         }
-        for lesson, page in zip(site.lessons, pages, strict=True)
+        for lesson, page in pages
         for section in page.sections
+        if section.slug or section.text or section.code
     ]
-    data = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(sections, ensure_ascii=False, separators=(",", ":"))
     site.write("search.js", f"window.lessonSections = {data};\n")

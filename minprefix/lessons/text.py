@@ -119,8 +119,9 @@ class Page:
                 self._heading(token, tokens[i + 1])
             elif token.type == "inline":
                 self._inline(token)
-                if token.content.startswith("**Predict.**") and tokens[i - 1].level == 0:
-                    tokens[i - 1].attrSet("class", "predict")
+                for begins in ("Predict", "Recap"):
+                    if token.content.startswith(f"**{begins}.**") and tokens[i - 1].level == 0:
+                        tokens[i - 1].attrSet("class", begins.lower())
             elif token.type in ("fence", "code_block"):
                 self.sections[-1].code.append(token.content)
             elif token.type == "math_block":
