@@ -228,6 +228,12 @@ grade(gelu)
 # Each of the three lines is one formula from above, written in Python. `x**3` is $x^3$.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.tanh` works on every entry of an array. The last line is `0.5 * x * (1 + tanh)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
@@ -316,7 +322,7 @@ grade(gelu_backward)
 
 # %% jupyter={"source_hidden": true}
 def gelu_backward(dout, cache):
-    x, tanh = cache  # (N, F) each
+    x, tanh = cache
     du = (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * x**2)  # (N, F)
     slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * du  # (N, F)
     dx = dout * slope  # (N, F)
@@ -438,12 +444,21 @@ grade(linear)
 # The sum over $c$ is a matrix product, `@`. NumPy adds a bias of the shape $(F)$ to every row.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Test for the missing bias with `if bias is not None`. A comparison with an array would compare
+# every entry.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
 def linear(x, weight, bias):
-    out = x @ weight  # (N, F)
-    return out if bias is None else out + bias
+    out = x @ weight
+    if bias is not None:
+        out = out + bias  # (N, F)
+    return out
 
 
 # %% [markdown]
@@ -809,7 +824,7 @@ grade(layernorm_backward)
 
 # %% jupyter={"source_hidden": true}
 def layernorm_backward(dout, cache):
-    xhat, rstd, gain = cache  # (N, C), (N, 1), (C,)
+    xhat, rstd, gain = cache
     dxhat = dout * gain  # (N, C)
     mean_dxhat = dxhat.mean(axis=1, keepdims=True)  # (N, 1)
     mean_dxhat_xhat = (dxhat * xhat).mean(axis=1, keepdims=True)  # (N, 1)
@@ -847,11 +862,17 @@ grade(layernorm_backward_params)
 # $gain_i$ occurs in column $i$, in each of the $N$ rows, with the factor $xhat_{ni}$.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The sums run over the rows: `axis=0`. $bias_i$ occurs in the same places, with the factor 1.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
 def layernorm_backward_params(dout, cache):
-    xhat, _, _ = cache  # (N, C)
+    xhat, _, _ = cache
     dgain = (dout * xhat).sum(axis=0)  # (C,)
     dbias = dout.sum(axis=0)  # (C,)
     return dgain, dbias

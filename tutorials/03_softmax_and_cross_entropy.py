@@ -66,6 +66,12 @@ grade(softmax_as_written)
 # divide by it.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `e = np.exp(logits)`. Then divide `e` by `e.sum(axis=1, keepdims=True)`.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
@@ -125,6 +131,12 @@ grade(softmax)
 #
 # `top` is the maximum over `axis=1`, with `keepdims=True`. The maximum of the whole array would not
 # do: a row far below it would become all zeros.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `e` is `np.exp(logits - top)`. The last line is that of `softmax_as_written`.
 #
 # </details>
 
@@ -494,6 +506,13 @@ grade(log_softmax)
 # to avoid.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `shifted` is the difference of `logits` and its row's maximum, as in `softmax`. Keep the
+# dimensions: `total` is $(M, 1)$, so that its logarithm can be subtracted from every column.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
@@ -525,7 +544,7 @@ assert log_softmax(sure_and_wrong)[0, 1] == -1000
 def cross_entropy(logits, targets, weights):
     log_probs = ...  # (M, V)
     nll = ...  # (M,)
-    loss = ...  # a number
+    loss = ...  # one number
     probs = ...  # (M, V)
     return loss, (probs, targets, weights)
 
@@ -550,7 +569,7 @@ grade(cross_entropy)
 def cross_entropy(logits, targets, weights):
     log_probs = log_softmax(logits)  # (M, V)
     nll = -log_probs[np.arange(len(targets)), targets]  # (M,)
-    loss = (weights * nll).sum()
+    loss = (weights * nll).sum()  # (), one number
     probs = np.exp(log_probs)  # (M, V)
     return loss, (probs, targets, weights)
 
@@ -573,7 +592,7 @@ def cross_entropy(logits, targets, weights):
 
 # %%
 def perplexity(nlls):
-    mean = ...  # a number
+    mean = ...  # one number
     return np.exp(mean)
 
 
@@ -585,11 +604,17 @@ grade(perplexity)
 # The mean of the texts' means would let a token of a short text count more. Join the arrays first.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.concatenate(nlls)` is one array with the $nll$ of every token.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
 def perplexity(nlls):
-    mean = np.concatenate(nlls).mean()
+    mean = np.concatenate(nlls).mean()  # (), one number
     return np.exp(mean)
 
 
@@ -685,7 +710,7 @@ grade(cross_entropy_backward)
 
 # %% jupyter={"source_hidden": true}
 def cross_entropy_backward(cache):
-    probs, targets, weights = cache  # (M, V), (M,), (M,)
+    probs, targets, weights = cache
     one_hot = np.arange(probs.shape[1]) == targets[:, None]  # (M, V)
     dlogits = weights[:, None] * (probs - one_hot)  # (M, V)
     return dlogits
@@ -828,7 +853,9 @@ assert relative_error(mean_of_means, of_mean) > 0.5
 def mean_in_parts(b, parts):
     loss, db = 0.0, np.zeros(b.shape)
     for targets in parts:
-        ...
+        logits = ...  # (m, V)
+        loss += ...
+        db += ...
     return loss, db
 
 
