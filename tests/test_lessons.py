@@ -218,9 +218,9 @@ def test_the_solution_runs(lesson, i):
 EXERCISE = re.compile(
     r"# ### Exercise (?P<lesson>\d+)\.(?P<n>\d+): `(?P<name>\w+)`\n#\n"
     r"# \*(?P<minutes>\d+) minutes? · difficulty (?P<difficulty>[1-5]) of 5\*\n#\n"
-    r"(?:#.*\n)+\n# %%\n(?P<stub>(?:(?!# %%).*\n)+)"
+    r"(?:#.*\n)+\n+# %%\n(?P<stub>(?:(?!# %%).*\n)+)"
     r"\n?# %% \[markdown\]\n(?P<hints>(?:#.*\n)+)"
-    r'\n# %% jupyter=\{"source_hidden": true\}\n(?P<ours>(?:(?!# %%).*\n)+)'
+    r'\n+# %% jupyter=\{"source_hidden": true\}\n(?P<ours>(?:(?!# %%).*\n)+)'
 )
 
 
