@@ -38,8 +38,9 @@
 #
 # So `q`, `k` and `v` have the shape $(T, hs)$. The [score](glossary.md#scores) of tokens $i$ and
 # $j$ is the dot product of the query of $i$ and the key of $j$, divided by $\sqrt{hs}$. The next
-# section shows what the division is for. Softmax turns each row of scores into shares that sum to 1,
-# the [pattern](glossary.md#pattern). The output $z_i$ is the sum of the values with these shares:
+# section shows what the division is for. Softmax turns each row of scores into shares that sum to
+# 1, the [pattern](glossary.md#pattern). The output $z_i$ is the sum of the values, each multiplied
+# by its share:
 #
 # $$scores = \frac{q \, k^\top}{\sqrt{hs}}, \qquad pattern = \mathrm{softmax}(scores), \qquad
 # z = pattern \; v$$
@@ -187,7 +188,7 @@ grade(head)
 # %% jupyter={"source_hidden": true}
 def head(q, k, v):
     T = q.shape[-2]
-    scores = attention_scores(q, k)  # (T, T)
+    scores = attention_scores(q, k)  # before the mask: (T, T)
     pattern = softmax(np.where(causal_mask(T), scores, -np.inf))  # (T, T)
     z = pattern @ v  # (T, hs)
     return z, pattern
@@ -320,7 +321,7 @@ assert abs(softmax(raw / 8).max(axis=1).mean() - 0.14) < 0.005
 
 # %%
 def head_backward(dz, q, k, v):
-    _, pattern = head(q, k, v)  # (T, T)
+    pattern = head(q, k, v)[1]  # (T, T)
     dv = ...  # (T, hs)
     dpattern = ...  # (T, T)
     row_sum = ...  # (T, 1)
@@ -567,6 +568,12 @@ grade(merge_heads)
 # Undo the two steps of `split_heads`, the last one first.
 #
 # </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The pieces of a token have to stand side by side before you join them, so the axes come first.
+#
+# </details>
 
 
 # %% jupyter={"source_hidden": true}
@@ -675,7 +682,7 @@ grade(attend_backward)
 
 # %% jupyter={"source_hidden": true}
 def attend_backward(dz, q, k, v, offsets):
-    grads = [np.zeros_like(a) for a in (q, k, v)]  # (N, NH, hs) each
+    grads = [np.zeros_like(a) for a in (q, k, v)]  # each (N, NH, hs)
     for start, end in itertools.pairwise(offsets):
         parts = head_backward(*(a[start:end].swapaxes(0, 1) for a in (dz, q, k, v)))
         for grad, part in zip(grads, parts, strict=True):  # part (NH, T, hs)
@@ -770,8 +777,8 @@ def attention(q, k, v, prefix_k, prefix_v, offsets):
     for b in range(len(offsets) - 1):
         keys = ...  # (NH, P+T, hs)
         values = ...  # (NH, P+T, hs)
-        mask = ...  # (T, P+T)
-        scores = ...  # (NH, T, P+T), before the mask
+        mask = ...  # True where a key is seen: (T, P+T)
+        scores = ...  # before the mask: (NH, T, P+T)
         pattern = ...  # (NH, T, P+T)
         raise NotImplementedError  # append to zs and patterns
     return np.concatenate(zs), AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
@@ -806,12 +813,12 @@ def attention(q, k, v, prefix_k, prefix_v, offsets):
     zs, patterns = [], []
     for b in range(len(offsets) - 1):
         rows = slice(offsets[b], offsets[b + 1])
-        q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
+        q_b, k_b, v_b = (a[rows].swapaxes(0, 1) for a in (q, k, v))  # each (NH, T, hs)
         T, P, hs = q_b.shape[1], prefix_k[b].shape[1], q_b.shape[2]
         keys = np.concatenate([prefix_k[b], k_b], axis=1)  # (NH, P+T, hs)
         values = np.concatenate([prefix_v[b], v_b], axis=1)  # (NH, P+T, hs)
-        mask = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P  # (T, P+T)
-        scores = q_b @ keys.swapaxes(1, 2) / hs**0.5  # (NH, T, P+T)
+        mask = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P
+        scores = q_b @ keys.swapaxes(1, 2) / hs**0.5  # before the mask: (NH, T, P+T)
         pattern = softmax(np.where(mask, scores, -np.inf))  # (NH, T, P+T)
         zs.append((pattern @ values).swapaxes(0, 1))  # (T, NH, hs)
         patterns.append(pattern)

@@ -82,9 +82,8 @@ grade(visible)
 #
 # <details><summary>Hint 2</summary>
 #
-# Token $j$ stands in column $P + j$. So row $i$ sees the columns up to $P + i$. `np.arange(T)[:,
-# None]` is a column of the row numbers, and a comparison with a row of column numbers gives the
-# whole rectangle.
+# Token $j$ stands in column $P + j$. So row $i$ sees the columns up to $P + i$. Compare a row of
+# the column numbers, `np.arange(P + T)[None, :]`, with a column of the row numbers.
 #
 # </details>
 
@@ -114,7 +113,7 @@ def visible(T, P):
 def head_with_slots(q, k, v, prefix_k, prefix_v):
     keys = ...  # (P+T, hs)
     values = ...  # (P+T, hs)
-    scores = ...  # (T, P+T), before the mask
+    scores = ...  # before the mask: (T, P+T)
     pattern = ...  # (T, P+T)
     z = ...  # (T, hs)
     return z, pattern
@@ -142,7 +141,7 @@ def head_with_slots(q, k, v, prefix_k, prefix_v):
     T, P, hs = len(q), len(prefix_k), q.shape[1]
     keys = np.concatenate([prefix_k, k])  # (P+T, hs)
     values = np.concatenate([prefix_v, v])  # (P+T, hs)
-    scores = q @ keys.T / hs**0.5  # (T, P+T)
+    scores = q @ keys.T / hs**0.5  # before the mask: (T, P+T)
     pattern = softmax(np.where(visible(T, P), scores, -np.inf))  # (T, P+T)
     z = pattern @ values  # (T, hs)
     return z, pattern
@@ -527,15 +526,16 @@ grade(attention_backward)
 #
 # <details><summary>Hint 3</summary>
 #
-# The gradients of a sequence's tokens go back into the stream: `dk[start:end] = dkeys[:,
-# P:].swapaxes(0, 1)`. Make `dq`, `dk` and `dv` with `np.zeros_like` first.
+# The gradients of a sequence's tokens go back into the stream. With `rows = slice(start, end)`,
+# that is `dk[rows] = dkeys[:, P:].swapaxes(0, 1)`. Make `dq`, `dk` and `dv` with `np.zeros_like`
+# first.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true}
 def attention_backward(dz, cache):
-    dq, dk, dv = (np.zeros_like(a) for a in (cache.q, cache.k, cache.v))  # (N, NH, hs) each
+    dq, dk, dv = (np.zeros_like(a) for a in (cache.q, cache.k, cache.v))  # each (N, NH, hs)
     dprefix_k, dprefix_v = [], []
     for b, pattern in enumerate(cache.pattern):  # (NH, T, P+T)
         rows = slice(cache.offsets[b], cache.offsets[b + 1])
@@ -616,6 +616,7 @@ print("three implementations for many heads agree with the one for one head")
 # %%
 def check_keys_law(dprefix_k, dk):
     total = ...  # (hs,)
+    largest = ...  # (): one number
     raise NotImplementedError  # your assert
 
 
@@ -638,7 +639,7 @@ grade(check_keys_law)
 # %% jupyter={"source_hidden": true}
 def check_keys_law(dprefix_k, dk):
     total = dprefix_k.sum(axis=0) + dk.sum(axis=0)  # (hs,)
-    largest = np.abs(total).max()
+    largest = np.abs(total).max()  # (): one number
     assert largest < 1e-12, f"the gradients of all keys sum to {largest:.2g}, expected 0"
 
 
@@ -678,7 +679,7 @@ print("the law holds for both")
 
 # %%
 def slot_step(q, k, v, prefix_k, prefix_v, goal, rate, backward=backward_with_slots):
-    loss = ...
+    loss = ...  # (): one number
     dz = ...  # (T, hs)
     new_k = ...  # (P, hs)
     new_v = ...  # (P, hs)
@@ -704,7 +705,7 @@ grade(slot_step)
 # %% jupyter={"source_hidden": true}
 def slot_step(q, k, v, prefix_k, prefix_v, goal, rate, backward=backward_with_slots):
     z, _ = head_with_slots(q, k, v, prefix_k, prefix_v)
-    loss = 0.5 * ((z - goal) ** 2).sum()
+    loss = 0.5 * ((z - goal) ** 2).sum()  # (): one number
     dz = z - goal  # (T, hs)
     *_, dprefix_k, dprefix_v = backward(dz, q, k, v, prefix_k, prefix_v)
     new_k = prefix_k - rate * dprefix_k  # (P, hs)

@@ -8,6 +8,11 @@ from minprefix.ops import reference
 # T, P, hs: more slots than tokens and fewer, one token, no slots; hs is no square of another size
 SIZES = ((5, 3, 4), (2, 6, 3), (1, 2, 5), (4, 0, 7))
 
+ALL_IN_ONE = (
+    "All entries are added up to one number, so errors of unlike sign cancel. Sum over the keys "
+    "alone, axis=0: hs sums are left. The largest of their sizes has to be 0."
+)
+
 
 def _patterns(rng: Rng, T: int, P: int) -> np.ndarray:
     """Shares (T, P+T) that sum to 1 in each row, with the tokens in the future hidden."""
@@ -373,12 +378,7 @@ def attention_backward(rng: Rng) -> Cases:
         "Only the tokens' keys are summed. The law speaks of all P + T keys: add the sum of "
         "dprefix_k.",
     ),
-    (
-        "dprefix_k.sum(axis=0) + dk.sum(axis=0)",
-        "np.atleast_1d(dprefix_k.sum() + dk.sum())",
-        "Everything is added up to one number, so errors of unlike sign in two columns cancel. Sum "
-        "over the keys alone, axis=0: hs sums are left, and each has to be 0.",
-    ),
+    ("dprefix_k.sum(axis=0) + dk.sum(axis=0)", "dprefix_k.sum() + dk.sum()", ALL_IN_ONE),
     (
         "dprefix_k.sum(axis=0) + dk.sum(axis=0)",
         "dprefix_k.mean(axis=0) + dk.mean(axis=0)",
@@ -391,26 +391,20 @@ def attention_backward(rng: Rng) -> Cases:
         "A sum far below 0 passes, because only the largest is compared. Compare sizes: "
         "np.abs(total).",
     ),
-    (
-        "np.abs(total).max()",
-        "abs(total.sum())",
-        "The sums are added up again, so errors of unlike sign cancel. Take the largest of "
-        "np.abs(total).",
-    ),
+    ("np.abs(total).max()", "abs(total.sum())", ALL_IN_ONE),
 )
 def check_keys_law(rng: Rng) -> Cases:
-    """Where the law holds, and where it fails: everywhere, in one column, below 0 alone, and so
-    that all entries together cancel."""
+    """Where the law holds, exactly and but for rounding, and where it fails: everywhere, below 0
+    alone, so that all entries together cancel, and in one entry. Powers of 2, so that no order of
+    adding rounds."""
     for T, P, hs in SIZES:
-        right = rng.normal(size=(P + T, hs))
-        right -= right.mean(axis=0)
-        below = right - 0.1 / (P + T)
-        cancels = right.copy()
-        cancels[0, 0] += 1
-        cancels[-1, 1] -= 1
-        one = right.copy()
-        one[-1, -1] += 1e-9
-        for dkeys in (right, 100 * right, right[::-1] + 1, below, cancels, one):
+        right = rng.integers(-8, 9, (P + T, hs)).astype(float)
+        right[-1] -= right.sum(axis=0)
+        rounded, cancels, one = right.copy(), right.copy(), right.copy()
+        rounded[0, -1] += 2**-42
+        cancels[0, :2] += 1, -1
+        one[-1, -1] += 2**-30
+        for dkeys in (right + 1, right, rounded, right - 1, cancels, one):
             yield dkeys[:P], dkeys[P:]
 
 
