@@ -10,13 +10,17 @@ HEAD = """\
 #   and more.
 # - **You need** {need}.
 # - **Time** 10 minutes; it runs in 1 second.
-# - **Difficulty** 2 of 3.
+# - **Difficulty** 2 of 5.
 #
 """
 
 FIRST = (
     HEAD.format(title="The `first` one", need="nothing")
-    + r"""# ## Formulas
+    + r"""# ## Overview
+#
+# - A [slot](glossary.md#slot) is filled, as the [glossary](glossary.md) says.
+#
+# ## Formulas
 #
 # Inline $x'_i = \mathrm{softmax}(\mathbf{W} x)_i$ (see $K'$). See
 # [the backward](../minprefix/ops/reference.py#attention_backward),
@@ -35,6 +39,9 @@ import matplotlib.pyplot as plt
 
 answer = 6 * 7
 print(answer, "<script>document.title = 'broken into'</script>")
+
+# %% [markdown]
+# **Answer.** It is *forty-two*.
 
 # %% [markdown]
 # ## A picture
@@ -58,6 +65,44 @@ config = Config(n_layer=2, n_head=2, n_embd=8, vocab_size=9, n_positions=16)
 Prefix.normal(config, 3)
 
 # %% [markdown]
+# **Recap.** A picture has words.
+#
+# ### Exercise 1.1: `half`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# Halve `x`, of the shape $(T, C)$.
+
+
+# %%
+def half(x):
+    y = ...  # (T, C)
+    return y
+
+
+print("half: not written yet")
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Two halves are a whole.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def half(x):
+    y = x / 2  # (T, C)
+    return y
+
+
+# %% [markdown]
+# Beside yours: there are other ways.
+#
+# ## Remember
+#
+# - Halve.
+#
 # ## Exercises
 #
 # 1. Write it.
@@ -89,10 +134,25 @@ value
 THIRD = HEAD.format(title="The third one", need="patience") + "\n# %%\nassert True\n"
 
 
+GLOSSARY = """\
+# Words
+
+## Slot
+
+A place of a prefix: see [the first](01_first.py#formulas).
+
+## $T$
+
+Tokens, each beside a [slot](#slot).
+"""
+
+
 def write(folder: Path, **lessons: str) -> Path:
-    """A folder of lessons: FIRST, SECOND and THIRD, or those given by name."""
+    """A folder of lessons: FIRST, SECOND and THIRD with a glossary, or those given by name."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = lessons or {"01_first": FIRST, "02_second": SECOND, "03_third": THIRD}
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    if not lessons:
+        (folder / "glossary.md").write_text(GLOSSARY, encoding="utf-8")
     return folder

@@ -51,7 +51,7 @@ def test_the_head_of_a_lesson_is_read_as_its_four_items(tmp_path):
     assert (lesson.number, lesson.title, lesson.faults) == (4, "The `first` one", [])
     assert (lesson.minutes, lesson.difficulty) == (10, 2)
     assert lesson.items["You will be able to"] == "read The `first` one, and more."
-    assert lesson.cells[0].source.startswith("## Formulas")
+    assert lesson.cells[0].source.startswith("## Overview")
     assert [cell.kind for cell in lesson.cells[:2]] == ["text", "code"]
 
 
@@ -60,7 +60,7 @@ def test_the_head_of_a_lesson_is_read_as_its_four_items(tmp_path):
     [
         (("# - **Time** 10 minutes; it runs in 1 second.\n", ""), "lacks an item `- **Time** ...`"),
         (("10 minutes; it", "soon; it"), "Time 'soon; it runs in 1 second.' is not of the form"),
-        (("2 of 3.", "4 of 3."), "Difficulty '4 of 3.' is not of the form `2 of 3.`"),
+        (("2 of 5.", "6 of 5."), "Difficulty '6 of 5.' is not of the form `2 of 5.`"),
         (("- **You need**", "- **You want**"), "none of the four: 'You want'"),
         (("# # T", "# T"), "no text that begins with `# Title`"),
     ],
@@ -268,6 +268,8 @@ def test_a_picture_is_told_by_its_words():
     right.set_title("Attention")
     told = "Both. Loss; across: step, up: nats; train. Attention; colours by value"
     assert describe(figure) == told
+    figure.set_label("Words of its own.")
+    assert describe(figure) == "Both. Words of its own."
     plt.close(figure)
 
 
@@ -281,6 +283,9 @@ def test_what_answers_a_prediction_is_folded_and_nothing_else_is(built):
     assert "42 &lt;script&gt;" in answers[0]
     assert "Your prediction first." in answers[0]
     assert html.count("42 &lt;script&gt;") == 1
+    assert html.count('6</span> <span class="o">*') == 1
+    assert answers[0].index("42 &lt;") < answers[0].index("It is <em>forty-two</em>.")
+    assert html.count("forty-two") == 1
     assert "<details><summary>Solution 1, with <code>head</code></summary>" in html
 
 
@@ -326,7 +331,8 @@ def test_the_index_says_what_each_lesson_gives_and_asks(built):
     html = page(built, "index")
     assert re.findall(r'<h2><a href="(.*?).html">', html) == ["01_first", "02_second", "03_third"]
     assert html.count("10 min") == 3
-    assert html.count('aria-label="difficulty 2 of 3"') == 3
+    assert html.count("1 exercise, 8 min") == html.count(" min</span>") == 1
+    assert html.count('aria-label="difficulty 2 of 5">●●○○○<') == 3
     assert "read The <code>first</code> one, and more." in html
     assert "patience" in html
 
@@ -364,6 +370,7 @@ def test_the_pages_name_their_neighbours(built):
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
+        ("[x](glossary.md#slot)", "is dead"),
         ("[x](09_none.py)", "the link '09_none.py' is dead: there is no such lesson"),
         ("[x](../minprefix/none.py)", "is dead"),
         ("[x](../minprefix/gpt2.py#nosuch)", "has no line and no name 'nosuch'"),
@@ -389,11 +396,12 @@ def test_a_warning_of_what_a_cell_gives_names_lesson_and_cell(tmp_path):
         "import matplotlib.pyplot as plt\n\nplt.plot([1])\nplt.show()",
         r"print('x\n' * 100_000)",
     ]
-    text = HEADED + "# **Predict.** x\n\n# %%\nx = 1\n" + "".join(f"\n# %%\n{c}\n" for c in cells)
+    text = f"{HEADED}# **Predict.** x\n\n# %%\nx = 1\n\n# %% [markdown]\n# **Answer.** 1\n"
+    text += "".join(f"\n# %%\n{c}\n" for c in cells)
     folder = write(tmp_path / "t", **{"01_x": text})
     warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out")
     assert failures == []
-    assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 3, 4, 5)]
+    assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 4, 5, 6)]
     for warning, said in zip(
         warnings,
         ["shows nothing", "stderr: 'hot'", "a picture without words", "199,999 characters"],
@@ -409,7 +417,163 @@ def test_some_lessons_can_be_built_and_links_to_the_others_show_their_scripts(tm
     assert warnings == []
     assert not (tmp_path / "out/01_first.html").exists()
     assert 'href="files/tutorials/01_first.py.html"' in page(tmp_path / "out", "02_second")
+    assert 'href="files/tutorials/01_first.py.html"' in page(tmp_path / "out", "glossary")
     assert "unfindable" in page(tmp_path / "out", "files/tutorials/01_first.py")
+
+
+PREDICTION = """
+# %% [markdown]
+# **Predict.** x
+
+# %%
+print(1)
+
+# %%
+x = 1
+
+# %% [markdown]
+# **Answer.** 1
+"""
+EXERCISE = """
+# %% [markdown]
+# ### Exercise 1.1: `f`
+#
+# *1 minute · difficulty 5 of 5*
+#
+# Write it.
+
+# %%
+def f(x): ...
+
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Think.
+#
+# </details>
+
+# %% jupyter={"source_hidden": true}
+def f(x):
+    return x
+
+
+# %% [markdown]
+# Beside yours.
+"""
+
+
+def built_alone(tmp_path, text):
+    folder = write(tmp_path / "t", **{"01_x": f"{HEADED}# Text.\n{text}"})
+    warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out")
+    assert failures == []
+    return warnings, page(tmp_path / "out", "01_x")
+
+
+def test_the_cells_of_a_prediction_fold_as_one(tmp_path):
+    warnings, html = built_alone(tmp_path, PREDICTION)
+    assert warnings == []
+    [fold] = re.findall(r'<details class="answer">(.*?)</details>', html, re.DOTALL)
+    assert 'id="cell-3"' in fold
+    assert 'id="cell-4"' in fold
+    assert '<div class="said"><p><strong>Answer.</strong> 1</p>' in fold
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (("**Answer.** 1", "It is 1."), "cell 4: answers a prediction: the text behind it has to"),
+        (("**Answer.** 1", "**Answer:** 1"), "cell 5: an answer is a cell of its own"),
+        (("**Answer.** 1", "**Answer.** 1\n#\n# ## Next"), "cell 5: an answer holds a heading"),
+        (("**Answer.** 1", "**Answer.** 1\n#\n# **Predict.** y"), "ends with a prediction"),
+        (("# %% [markdown]\n# **Answer.** 1", ""), "cell 4: answers a prediction"),
+        (("# **Predict.** x", "# Text"), "stands behind no prediction with its code"),
+        (("print(1)", "pass"), "cell 4: answers a prediction, and shows nothing"),
+        (("# %%\nprint(1)\n\n# %%\nx = 1\n", ""), "between a prediction and the code"),
+    ],
+)
+def test_a_prediction_that_cannot_be_folded_is_warned_of(tmp_path, change, warning):
+    assert change[0] in PREDICTION
+    warnings, html = built_alone(tmp_path, PREDICTION.replace(*change))
+    assert any(warning in said for said in warnings), warnings
+    assert html.count('<details class="answer">') <= 1
+
+
+def test_an_exercise_is_a_box_with_its_cost_and_ours_folded(tmp_path):
+    warnings, html = built_alone(tmp_path, EXERCISE)
+    assert warnings == []
+    start, end = html.index('<div class="exercise">'), html.index("Beside yours.")
+    box = html[start:end]
+    assert box.count("<div") == box.count("</div>") + box.endswith('<div class="text"><p>')
+    assert '<h3 id="exercise-11-f">Exercise 1.1: <code>f</code></h3>' in box
+    assert 'role="img" aria-label="difficulty 5 of 5">●●●●●<' in box
+    assert '<p class="cost">1 minute · ' in box
+    assert "difficulty 5 of 5</em>" not in html
+    [ours] = re.findall(r'<details class="ours">(.*?)</details>', box, re.DOTALL)
+    assert "<summary>Ours: <code>f</code></summary>" in ours
+    assert 'id="cell-5"' in ours
+    assert 'id="cell-3"' not in ours
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (("Exercise 1.1: `f`", "Exercise: `f`"), "'Exercise: f' is not of the form `Exercise 1.1:"),
+        (("Exercise 1.1", "Exercise 1.2"), "exercise 1.2 is the lesson's 1.1"),
+        (("Exercise 1.1", "Exercise 2.1"), "exercise 2.1 is the lesson's 1.1"),
+        (("5 of 5", "6 of 5"), "exercise 1.1 lacks: line `*8 minutes"),
+        (("Hint 1", "Tip 1"), "exercise 1.1 lacks: hint"),
+        ((' jupyter={"source_hidden": true}', ""), "exercise 1.1 lacks: hidden cell of ours"),
+        (("# %%\ndef f(x): ...\n", ""), "exercise 1.1 lacks: stub"),
+        (
+            ("    return x\n", "    return x\n\n\ny = 1\n"),
+            "is hidden, and holds more than functions",
+        ),
+        (("### Exercise 1.1", "### Try"), "is hidden, and belongs to no exercise"),
+    ],
+)
+def test_an_exercise_that_lacks_a_part_is_warned_of(tmp_path, change, warning):
+    assert change[0] in EXERCISE
+    warnings, _ = built_alone(tmp_path, EXERCISE.replace(*change))
+    assert [warning in said for said in warnings] == [True], warnings
+
+
+def test_a_heading_ends_an_exercise(tmp_path):
+    warnings, html = built_alone(tmp_path, EXERCISE.replace("# Beside yours.", "# ## Next"))
+    assert warnings == []
+    box, _, rest = html.partition('<h2 id="next">')
+    assert box.count("<div") - box.count("</div>") == rest.count("</div>") - rest.count("<div")
+    assert box.count('<div class="exercise">') == 1
+
+
+def test_the_glossary_is_a_page_that_terms_link_to(built):
+    assert '<a href="glossary.html#slot">slot</a>' in page(built, "01_first")
+    assert '<a href="glossary.html">glossary</a>' in page(built, "01_first")
+    html = page(built, "glossary")
+    assert '<h2 id="slot">Slot</h2>' in html
+    assert '<a href="01_first.html#formulas">' in html
+    assert '<a href="#slot">' in html
+    assert '<a href="glossary.html" aria-current="page">Words</a>' in html
+    for name, root in (("index", ""), ("01_first", ""), ("files/minprefix/gpt2.py", "../../")):
+        assert f'<a href="{root}glossary.html">Words</a>' in page(built, name)
+    sections = (built / "search.js").read_text(encoding="utf-8")
+    assert '"page":"glossary.html","lesson":"Words","slug":"slot"' in sections
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("# Words\n\n## A\n\n[x](#b)\n", "glossary.md: glossary has no heading #b"),
+        ("# Words\n\n## A\n\n[x](02_y.py)\n", "glossary.md: the link '02_y.py' is dead"),
+        ("Words\n\n## A\n", "glossary.md: it does not begin with `# Title`"),
+        ("# Words\n\n## B\n", "01_x, cell 1: glossary has no heading #a"),
+    ],
+)
+def test_a_fault_of_the_glossary_is_warned_of(tmp_path, text, warning):
+    folder = write(tmp_path / "t", **{"01_x": f"{HEADED}# [x](glossary.md#a)\n"})
+    (folder / "glossary.md").write_text(text, encoding="utf-8")
+    warnings, _ = site.build(reading.lesson_paths(folder), tmp_path / "out")
+    assert any(warning in said for said in warnings), warnings
 
 
 # ---- what does not run ------------------------------------------------------------------------
@@ -631,6 +795,17 @@ def test_the_options_of_the_command_are_checked(capsys):
 
 
 # ---- the lessons of this project --------------------------------------------------------------
+
+
+def test_each_term_that_a_lesson_links_to_is_in_the_glossary():
+    glossary = reading.glossary(ROOT / "tutorials")
+    terms = Page(lambda href: href, pytest.fail)
+    terms.html(glossary.cells[0].source)
+    slugs = {section.slug for section in terms.sections}
+    for path in [*reading.lesson_paths(), ROOT / "tutorials" / "TEACHING.md"]:
+        linked = re.findall(r"\(glossary\.md#([^)]*)\)", path.read_text(encoding="utf-8"))
+        assert set(linked) <= slugs, path.name
+    assert not [slug for slug in slugs if re.search(r"-\d+$", slug)], "a term stands there twice"
 
 
 def test_every_lesson_runs_as_a_notebook_and_its_site_has_no_warning(tmp_path):

@@ -1,9 +1,9 @@
 """The lessons as a static site: `minprefix lessons --out DIR`.
 
 Each lesson has a page with its text beside its code and the code's output. There are an index, a
-search, the glossary, and a page for each source file that a lesson links to. No page asks the network for
-anything. Beside this module lie `page.html`, the frame of each page, `pieces.html`, what stands in
-it, and `site.css` and `site.js`, which are copied.
+search, the glossary, and a page for each source file that a lesson links to. No page asks the
+network for anything. Beside this module lie `page.html`, the frame of each page, `pieces.html`,
+what stands in it, and `site.css` and `site.js`, which are copied.
 """
 
 import contextlib
@@ -163,6 +163,7 @@ def _live(site: Site, lesson: Lesson, href: str, where: str) -> str:
                 site.pointed.append((name, fragment, where))
             at = f"#{parts.fragment}" if fragment else ""
             return f"{name}.html{at}" if parts.path else at
+        fragment = ""  # a heading, which its script has as a comment
     if site.glossary and place == f"tutorials/{site.glossary.path.name}":
         if fragment:
             site.pointed.append((site.glossary.name, fragment, where))
