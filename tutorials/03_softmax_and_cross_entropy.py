@@ -19,8 +19,8 @@
 # - The gradient of softmax and cross-entropy together is one short line.
 # - The mean of the means of two micro-batches is another loss than the mean of the batch. In the
 #   example one prediction counts three times as much as any other.
-# - With a step of $10^{-6}$, finite differences find nine correct digits through a float64 loss, and
-#   about one through a loss that is rounded to float32.
+# - With a step of $10^{-6}$, finite differences find nine correct digits through a float64 loss.
+#   They find about one through a loss that is rounded to float32.
 # - A planted bug changes the loss that is printed, and not one bit of the training.
 #
 # ## Softmax
