@@ -357,7 +357,7 @@ grade(head_backward)
 # %% jupyter={"source_hidden": true}
 def head_backward(dz, q, k, v):
     hs = q.shape[-1]
-    _, pattern = head(q, k, v)  # (T, T)
+    pattern = head(q, k, v)[1]  # (T, T)
     dv = pattern.swapaxes(-1, -2) @ dz  # (T, hs)
     dpattern = dz @ v.swapaxes(-1, -2)  # (T, T)
     row_sum = (dpattern * pattern).sum(axis=-1, keepdims=True)  # (T, 1)
@@ -644,7 +644,7 @@ def attend(q, k, v, offsets):
     zs = []
     for start, end in itertools.pairwise(offsets):
         q_b, k_b, v_b = (a[start:end].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
-        z_b, _ = head(q_b, k_b, v_b)  # (NH, T, hs)
+        z_b = head(q_b, k_b, v_b)[0]  # (NH, T, hs)
         zs.append(z_b.swapaxes(0, 1))  # (T, NH, hs)
     return np.concatenate(zs)  # (N, NH, hs)
 

@@ -38,12 +38,13 @@
 # never reads that output.
 #
 # Token $i$ sees all $P$ slots and the tokens $0 \dots i$. All other scores are set to $-\infty$
-# before the softmax, so their shares are 0 after it.
+# before the softmax, so their shares are 0 after it. The picture shows which token sees which
+# column, for $T = 5$ and $P = 3$.
 
 # %%
 import numpy as np
 
-from minprefix.lessons import grade
+from minprefix.lessons import drawings, grade
 
 rng = np.random.default_rng(0)
 T, P, hs = 5, 3, 4
@@ -55,6 +56,8 @@ def softmax(scores):  # lesson 3's: each row for itself
     e = np.exp(scores - scores.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
+
+drawings.rectangle(T, P, only="forward")
 
 # %% [markdown]
 # ### Exercise 5.1: `visible`
@@ -174,9 +177,14 @@ assert np.abs(pattern.sum(axis=1) - 1).max() < 1e-14, "a row does not sum to 1"
 #
 # The rest of the model and the loss $\ell$ lie behind this head. They give us the upstream
 # $dz = \partial \ell / \partial z$, of the shape $(T, hs)$. We go through the lines of the forward
-# in reverse order, as in lesson 4, and look for the rows of the slots.
-#
-# The last line was $z = pattern \; values$. The value in row $j$ reached every $z_i$ with the
+# in reverse order, as in lesson 4, and look for the gradients of the slots. In the rectangle they
+# come from the first $P$ columns.
+
+# %%
+drawings.rectangle(T, P, only="backward")
+
+# %% [markdown]
+# The last line of the forward was $z = pattern \; values$. The value in row $j$ reached every $z_i$ with the
 # weight $pattern_{ij}$, so
 #
 # $$dvalues = pattern^\top dz, \qquad dpattern = dz \; values^\top$$
