@@ -420,8 +420,7 @@ for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
 #
 # - Add one vector to all keys. The scores of a row all change by the same number, and the pattern
 #   does not change. So $\sum_j dk_j = 0$.
-# - Add one vector to all values. Every $z_i$ moves by that vector. So
-#   $\sum_j dv_j = \sum_i dz_i$.
+# - Add one vector to all values. Every $z_i$ moves by that vector. So $\sum_j dv_j = \sum_i dz_i$.
 #
 # ### Exercise 4.5: `check_laws`
 #

@@ -184,8 +184,8 @@ assert np.abs(pattern.sum(axis=1) - 1).max() < 1e-14, "a row does not sum to 1"
 drawings.rectangle(T, P, only="backward")
 
 # %% [markdown]
-# The last line of the forward was $z = pattern \; values$. The value in row $j$ reached every $z_i$ with the
-# weight $pattern_{ij}$, so
+# The last line of the forward was $z = pattern \; values$. The value in row $j$ reached every $z_i$
+# with the weight $pattern_{ij}$, so
 #
 # $$dvalues = pattern^\top dz, \qquad dpattern = dz \; values^\top$$
 #
@@ -394,12 +394,12 @@ print("dprefix_k", dprefix_k.shape, " dprefix_v", dprefix_v.shape)
 # **Recap.** No line of this backward treats a slot in a special way. Compute the gradients of all
 # $P + T$ keys and values. The first $P$ rows are the gradient of the prefix.
 #
-# ## First proof: finite differences
+# ## Two proofs
 #
-# The loss that belongs to a random $dz$ is $\ell = \sum dz \odot z$, as in lesson 4. We move one
-# number of the prefix up and down by $\epsilon = 10^{-6}$ and look at $\ell$. The two values agree
-# in about their first six digits. The subtraction loses these digits, and about ten of sixteen are
-# left.
+# The first proof is by finite differences. The loss that belongs to a random $dz$ is
+# $\ell = \sum dz \odot z$, as in lesson 4. We move one number of the prefix up and down by
+# $\epsilon = 10^{-6}$ and look at $\ell$. The two values agree in about their first six digits. The
+# subtraction loses these digits, and about ten of sixteen are left.
 
 
 # %%
@@ -429,11 +429,9 @@ assert relative_error(dprefix_k, of_k) < 1e-8
 assert relative_error(dprefix_v, of_v) < 1e-8
 
 # %% [markdown]
-# ## Second proof: the complex step
-#
-# `head_with_slots` consists of functions that take complex numbers, too. So the derivative is the
-# imaginary part of $\ell(x + i\epsilon)$, divided by $\epsilon = 10^{-30}$, as in
-# [lesson 2](02_backward_by_hand.py). Nothing is subtracted.
+# The second proof is by the complex step. `head_with_slots` consists of functions that take complex
+# numbers, too. So the derivative is the imaginary part of $\ell(x + i\epsilon)$, divided by
+# $\epsilon = 10^{-30}$, as in [lesson 2](02_backward_by_hand.py). Nothing is subtracted.
 #
 # **Predict.** By what factor is the error smaller than with finite differences?
 
@@ -567,11 +565,10 @@ def attention_backward(dz, cache):
 
 
 # %% [markdown]
-# ## Third proof: two other implementations
-#
-# The package has this operation twice: [reference](../minprefix/ops/reference.py) is written to be
-# read, [numpy_ops](../minprefix/ops/numpy_ops.py) to be fast. With one sequence and one head, all
-# three have to give the gradient of `backward_with_slots`.
+# The third proof compares implementations. The package has this operation twice:
+# [reference](../minprefix/ops/reference.py) is written to be read,
+# [numpy_ops](../minprefix/ops/numpy_ops.py) to be fast. With one sequence and one head, all three
+# have to give the gradient of `backward_with_slots`.
 
 # %%
 from minprefix.ops import numpy_ops, reference
