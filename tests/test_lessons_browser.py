@@ -3,6 +3,7 @@ on a laptop and on a phone, light and dark."""
 
 import os
 import shutil
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("there is no chromium on this machine", allow_module_level=True)
 
-PAGES = ["index", "01_first", "02_second", "files/minprefix/ops/reference.py"]
+PAGES = ["index", "01_first", "02_second", "glossary", "files/minprefix/ops/reference.py"]
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +89,15 @@ def test_no_page_is_wider_than_the_screen_with_all_unfolded(visit, name, viewpor
 
 
 def test_code_stands_beside_its_text_on_a_laptop_and_below_it_on_a_phone(visit):
-    text, code = "#formulas + p", "#cell-2 .code"
+    text, code = "#a-picture + div", "#cell-5 .code"
     laptop = visit("01_first")
     a, b = box(laptop, text), box(laptop, code)
     assert a[2] < b[0]
-    assert abs(box(laptop, "#formulas")[1] - b[1]) < 20
+    assert abs(box(laptop, "#a-picture")[1] - b[1]) < 20
     phone = visit("01_first", viewport=PHONE)
     a, b = box(phone, text), box(phone, code)
     assert a[3] < b[1]
-    assert phone.evaluate("document.querySelector('#cell-4 pre').scrollWidth > innerWidth")
+    assert phone.evaluate("document.querySelector('#cell-5 pre').scrollWidth > innerWidth")
 
 
 def test_a_formula_is_set(visit):
@@ -134,13 +135,59 @@ def test_a_formula_is_set(visit):
 
 def test_the_answer_to_a_prediction_is_seen_when_asked_for(visit):
     page = visit("01_first")
-    answer = page.locator(".answer pre")
-    assert not answer.is_visible()
+    code, gave, said = (page.locator(f".answer {of}") for of in (".code", ".gave pre", ".said"))
+    for hidden in (code, gave, said):
+        assert not hidden.is_visible()
     page.click(".answer summary")
-    assert answer.inner_text().startswith("42 <script>")
+    assert code.is_visible()
+    assert gave.inner_text().startswith("42 <script>")
+    assert said.inner_text() == "Answer. It is forty-two."
     assert not page.locator("text=unfindable_elsewhere").is_visible()
     page.click("text=Solution 1")
     assert page.locator("text=unfindable_elsewhere").is_visible()
+
+
+def test_ours_and_hints_are_folded_inside_the_box_of_their_exercise(visit):
+    page = visit("01_first")
+    exercise, ours = page.locator(".exercise"), page.locator(".ours .code")
+    assert exercise.locator("h3").inner_text() == "Exercise 1.1: half"
+    assert exercise.locator(".cost").inner_text() == "8 minutes · ●●○○○"
+    assert not ours.is_visible()
+    assert not exercise.locator("text=Two halves").is_visible()
+    page.click(".ours summary")
+    assert ours.is_visible()
+    page.click("text=Hint 1")
+    assert exercise.locator("text=Two halves").is_visible()
+    after = page.locator("text=Beside yours")
+    assert after.bounding_box()["y"] > sum(exercise.bounding_box()[k] for k in ("y", "height"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_headings_of_a_page_skip_no_level(visit, name):
+    page = visit(name)
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])"
+    )
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_a_link_to_a_folded_cell_unfolds_it(visit):
+    page = visit("01_first", "#cell-2")
+    assert page.locator(".answer .code").is_visible()
+
+
+def test_a_term_leads_to_its_place_in_the_glossary(visit):
+    page = visit("01_first")
+    page.click("text=slot >> nth=0")
+    page.wait_for_url("**/glossary.html#slot")
+    page.wait_for_selector("html[data-ready]")
+    shown = "(e) => getComputedStyle(e).backgroundColor"
+    term = page.locator(".term", has=page.locator("#slot"))
+    assert term.evaluate(shown) != page.locator(".term").last.evaluate(shown)
+    page.fill("#search", "beside a slot")
+    assert page.inner_text("#found a:first-child span") == "Words"
 
 
 def test_the_search_is_found_walked_and_followed_by_keyboard(visit):
@@ -269,7 +316,9 @@ def test_a_page_can_be_read_without_its_script(chromium, folder):
     page = context.new_page()
     page.goto(f"file://{folder}/01_first.html")
     page.click(".answer summary")
-    assert page.locator(".answer pre").is_visible()
+    assert page.locator(".answer .gave pre").is_visible()
+    page.click(".ours summary")
+    assert page.locator(".ours .code").is_visible()
     context.close()
 
 
@@ -278,7 +327,8 @@ def test_on_paper_all_is_unfolded_and_no_bar_is_printed(visit):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.is_hidden(".bar")
-    assert page.locator(".answer pre").is_visible()
+    assert page.locator(".answer .gave pre").is_visible()
+    assert page.locator(".ours .code").is_visible()
     assert page.locator("text=unfindable_elsewhere").is_visible()
 
 
