@@ -4,8 +4,9 @@
 # - **You will be able to** measure any gradient in two ways; derive the backward of GELU, of a
 #   linear layer and of layernorm; write each in a few lines of NumPy, and prove it right.
 # - **You need** [lesson 1](01_what_a_prefix_is.py), the matrix product, two rules from school,
-#   $(fg)' = f'g + fg'$ and $f(g(x))' = f'(g(x)) \, g'(x)$, and partial derivatives:
-#   $\partial f / \partial x_1$ is the derivative for $x_1$ while all other variables stay fixed.
+#   $(pq)' = p'q + pq'$ and $p(q(x))' = p'(q(x)) \, q'(x)$, and partial derivatives: for a function
+#   $p$ of several variables, $\partial p / \partial x_1$ is its derivative for $x_1$ while all
+#   other variables stay fixed.
 # - **Time** 180 minutes; it runs in 2 seconds.
 # - **Difficulty** 3 of 5.
 #
@@ -24,20 +25,22 @@
 #
 # ## What a gradient is
 #
-# In lesson 1 a function gave us the loss $\ell$, one number, and its *gradient*: for each of 12,800
-# numbers of the prefix, how fast $\ell$ grows when that number grows. This lesson shows how such a
-# gradient is computed. A model is a chain of steps, $x \to out \to \dots \to \ell$. The *forward*
-# goes along the chain and computes the loss. The *backward* goes back, step by step, and computes
-# the gradient.
+# In lesson 1 a function gave us the loss $\ell$, one number, and its
+# [gradient](glossary.md#gradient): for each of 12,800 numbers of the prefix, how fast $\ell$ grows
+# when that number grows. This lesson shows how such a gradient is computed. A model is a chain of
+# steps, $x \to out \to \dots \to \ell$. The [forward](glossary.md#forward-and-backward) goes along
+# the chain and computes the loss. The *backward* goes back, step by step, and computes the
+# gradient.
 #
 # We write `dx` for $\partial \ell / \partial x$. It has the shape of `x`. A step does not need to
-# know what the loss is. It receives $dout = \partial \ell / \partial out$, the *upstream* gradient,
-# with one number for each number of `out`. From this it computes the gradient of its own input:
+# know what the loss is. It receives $dout = \partial \ell / \partial out$, the [upstream
+# gradient](glossary.md#upstream-gradient), with one number for each number of `out`. From this it
+# computes the gradient of its own input:
 #
 # $$dx_j = \sum_i dout_i \, \frac{\partial out_i}{\partial x_j}$$
 #
-# This is the chain rule for several variables. The number $x_j$ influences the loss through every
-# $out_i$, and the influences add up.
+# This is the [chain rule](glossary.md#chain-rule) for several variables. The number $x_j$
+# influences the loss through every $out_i$, and the influences add up.
 #
 # An example with numbers: $x = (3, 2)$, and the step is $out_1 = x_1 x_2$, $out_2 = x_1 + x_2$. The
 # upstream gradient is $dout = (10, 1)$. Then
@@ -56,9 +59,13 @@
 # that measure a gradient without any formula. Both only call the function that computes the loss.
 #
 # The first tool moves one number of `x` up and down by a small $\epsilon$ and compares the losses.
-# These are *finite differences*, here for a loss of one number $x$:
+# These are [finite differences](glossary.md#finite-difference), here for a loss of one number $x$:
 #
 # $$\ell'(x) \approx \frac{\ell(x + \epsilon) - \ell(x - \epsilon)}{2 \epsilon}$$
+#
+# Here is your first exercise. Replace each `...` and run the cell. `grade` compares your variables
+# with ours, in their order, and names the first wrong one. Hints stand below the cell, and our
+# answer is folded below the hints. The lesson goes on with ours.
 #
 # ### Exercise 2.1: `finite_differences`
 #
@@ -139,7 +146,7 @@ assert np.abs(measured - [21, 31]).max() < 1e-8
 #
 # The value is in the real part, and the derivative is in the imaginary part. They do not mix. (The
 # term with $\epsilon^2$ is real, too, so the error of the last line is of the order $\epsilon^2$.)
-# This tool is the *complex step*.
+# This tool is the [complex step](glossary.md#complex-step).
 #
 # ### Exercise 2.2: `complex_step`
 #
@@ -206,10 +213,10 @@ def complex_step(loss, x, eps=1e-30):
 #
 # *4 minutes · difficulty 1 of 5*
 #
-# `x` has the shape $(N, F)$. Return `out`, and a *cache*: what the backward will need from the
-# forward. Here this is the pair `(x, tanh)`, where `tanh` is $\tanh u$. Write the root as
-# `(2 / np.pi) ** 0.5`. (`np.sqrt(2 / np.pi)` is a float64 of NumPy's, and it turns every float32
-# array that it meets into float64.)
+# `x` has the shape $(N, F)$. Return `out`, and a [cache](glossary.md#cache): what the backward will
+# need from the forward. Here this is the pair `(x, tanh)`, where `tanh` is $\tanh u$. Write the
+# root as `(2 / np.pi) ** 0.5`. (`np.sqrt(2 / np.pi)` is a float64 of NumPy's, and it turns every
+# float32 array that it meets into float64.)
 
 
 # %%
@@ -584,9 +591,22 @@ assert relative_error(db, np.einsum("nf->f", dout)) < 1e-14
 # Look at what the two functions need. The backward of a linear layer has two halves, and `dout` is
 # all that they share. `dx` needs the weight and not the input. `dW` needs the input and not the
 # weight. If you train the weights, you need both halves: `dW` to train this layer, and `dx` to go
-# on to the layers below. A frozen layer needs `dx` only. It does not compute `dW`, and it need not
-# keep `x`.
-#
+# on to the layers below.
+
+# %%
+from minprefix.lessons import drawings
+
+drawings.graph()
+
+# %% [markdown]
+# A [frozen](glossary.md#frozen) layer needs `dx` only. It does not compute `dW`, and it need not
+# keep `x`. In the next picture $W_2$ is frozen. `dx` still goes through its layer, because $W_1$
+# below it is trained.
+
+# %%
+drawings.graph(frozen=("W_2",))
+
+# %% [markdown]
 # **Predict.** Count multiplications: one for each term of each sum. Which of the three is the most
 # expensive: the forward, the half with `dx`, or the half with `dW`?
 
@@ -610,9 +630,9 @@ assert forward_terms == terms_of_dx == terms_of_dW
 #
 # ## Layernorm: every number depends on every other
 #
-# Layernorm shifts and stretches each row of `x` $(N, C)$ so that its mean is 0 and its variance is
-# 1. Then each column gets a factor and a summand of its own, `gain` and `bias`, both $(C)$. For one
-# row of $C$ numbers:
+# [Layernorm](glossary.md#layernorm) shifts and stretches each row of `x` $(N, C)$ so that its mean
+# is 0 and its variance is 1. Then each column gets a factor and a summand of its own, `gain` and
+# `bias`, both $(C)$. For one row of $C$ numbers:
 #
 # $$\begin{aligned}
 # centred_i &= x_i - \frac1C \sum_j x_j, & var &= \frac1C \sum_j centred_j^2, \\
@@ -687,8 +707,9 @@ def layernorm(x, gain, bias, eps):
 #
 # The last step is $xhat_i = centred_i \cdot rstd$. Both factors depend on $x_j$, so the product
 # rule puts the first and the third line together. The result is
-# $J_{ij} = \partial \, xhat_i / \partial x_j$, a matrix of the shape $(C, C)$: the *Jacobian* of
-# one row. It holds the derivative of every output number for every input number.
+# $J_{ij} = \partial \, xhat_i / \partial x_j$, a matrix of the shape $(C, C)$: the
+# [Jacobian](glossary.md#jacobian) of one row. It holds the derivative of every output number for
+# every input number.
 #
 # ### Exercise 2.9: `layernorm_jacobian`
 #
@@ -933,13 +954,15 @@ print("the package agrees, twice")
 
 # %% [markdown]
 # **Recap.** Two implementations that were written apart and agree to 12 digits hardly share a slip.
-# A *law*, such as "each row of `dx` sums to 0", needs no second implementation at all.
+# A [law](glossary.md#law), such as "each row of `dx` sums to 0", needs no second implementation at
+# all.
 #
 # ## A chain
 #
 # The steps can now be joined. The second half of each block of GPT-2 is this: layernorm, a linear
 # layer that makes the rows wider, GELU, and a linear layer that makes them narrow again. The result
-# is added to the input. Lesson 6 calls `x` and the sum the *residual stream*.
+# is added to the input. Lesson 6 calls `x` and the sum the
+# [residual stream](glossary.md#residual-stream).
 
 
 # %%
@@ -1015,8 +1038,9 @@ check("dx", dx, lambda x: (dout * chain(x, *others)[0]).sum(), x)
 #
 # ## Break it yourself
 #
-# We plant a bug that students really write: the way through the mean is forgotten. Then we train
-# with it. The simplest training of all changes $x$ itself, downhill, in small steps.
+# We [plant a bug](glossary.md#planted-bug) that students really write: the way through the mean is
+# forgotten. Then we train with it. The simplest training of all changes $x$ itself, downhill, in
+# small steps.
 #
 # **Predict.** Will the loss fall? Which checks notice the bug: the law, the complex step, or both?
 

@@ -25,10 +25,11 @@
 #
 # ## Softmax
 #
-# A language model gives a row of scores for each token that it has to predict, one score for each
-# of the $V$ tokens of its vocabulary. The scores are called *logits*. They are any real numbers; a
-# larger one means a likelier token. For $M$ predictions, $logits$ has the shape $(M, V)$. Softmax
-# turns each row $m$ into probabilities:
+# A language model gives a row of scores for each [token](glossary.md#token) that it has to predict,
+# one score for each of the $V$ tokens of its [vocabulary](glossary.md#vocabulary). The scores are
+# called [logits](glossary.md#logits). They are any real numbers; a larger one means a likelier
+# token. For $M$ predictions, $logits$ has the shape $(M, V)$. [Softmax](glossary.md#softmax) turns
+# each row $m$ into probabilities:
 #
 # $$probs_{mj} = \frac{e^{logits_{mj}}}{\sum_i e^{logits_{mi}}}$$
 #
@@ -183,7 +184,7 @@ assert np.abs(softmax(shifted_rows) - softmax(row[None])).max() < 1e-12, "a shif
 #
 # *8 minutes · difficulty 2 of 5*
 #
-# The derivatives form a matrix, the Jacobian
+# The derivatives form a matrix, the [Jacobian](glossary.md#jacobian)
 # $J_{jk} = \partial \, probs_j / \partial \, logits_k$. `probs` is one row, $(V)$. Return `J`,
 # $(V, V)$.
 
@@ -247,8 +248,8 @@ assert np.abs(J.sum(axis=0)).max() < 1e-14, "each column of J has to sum to 0"
 assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 
 # %% [markdown]
-# **Answer.** Six: only the diagonal is positive. A token gains by its own logit and loses by all
-# others. All columns and all rows sum to 0. Column $k$ says what one logit does to all
+# **Answer.** Six are positive, the entries of the diagonal. A token gains by its own logit and
+# loses by all others. All columns and all rows sum to 0. Column $k$ says what one logit does to all
 # probabilities. They always sum to 1, so what some of them gain, the others lose. Row $j$ says what
 # all logits do to one probability. If all logits grow by the same number, $probs_j$ does not
 # change.
@@ -371,14 +372,15 @@ for name, backward in answers.items():
 #
 # ## What a batch predicts
 #
-# Now the loss. First we have to say which tokens are to be predicted. A batch joins $B$ sequences
-# of tokens to one stream of $N$ tokens, without any padding. The model gives one row of logits for
+# Now the loss. First we have to say which tokens are to be predicted. A [batch](glossary.md#batch)
+# joins $B$ sequences of tokens to one [stream](glossary.md#stream) of $N$ tokens, without any
+# padding. The model gives one row of logits for
 # each of the $N$ tokens. Row $n$ has seen token $n$ and everything before it, so it predicts token
-# $n + 1$ of the same sequence. That token is the row's *target*.
+# $n + 1$ of the same sequence. That token is the row's [target](glossary.md#target).
 #
 # Not every row predicts something. The last row of a sequence has no target: the token after it
-# belongs to the next sequence. And a prompt is given, so nobody asks the model to predict it. For
-# each sequence, `loss_from` is the index of the first token to predict.
+# belongs to the next sequence. And a [prompt](glossary.md#prompt) is given, so nobody asks the
+# model to predict it. For each sequence, `loss_from` is the index of the first token to predict.
 #
 # Each of the $M$ predictions gets a *loss weight* $w_m$, and the loss will be a weighted sum. With
 # $w_m = 1/M$ it is the mean over all predictions, and with $w_m = 1$ it is the sum. (The array is
@@ -468,8 +470,8 @@ assert np.array_equal(targets, packed.targets)
 #
 # The target of prediction $m$ is $targets_m$, a number from $0$ to $V - 1$. How surprised was the
 # model? As in lesson 1, we take the negative logarithm of the probability that it gave to the
-# target, the *negative log-likelihood*, in nats ($\log$ is the natural logarithm, as in NumPy). The
-# *cross-entropy* is the weighted sum:
+# target, the *negative log-likelihood*, in [nats](glossary.md#nat) ($\log$ is the natural
+# logarithm, as in NumPy). The [cross-entropy](glossary.md#cross-entropy) is the weighted sum:
 #
 # $$nll_m = -\log(probs_{m, targets_m}), \qquad loss = \sum_m w_m \, nll_m$$
 #
@@ -579,7 +581,7 @@ def cross_entropy(logits, targets, weights):
 # row. Its sum is a number, too, so this mistake raises no error.
 #
 # A mean loss is often reported as *perplexity*, $e^{loss}$. A model that spreads its probability
-# evenly over $k$ tokens has the perplexity $k$.
+# evenly over 8 tokens has the perplexity 8.
 #
 # ### Exercise 3.8: `perplexity`
 #
@@ -803,9 +805,10 @@ print("the package agrees, twice")
 # The two differ by a factor, and so do their gradients. With the sum, twice as many predictions
 # make a gradient about twice as large, and another learning rate is right.
 #
-# Large batches do not fit into memory. So people cut them into *micro-batches*, compute a gradient
-# for each, and add the gradients up. Say that a batch of 4 predictions is cut into 3 and 1, and
-# that the gradients of the two means are averaged.
+# Large batches do not fit into memory. So people cut them into
+# [micro-batches](glossary.md#micro-batch), compute a gradient for each, and add the gradients up.
+# Say that a batch of 4 predictions is cut into 3 and 1, and that the gradients of the two means are
+# averaged.
 #
 # **Predict.** In the batch's own mean each prediction has the loss weight $1/4$. Which loss weights
 # do they have in the mean of the two means?
@@ -843,7 +846,7 @@ assert relative_error(mean_of_means, of_mean) > 0.5
 # *15 minutes · difficulty 4 of 5*
 #
 # `b` has the shape $(V)$. `parts` yields micro-batches, one after another: each is an array of
-# targets, $(m)$, with its own length $m$. You may go through `parts` several times, but only one
+# targets with a length of its own. You may go through `parts` several times, but only one
 # micro-batch fits into memory, so do not collect them. Return the mean loss over all $M$
 # predictions of all micro-batches, and its gradient `db`, $(V)$. Use `cross_entropy` and
 # `cross_entropy_backward`.
@@ -853,7 +856,7 @@ assert relative_error(mean_of_means, of_mean) > 0.5
 def mean_in_parts(b, parts):
     loss, db = 0.0, np.zeros(b.shape)
     for targets in parts:
-        logits = ...  # (m, V)
+        logits = ...  # (len(targets), V)
         loss += ...
         db += ...
     return loss, db
@@ -878,8 +881,8 @@ grade(mean_in_parts)
 #
 # <details><summary>Hint 3</summary>
 #
-# `np.tile(b, (m, 1))` is $m$ rows of `b`. Row `b` is used $m$ times, so its gradient is the sum of
-# `dlogits` over the rows.
+# `np.tile(b, (size, 1))` is `size` rows of `b`. The row is used once for each target, so its
+# gradient is the sum of `dlogits` over the rows.
 #
 # </details>
 
@@ -889,9 +892,9 @@ def mean_in_parts(b, parts):
     M = sum(len(targets) for targets in parts)
     loss, db = 0.0, np.zeros(b.shape)
     for targets in parts:
-        m = len(targets)
-        logits = np.tile(b, (m, 1))
-        of_part, cache = cross_entropy(logits, targets, np.full(m, 1 / M))
+        size = len(targets)
+        logits = np.tile(b, (size, 1))
+        of_part, cache = cross_entropy(logits, targets, np.full(size, 1 / M))
         loss += of_part
         db += cross_entropy_backward(cache).sum(axis=0)
     return loss, db
@@ -975,8 +978,8 @@ plt.show()
 #
 # ## Break it yourself
 #
-# We plant a bug of the zoo: the loss is divided by $M$ at the end, although the loss weights say
-# already whether it is a sum or a mean.
+# We plant a bug of the [zoo](glossary.md#zoo): the loss is divided by $M$ at the end, although the
+# loss weights say already whether it is a sum or a mean.
 #
 # **Predict.** Which of the three checks see it: `check_loss`, `check_gradient`, `check_law`?
 
@@ -1085,10 +1088,10 @@ assert np.abs(np.array(low) * M / np.array(sound) - 1).max() < 1e-12
 #
 # </details>
 #
-# **3.** *Label smoothing* asks for the probability 0.9 at the target, and spreads the remaining 0.1
-# evenly over all $V$ tokens: $loss = -\sum_{mj} w_m \, soft_{mj} \log(probs_{mj})$, where each row
-# of $soft$ sums to 1. Derive $dlogits$, and prove it with the complex step. (15 minutes, difficulty
-# 3 of 5.)
+# **3.** [Label smoothing](glossary.md#label-smoothing) asks for the probability 0.9 at the target,
+# and spreads the remaining 0.1 evenly over all $V$ tokens:
+# $loss = -\sum_{mj} w_m \, soft_{mj} \log(probs_{mj})$, where each row of $soft$ sums to 1. Derive
+# $dlogits$, and prove it with the complex step. (15 minutes, difficulty 3 of 5.)
 #
 # <details><summary>Solution 3</summary>
 #

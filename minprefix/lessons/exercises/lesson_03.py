@@ -413,7 +413,7 @@ def cross_entropy_backward(rng: Rng) -> Cases:
 
 
 class MicroBatches:
-    """Yields one micro-batch at a time, an array of targets (m,), and looks whether the ones before
+    """Yields one micro-batch at a time, an array of targets, and looks whether the ones before
     are still held."""
 
     def __init__(self, parts: list[list[int]]) -> None:
@@ -437,20 +437,20 @@ class MicroBatches:
 
 @exercise(
     (
-        "np.full(m, 1 / M)",
-        "np.full(m, 1 / (m * len(parts)))",
+        "np.full(size, 1 / M)",
+        "np.full(size, 1 / (size * len(parts)))",
         "This is the mean of the micro-batches' means, in which a prediction of a small one counts "
         "more. Give each prediction the loss weight 1 / M.",
     ),
     (
-        "np.full(m, 1 / M)",
-        "np.full(m, 1 / m)",
+        "np.full(size, 1 / M)",
+        "np.full(size, 1 / size)",
         "The means of the micro-batches are added up. Give each prediction the loss weight 1 / M, "
         "with M predictions in all.",
     ),
     (
-        "np.full(m, 1 / M)",
-        "np.ones(m)",
+        "np.full(size, 1 / M)",
+        "np.ones(size)",
         "This is the sum over all predictions. For the mean each has the loss weight 1 / M.",
     ),
     (
@@ -473,4 +473,4 @@ class MicroBatches:
 def mean_in_parts(rng: Rng) -> Cases:
     """Micro-batches of unlike sizes; of one prediction each; a single one."""
     for V, sizes in ((6, (3, 1, 5, 2)), (4, (1, 1, 1)), (5, (4,))):
-        yield rng.normal(size=V), MicroBatches([list(rng.integers(V, size=m)) for m in sizes])
+        yield rng.normal(size=V), MicroBatches([list(rng.integers(V, size=n)) for n in sizes])
