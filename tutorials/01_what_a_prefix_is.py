@@ -4,23 +4,41 @@
 # - **You will be able to** turn a frozen GPT-2 to a task of yours with ten lines of Python, say
 #   what each number of a prefix is for, and prove what was trained and what was not.
 # - **You need** Python and a little NumPy: arrays, shapes, slices. Nothing about transformers.
-# - **Time** 40 minutes; it runs in 9 seconds.
-# - **Difficulty** 1 of 3.
+# - **Time** 75 minutes; it runs in 9 seconds.
+# - **Difficulty** 1 of 5.
+#
+# ## Overview
+#
+# - Ten lines of Python train a prefix of 12,800 numbers, 0.9% of the model. Before, 86% of the
+#   facts are wrong or missing in what the model writes about 20 new records; after, 1%.
+# - A text becomes tokens by merging pairs of pieces. You write this, and get the tokens of the
+#   shipped model for 366 of 366 words.
+# - A prefix made of a text's keys and values gives the same scores as the text itself, up to
+#   rounding (the largest difference is less than a millionth of the largest score).
+# - More than half of the loss of a description lies in its first token: the decision to describe.
+# - No weight of the model changes. A checksum over all its bytes proves it.
+# - A planted bug leaves a falling loss and good texts. Only a comparison with a second way to
+#   compute the same numbers finds it.
 #
 # ## Ten lines
 #
 # A *language model* reads the beginning of a text and says what comes next. GPT-2 is one. It is a
-# long computation with many numbers in it, its *weights*, which were found by making it read. The
-# smallest GPT-2 that was published has 124 million of them. Beside this package comes a tiny one,
-# built alike, with 1.4 million. It has read about nothing but restaurants, films, people, cities
-# and books, all of them invented: the *tiny world*.
+# long computation with many numbers in it, its *weights*. They were found by training on text. The
+# smallest GPT-2 that was published has 124 million weights. This package comes with a tiny model
+# that is built in the same way and has 1.4 million. It has read only about invented restaurants,
+# films, people, cities and books: the *tiny world*.
 #
 # To *train* is to change numbers a little, many times over, so that the answers get better.
-# *Prefix-tuning* turns such a model to a task and leaves every weight as it is: the model is
-# *frozen*. What is trained is a small array of numbers that the model sees in front of the text,
-# the *prefix*. Here is all of it. Run it now; further down, each line is taken apart.
+# *Prefix-tuning* turns a model to a task without changing a weight: the model is *frozen*. It
+# trains a small array of numbers that the model sees in front of the text, the
+# [prefix](glossary.md#prefix). These ten lines do all of it. Run them now. The sections below
+# explain each line.
 
 # %%
+import json
+import re
+from collections import Counter
+from itertools import pairwise
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -29,6 +47,7 @@ import numpy as np
 import minprefix
 from minprefix import GPT2, Batch, Prefix, generate, loss_and_grad
 from minprefix.data.world import table_to_text
+from minprefix.lessons import grade
 from minprefix.optim import AdamW
 
 END = "<|endoftext|>"
@@ -47,13 +66,15 @@ for i in range(0, 320, 8):  # 7
 print(f"{model.n_parameters} weights, all of them frozen; the prefix is trained")
 
 # %% [markdown]
+# **Recap.** The model is frozen. The ten lines train a small array of numbers in front of the text.
+#
 # ## Before and after
 #
 # A *record* is a list of facts: `name[Valley and Hammer], type[film], country[Morocco]`. We take 20
-# records with names that neither the model nor the prefix has ever met, put a new line behind each,
-# and let the model go on from there. The text that it goes on from is called the *prompt*. In what
-# the model has read, a bare record was mostly followed by a question about it. In the ten lines,
-# each record was followed by a description.
+# records whose names neither the model nor the prefix has met. We put a new line behind each record
+# and let the model go on from there. The text that the model goes on from is called the *prompt*.
+# In what the model has read, a bare record was mostly followed by a question about it. In the ten
+# lines, each record was followed by a description.
 #
 # **Predict.** What will the model write without the prefix? And with it?
 
@@ -68,11 +89,13 @@ for record, old, new in list(zip(records, before, after, strict=True))[:2]:
     print(fill(f"with:    {new}", 78), end="\n\n")
 
 # %% [markdown]
-# Without the prefix the model asks a question, and answers it. With the prefix it describes.
-#
-# Two texts prove little. So we count: `slot_error_rate` is the share of the facts of all records
-# that the text behind them misses, or gets wrong. (To the field a fact is a *slot*. Further down
-# that word will mean another thing.)
+# **Answer.** Without the prefix the model asks a question and answers it. With the prefix it
+# describes the record.
+
+# %% [markdown]
+# Two texts prove little, so we count. `slot_error_rate` is the share of all facts that the texts
+# miss or get wrong. (The function's name is the usual one: research on dialogue calls a fact a
+# slot. In these lessons, the word *slot* is only used for a place of a prefix, as explained below.)
 
 # %%
 from minprefix.evaluate import slot_error_rate
@@ -80,14 +103,18 @@ from minprefix.evaluate import slot_error_rate
 wrong_before = slot_error_rate(records, before)
 wrong_after = slot_error_rate(records, after)
 print(f"wrong or missing: {wrong_before:.0%} without, {wrong_after:.0%} with the prefix")
-assert wrong_before > 0.6, "the frozen model should not describe by itself"
-assert wrong_after < 0.15, "the prefix should make it describe"
+assert wrong_before > 0.8, "the frozen model should not describe by itself"
+assert wrong_after < 0.05, "the prefix should make it describe"
 
 # %% [markdown]
-# ## Line 1: the model
+# **Recap.** Prefix-tuning keeps the model and trains a small array. Here it turns a model that asks
+# questions into one that describes.
 #
-# A model knows no letters. A text is cut into *tokens*, pieces of words, and each token is a number
-# below $V$, the size of the *vocabulary*. `encode` cuts, `decode` joins.
+# ## Line 1: how a text becomes tokens
+#
+# A model computes with numbers, so a text must become numbers first. `encode` cuts it into
+# [tokens](glossary.md#token), which are words or pieces of words. Each token has a number, its
+# *id*, below $V$, the size of the *vocabulary*. `decode` joins the pieces again.
 
 # %%
 ids = model.encode(prompts[0])
@@ -100,47 +127,259 @@ assert V == 1024
 assert max(ids) < V
 
 # %% [markdown]
-# For us the model is a black box: $N$ tokens go in, and for each of them come out $V$ scores, one
-# for each token that might be next. The higher the score, the likelier the token. (The array is
-# called `logits`; [lesson 3](03_softmax_and_cross_entropy.py) makes probabilities of it.)
+# Frequent words are one token, and rare words are several. The method behind this is called *byte
+# pair encoding* ([BPE](glossary.md#bpe)). It starts with single characters. It has a list of
+# *merges*, pairs of pieces such as `("a", "n")`. One merge joins each place where these two pieces
+# stand side by side:
 #
-# To write, take the row of the last token, choose the token with the highest score, append it, and
-# ask again, until the model chooses the token `end`. It stands for `END`, behind every text that
-# the model has read. This is all that `generate` does; it is only quicker.
+# `b a n a n a`, with the merge `("a", "n")`, becomes `b an an a`.
+#
+# ### Exercise 1.1: `apply_merge`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# `pieces` is a list of strings, and `pair` holds two strings. Return a new list in which each
+# neighbouring `pair[0]`, `pair[1]` is replaced by one string, the two joined. Go from left to
+# right. A piece that has just been joined is not joined again: `a a a` with the pair `("a", "a")`
+# becomes `aa a`.
+
 
 # %%
-end = model.config.eos_token_id
-assert model.encode(END) == [end]
+def apply_merge(pieces, pair):
+    merged = ...
+    return merged
 
 
-def write(prompt, prefix=None, most=80):
+grade(apply_merge)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Walk through the list with an index `i`, in a `while` loop. After a merge, `i` moves on by 2;
+# otherwise by 1.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Compare whole pieces: `pieces[i] == pair[0]`, and the same for the next one. Take care at the end
+# of the list, where there is no next piece. The slice `pieces[i : i + 2]` is short there and raises
+# no error.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def apply_merge(pieces, pair):
+    merged, i = [], 0
+    while i < len(pieces):
+        if tuple(pieces[i : i + 2]) == tuple(pair):
+            merged.append(pieces[i] + pieces[i + 1])
+            i += 2
+        else:
+            merged.append(pieces[i])
+            i += 1
+    return merged
+
+
+# %% [markdown]
+# Where does the list of merges come from? It is learned from text, before the model is trained. At
+# each step, count how often each pair of neighbouring pieces occurs in all words, take the most
+# frequent pair, and apply this merge to all words. Then count again.
+#
+# ### Exercise 1.2: `next_merge`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# `words` is a list of words, and each word is a list of pieces, in its present state. A word that
+# occurs five times in the text stands there five times. Return the most frequent pair of
+# neighbouring pieces, as a tuple. A pair never reaches from one word into the next. (If two pairs
+# are equally frequent, either is right; the grader avoids this.)
+
+
+# %%
+def next_merge(words):
+    counts = ...
+    return ...
+
+
+grade(next_merge)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Use one `Counter` for all words. Its keys are pairs, `(left piece, right piece)`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `pairwise(pieces)` gives the neighbours of one word, and `counts.update(...)` counts them. The key
+# with the largest count is `max(counts, key=counts.get)`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def next_merge(words):
+    counts = Counter()
+    for pieces in words:
+        counts.update(pairwise(pieces))
+    return max(counts, key=counts.get)
+
+
+# %% [markdown]
+# With these two functions we learn ten merges from the descriptions. Then we take the merges of the
+# shipped model, 767 of them, and cut words with them. (We leave out the space before a word. The
+# model treats it as one more character.)
+#
+# ### Exercise 1.3: `cut_word`
+#
+# *3 minutes · difficulty 1 of 5*
+#
+# Return the pieces of `word`, a string: start with its single characters and apply each merge of
+# the list `merges`, in its order. Use `apply_merge`.
+
+
+# %%
+def cut_word(word, merges):
+    pieces = ...
+    return pieces
+
+
+grade(cut_word)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `list("film")` gives the single characters.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The result of one merge is the input of the next one: `pieces = apply_merge(pieces, pair)`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def cut_word(word, merges):
+    pieces = list(word)
+    for pair in merges:
+        pieces = apply_merge(pieces, pair)
+    return pieces
+
+
+# %%
+words = [list(word) for _, text in pairs for word in text.split()]
+for _ in range(10):
+    pair = next_merge(words)
+    print("+".join(pair), end="  ")
+    words = [apply_merge(pieces, pair) for pieces in words]
+print()
+
+merges = json.loads(model.tokenizer.to_str())["model"]["merges"]
+print(len(merges), "merges in the model;", "restaurant:", cut_word("restaurant", merges))
+print("tokenizer:", cut_word("tokenizer", merges))
+written = sorted({word for pair in pairs[:300] for word in re.findall("[A-Za-z]+", " ".join(pair))})
+same = sum(
+    cut_word(word, merges) == [model.decode([i]) for i in model.encode(word)] for word in written
+)
+print(f"the model's own tokens for {same} of {len(written)} words")
+assert same == len(written) == 366
+
+# %% [markdown]
+# The model never met the word "tokenizer", and still it can write it, in six pieces.
+#
+# **Recap.** BPE learns merges of frequent pairs from text. To encode a word, apply the merges in
+# the order in which they were learned. The model sees ids and no letters.
+#
+# ## How the model writes
+#
+# For now, the model is a black box. $N$ tokens go in. For each of them $V$ scores come out, one for
+# each token that might be next. The higher the score, the likelier the token. (The array is called
+# `logits`; [lesson 3](03_softmax_and_cross_entropy.py) makes probabilities of it.)
+#
+# To write, take the row of the last token, choose the token with the highest score, and append it.
+# Then ask again, until the model chooses the token `end`. This token stands for `END`, the mark
+# behind every text that the model has read. Choosing the highest score is called *greedy* decoding.
+#
+# ### Exercise 1.4: `write_greedily`
+#
+# *10 minutes · difficulty 2 of 5*
+#
+# Write what the model says behind `prompt`, a string, with this `prefix` (or None): at most `most`
+# new tokens, and no further than the end token, whose id is `model.config.eos_token_id`. Return the
+# new text without the prompt and without the end token. You may call `model.encode`,
+# `model.decode`, `Batch.pack` and `model.logits(Batch.pack([ids]), prefix)`, which gives an array
+# $(N, V)$. Do not call `generate`: you write it.
+
+
+# %%
+def write_greedily(model, prompt, prefix, most):
+    ids = model.encode(prompt)
+    new_text = ...
+    return new_text
+
+
+grade(write_greedily)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Only the last row of the scores matters: `scores[-1]`. `argmax` gives the place of its largest
+# number.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Remember how many tokens the prompt has (`start = len(ids)`), append to `ids`, and decode
+# `ids[start:]` at the end. Compare with the end token before you append.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def write_greedily(model, prompt, prefix, most):
     ids = model.encode(prompt)
     start = len(ids)
     while len(ids) < start + most:
         scores = model.logits(Batch.pack([ids]), prefix)  # (N, V)
         best = int(scores[-1].argmax())  # the last token's row predicts the next one
-        if best == end:
+        if best == model.config.eos_token_id:
             break
         ids.append(best)
     return model.decode(ids[start:])
 
 
-by_hand = write(prompts[0], prefix)
+# %% [markdown]
+# `generate` does the same. It is quicker, since it keeps what it has computed for earlier tokens.
+
+# %%
+end = model.config.eos_token_id
+assert model.encode(END) == [end]
+by_hand = write_greedily(model, prompts[0], prefix, 80)
 print(fill(by_hand, 78))
 assert by_hand == after[0], "generate should choose the same tokens"
 
 # %% [markdown]
+# **Recap.** A language model gives scores for the next token. Writing is a loop: choose a token,
+# append it, ask again.
+#
 # ## What a token leaves behind
 #
-# How does a token at the end of the text know what stands at its beginning? Inside of the model lie
-# $L = 4$ *layers*, one above the other, and in each of them $NH = 5$ *heads*. In every layer and
-# every head, each token leaves two rows of $hs = 32$ numbers: a *key* and a *value*. Loosely: the
-# key says what can be found here, and the value is what one gets. Each later token compares what it
-# looks for with the keys of all tokens before it, and with its own, and takes up a mixture of their
-# values, the more of one the better its key fits. ([Lesson 4](04_attention.py) has the arithmetic.)
+# How does a token at the end of the text know what stands at its beginning? The model has $L = 4$
+# *layers*, one above the other, and each layer has $NH = 5$ [heads](glossary.md#head). In each head
+# of each layer, every token leaves two rows of $hs = 32$ numbers: a *key* and a *value*. Roughly,
+# the key says what can be found here, and the value is what one gets. Each later token compares
+# what it looks for with the keys of all tokens before it, and with its own key. Then it takes a
+# mixture of their values. The better a key fits, the larger the share of its value. ([Lesson
+# 4](04_attention.py) has the arithmetic.)
 #
-# There is no other way from one token to another. Whatever stands in front of a text reaches the
-# text as keys and values, and as nothing else.
+# There is no other way from one token to another. A text in front reaches the tokens behind it as
+# keys and values, and in no other form.
 
 # %%
 cue = model.encode("describe\n")  # 2 tokens
@@ -150,18 +389,18 @@ L, two, NH, P, hs = kv.shape  # layers, key and value, heads, tokens, head size
 assert (L, two, NH, P, hs) == (4, 2, 5, 2, 32)
 
 # %% [markdown]
-# Then nobody has to read the text in front. One can put its keys and values there. That is what a
-# `Prefix` is: an array `prefix.kv` of shape $(L, 2, NH, P, hs)$. It has $P$ *slots*. A slot is a
-# place with a key and a value for every layer and head, as a token leaves them, but there is no
-# token.
+# So the model does not have to read the text in front. We can put its keys and values there. This
+# is what a `Prefix` is: an array `prefix.kv` of shape $(L, 2, NH, P, hs)$. It has $P$
+# [slots](glossary.md#slot). A slot is a place with a key and a value for every layer and head, as a
+# token leaves them, but without a token.
 #
 # `Prefix.text` fills the slots with the keys and values of a text. If all this is true, then a
-# record behind that prefix and a record behind that text are the same thing. The function below
+# record behind that prefix and a record behind that text get the same scores. The function below
 # compares the scores of all $T$ tokens of the record, $(T, V)$ numbers. It takes the package as an
 # argument, since we will give it a broken one, too.
 #
-# **Predict.** By how much will the scores differ, as a part of the largest of them: by a tenth, by
-# a thousandth, or by about a millionth?
+# **Predict.** How large is the largest difference between the scores, as a part of the largest
+# score: about a tenth, a thousandth, or a millionth and less?
 
 # %%
 
@@ -180,69 +419,113 @@ def check_prompting(package):
     in_slots = package.Prefix.text(model, "describe\n")
     behind_slots = model.logits(package.Batch.pack([record]), in_slots)  # (T, V)
     error = relative_error(behind_slots, behind_text)
-    assert error < 1e-4, f"the scores are off by {error:.2g} of the largest"
+    assert error < 1e-6, f"the scores are off by {error:.2g} of the largest"
     return error
 
 
 print(f"{check_prompting(minprefix):.1e}")
-print(fill(write("describe\n" + prompts[0]), 78))
-print(fill(write(prompts[0], Prefix.text(model, "describe\n")), 78))
+in_slots = Prefix.text(model, "describe\n")
+print(fill(write_greedily(model, "describe\n" + prompts[0], None, 80), 78))
+print(fill(write_greedily(model, prompts[0], in_slots, 80), 78))
 
 # %% [markdown]
-# The same numbers, but for the last of the seven digits that a float32 has. So a prefix of a text's
-# keys and values *is* prompting with the text.
+# **Answer.** Less than a millionth. A float32 has about seven digits, and only the last one
+# differs.
+
+# %% [markdown]
+# **Recap.** A text reaches later tokens only as keys and values. A prefix that holds a text's keys
+# and values gives the same scores as prompting with the text.
 #
 # ## Line 2: numbers that are free
 #
-# And now the step that makes it interesting. Who says that keys and values have to come from a
-# text? They are numbers. Let them be any numbers, and look for those that serve the task best.
+# Keys and values are numbers, and they need not come from a text. Let them be any numbers, and
+# search for those that serve the task best. This is the step from prompting to prefix-tuning.
 #
-# In our tiny world there happens to be a word for the task: half of the texts that the model read
-# had a first line such as `describe`. For a task of your own nobody can tell you the word, and
-# there may be none. A prefix is not guessed. It is computed.
+# In our tiny world there is a word for the task: half of the texts that the model read had a first
+# line such as `describe`. For a task of your own you do not know such a word, and there may be
+# none. A prefix is not guessed. It is computed.
 #
+# ### Exercise 1.5: `prefix_size`
+#
+# *4 minutes · difficulty 1 of 5*
+#
+# A model has `n_layer` layers, `n_head` heads in each layer, `head_size` numbers in each key and
+# each value, and `n_weights` weights. A prefix has `length` slots. Return two numbers: how many
+# numbers the prefix has, and which fraction of `n_weights` that is.
+
+
+# %%
+def prefix_size(n_layer, n_head, head_size, length, n_weights):
+    n = ...  # ()
+    fraction = ...  # ()
+    return n, fraction
+
+
+grade(prefix_size)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `prefix.kv` has the shape $(L, 2, NH, P, hs)$. How many numbers does an array of that shape hold?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Multiply the five entries of the shape. The 2 stands for key and value.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def prefix_size(n_layer, n_head, head_size, length, n_weights):
+    n = n_layer * 2 * n_head * length * head_size  # ()
+    fraction = n / n_weights  # ()
+    return n, fraction
+
+
+# %% [markdown]
 # `Prefix.normal` starts with small random numbers, drawn around 0 with a standard deviation of
-# 0.02. We make such a prefix once more, to have one that is fresh beside the one that is trained.
-#
-# **Predict.** With 10 slots, how many numbers is that? And how large a part of the 1.4 million of
-# the model?
+# 0.02. We make such a prefix once more. It stays untrained, so that we can compare.
 
 # %%
 fresh = Prefix.normal(model.config, length=10, std=0.02, seed=0)
 P = fresh.length
-print(fresh.kv.shape, "=", fresh.kv.size, "numbers")
-print(f"{fresh.n_parameters / model.n_parameters:.1%} of {model.n_parameters}")
+size, fraction = prefix_size(L, NH, hs, P, model.n_parameters)
+print(fresh.kv.shape, "=", size, "numbers,", f"{fraction:.1%} of {model.n_parameters}")
 assert fresh.kv.shape == (L, 2, NH, P, hs)
-assert fresh.n_parameters == 12_800
+assert fresh.n_parameters == size == 12_800
+of_gpt2 = prefix_size(12, 12, 64, 10, 124_439_808)  # the published GPT-2
+print("for GPT-2:", of_gpt2[0], f"numbers, {of_gpt2[1]:.2%}")
 
 # %% [markdown]
-# $4 \cdot 2 \cdot 5 \cdot 10 \cdot 32 = 12800$, less than a hundredth.
-#
-# This is what the tenth token of a record sees, in the four layers. A square is a key and a value
-# for each of the 5 heads. In the white squares they are computed from the token, by frozen weights.
-# In the grey ones they simply stand there, and are trained.
+# The picture shows what the eighth token of a record sees: 10 slots and 8 tokens, in four layers.
+# Each square is a key and a value for each of the 5 heads. In the light squares they are computed
+# from the token, by frozen weights. In the dark squares they are trained numbers.
 
 # %%
-seen = ids[:10]  # the first ten tokens of the record
-trained = np.tile(np.arange(P + len(seen)) < P, (L, 1))  # (L, P+T)
+seen = ids[:8]  # the first tokens of the record
+trained = np.tile(np.arange(P + len(seen)) < P, (L, 1)).T  # (P+T, L)
 
-fig, ax = plt.subplots(figsize=(8, 3))
-ax.pcolormesh(trained, cmap="Greys", vmax=2, edgecolors="black", linewidth=1)
+fig, ax = plt.subplots(figsize=(4.6, 5.4), layout="constrained")
+ax.pcolormesh(trained, cmap="Greys", vmin=-0.2, vmax=1.6, edgecolors="grey", linewidth=1)
 labels = [f"slot {j}" for j in range(P)] + [repr(model.decode([t])) for t in seen]
-slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
-ax.set_xticks(np.arange(len(labels)) + 0.5, labels, **slanted)
-ax.set_yticks(np.arange(L) + 0.5, range(L))
-ax.set_ylabel("layer")
-ax.set_title("Keys and values. Grey: trained. White: computed by the frozen model")
-fig.tight_layout()
+ax.set_yticks(np.arange(len(labels)) + 0.5, labels)
+ax.set_xticks(np.arange(L) + 0.5, range(L))
+ax.invert_yaxis()
+ax.set(xlabel="layer", ylabel="what the token sees")
+ax.set_title("Keys and values\ndark: trained, light: computed")
 plt.show()
 
 # %% [markdown]
+# **Recap.** A prefix has $L \cdot 2 \cdot NH \cdot P \cdot hs$ numbers. They start at random and
+# are trained. Everything else in the model is computed by frozen weights.
+#
 # ## Lines 3 to 5: examples
 #
 # `table_to_text` invents records and describes them. One example is the record, a new line, the
 # description and the token `END`, in one sequence of tokens. `starts` says where the description
-# begins: we do not train the model to write records, only what follows them. (`decode` prints
+# begins. We do not train the model to write records, only what follows them. (`decode` prints
 # nothing for `END`.)
 
 # %%
@@ -256,19 +539,67 @@ for (record, text), sequence, start in zip(pairs, sequences, starts, strict=True
 assert not {record for record, _ in pairs} & set(records)
 
 # %% [markdown]
-# ## Lines 7 to 9: how wrong, and which way is better
+# **Recap.** An example is one sequence. The loss looks only at the tokens from `starts` on.
 #
-# We take 8 examples at a time, 40 times. `Batch.pack` lays the 8 sequences end to end. Its
-# *targets* are the tokens to be predicted. `loss_from` says where they begin in each sequence: they
-# are all tokens of the descriptions, and `END`.
+# ## Lines 7 to 9: how wrong is the model?
 #
-# How wrong is the model? If it gave the right token the probability $p$, we count $-\ln p$. That
-# is 0 if it was certain, and it grows without end the less it thought of the token. Its unit is the
-# *nat*. The *loss* is the mean over all $M$ targets of the batch:
+# We take 8 examples at a time, 40 times. `Batch.pack` joins the 8 sequences end to end. Its
+# *targets* are the tokens to be predicted: all tokens of the descriptions, and `END`.
+#
+# If the model gave the right token the probability $p$, we count $-\ln p$. That is 0 if the model
+# was certain, and it grows without limit as $p$ goes to 0. Its unit is the *nat*. The
+# [loss](glossary.md#loss) is the mean over all $M$ targets of the batch:
 #
 # $$loss = \frac{1}{M} \sum_{m=1}^{M} -\ln p_m$$
 #
-# Whoever guesses blindly among 1024 tokens has $-\ln \frac{1}{1024} = 6.9$ nats.
+# A blind guess among 1024 tokens gives $-\ln \frac{1}{1024} = 6.9$ nats.
+#
+# ### Exercise 1.6: `description_loss`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# `probabilities` is an array $(T, V)$ for one sequence: row $t$ holds the probabilities of the
+# token that comes *after* token $t$. `ids` are the $T$ tokens of the sequence, and the description
+# begins at token `start`, which is at least 1. Return the loss: the mean over the $M = T - start$
+# tokens of the description.
+
+
+# %%
+def description_loss(probabilities, ids, start):
+    targets = ...  # (M,)
+    p = ...  # (M,)
+    return ...
+
+
+grade(description_loss)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Token 5 is predicted by row 4. So the targets are the tokens from `start` on, and the rows begin
+# one earlier.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# With `rows = np.arange(start - 1, len(ids) - 1)`, the expression `probabilities[rows, targets]`
+# takes one number from each row. `np.log` is the natural logarithm.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def description_loss(probabilities, ids, start):
+    targets = np.array(ids[start:])  # (M,)
+    rows = np.arange(start - 1, len(ids) - 1)  # (M,)
+    p = probabilities[rows, targets]  # (M,)
+    return -np.log(p).mean()
+
+
+# %% [markdown]
+# To get probabilities from the scores, take $e^{score}$ and divide each row by its sum. The check
+# compares with `loss_and_grad`, the package's own loss.
 #
 # **Predict.** The frozen model asks questions, and we want descriptions. What is its loss with the
 # fresh prefix: near 7, near 1, or near 0?
@@ -280,13 +611,22 @@ loss_trained, _ = loss_and_grad(model, prefix, first)
 print(f"N = {len(first.tokens)} tokens, M = {len(first.targets)} targets")
 print(f"ln {V} = {np.log(V):.2f}")
 print(f"fresh {loss_fresh:.3f}, trained {loss_trained:.3f}")
-print("with the fresh prefix it writes:", write(prompts[0], fresh))
+print("with the fresh prefix it writes:", write_greedily(model, prompts[0], fresh, 80))
 assert 0.03 < loss_fresh < 0.3
 assert loss_trained < 0.3 * loss_fresh
 
+alone = Batch.pack(sequences[:1], loss_from=starts[:1])
+e = np.exp(model.logits(alone, fresh).astype("float64"))  # (T, V)
+yours = description_loss(e / e.sum(axis=1, keepdims=True), sequences[0], starts[0])
+assert abs(yours - loss_and_grad(model, fresh, alone)[0]) < 1e-5
+
 # %% [markdown]
-# Near 0, and still it asks its question! Let us look at the loss of one token at a time. We cut the
-# first example behind token $t$, and let token $t$ be the only target.
+# **Answer.** Near 0. And still the model asks its question!
+
+# %% [markdown]
+# We look at the loss of one token at a time. For this we cut the first example behind token $t$ and
+# let token $t$ be the only target. The losses differ by orders of magnitude, so the picture has a
+# logarithmic axis: each step to the right is ten times as much.
 
 # %%
 
@@ -304,55 +644,108 @@ print(f"{of_fresh[0]:.2f} of {of_fresh.sum():.2f} nats are the first token's")
 assert of_fresh[0] > 0.6 * of_fresh.sum()
 
 places = np.arange(len(targets))
-fig, ax = plt.subplots(figsize=(8, 3))
-ax.bar(places - 0.2, of_fresh, 0.4, color="0.8", ec="black", label="fresh prefix")
-ax.bar(places + 0.2, of_trained, 0.4, color="black", label="trained prefix")
+fig, ax = plt.subplots(figsize=(5, 6.4), layout="constrained")
+ax.hlines(places, of_trained, of_fresh, color="grey", linewidth=1)
+ax.semilogx(of_fresh, places, "o", color="tab:blue", markerfacecolor="none", label="fresh prefix")
+ax.semilogx(of_trained, places, "s", color="tab:orange", markersize=5, label="trained prefix")
 labels = [repr(model.decode([sequences[0][t]])) for t in targets[:-1]] + ["END"]
-ax.set_xticks(places, labels, **slanted)
-ax.set_ylabel("loss of this token (nats)")
-ax.set_title("Nearly all of the loss is one decision: how to begin")
+ax.set_yticks(places, labels)
+ax.invert_yaxis()
+ax.set(xlabel="loss of this token, nats (log scale)", ylabel="token of the description")
+ax.set_title("The first token decides, and has the largest loss")
 ax.legend()
-fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The model can describe. Once it has begun it copies the facts, and all goes well. What it lacks is
-# the first word: it would rather begin with "Question". The mean over all tokens hides that. Keep
-# it in mind when somebody shows you a small loss.
+# The model can describe. Once it has begun, it copies the facts with little loss. It lacks the
+# first word: it would rather begin with "Question". The mean over all tokens hides this, so a small
+# loss alone does not say that the texts are good.
 #
-# `loss_and_grad` also gives `dkv`, the *gradient*: for each number of the prefix, how fast the loss
-# grows when this number grows. It has the shape of `kv`. To go downhill, move every number a little
-# against its gradient, $kv - s \, dkv$ with a small $s$. If the gradient tells the truth, then the
-# loss falls by about $s \sum dkv^2$: each number moves by $s \, dkv$, and the loss changes by
-# $dkv$ times that.
+# `loss_and_grad` also gives `dkv`, the [gradient](glossary.md#gradient). For each number of the
+# prefix, it says how fast the loss grows when this number grows. It has the shape of `kv`. To lower
+# the loss, move every number a little against its gradient, to $kv - s \, dkv$ with a small $s$.
+# The loss then falls by about the sum of (how far a number moves) times (its gradient).
 #
-# **Predict.** "About": will the loss really fall by what the gradient says, to a tenth of it?
+# ### Exercise 1.7: `step_downhill`
+#
+# *6 minutes · difficulty 2 of 5*
+#
+# Return $kv - s \, dkv$. Choose $s$ so that the loss should fall by `fall`, by the rule above.
+
+
+# %%
+def step_downhill(kv, dkv, fall):
+    s = ...  # ()
+    return ...
+
+
+grade(step_downhill)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Each number moves by $s$ times its gradient. Multiply by the gradient once more and add up:
+# the loss falls by about $s \sum dkv^2$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Solve $s \sum dkv^2 = fall$ for $s$. The sum runs over all numbers of the array.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def step_downhill(kv, dkv, fall):
+    s = fall / (dkv**2).sum()  # ()
+    return kv - s * dkv
+
+
+# %% [markdown]
+# **Predict.** Let the step promise a fall of 0.001 nats. Will the loss really fall by that, to
+# within a tenth?
 
 # %%
 assert dkv.shape == fresh.kv.shape  # (L, 2, NH, P, hs)
 promised = 1e-3
-s = promised / (dkv**2).sum()  # to lower the loss by a thousandth of a nat
-fallen = loss_fresh - loss_and_grad(model, Prefix(fresh.kv - s * dkv), first)[0]
+fallen = loss_fresh - loss_and_grad(model, Prefix(step_downhill(fresh.kv, dkv, promised)), first)[0]
 print(f"promised {promised:.2e}, fallen {fallen:.2e}")
 assert abs(fallen - promised) < 0.1 * promised, "the gradient breaks its promise"
 
+half = dkv.copy()
+half[:2] = 0  # the gradient of two layers is missing
+fallen = (
+    loss_fresh - loss_and_grad(model, Prefix(step_downhill(fresh.kv, half, promised)), first)[0]
+)
+print(f"with half of the gradient set to 0: {fallen:.2e}")
+assert abs(fallen - promised) < 0.1 * promised, "this check does not see the missing half"
+
 # %% [markdown]
-# It does, to a hundredth. That is a good sign and no proof: set half of the gradient to 0, and the
-# rest still keeps its own, smaller promise. [Lesson 2](02_backward_by_hand.py) to
-# [lesson 5](05_the_gradient_of_a_prefix.py) compute the gradient by hand, line by line, and check
-# every number of it.
+# **Answer.** Yes. This is a good sign and no proof: a gradient with half of its numbers set to 0
+# passes the same test.
+
+# %% [markdown]
+# [Lesson 2](02_backward_by_hand.py) to [lesson 5](05_the_gradient_of_a_prefix.py) compute the
+# gradient by hand, line by line, and check every number of it.
+#
+# **Recap.** The loss is the mean of $-\ln p$ over the targets. One token can carry most of it. The
+# gradient says how the loss changes when a number of the prefix changes.
 #
 # ## Lines 6 and 10: a step
 #
-# `AdamW` is the usual way to take such steps: it goes downhill, too, but chooses the length of the
-# step for each number by itself. With `lr=0.05`, the *learning rate*, a number moves by about 0.05
-# a step, or less. For now it is a black box; [lesson 8](08_training_a_prefix.py) opens it. It
-# changes `prefix.parameters["kv"]`, which is `prefix.kv`, and it is not given anything else.
+# `AdamW` is the usual way to take steps downhill. It chooses the length of the step for each number
+# by itself. With `lr=0.05`, the *learning rate*, most numbers move by at most about 0.05 a step.
+# For now it is a black box; [lesson 8](08_training_a_prefix.py) opens it. It changes
+# `prefix.parameters["kv"]`, which is `prefix.kv`, and gets nothing else to change.
+#
+# **Recap.** The optimiser gets the prefix and its gradient. It never gets the model.
 #
 # ## What was trained and what was not
 #
-# We can prove that. `digest` makes one long number (sha256) of every byte of all weights; change a
-# byte, and it is another. We load the model anew from its file and compare the two digests.
+# We can prove this. `digest` computes one long number, a checksum (sha256), from every byte of all
+# weights. If one byte changes, the checksum changes. We load the model again from its file and
+# compare the two checksums.
 #
 # **Predict.** How many of the model's 1,442,240 weights have changed? How many of the prefix's
 # 12,800 numbers?
@@ -368,7 +761,7 @@ assert digest(model.weights) == digest(untouched.weights), "some weight was chan
 moved = prefix.kv != fresh.kv  # (L, 2, NH, P, hs)
 print(f"{moved.sum()} of {moved.size} numbers of the prefix have changed")
 print(f"their typical size: {fresh.kv.std():.3f} before, {prefix.kv.std():.3f} after")
-assert moved.mean() > 0.99
+assert moved.all()
 
 # a proof that could not fail is none: change one weight by as little as a float32 allows
 nudged = {name: a.copy() for name, a in model.weights.items()}
@@ -376,16 +769,22 @@ nudged["wte.weight"][0, 0] = np.nextafter(nudged["wte.weight"][0, 0], np.float32
 assert digest(nudged) != digest(model.weights)
 
 # %% [markdown]
-# No weight, and every number of the prefix. So there is nothing to undo. Leave the prefix out, and
-# the model is what it was. Keep ten prefixes for ten tasks beside one model: each of them is a file
-# of 51 kB ([lesson 11](11_many_tasks.py)).
+# **Answer.** No weight, and every number of the prefix.
+
+# %% [markdown]
+# So there is nothing to undo. Without the prefix, the model is what it was. You can keep ten
+# prefixes for ten tasks beside one model. Each is a file of 51 kB
+# ([lesson 11](11_many_tasks.py)).
+#
+# **Recap.** Compare checksums to show that a model is frozen. Then change one number and see the
+# check fail, so that you know that it can.
 #
 # ## Break it yourself
 #
-# `planted` makes a copy of the package with one bug in it. There are 223 such bugs in its *zoo*,
-# and every one is a mistake that people make. In this one, each layer sees the keys and values that
-# were meant for layer 0. Print the copy, and it shows the line that was changed, before and after.
-# We train with the broken package, by the same ten lines.
+# `planted` makes a copy of the package with one bug in it. There are 223 such bugs in the
+# [zoo](glossary.md#zoo), and each is a mistake that people make. In this one, each layer sees the
+# keys and values that were meant for layer 0. `print` shows the line that was changed, before and
+# after. We train with the broken package, by the same ten lines.
 #
 # **Predict.** Will the loss fall? Will the texts be descriptions?
 
@@ -419,10 +818,12 @@ assert np.mean(losses[-5:]) < 0.3 * losses[0]
 assert slot_error_rate(records, said) < 0.15
 
 # %% [markdown]
-# A falling loss, good texts, no complaint from anywhere. This is all that most people look at, and
-# all of it is fine. What you have checked above is not: a prefix of a text's keys and values is no
-# longer the same as prompting with the text. (`caught` is a guard: it holds the `assert` that
-# fails, so that the lesson goes on.)
+# **Answer.** The loss falls, and the texts are good. Nothing complains.
+
+# %% [markdown]
+# Most people look at nothing else. But the check from above fails: a prefix of a text's keys and
+# values is no longer the same as prompting with the text. (`caught` is a guard. It holds the
+# `assert` that fails, so that the lesson goes on.)
 
 # %%
 with caught() as error:  # take this line away, and the lesson stops here
@@ -433,10 +834,10 @@ in_slots = broken.Prefix.text(bad_model, "describe\n")
 print(*broken.generate(bad_model, prompts[:2], prefix=in_slots), sep="\n")
 
 # %% [markdown]
-# The broken package reads "describe" in the slots, and asks a question.
+# The broken package has "describe" in its slots, and asks a question.
 #
-# A second check, of another kind. Every number of a prefix is there to be seen. Change the keys and
-# values of one layer alone, and some score has to change.
+# A second check is of another kind. The model should see every number of a prefix. So if we change
+# the keys and values of one layer alone, some score has to change.
 
 # %%
 
@@ -457,21 +858,32 @@ with caught() as error:
 print(error)
 
 # %% [markdown]
-# Three of the four layers' numbers were trained for nothing. The task was so easy that the rest did
-# it, and nobody would have known. But a prefix from elsewhere, such as that of "describe", is not
-# read as it was meant. That is why each lesson compares what it computes with something that was
-# computed in another way, and does not trust a curve.
+# The numbers of three of the four layers were trained for nothing. The task is so easy that one
+# layer's numbers were enough, so the training hid the bug. But a prefix from elsewhere, such as
+# that of "describe", is not read as it was meant. So each lesson compares what it computes with
+# something that was computed in another way.
+#
+# ## Remember
+#
+# - BPE applies learned merges in order. A model sees token ids and no letters.
+# - Each token leaves a key and a value in every head of every layer. Later tokens see nothing else
+#   of it.
+# - A prefix is an array $(L, 2, NH, P, hs)$ of such keys and values, without tokens.
+# - Filled with a text's keys and values, a prefix is the same as prompting with the text.
+# - Prefix-tuning trains the prefix and leaves every weight as it is. Compare checksums to show it.
+# - The loss is a mean over tokens. Look at single tokens, and read what the model writes.
+# - A falling loss is no proof that a program is right.
 #
 # ## Exercises
 #
-# Experiments, this time: change a line, predict, run it. `train` gives back the model, the prefix
+# These are experiments: change a line, predict, run it. `train` gives back the model, the prefix
 # and the losses.
 #
 # **1.** How short can the prefix be? Try a single slot.
 #
 # <details><summary>Solution 1</summary>
 #
-# One slot is enough here: all that it has to say is "describe". That is 1,280 numbers, less than
+# One slot is enough here, since it only has to say "describe". That is 1,280 numbers, less than
 # a thousandth of the model.
 #
 # ```python
@@ -508,14 +920,18 @@ print(error)
 #
 # <details><summary>Solution 3</summary>
 #
-# Perfect, here: it is the line that stood before the descriptions which the model has read. Any
-# other word is a guess, and a poor one. For most tasks all words are; that is why one trains.
+# It makes no mistake here, since "describe" is the line that stood before the descriptions which
+# the model has read. Another word is a guess: after "explain" the model still asks questions.
 #
 # ```python
+# wrong = {}
 # for word in ("describe", "explain"):
 #     in_slots = Prefix.text(model, word + "\n")
 #     said = generate(model, prompts, prefix=in_slots, max_new_tokens=80)
-#     print(word, f"{slot_error_rate(records, said):.0%}", repr(said[0][:50]))
+#     wrong[word] = slot_error_rate(records, said)
+#     print(word, f"{wrong[word]:.0%}", repr(said[0][:50]))
+# assert wrong["describe"] == 0
+# assert wrong["explain"] > 0.5
 # ```
 #
 # </details>

@@ -1,0 +1,236 @@
+"""Lesson 1's exercises: the inputs on which an answer is graded, and the usual mistakes."""
+
+import numpy as np
+
+from minprefix.lessons.exercise import Cases, Rng, exercise
+from minprefix.model import GPT2
+from minprefix.prefix import Prefix
+
+
+@exercise(
+    (
+        "i += 2",
+        "i += 1",
+        "The second piece of a merged pair stands there once more. Move on by 2 after a merge.",
+    ),
+    (
+        "tuple(pieces[i : i + 2]) == tuple(pair)",
+        "pieces[i].endswith(pair[0]) and ''.join(pieces[i + 1 : i + 2]).startswith(pair[1])",
+        "Parts of longer pieces are merged as well: `xa b` is not the pair `a b`. Compare whole "
+        "pieces.",
+    ),
+    (
+        "tuple(pieces[i : i + 2]) == tuple(pair)",
+        "tuple(pieces[i : i + 2]) == tuple(pair) and ''.join(pair) not in merged",
+        "Only the first place is merged. Go on to the end of the list.",
+    ),
+    (
+        "tuple(pieces[i : i + 2]) == tuple(pair)",
+        "sorted(pieces[i : i + 2]) == sorted(pair)",
+        "The order of the two pieces counts: `b a` is not the pair `a b`.",
+    ),
+    (
+        "while i < len(pieces):",
+        "while i < len(pieces) - 1:",
+        "The last piece gets lost where it is not merged. It has no next piece, and still belongs "
+        "to the result.",
+    ),
+)
+def apply_merge(rng: Rng) -> Cases:
+    """Several places, pieces of several letters, equal letters, the last piece, an empty list."""
+    yield list("banana"), ("a", "n")
+    yield ["xa", "b", "a", "b", "a", "bc"], ("a", "b")
+    yield list("aaaaa"), ("a", "a")
+    yield list("baab"), ("a", "b")
+    yield [], ("a", "b")
+    for _ in range(3):
+        yield [str(piece) for piece in rng.choice(["a", "b", "ab", "c"], 12)], ("ab", "c")
+
+
+@exercise(
+    (
+        "for pieces in words:\n        counts.update(pairwise(pieces))",
+        "counts.update(pairwise([piece for pieces in words for piece in pieces]))",
+        "Pairs reach from one word into the next. Count inside each word alone.",
+    ),
+    (
+        "for pieces in words:",
+        "for pieces in sorted({tuple(p) for p in words}):",
+        "A word that occurs several times is counted once. Count each place in the text.",
+    ),
+    (
+        "pairwise(pieces)",
+        "pairwise(''.join(pieces))",
+        "Letters are counted. After some merges a piece is longer than a letter: count pairs of "
+        "pieces.",
+    ),
+    ("max(", "min(", "This is the rarest pair. Take the most frequent one."),
+)
+def next_merge(rng: Rng) -> Cases:
+    """Words that repeat, a pair that is frequent only across two words, pieces of two letters."""
+    yield ([list(word) for word in ("ab", "ab", "ab", "cdx", "cdy", "cd", "cd", "ba", "ba")],)
+    yield ([list(word) for word in ("xy", "xy", "xy", "ab", "cab")],)
+    yield ([["x", "y"], ["y", "x"], ["z", "w"], ["z", "w"], ["w", "z"]],)
+    yield ([["th", "e"], ["th", "e"], ["h", "e"], ["t", "h"], ["t", "h"], ["t", "h"]],)
+    yield ([["t", "h"]] * 3 + [["th", "e"]] * 4 + [["o", "th", "er"]] * 2,)
+
+
+@exercise(
+    (
+        "for pair in merges:",
+        "for pair in reversed(merges):",
+        "The merges are applied in the wrong order. Start with the one that was learned first.",
+    ),
+    (
+        "pieces = apply_merge(pieces, pair)",
+        "pieces = apply_merge(list(word), pair)",
+        "Each merge starts from the single characters again. Give it the result of the merge "
+        "before.",
+    ),
+    (
+        "for pair in merges:",
+        "for pair in merges[:1]:",
+        "Only the first merge is applied. Apply each of the list.",
+    ),
+)
+def cut_word(rng: Rng) -> Cases:
+    yield "bancd", [("a", "n"), ("b", "an"), ("c", "d")]
+    merges = [("a", "n"), ("an", "a"), ("b", "an"), ("ban", "ana"), ("n", "a")]
+    for word in ("banana", "nab", "anna", "x"):
+        yield word, merges
+    yield "banana", [("n", "a"), ("a", "na"), ("a", "n"), ("b", "ana")]
+    yield "cab", []
+
+
+@exercise(
+    (
+        "scores[-1]",
+        "scores[0]",
+        "The next token is read from the first row, which predicts the second token of the "
+        "prompt. Read the last row.",
+    ),
+    ("ids[start:]", "ids", "The prompt is part of what is returned. Decode the new tokens alone."),
+    (
+        "model.logits(Batch.pack([ids]), prefix)",
+        "model.logits(Batch.pack([ids]))",
+        "The prefix is not used. Give it to `model.logits`.",
+    ),
+    (
+        "while len(ids) < start + most:",
+        "while len(ids) < most:",
+        "`most` counts the new tokens. The tokens of the prompt do not count.",
+    ),
+    (
+        "if best == model.config.eos_token_id:",
+        "if False:",
+        "It goes on behind the end token. Stop when the model chooses it, and leave it out.",
+    ),
+)
+def write_greedily(rng: Rng) -> Cases:
+    """Stopped by `most`, stopped by the end token, without a prefix and with one."""
+    model = GPT2.load("tiny")
+    describe = Prefix.text(model, "describe\n")
+    record = "name[Mill and Table], type[film], genre[comedy]\n"
+    yield model, record, describe, 3
+    yield model, record, describe, 30
+    yield model, "chat\nname[Elena Turner], type[person]\n", None, 30
+    yield model, record, None, 5
+
+
+@exercise(
+    ("n_layer * 2 *", "n_layer *", "A slot has a key and a value in each head: the 2 is missing."),
+    (
+        "n_layer * 2 *",
+        "2 *",
+        "Each layer has keys and values of its own: multiply by the number of layers.",
+    ),
+    (
+        "n_head * length",
+        "length",
+        "Each head has keys and values of its own: multiply by the number of heads.",
+    ),
+    ("n / n_weights", "100 * n / n_weights", "This is a percentage. A fraction is n / n_weights."),
+    (
+        "n / n_weights",
+        "n / (n + n_weights)",
+        "The fraction is of the model's weights alone: divide by `n_weights`.",
+    ),
+)
+def prefix_size(rng: Rng) -> Cases:
+    yield 4, 5, 32, 10, 1_442_240
+    yield 12, 12, 64, 5, 124_439_808
+    yield 3, 2, 7, 1, 1000
+
+
+@exercise(
+    (
+        "start - 1, len(ids) - 1",
+        "start, len(ids)",
+        "Row t predicts the token after token t. The rows begin one before `start` and end one "
+        "before the last.",
+    ),
+    (
+        "-np.log(p).mean()",
+        "-np.log(p).sum()",
+        "This is the sum. The loss is the mean over the tokens of the description.",
+    ),
+    (
+        "-np.log(p).mean()",
+        "-np.log(p.mean())",
+        "The mean is taken too early: it is the mean of the logarithms, not the logarithm of the "
+        "mean.",
+    ),
+    (
+        "-np.log(p).mean()",
+        "-np.log2(p).mean()",
+        "This is in bits. Take the natural logarithm, `np.log`.",
+    ),
+    (
+        "-np.log(p).mean()",
+        "np.log(p).mean()",
+        "The sign is wrong. A logarithm of a probability is negative, and the loss is positive.",
+    ),
+    (
+        "-np.log(p).mean()",
+        "-np.log(p).sum() / len(ids)",
+        "It is divided by all tokens of the sequence. Divide by those of the description.",
+    ),
+)
+def description_loss(rng: Rng) -> Cases:
+    """The last row predicts nothing, and an early start takes the whole sequence."""
+    for T, V, start in ((6, 5, 3), (4, 9, 1), (7, 3, 6)):
+        e = np.exp(rng.normal(0, 2, (T, V)))
+        ids = [int(i) for i in rng.integers(0, V, T)]
+        yield e / e.sum(axis=1, keepdims=True), ids, start
+
+
+@exercise(
+    (
+        "fall / (dkv**2).sum()",
+        "fall",
+        "`fall` is how far the loss should fall, and s is another number: the loss falls by about "
+        "s times the sum of dkv**2.",
+    ),
+    (
+        "fall / (dkv**2).sum()",
+        "fall / dkv.sum()",
+        "The gradient counts twice: a number moves by s * dkv, and that is multiplied by dkv "
+        "again. Divide by the sum of the squares.",
+    ),
+    (
+        "fall / (dkv**2).sum()",
+        "fall / (dkv**2).sum() ** 0.5",
+        "No root belongs here: the loss falls by s times the sum of the squares.",
+    ),
+    ("kv - s * dkv", "kv + s * dkv", "This goes uphill. Move against the gradient."),
+    (
+        "(dkv**2).sum()",
+        "(dkv**2).mean()",
+        "This is the mean of the squares. Each number of the prefix adds its part, so take the "
+        "sum.",
+    ),
+)
+def step_downhill(rng: Rng) -> Cases:
+    for shape, fall in (((2, 2, 3, 4, 5), 1e-3), ((1, 2, 1, 1, 3), 0.5)):
+        kv, dkv = rng.normal(size=(2, *shape))
+        yield kv, dkv, fall
