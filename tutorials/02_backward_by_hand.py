@@ -730,8 +730,8 @@ grade(layernorm_jacobian)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# $J_{ij} = rstd \cdot \partial \, centred_i / \partial x_j
-# + centred_i \cdot \partial \, rstd / \partial x_j$. Put the two derivatives in.
+# $J_{ij} = rstd \cdot \partial \, centred_i / \partial x_j +
+# centred_i \cdot \partial \, rstd / \partial x_j$. Put the two derivatives in.
 #
 # </details>
 #
