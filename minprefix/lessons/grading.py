@@ -60,24 +60,34 @@ def grade(*functions: Callable[..., Any], only: str = "") -> None:
         for name, exercise in all_exercises().items()
         if name in named
     }
-    for name, answer in answers.items():
-        if name not in SUITE or answer.status != "passed":
-            print(answer)
     left = {name: f for name, f in named.items() if name not in answers}
     begun = {
         name: answer for name, answer in answers.items() if name in SUITE and _is_begun(answer)
     }
-    if not left and not begun:
-        return
     tried = tuple(f for name, f in named.items() if name in left or name in begun)
-    whole = said(results(*tried, only=only), tried)
-    wrong = any(answer.status == "failed" for answer in begun.values())
+    found = results(*tried, only=only) if tried else []
+    # another way to the right results has other steps
+    right = {name for name in begun if _passes(name, found)}
+    for name, answer in answers.items():
+        if name not in SUITE or (answer.status != "passed" and name not in right):
+            print(answer)
+    if not tried:
+        return
+    whole = said(found, tried)
+    wrong = any(answer.status == "failed" for name, answer in begun.items() if name not in right)
     # what follows from the wrong step is not explained again
     print(whole.splitlines()[-1] if wrong else whole)
 
 
 def _is_begun(answer: Graded) -> bool:
     return answer.status != "not written" and not answer.is_lazy
+
+
+def _passes(function: str, found: list[Result]) -> bool:
+    """Whether the suite grades it, and finds nothing wrong with it."""
+    wrong = any(f.function == function for result in found for f in result.findings)
+    missing = any(function in result.not_implemented for result in found)
+    return not wrong and not missing and any(_speaks_of(function, result) for result in found)
 
 
 def _named(functions: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -114,6 +124,8 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
     found = run(yours, named, zoo=True)
     for result in found:
         missing = [said.split(":")[0] for said in result.not_implemented]
+        if result.check.endswith("/many-calls") and result.op not in names:
+            missing = []  # a backward waits there for a cache of its own forward
         result.not_implemented = [name for name in missing if name in names]
         for finding in result.findings:
             finding.reproducer = ""  # it would load a file; a notebook's function is in none
