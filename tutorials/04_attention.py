@@ -7,7 +7,7 @@
 # - **You need** the backward of a matrix product, the complex step and finite differences:
 #   [lesson 2](02_backward_by_hand.py). The backward of a softmax:
 #   [lesson 3](03_softmax_and_cross_entropy.py).
-# - **Time** 120 minutes; it runs in 3 seconds.
+# - **Time** 130 minutes; it runs in 3 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -17,8 +17,8 @@
 # - Without the scale $1/\sqrt{hs}$, the largest of 50 shares is 0.78 on average. With it, the
 #   largest share is 0.14.
 # - The complex step confirms all gradients of a head to fifteen digits.
-# - A stream without padding gives the same numbers as padded sequences, from 38 scores a head in
-#   the place of 75.
+# - A stream without padding gives the same numbers as padded sequences. It needs 38 scores for each
+#   head, and padding needs 75.
 # - A model whose mask shows the next token predicts dice, with a loss of 0.00. The gradient check
 #   does not see this bug.
 # - With a scale forgotten, $dq$ is twice as large as it should be. The mask's check and two laws do
@@ -32,9 +32,9 @@
 # each of the $T$ tokens of a sequence; $hs$ is the *head size*. A linear layer has computed these
 # rows. Here they are given.
 #
-# - The *query* describes what this token looks for.
-# - The *key* describes what this token offers. Queries are compared with it.
-# - The *value* is what other tokens get from this token.
+# - The [query](glossary.md#query) describes what this token looks for.
+# - The [key](glossary.md#key) describes what this token offers. Queries are compared with it.
+# - The [value](glossary.md#value) is what other tokens get from this token.
 #
 # So `q`, `k` and `v` have the shape $(T, hs)$. The [score](glossary.md#scores) of tokens $i$ and
 # $j$ is the dot product of the query of $i$ and the key of $j$, divided by $\sqrt{hs}$. The next
@@ -195,10 +195,13 @@ def head(q, k, v):
 
 
 # %% [markdown]
+# Ours reads $T$ from `q.shape[-2]`, not from `len(q)`. The two are the same here. They will differ
+# when more axes stand in front.
+#
 # We make a head by hand. Each key says at which place its token stands: key $j$ is 1 in column $j$
 # and 0 elsewhere. Each query asks for the place before its own: query $i$ is 20 in column $i - 1$.
 # No place comes before the first token, so its query is 0 everywhere. The picture shows this
-# pattern beside one of random numbers. Black is 1, white is 0.
+# pattern above one of random numbers. Black is 1, white is 0.
 #
 # **Predict.** How does the row of `fox` look in the pattern? And the row of `the`, whose query is
 # all zeros?
@@ -258,7 +261,7 @@ assert changed[3:].min() > 1e-3
 # a sum of $hs$ products of variance 1, and its variance is $hs$. Larger heads have scores that are
 # further apart. Softmax then gives most to one token and almost nothing to the others. The slope of
 # each share by its own score is $pattern_{ij} (1 - pattern_{ij})$, as lesson 3 has shown. It is
-# nearly 0 for a share near 0 and for one near 1, and then the head learns slowly.
+# nearly 0 for a share near 0 and for one near 1, and then little gradient reaches the scores.
 #
 # **Predict.** Take 50 tokens and heads of size 64, without a mask. Equal shares would be 0.02. How
 # large is the largest share of a row, on average, with the scale and without: about 0.02, 0.14 or
@@ -415,12 +418,14 @@ for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
     assert relative_error(got, right) < 2e-15, f"{name} is not the derivative"
 
 # %% [markdown]
-# Two laws hold for all $q$, $k$, $v$ and $dz$, because each row of the pattern sums to 1. The sums
-# run over the tokens, so each side is a row of $hs$ numbers.
+# Two [laws](glossary.md#law) hold for all $q$, $k$, $v$ and $dz$, because each row of the pattern
+# sums to 1. The sums run over the tokens, so each side is a row of $hs$ numbers.
 #
 # - Add one vector to all keys. The scores of a row all change by the same number, and the pattern
-#   does not change. So $\sum_j dk_j = 0$.
-# - Add one vector to all values. Every $z_i$ moves by that vector. So $\sum_j dv_j = \sum_i dz_i$.
+#   does not change. So the loss does not change. Its slope along this vector is $\sum_j dk_j$, and
+#   that must be 0.
+# - Add one vector to all values. Every $z_i$ moves by that vector. So the slope of the loss along
+#   it is both $\sum_j dv_j$ and $\sum_i dz_i$, and the two must be equal.
 #
 # ### Exercise 4.5: `check_laws`
 #
@@ -469,9 +474,9 @@ check_laws(-dk, dv, dz)  # wrong, and both laws hold all the same
 check_laws(100 * dk, dv, dz)
 
 # %% [markdown]
-# **Recap.** The backward has a matrix product for each one of the forward, twice as many in all:
-# one for each factor. Laws are quick and miss a lot. `-dk` and `100 * dk` pass them, and no law
-# speaks of `dq`.
+# **Recap.** The forward has two matrix products and the backward has four, one for each factor. The
+# backward of the softmax stands between them. Laws are quick and miss a lot: `-dk` and `100 * dk`
+# pass them, and no law speaks of `dq`.
 #
 # ## Many heads
 #
@@ -521,7 +526,7 @@ def split_heads(x, NH):
 
 
 # %% [markdown]
-# The picture shows both ways to the shape $(NH, T, hs)$. Each number is its place in memory.
+# The next cell compares two ways to the shape $(NH, T, hs)$. Each number is its place in memory.
 #
 # **Predict.** Does `x.reshape(NH, T, hs)` alone give head 0 the columns 0 and 1 of every token?
 
@@ -724,6 +729,7 @@ def unpad(padded):
 padded = [pad(a) for a in (q, k, v)]
 print("scores, padded:", 3 * max(lengths) ** 2)
 print("scores, stream:", sum(T * T for T in lengths))
+assert (3 * max(lengths) ** 2, sum(T * T for T in lengths)) == (75, 38)
 assert np.abs(unpad(head(*padded)[0]) - z).max() < 1e-13, "z differs with padding"
 for name, got, want in zip("qkv", head_backward(pad(dz), *padded), grads, strict=True):
     assert np.abs(unpad(got) - want).max() < 1e-13, f"d{name} differs with padding"
@@ -765,7 +771,7 @@ assert np.abs(as_one - z)[5:].max() > 0.1
 #
 # $P$ may differ from one sequence to the next, and it may be 0. Divide by `hs**0.5`: `np.sqrt(hs)`
 # is a float64, and a float32 has to stay a float32. The cache is what the backward will need: the
-# inputs and the pattern of each sequence.
+# inputs and the pattern of each sequence. The last line of the stub makes it.
 
 # %%
 from minprefix.ops.contract import AttentionCache
@@ -913,8 +919,8 @@ print(error)
 
 # %% [markdown]
 # What would you have seen without that check? We take a small model with random weights, and train
-# all of them on throws of a die with 8 faces. Nobody can predict a die: the best possible loss is
-# $\log(8) = 2.08$ nats.
+# all of them on throws of a die with 8 faces. AdamW, the optimiser of lesson 8, takes the steps.
+# Nobody can predict a die: the best possible loss is $\log(8) = 2.08$ nats.
 #
 # **Predict.** How far does the loss fall for a model that can peek? And for the same model, if we
 # then give it a sound mask? (A model that writes a text has no next token to peek at, so this is

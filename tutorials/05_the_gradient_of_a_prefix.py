@@ -230,9 +230,9 @@ def values_backward(dz, pattern, P):
 
 
 # %% [markdown]
-# That is half of the gradient of a prefix. In column $j$ of the pattern stand the shares that slot
-# $j$ has of all the tokens' outputs. The gradient of its value is the sum of their `dz` with these
-# shares.
+# That is half of the gradient of a prefix. Column $j$ of the pattern holds the share of slot $j$ in
+# each token's output. The gradient of the slot's value is the sum of the rows of $dz$, each
+# multiplied by its share.
 #
 # The line before was the softmax, of each row by itself. Lesson 3 found its backward:
 #
@@ -361,7 +361,8 @@ grade(backward_with_slots)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# Start with what the three functions need and nobody gave you: `keys`, `values` and `pattern`.
+# The three functions need `keys`, `values` and `pattern`, and none of these is an argument. Compute
+# them first.
 #
 # </details>
 #
@@ -479,8 +480,8 @@ assert 1e5 < shrinks < 1e7, f"the error shrinks by {shrinks:.1g}"
 # two lists with an array of the shape $(NH, P, hs)$ for each sequence: its heads' keys, and its
 # heads' values. Two sequences may have prefixes of different lengths.
 #
-# A forward keeps in its cache what its backward needs. You now write this backward. With it, the
-# package could train a prefix.
+# A forward keeps in its [cache](glossary.md#cache) what its backward needs. You now write this
+# backward. The package needs this function to train a prefix.
 #
 # ### Exercise 5.7: `attention_backward`
 #
@@ -602,9 +603,9 @@ print("three implementations for many heads agree with the one for one head")
 #
 # ## A law needs no second gradient
 #
-# The first law of lesson 4 holds here, too, and it includes the slots. Add one vector to all keys.
-# All scores of a row change by the same number, and the softmax does not change. So the loss does
-# not change either, and the gradients of all $P + T$ keys sum to 0:
+# The first [law](glossary.md#law) of lesson 4 holds here, too, and it includes the slots. Add one
+# vector to all keys. All scores of a row change by the same number, and the softmax does not
+# change. So the loss does not change either, and the gradients of all $P + T$ keys sum to 0:
 #
 # $$\sum_{j} dkeys_j = 0$$
 #
@@ -665,8 +666,8 @@ print("the law holds for both")
 #
 # ## A step downhill
 #
-# A gradient is there to be used. Let the head learn to give a certain output, $goal$, of the shape
-# $(T, hs)$. The loss and its upstream are
+# Now the gradient trains the slots of our head. The head has to learn to give a certain output,
+# $goal$, of the shape $(T, hs)$. The loss and its upstream are
 #
 # $$\ell = \tfrac12 \sum (z - goal)^2, \qquad dz = z - goal$$
 #
@@ -745,7 +746,7 @@ assert sound[-1] < 0.3 * sound[0]
 #
 # ## Break it yourself
 #
-# People really make this mistake: the row sum of exercise 5.4 runs over the tokens only, as if the
+# This mistake is easy to make: the row sum of exercise 5.4 runs over the tokens only, as if the
 # slots stood outside the softmax.
 #
 # **Predict.** Which of the two asserts of `check_prefix_gradient` fails? Does the law notice?
@@ -789,7 +790,7 @@ unsound = descend(broken_backward)
 print("sound ", np.round(sound[::25], 2))
 print("broken", np.round(unsound[::25], 2))
 assert unsound[-1] < 0.3 * unsound[0], "it falls, too"
-assert abs(unsound[-1] / sound[-1] - 1) < 0.05, "it falls as far"
+assert np.round([sound[0], sound[-1], unsound[-1]], 2).tolist() == [8.59, 1.80, 1.81]
 
 # %% [markdown]
 # **Answer.** It falls as far as with the right gradient. The values learn as they should, and they
