@@ -348,7 +348,9 @@ def _gradients(rng: Rng, shapes: dict[str, tuple[int, ...]], n: int) -> list[dic
 )
 def adamw_run(rng: Rng) -> Cases:
     """Two arrays of unlike shapes over several steps; one array."""
-    for shapes, n in (({"a": (2, 3), "b": (4,)}, 3), ({"kv": (1, 2, 1, 2, 3)}, 4)):
+    several: tuple[tuple[dict[str, tuple[int, ...]], int], ...]
+    several = (({"a": (2, 3), "b": (4,)}, 3), ({"kv": (1, 2, 1, 2, 3)}, 4))
+    for shapes, n in several:
         (start,) = _gradients(rng, shapes, 1)
         rates = [float(lr) for lr in rng.uniform(0.05, 0.2, n)]
         yield start, _gradients(rng, shapes, n), rates, 0.8, 0.95, 1e-8, 0.1
