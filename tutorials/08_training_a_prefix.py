@@ -33,7 +33,8 @@ from minprefix.lessons import caught, grade, planted
 #
 # After a bare record the tiny model mostly asks a question. We train a prefix that makes it
 # *describe* the record, as in lesson 1. An example is a record, a new line, its description, and
-# the token that ends a text. The targets begin behind the new line, at `loss_from`.
+# the token that ends a text. The [targets](glossary.md#target) begin behind the new line, at
+# `loss_from`.
 
 # %%
 model = GPT2.load("tiny")
@@ -72,9 +73,10 @@ assert decision > 20 * loss(model, later), "the first target is what it lacks"
 # $$loss = \frac{1}{M} \sum_{targets} loss_{target}, \qquad
 # dkv = \frac{1}{M} \sum_{targets} \frac{\partial \, loss_{target}}{\partial kv}$$
 #
-# A batch that is too large for the memory is cut into *micro-batches*. `loss_and_grad` is called
-# once for each. Its argument `reduction` decides whether it gives the sum over the targets of a
-# micro-batch or their mean. We want the loss and the gradient of the whole batch.
+# A batch that is too large for the memory is cut into [micro-batches](glossary.md#micro-batch).
+# `loss_and_grad` is called once for each. Its argument `reduction` decides whether it gives the sum
+# over the targets of a micro-batch or their mean. We want the loss and the gradient of the whole
+# batch.
 #
 # ### Exercise 8.1: `put_together`
 #
@@ -166,9 +168,10 @@ assert relative_error(sum(dkvs) / 2, dkv) > 0.1, "a mean of means is another gra
 #
 # ## Which examples come next
 #
-# One pass over all $n$ examples is an *epoch*. Each epoch has an order of its own, a permutation,
-# and is cut into batches of `size` examples. Nothing is drawn twice in an epoch, and nothing is
-# left out. If $n$ is no multiple of `size`, the last batch of each epoch is smaller.
+# One pass over all $n$ examples is an [epoch](glossary.md#epoch). Each epoch has an order of its
+# own, a permutation, and is cut into batches of `size` examples. Nothing is drawn twice in an
+# epoch, and nothing is left out. If $n$ is no multiple of `size`, the last batch of each epoch is
+# smaller.
 #
 # A run may be stopped after any step and go on tomorrow. So it is useful that the batch of a step
 # depends on the seed and on the number of the step alone, and not on what was drawn before.
@@ -232,9 +235,9 @@ batches = [pack([examples[i] for i in of_step]) for of_step in indices[:STEPS]]
 #
 # ## Where to start
 #
-# A prefix of zeros looks like the neutral choice. It is not: a key of zeros has the score 0, and
-# $e^0 = 1$ is a share of the softmax like any other. And its gradient? Lesson 5 has the
-# formulas, for one head with $T$ tokens and $P$ slots:
+# A prefix whose [slots](glossary.md#slot) are zeros looks like the neutral choice. It is not: a key
+# of zeros has the score 0, and $e^0 = 1$ is a share of the softmax like any other. And its
+# gradient? Lesson 5 has the formulas, for one head with $T$ tokens and $P$ slots:
 #
 # $$\begin{aligned}
 # dvalues_j &= \sum_i pattern_{ij} \, dz_i \\
@@ -339,10 +342,10 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # ## AdamW
 #
 # The gradient says in which direction each number should go. The optimizer decides how far.
-# AdamW keeps two running means for each number, its *moments*: $m$ of its gradients $g$, $v$ of
-# their squares. (The field calls them so. In this lesson $v$ is a moment; what attention reads is
-# called $values$.) At step $t = 1, 2, \dots$, entry by entry, where $p$ is what is trained, and
-# $p$, $g$, $m$ and $v$ have one shape:
+# [AdamW](glossary.md#adamw) keeps two running means for each number, its *moments*: $m$ of its
+# gradients $g$, $v$ of their squares. (The field calls them so. In this lesson $v$ is a moment;
+# what attention reads is called $values$.) At step $t = 1, 2, \dots$, entry by entry, where $p$ is
+# what is trained, and $p$, $g$, $m$ and $v$ have one shape:
 #
 # $$\begin{aligned}
 # m &\leftarrow \beta_1 m + (1 - \beta_1) \, g \\
