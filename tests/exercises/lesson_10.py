@@ -189,12 +189,12 @@ def the_shares_are_swapped(frozen, log_b, q, prefix_k, prefix_v, offsets):
     for b in range(len(prefix_k)):
         at = slice(offsets[b], offsets[b + 1])
         if prefix_k[b].shape[1]:
-            scores = np.einsum("thc,hpc->thp", q[at], prefix_k[b]) / np.sqrt(q.shape[2])
-            top = scores.max(-1, keepdims=True)
-            e = np.exp(scores - top)
+            s = np.einsum("thc,hpc->thp", q[at], prefix_k[b]) / np.sqrt(q.shape[2])
+            most = s.max(-1, keepdims=True)
+            e = np.exp(s - most)
             total = e.sum(-1, keepdims=True)
-            own = np.einsum("thp,hpc->thc", e / total, prefix_v[b])
-            log = top + np.log(total)
+            answer = np.einsum("thp,hpc->thc", e / total, prefix_v[b])
+            log = most + np.log(total)
             share = np.exp(log_b[at] - np.logaddexp(log, log_b[at]))
-            z[at] = share * own + (1 - share) * frozen[at]
+            z[at] = share * answer + (1 - share) * frozen[at]
     return z

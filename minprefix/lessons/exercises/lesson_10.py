@@ -173,8 +173,8 @@ def moved_by_value(rng: Rng) -> Cases:
     (
         "log_a - np.logaddexp",
         "log_b[rows].swapaxes(0, 1) - np.logaddexp",
-        "λ and 1 - λ are swapped. λ has the slots' sum above the line, and it is the share of their "
-        "answer, `own`.",
+        "λ and 1 - λ are swapped. λ has the slots' sum above the line, and it is the share of "
+        "their answer, `own`.",
     ),
     (
         "lam * own + (1 - lam) * without",
