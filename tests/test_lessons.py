@@ -453,6 +453,13 @@ def test_right_results_by_other_steps_are_right(capsys):
         assert "has shape" not in printed
 
 
+def test_a_backward_that_is_given_alone_is_not_called_unwritten(capsys):
+    from minprefix.ops import reference
+
+    grade(reference.gelu_backward)
+    assert re.search(r"gelu_backward: all \d+ checks passed\n$", capsys.readouterr().out)
+
+
 def test_of_two_functions_the_one_that_is_not_written_is_named(capsys):
     from minprefix.ops import reference
 

@@ -13,7 +13,7 @@
 # ## Overview
 #
 # - A gradient can be measured. Finite differences give about 10 correct digits, and the complex
-#   step gives 15 or more. You write both, and all later lessons use them.
+#   step gives 15 or more. You write both, and later lessons use them.
 # - A model is a chain of steps. Each step needs a backward, which follows from the chain rule. You
 #   write three: GELU, a linear layer and layernorm.
 # - The backward of a linear layer has two halves. Each costs as many multiplications as the
@@ -730,8 +730,10 @@ grade(layernorm_jacobian)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# $J_{ij} = rstd \cdot \partial \, centred_i / \partial x_j +
-# centred_i \cdot \partial \, rstd / \partial x_j$. Put the two derivatives in.
+# Put the two derivatives into
+#
+# $$J_{ij} = rstd \, \frac{\partial \, centred_i}{\partial x_j}
+# + centred_i \, \frac{\partial \, rstd}{\partial x_j}$$
 #
 # </details>
 #
