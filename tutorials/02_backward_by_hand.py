@@ -282,8 +282,8 @@ plt.show()
 # there.
 
 # %% [markdown]
-# (The loss here is the sum of all outputs. Each output depends on one entry of `xs` only. So the
-# gradient of the sum is, entry by entry, the slope of GELU.)
+# (The loss here is the sum of all outputs. Each output depends on one entry of `xs` only. So each
+# entry of the gradient is the slope of GELU at one point.)
 #
 # A measurement is slow: it takes one forward for each number. A model needs the formula. $out$ is a
 # product, and both factors contain $x$. So the product rule gives two terms. In the second term,
@@ -700,8 +700,9 @@ def layernorm(x, gain, bias, eps):
 #   &= -\frac12 \, rstd^3 \cdot \frac2C \, centred_j = -\frac1C \, rstd^2 \, xhat_j
 # \end{aligned}$$
 #
-# - In the second line $[i{=}j]$ leaves $centred_j$. The part with $1/C$ is 0, because the centred
-#   numbers of a row sum to 0.
+# - In the second line the sum of the squares runs over $i$, because $j$ is taken. Each square has
+#   the derivative $2 \, centred_i$ times the first line. Then $[i{=}j]$ leaves $centred_j$. The
+#   part with $1/C$ is 0, because the centred numbers of a row sum to 0.
 # - In the third line $rstd$ is $(var + eps)^{-1/2}$. Its derivative for $var$ is
 #   $-\frac12 \, rstd^3$. And $rstd \cdot centred_j$ is $xhat_j$.
 #

@@ -6,7 +6,7 @@
 #   and say which tests of a backward would accept `return 0`.
 # - **You need** the chain rule, an upstream gradient, finite differences and the complex step:
 #   [lesson 2](02_backward_by_hand.py).
-# - **Time** 160 minutes; it runs in 2 seconds.
+# - **Time** 170 minutes; it runs in 2 seconds.
 # - **Difficulty** 2 of 5.
 #
 # ## Overview
