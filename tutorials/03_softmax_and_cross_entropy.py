@@ -255,8 +255,8 @@ assert np.abs(J.sum(axis=1)).max() < 1e-14, "each row of J has to sum to 0"
 # change.
 
 # %% [markdown]
-# ($J$ is symmetric, so here the two facts are the same numbers. For layernorm, lesson 2, only the
-# second kind was used.)
+# ($J$ is symmetric, so its row sums and its column sums are the same numbers here. For layernorm,
+# lesson 2 used only the second reason.)
 #
 # The softmax receives an upstream gradient, $dprobs$, of the shape $(M, V)$. For each row the chain
 # rule sums over all probabilities that logit $k$ changes:
