@@ -144,11 +144,7 @@ def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
     if unseen := [name for name in rest if name not in missing]:
         lines.append(f"{', '.join(unseen)}: not graded, what runs before has to run first")
     for name in written:
-        checks = [
-            r.check
-            for r in found
-            if name in r.not_implemented and not _lacks_its_forward(name, r, names)
-        ]
+        checks = [r.check for r in found if name in r.not_implemented]
         if checks:
             more = f" and {len(checks) - ALSO} more" if checks[ALSO:] else ""
             lines.append(f"{name}: not written yet for {', '.join(checks[:ALSO])}{more}")
@@ -157,12 +153,6 @@ def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
         graded = [replace(r, not_implemented=[]) for r in graded]
         lines.insert(0, report.text(graded, ", ".join(written), at_most=ALSO))
     return "\n".join(lines)
-
-
-def _lacks_its_forward(function: str, result: Result, given: Sequence[str]) -> bool:
-    """Whether the check takes caches of the forward beside it, which was not given."""
-    forward = FUNCTIONS.get(result.op, (function,))[0]
-    return result.check.endswith("/many-calls") and forward not in (function, *given)
 
 
 def _speaks_of(function: str, result: Result) -> bool:
