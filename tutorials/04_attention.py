@@ -622,8 +622,9 @@ print("offsets", offsets, " sequences", list(itertools.pairwise(offsets.tolist()
 def attend(q, k, v, offsets):
     zs = []
     for start, end in itertools.pairwise(offsets):
-        raise NotImplementedError  # append to zs
-    return np.concatenate(zs)  # (N, NH, hs)
+        z_b = ...  # (NH, T, hs)
+    z = ...  # (N, NH, hs)
+    return z
 
 
 grade(attend)
@@ -637,8 +638,8 @@ grade(attend)
 #
 # <details><summary>Hint 2</summary>
 #
-# `head` returns $z$ with the heads first. Bring the tokens back to the front, then append it to
-# `zs`.
+# `head` returns `z_b` with the heads first. Bring the tokens back to the front, then append it to
+# `zs`. After the loop, `np.concatenate(zs)` is the stream.
 #
 # </details>
 
@@ -650,7 +651,8 @@ def attend(q, k, v, offsets):
         q_b, k_b, v_b = (a[start:end].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each
         z_b = head(q_b, k_b, v_b)[0]  # (NH, T, hs)
         zs.append(z_b.swapaxes(0, 1))  # (T, NH, hs)
-    return np.concatenate(zs)  # (N, NH, hs)
+    z = np.concatenate(zs)  # (N, NH, hs)
+    return z
 
 
 # %% [markdown]
@@ -785,8 +787,9 @@ def attention(q, k, v, prefix_k, prefix_v, offsets):
         mask = ...  # True where a key is seen: (T, P+T)
         scores = ...  # before the mask: (NH, T, P+T)
         pattern = ...  # (NH, T, P+T)
-        raise NotImplementedError  # append to zs and patterns
-    return np.concatenate(zs), AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
+        z_b = ...  # (NH, T, hs)
+    z = ...  # (N, NH, hs)
+    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
 
 
 grade(attention)
@@ -825,9 +828,11 @@ def attention(q, k, v, prefix_k, prefix_v, offsets):
         mask = np.arange(P + T)[None, :] <= np.arange(T)[:, None] + P
         scores = q_b @ keys.swapaxes(1, 2) / hs**0.5  # before the mask: (NH, T, P+T)
         pattern = softmax(np.where(mask, scores, -np.inf))  # (NH, T, P+T)
-        zs.append((pattern @ values).swapaxes(0, 1))  # (T, NH, hs)
+        z_b = pattern @ values  # (NH, T, hs)
+        zs.append(z_b.swapaxes(0, 1))  # (T, NH, hs)
         patterns.append(pattern)
-    return np.concatenate(zs), AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
+    z = np.concatenate(zs)  # (N, NH, hs)
+    return z, AttentionCache(q, k, v, prefix_k, prefix_v, offsets, patterns)
 
 
 # %% [markdown]

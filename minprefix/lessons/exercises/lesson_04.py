@@ -6,8 +6,8 @@ from minprefix.lessons.exercise import Cases, Rng, exercise
 
 # T, hs: no size is the root of another
 SIZES = ((5, 3), (2, 6), (3, 2))
-# NH, hs, the lengths of the sequences
-STREAMS = ((2, 3, (5, 1, 4)), (4, 2, (2, 3)), (1, 5, (3,)))
+# NH, hs, the lengths of the sequences: one first, so that an answer that stops in it has its steps
+STREAMS = ((2, 5, (4,)), (2, 3, (5, 1, 4)), (4, 2, (2, 3)), (1, 5, (3,)))
 
 
 @exercise(
@@ -299,6 +299,12 @@ def _streams(rng: Rng, n: int) -> Cases:
         "tokens to the front with swapaxes(0, 1).",
     ),
     (
+        "z_b.swapaxes(0, 1)",
+        "z_b",
+        "The heads stand in front in what is appended. A stream begins with the tokens: append "
+        "z_b.swapaxes(0, 1).",
+    ),
+    (
         "a[start:end].swapaxes(0, 1) for a in (q, k, v))  # (NH, T, hs) each\n"
         "        z_b = head(q_b, k_b, v_b)[0]  # (NH, T, hs)\n"
         "        zs.append(z_b.swapaxes(0, 1))",
@@ -310,7 +316,7 @@ def _streams(rng: Rng, n: int) -> Cases:
     ),
 )
 def attend(rng: Rng) -> Cases:
-    """Several sequences, one of a single token; two; one, with one head."""
+    """One sequence; three, one of a single token; two; one head."""
     yield from _streams(rng, 3)
 
 
@@ -345,7 +351,7 @@ def attend(rng: Rng) -> Cases:
     ),
 )
 def attend_backward(rng: Rng) -> Cases:
-    """Several sequences, one of a single token; two; one, with one head."""
+    """One sequence; three, one of a single token; two; one head."""
     yield from _streams(rng, 4)
 
 
@@ -412,10 +418,16 @@ def attend_backward(rng: Rng) -> Cases:
         "The softmax runs over the queries. Each query shares out 1 among its keys: the softmax "
         "runs along the last axis.",
     ),
+    (
+        "z_b.swapaxes(0, 1)",
+        "z_b",
+        "The heads stand in front in what is appended. A stream begins with the tokens: append "
+        "z_b.swapaxes(0, 1).",
+    ),
 )
 def attention(rng: Rng) -> Cases:
-    """Sequences and prefixes of unlike lengths; one head; no prefix."""
-    for (NH, hs, lengths), slots in zip(STREAMS, ((3, 1, 2), (0, 4), (0,)), strict=True):
+    """One sequence; sequences and prefixes of unlike lengths; one head; no prefix."""
+    for (NH, hs, lengths), slots in zip(STREAMS, ((3,), (3, 1, 2), (0, 4), (0,)), strict=True):
         q, k, v = rng.normal(size=(3, sum(lengths), NH, hs))
         prefix_k, prefix_v = ([rng.normal(size=(NH, P, hs)) for P in slots] for _ in range(2))
         yield q, k, v, prefix_k, prefix_v, np.cumsum([0, *lengths])

@@ -353,8 +353,10 @@ def backward_with_slots(rng: Rng) -> Cases:
     ),
 )
 def attention_backward(rng: Rng) -> Cases:
-    """Sequences and prefixes of unlike lengths; one sequence of one token; no slots."""
+    """One sequence, so that an answer that stops in it has its steps; sequences and prefixes of
+    unlike lengths; one sequence of one token; no slots."""
     for NH, hs, lengths, slots in (
+        (2, 5, (4,), (3,)),
         (2, 5, (3, 1, 4), (2, 3, 1)),
         (3, 2, (1,), (4,)),
         (2, 3, (4,), (0,)),
