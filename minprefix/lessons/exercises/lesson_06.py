@@ -481,9 +481,8 @@ class Fed(np.ndarray):
         self.left -= np.size(key)
         if self.left < 0:
             raise Lazy(
-                "More tokens went through the model than there are: earlier tokens were fed in "
-                "again. Their keys and values are in the cache; feed the prompt once, and then "
-                "each new token once."
+                "feeds more tokens than there are: earlier tokens were fed in again. Their keys "
+                "and values are in the cache; feed the prompt once, and then each new token once."
             )
         return np.asarray(self)[key]
 
