@@ -17,9 +17,8 @@
 #   digits.
 # - The same rate moves the keys and values some 60 times as far through the network (median of the
 #   first step).
-# - With a hundredth of the rate, the network ends where the flat prefix ends, to about 2 % at the
-#   four smallest rates (medians over five seeds). At its best it ends a little lower in four seeds
-#   of five, and higher in one.
+# - A hundred times the rate on a flat prefix does nearly all that the network does. Each at its
+#   best rate, the network ends a little lower in four seeds of five, and higher in one.
 # - Once training is over, the network is folded away: one file of 51 320 bytes is left, and the
 #   model sees the same numbers.
 # - A run that resumes from the keys and values alone is another run, and its losses do not show it.
@@ -625,7 +624,8 @@ print(f"at the smallest rates, kv went {100 * went[0][1] / went[0][0]:.0f} times
 
 assert np.argmin(flat_ends) == np.argmin(mlp_ends) == 4, "the best rates are 100 apart"
 for ends in (flat_ends, mlp_ends):
-    assert min(ends[2], ends[6]) > 5 * ends[4], "ten times the best rate fails, and a tenth of it"
+    assert ends[2] > 5 * ends[4], "a tenth of the best rate learns little"
+    assert ends[6] > theirs[0] > 10 * ends[4], "ten times the best rate ends above the start"
 apart = np.abs(np.divide(mlp_ends, flat_ends) - 1)[:3]
 assert apart.max() < 0.05, "with a hundredth of the rate, the smaller rates end alike"
 
@@ -641,20 +641,37 @@ plt.show()
 
 # %% [markdown]
 # **Answer.** Each has a best rate, and neither forgives a rate ten times as large or ten times as
-# small. Measured by what they do, the two sets of points lie close to each other.
+# small. Measured by what they do, the two sets of points lie near each other, those of the network
+# a little to the left.
 
 # %% [markdown]
-# This is one seed. `python -m tools.detour` repeats it for five: other batches, another start. The
-# medians of the losses at the end, and in brackets the least and the largest:
+# This is one seed. `python -m tools.detour` repeats the sweep for five, with other batches and
+# another start each, for runs of 16 and of 64 steps. The medians of the losses at the end, the
+# network always with a hundredth of the rate:
 #
-# TABLE
+# | rate | flat, 16 | MLP, 16 | flat, 64 | MLP, 64 |
+# |---:|---:|---:|---:|---:|
+# | 0.001 | 0.1207 | 0.1209 | 0.1057 | 0.1056 |
+# | 0.003 | 0.1157 | 0.1159 | 0.0541 | 0.0478 |
+# | 0.01 | 0.0832 | 0.0839 | 0.0034 | 0.0024 |
+# | 0.03 | 0.0165 | 0.0163 | 0.0021 | 0.0019 |
+# | 0.1 | 0.0071 | 0.0053 | 0.0019 | 0.0016 |
+# | 0.3 | 0.0135 | 0.0106 | 0.0019 | 0.0019 |
+# | 1 | 0.4910 | 0.1665 | 0.0719 | 0.1323 |
 #
-# **On this task, with these budgets, a hundredth of the rate through the network does the same as
-# the rate on a flat prefix**, as long as the rate is not too large. Why a hundred, if the first
-# step moves a number by 55 to 62 rates? That was the median of one step; some numbers move much
-# farther. The cell above measures the whole run by its root mean square and finds 82.
+# Each seed at its best rate, 16 steps: flat 0.0071, 0.0072, 0.0030, 0.0066 and 0.0111, through the
+# network 0.0080, 0.0053, 0.0027, 0.0040 and 0.0088. So the network ends lower in four seeds of
+# five, and higher in the one that you have just seen.
 #
-# CONCLUSION
+# **On this task, a hundred times the rate does nearly all that the network does**: in 16 steps the
+# loss falls from 0.12 to 0.007 and to 0.005 (medians at the best rates). The network is a little
+# better there, with both budgets, at 58 times the parameters. Why a hundred, if the first step
+# moves a number by 50 to 62 rates? That was the median; some numbers move much farther. The cell
+# above measures the whole run by its root mean square, and finds 82.
+#
+# Does the network forgive more? With 16 steps, a tenth of the best rate learns little and ten times
+# the best rate ends above the start, both ways. With 64 steps, a factor of 30 between the rates
+# hardly matters, both ways.
 #
 # The paper found direct training unstable and a little worse, on a larger model, with harder tasks
 # and thousands of steps. Our runs cannot decide that. Compare each at *its own* best rate: at one
