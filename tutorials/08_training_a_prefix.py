@@ -230,8 +230,8 @@ batches = [pack([examples[i] for i in of_step]) for of_step in indices[:STEPS]]
 
 # %% [markdown]
 # **Recap.** A seed and the number of a step decide its batch. Then a run that was stopped goes on
-# with the batches that it would have had. All runs below see the same 20 batches of 4, so that only
-# what we change makes a difference.
+# with the batches that it would have had. The runs below see the same 20 batches of 4, unless we
+# say otherwise, so that only what we change makes a difference.
 #
 # ## Where to start
 #
@@ -336,8 +336,8 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # for the tokens. A small start disturbs little. The right words are an answer already.
 
 # %% [markdown]
-# **Recap.** A start of zeros costs something, and gives all slots of a head one gradient. Small
-# random numbers disturb little and are not alike.
+# **Recap.** Slots of zeros are not the same as no slots, and all slots of a head get one gradient.
+# Small random numbers cost no more, and are not alike.
 #
 # ## AdamW
 #
@@ -871,7 +871,7 @@ assert apart(trained[0.1]) > 0.05, "a little noise sets them free"
 # you would have paid for ten and got one. (On unseen names the loss stays higher than on the last
 # batches, whatever the start: even the cue, a prompt that works, has 0.02 there.)
 #
-# **Recap.** Small random numbers break the tie between the slots, and cost nothing.
+# **Recap.** Small random numbers break the tie between the slots, and cost no more than zeros.
 #
 # ## How many slots, in which layers
 #
