@@ -101,9 +101,17 @@ def unflatten_rows(flat, NH, hs):
     return kv
 
 
+# %%
+flat = np.arange(10 * 2 * 4 * 160).reshape(10, -1)  # (P, 2LC), each number another one
+at_once = flat.reshape(4, 2, NH, 10, -1)  # (L, 2, NH, P, hs)
+in_place = (at_once == unflatten_rows(flat, NH, 160 // NH)).mean()
+print(f"{in_place:.1%} of the numbers are where they belong")
+assert at_once.shape == unflatten_rows(flat, NH, 160 // NH).shape
+assert in_place < 0.05
+
 # %% [markdown]
-# A `reshape` to $(L, 2, NH, P, hs)$ at once has the right shape, and nearly every number is at a
-# wrong place.
+# That was a `reshape` to $(L, 2, NH, P, hs)$ at once. It has the right shape, and no error tells
+# you that nearly every number is at a wrong place.
 #
 # ### Exercise 9.2: `flatten_kv`
 #
