@@ -529,8 +529,8 @@ def train_network(model, parameters, batches, rates, adam):
     losses = []
     for batch, lr in zip(batches, rates, strict=True):
         grads = ...  # (names,)
-    kv = ...  # (L, 2, NH, P, hs)
-    return losses, kv
+    left = ...  # (L, 2, NH, P, hs)
+    return losses, left
 
 
 grade(train_network)
@@ -560,8 +560,8 @@ def train_network(model, parameters, batches, rates, adam):
         grads = mlp_kv_backward(dkv, parameters, h)  # (names,)
         adam.step(parameters, grads, lr)
         losses.append(loss)
-    kv, _ = mlp_kv(parameters, NH)  # (L, 2, NH, P, hs)
-    return losses, kv
+    left = mlp_kv(parameters, NH)[0]  # (L, 2, NH, P, hs)
+    return losses, left
 
 
 # %% [markdown]

@@ -226,8 +226,8 @@ _LOOP = """    for batch, lr in zip(batches, rates, strict=True):
 
 @exercise(
     (
-        "    kv, _ = mlp_kv(parameters, NH)  # (L, 2, NH, P, hs)\n",
-        "",
+        "left = mlp_kv(parameters, NH)[0]",
+        "left = kv",
         "kv is one step old: it was computed before the last step of AdamW. Compute it once more "
         "at the end.",
     ),
