@@ -7,8 +7,11 @@ import numpy as np
 
 from minprefix.ops.contract import Array
 
-#: the ufunc's name, the result, and whether the result is a new array -> nothing, or raises Lazy
+#: the function's name, the result, and whether the result is a new array -> nothing, or raises Lazy
 Rule = Callable[[str, Array, bool], None]
+
+
+PRODUCTS = ("einsum", "dot", "tensordot", "inner", "vdot", "multi_dot")
 
 
 class Watched(np.ndarray[Any, Any]):
@@ -36,10 +39,10 @@ class Watched(np.ndarray[Any, Any]):
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(func, types, args, kwargs)
-        # einsum and its like multiply without a ufunc
-        multiplies = getattr(func, "__name__", "") in ("einsum", "dot", "tensordot", "inner")
-        if multiplies and self.rule is not None and isinstance(result, np.ndarray):
-            self.rule("matmul", _plain(result), True)
+        if self.rule is not None and isinstance(result, np.ndarray):
+            # einsum and its like multiply without a ufunc
+            name = "matmul" if func.__name__ in PRODUCTS else func.__name__
+            self.rule(name, _plain(result), not np.may_share_memory(result, self))
         return result
 
 
