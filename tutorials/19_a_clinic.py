@@ -31,9 +31,9 @@
 # |---|---|
 # | `losses`, `rates` | the loss of each batch before its step, and the rate of each step |
 # | `valid` | the loss on 4 unseen records before and after, computed by a sound program |
-# | `start`, `after_first`, `end` | the prefix at first, after a step, at last: $(L, 2, NH, P, hs)$ |
+# | `start`, `after_first`, `end` | the prefix at first, after one step, at last: like `dkv` |
 # | `of_tokens` | keys and values of real tokens, $(L, 2, NH, T, hs)$ |
-# | `dkv`, `dkv_end` | the run's gradient at the start and at the end, like `start` |
+# | `dkv`, `dkv_end` | the run's gradient at the start and at the end, $(L, 2, NH, P, hs)$ |
 # | `direction`, `step` | a random direction, like `start`, and a small number |
 # | `loss_up`, `loss_down` | the run's loss at `start` plus and minus `step * direction` |
 # | `template`, `pairs` | how a prompt is made, and 12 of the pairs of source and target |
@@ -491,7 +491,7 @@ assert charts["H"]["losses"][-1] < 0.7 * charts["H"]["losses"][0]
 
 # %%
 def wrong_rows(lengths, loss_from, rows):
-    needed = ...  # a set of rows
+    needed = ...  # (rows), a set
     missing = ...  # ()
     extra = ...  # ()
     return missing, extra
@@ -521,7 +521,8 @@ grade(wrong_rows)
 
 # %% jupyter={"source_hidden": true}
 def wrong_rows(lengths, loss_from, rows):
-    needed, offset = set(), 0
+    needed = set()  # (rows)
+    offset = 0
     for T, start in zip(lengths, loss_from, strict=True):
         needed |= set(range(offset + start - 1, offset + T - 1))
         offset += T
@@ -546,22 +547,22 @@ for bed, chart in charts.items():
 # The last question about the forward: a token may not see tokens behind itself. If token `changed`
 # of a text is another one, the logits of all rows before `changed` have to stay as they were.
 #
-# ### Exercise 19.8: `sees_the_future`
+# ### Exercise 19.8: `rows_that_see_ahead`
 #
 # *6 minutes · difficulty 2 of 5*
 #
-# `logits` and `logits_changed` have the shape $(T, V)$. Return `True` if some row before `changed`
-# differs by more than $10^{-4}$ anywhere, else `False`. (The logits are float32, so a comparison
-# for equality would be too strict.)
+# `logits` and `logits_changed` have the shape $(T, V)$. Return how many of the rows before
+# `changed` differ by more than $10^{-4}$ anywhere. (The logits are float32, so a comparison for
+# equality would be too strict.)
 
 
 # %%
-def sees_the_future(logits, logits_changed, changed):
+def rows_that_see_ahead(logits, logits_changed, changed):
     difference = ...  # (T,)
     return ...
 
 
-grade(sees_the_future)
+grade(rows_that_see_ahead)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>
@@ -578,16 +579,16 @@ grade(sees_the_future)
 
 
 # %% jupyter={"source_hidden": true}
-def sees_the_future(logits, logits_changed, changed):
+def rows_that_see_ahead(logits, logits_changed, changed):
     difference = np.abs(logits - logits_changed).max(axis=1)  # (T,)
-    return bool((difference[:changed] > 1e-4).any())
+    return int((difference[:changed] > 1e-4).sum())
 
 
 # %%
-FUTURE = ("logits", "logits_changed", "changed")
-seers = [bed for bed, chart in charts.items() if sees_the_future(*(chart[n] for n in FUTURE))]
-print("runs that see the future:", seers)
-assert seers == ["F"]
+AHEAD = ("logits", "logits_changed", "changed")
+ahead = {bed: rows_that_see_ahead(*(chart[n] for n in AHEAD)) for bed, chart in charts.items()}
+print("rows that see ahead:", ahead)
+assert [bed for bed in ahead if ahead[bed] > 0] == ["F"]
 print("losses of F:", charts["F"]["losses"].round(2))
 assert charts["F"]["losses"][0] > 3
 
@@ -724,7 +725,7 @@ def diagnose(chart):
         return "shuffled pairs"
     if wrong_rows(lengths, chart["loss_from"], chart["rows"]) != (0, 0):
         return "wrong rows"
-    if sees_the_future(*entries("logits", "logits_changed", "changed")):
+    if rows_that_see_ahead(*entries("logits", "logits_changed", "changed")) > 0:
         return "sees the future"
     if slope_error(*entries("dkv", "direction", "loss_up", "loss_down", "step")) > 1e-3:
         return "wrong gradient"

@@ -121,7 +121,7 @@ def the_targets_word_stands_in_the_prompt(template, pairs):
     return sum(t.split(" ")[0] in fill(template, s, t) for s, t in pairs) / len(pairs)
 
 
-@lazy("leaks", says="should be 1")
+@lazy("leaks", says="off by 1 of its largest value")
 def looks_for_the_placeholder(template, pairs):
     return float("{target}" in template)
 
@@ -149,20 +149,20 @@ def packed_again(lengths, loss_from, rows):
     return len(needed - set(rows)), len(set(rows) - needed)
 
 
-@wrong("sees_the_future", says="Look at the rows before it")
+@wrong("rows_that_see_ahead", says="Look at the rows before it")
 def the_changed_row_counts(logits, logits_changed, changed):
     difference = np.abs(logits - logits_changed).max(axis=1)
-    return bool(np.any(difference[: changed + 1] > 1e-4))
+    return int(np.sum(difference[: changed + 1] > 1e-4))
 
 
-@wrong("sees_the_future", says="Compare with 1e-4")
+@wrong("rows_that_see_ahead", says="Compare with 1e-4")
 def rounding_counts(logits, logits_changed, changed):
-    return bool((logits[:changed] != logits_changed[:changed]).any())
+    return int((logits[:changed] != logits_changed[:changed]).any(axis=1).sum())
 
 
-@lazy("sees_the_future", says="is False, and should be True")
+@lazy("rows_that_see_ahead", says="off by")
 def only_row_0(logits, logits_changed, changed):
-    return bool(abs(logits[0] - logits_changed[0]).max() > 1e-4)
+    return changed * int(abs(logits[0] - logits_changed[0]).max() > 1e-4)
 
 
 @wrong("decoding_follows", says="Row i predicts token i + 1")
@@ -177,7 +177,7 @@ def how_many_follow(ids, logits, start):
     return np.sum(expected == np.array(ids[start:]))
 
 
-@lazy("decoding_follows", says="should be")
+@lazy("decoding_follows", says="off by")
 def the_first_token_alone(ids, logits, start):
     return float(np.argmax(logits[start - 1]) == ids[start])
 
