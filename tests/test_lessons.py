@@ -460,6 +460,19 @@ def test_a_backward_that_is_given_alone_is_not_called_unwritten(capsys):
     assert re.search(r"gelu_backward: all \d+ checks passed\n$", capsys.readouterr().out)
 
 
+def test_a_usual_mistake_of_a_function_of_the_suite_is_named_whatever_its_steps_are_called(capsys):
+    def layernorm_backward(dout, cache):
+        d = dout * cache.gain
+        m, n = d.mean(axis=0), (d * cache.xhat).mean(axis=0)
+        return cache.rstd * (d - m - cache.xhat * n)
+
+    grade(layernorm_backward)
+    printed = capsys.readouterr().out
+    said = [m.says for m in all_exercises()["layernorm_backward"].mistakes]
+    assert sum(each in printed for each in said) == 1
+    assert re.search(r"layernorm_backward: \d+ of \d+ checks failed\n$", printed)
+
+
 def test_of_two_functions_the_one_that_is_not_written_is_named(capsys):
     from minprefix.ops import reference
 

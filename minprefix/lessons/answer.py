@@ -102,6 +102,7 @@ class Graded:
     says: list[str]
     right: list[str] = field(default_factory=list)  # the steps that are
     is_lazy: bool = False  # somebody else does the work
+    cause: str = ""  # the usual mistake that gives these numbers
 
     def __str__(self) -> str:
         return "\n  ".join(self.says)
@@ -118,7 +119,8 @@ def graded(exercise: Exercise, function: Callable[..., Any], results: bool = Tru
         pair = Pair(ours, tried(function, given), want, untouched)
         found = pair.graded(results)
         if found.status == "failed":
-            found.says[1:1] = _cause(exercise, n, pair.at) or pair.hints()
+            found.cause = _cause(exercise, n, pair.at)
+            found.says[1:1] = [found.cause] if found.cause else pair.hints()
             found.says += [f"input {n}: {sizes}" for sizes in [pair.sizes()] if sizes]
         if found.status != "passed":
             return found
@@ -128,11 +130,10 @@ def graded(exercise: Exercise, function: Callable[..., Any], results: bool = Tru
     return Graded(exercise.name, "passed", [said], right)
 
 
-def _cause(exercise: Exercise, n: int, at: "Difference") -> list[str]:
-    """What there is to say where a usual mistake gives these very numbers; best one that gives the
-    same result, too."""
+def _cause(exercise: Exercise, n: int, at: "Difference") -> str:
+    """What there is to say where a usual mistake gives these very numbers; "" where none does."""
     if at.pick is None:
-        return []
+        return ""
     for mistake in exercise.mistakes:
         runs = exercise.cases(np.random.default_rng(SEED))
         arguments = next(a for i, a in enumerate(runs, 1) if i == n)
@@ -143,8 +144,8 @@ def _cause(exercise: Exercise, n: int, at: "Difference") -> list[str]:
         except (KeyError, IndexError, TypeError):
             continue
         if _equal(at.got, a) and not _equal(at.want, a):
-            return [mistake.says]
-    return []
+            return mistake.says
+    return ""
 
 
 def _equal(a: Any, b: Any) -> bool:
