@@ -41,7 +41,7 @@ _NAME = re.compile(
     r"\\(?:text\w*|math\w+|operatorname)\*? *\{[^}]*\}|\\[A-Za-z]+|([A-Za-z](?:(?:\\_)?[A-Za-z])+)"
 )
 #: signs; a longer formula gets a scroll bar of its own on a phone
-_LONG = 24
+_LONG = 22
 
 
 class FormulaError(ValueError):
