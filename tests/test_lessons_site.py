@@ -395,16 +395,23 @@ def test_a_warning_of_what_a_cell_gives_names_lesson_and_cell(tmp_path):
         "import sys\n\nprint('hot', file=sys.stderr)",
         "import matplotlib.pyplot as plt\n\nplt.plot([1])\nplt.show()",
         r"print('x\n' * 100_000)",
+        "plt.figure(figsize=(9, 1))\nplt.title('x')\nplt.show()",
     ]
     text = f"{HEADED}# **Predict.** x\n\n# %%\nx = 1\n\n# %% [markdown]\n# **Answer.** 1\n"
     text += "".join(f"\n# %%\n{c}\n" for c in cells)
     folder = write(tmp_path / "t", **{"01_x": text})
     warnings, failures = site.build(reading.lesson_paths(folder), tmp_path / "out")
     assert failures == []
-    assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 4, 5, 6)]
+    assert [w.split(":")[0] for w in warnings] == [f"01_x, cell {n}" for n in (2, 4, 5, 6, 7)]
     for warning, said in zip(
         warnings,
-        ["shows nothing", "stderr: 'hot'", "a picture without words", "199,999 characters"],
+        [
+            "shows nothing",
+            "stderr: 'hot'",
+            "a picture without words",
+            "199,999 characters",
+            "points wide",
+        ],
         strict=True,
     ):
         assert said in warning
@@ -806,6 +813,16 @@ def test_each_term_that_a_lesson_links_to_is_in_the_glossary():
         linked = re.findall(r"\(glossary\.md#([^)]*)\)", path.read_text(encoding="utf-8"))
         assert set(linked) <= slugs, path.name
     assert not [slug for slug in slugs if re.search(r"-\d+$", slug)], "a term stands there twice"
+
+
+def test_every_lesson_has_the_form_of_a_page(tmp_path):
+    """Before any of them runs: predictions, exercises, links, formulas."""
+
+    def none(lessons):
+        return [running.Run(lesson, {}, None, 0.0) for lesson in lessons]
+
+    warnings, _ = site.build(reading.lesson_paths(), tmp_path / "out", none)
+    assert [said for said in warnings if "shows nothing" not in said] == []
 
 
 def test_every_lesson_runs_as_a_notebook_and_its_site_has_no_warning(tmp_path):

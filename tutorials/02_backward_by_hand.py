@@ -264,7 +264,7 @@ print(f"the slope goes from {measured.min():.3f} to {measured.max():.3f}")
 assert measured.min() < -0.1
 assert measured.max() > 1.1
 
-fig, ax = plt.subplots(figsize=(6, 3.5))
+fig, ax = plt.subplots(figsize=(5, 3.2))
 ax.plot(xs, gelu(xs)[0], "-", color="black", label="gelu(x)")
 ax.plot(xs, measured, "--", color="black", label="its slope, measured")
 ax.set_ylim(-0.5, 2)
@@ -371,7 +371,7 @@ print(f"complex step: {error_of(complex_step, 1e-30):.0e} at eps = 1e-30")
 assert 1e-12 < min(by_differences) < 1e-9
 assert error_of(complex_step, 1e-30) < 2e-15
 
-fig, ax = plt.subplots(figsize=(6, 3.5))
+fig, ax = plt.subplots(figsize=(5, 3.2))
 ax.loglog(steps, by_differences, "o-", color="black", label="finite differences")
 shown = np.maximum(by_complex, 1e-17)  # a logarithmic axis has no 0
 ax.loglog(steps, shown, "s--", color="0.4", label="complex step")

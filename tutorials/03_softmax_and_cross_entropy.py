@@ -953,14 +953,14 @@ assert relative_error(measured(np.float64, 1e-6), exact) < 1e-8
 assert 0.01 < relative_error(measured(np.float32, 1e-6), exact) < 1
 
 steps = 10.0 ** np.arange(-12, 0.5, 0.5)
-fig, ax = plt.subplots(figsize=(6, 3.5))
+fig, ax = plt.subplots(figsize=(5, 3.4))
 for dtype, style in ((np.float64, "k-o"), (np.float32, "k--^")):
     errors = [relative_error(measured(dtype, eps), exact) for eps in steps]
     print(f"{dtype.__name__}: at best {min(errors):.0e}")
     ax.loglog(steps, errors, style, label=dtype.__name__, markersize=4)
 ax.set_xlabel("step")
 ax.set_ylabel("relative error of the gradient")
-ax.set_title("Finite differences through a loss in float64, in float32")
+ax.set_title("Finite differences in float64 and float32")
 ax.legend()
 fig.tight_layout()
 plt.show()

@@ -932,7 +932,7 @@ left = counts["top layer"]["dx"] / counts["frozen"]["dx"]
 print(f"{left:.0%} of the backward is left")
 assert round(left, 2) == 0.19
 
-fig, ax = plt.subplots(figsize=(6.2, 3.2))
+fig, ax = plt.subplots(figsize=(5, 3.6))
 start = np.zeros(len(counts))
 for part, hatch, colour in (("forward", "", "0.75"), ("dx", "//", "white"), ("dW", "xx", "0.9")):
     numbers = np.array([c[part] for c in counts.values()]) / 1e6

@@ -498,7 +498,7 @@ from minprefix.show.attention import shares
 lam_text, lam_drawn = shares(model, ids, text), shares(model, ids, drawn)  # (L, NH, T) each
 newline = examples[0][1] - 1  # the last token of the record's line; the next one is predicted
 
-fig, (left, right) = plt.subplots(2, 1, figsize=(5.6, 6.6), layout="constrained")
+fig, (left, right) = plt.subplots(2, 1, figsize=(5, 6.4), layout="constrained")
 tokens = np.arange(len(ids))
 for i, style in enumerate(["-", "-.", ":", (0, (6, 1))]):
     left.plot(tokens, lam_text[i].mean(axis=0), linestyle=style, label=f"layer {i}")
@@ -876,7 +876,7 @@ assert by_prefix_smaller[-1] < 0.4
 assert np.log(2) < by_prefix_first[-1] < 0.9
 assert by_W_k_first[-1] < 0.01
 
-plt.figure(figsize=(6.5, 3.6), layout="constrained")
+plt.figure(figsize=(5, 3.4), layout="constrained")
 plt.plot(by_prefix_smaller, "-", color="black", label="prefix, the smaller digit")
 plt.plot(by_prefix_first, "-.", color="tab:red", label="prefix, the first digit")
 plt.plot(by_W_k_first, ":", color="tab:blue", linewidth=2, label="$W_k$, the first digit")

@@ -713,7 +713,7 @@ assert curves[1, 4] > 20 * curves[1, 8]
 assert curves[0, 2] < 2 * curves[0, 0]  # a quarter of the way hardly hurts
 assert halfway.startswith("Dear reader")
 
-plt.figure(figsize=(6, 3.5), layout="constrained")
+plt.figure(figsize=(5, 3.4), layout="constrained")
 plt.plot(ts, curves[0], "o-", color="black", label="loss of descriptions")
 plt.plot(ts, curves[1], "s--", color="tab:red", label="loss of lists")
 plt.gca().set(title="From `describe` to `list`", xlabel="t", ylabel="loss, nats")

@@ -353,7 +353,7 @@ exact = gradients(reference, "layernorm", a, dout)
 sizes = 10.0 ** -np.arange(1, 13)
 central = [worst(by_differences(reference, "layernorm", a, dout, e), exact) for e in sizes]
 imaginary = [worst(by_complex_step(reference, "layernorm", a, dout, e), exact) for e in sizes]
-plt.figure(figsize=(6.4, 4.4), layout="constrained")
+plt.figure(figsize=(5, 3.8), layout="constrained")
 plt.loglog(sizes, central, "o-", label="finite differences")
 plt.loglog(sizes, np.maximum(imaginary, 1e-17), "s--", label="complex step")
 plt.xlabel("epsilon")
@@ -715,7 +715,7 @@ kills = np.array(
     [[noticed(check, planted(bug).reference) for check in CHECKS.values()] for bug in ZOO]
 )  # (bugs, checks) of bool
 
-plt.figure(figsize=(6.4, 6), layout="constrained")
+plt.figure(figsize=(5.2, 5.8), layout="constrained")
 plt.imshow(kills, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
 plt.xticks(range(len(CHECKS)), CHECKS, rotation=60, ha="right", fontsize=9)
 plt.yticks(range(len(ZOO)), ZOO, fontsize=9)

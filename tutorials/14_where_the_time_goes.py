@@ -325,7 +325,7 @@ on_new = 22 * passes["into a new array"]
 print(f"22 steps into new arrays would take {on_new * 1e3:.2f} ms")
 
 intensities = np.logspace(-1.5, 3.5, 100)
-plt.figure(figsize=(6.4, 4.6), layout="constrained")
+plt.figure(figsize=(5, 5), layout="constrained")
 plt.loglog(intensities, np.minimum(peak, intensities * bandwidth) / 1e9, label="the roof")
 for kind, amount, style in (("tanhs", N * F, "--"), ("new bytes", h.nbytes, ":")):
     # as fast as this GELU would be if it did nothing else

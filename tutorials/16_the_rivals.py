@@ -563,12 +563,13 @@ for name, of_layer in changes.items():
 import matplotlib.pyplot as plt
 
 relative = np.array([[layer["relative"] for layer in of] for of in changes.values()])  # (5, L)
-fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+fig, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
 ax.imshow(relative > 1e-12, cmap="Greys", vmin=0, vmax=2, aspect="auto")
 for (j, i), a in np.ndenumerate(relative):
     # the squares are painted white or grey, whatever the page's colours are
     ax.text(i, j, f"{a:.2f}" if a > 1e-12 else "0", ha="center", va="center", color="black")
-ax.set(xlabel="layer", ylabel="method", title="How far the relative attention among tokens moves")
+title = "How far the relative attention\namong tokens moves"
+ax.set(xlabel="layer", ylabel="method", title=title)
 ax.set_xticks(range(L))
 ax.set_yticks(range(len(changes)), [f"{n} in layer 1" if n != "prompt" else n for n in changes])
 
@@ -667,7 +668,7 @@ for name, start in starts.items():
     ends = "  ".join(f"{task} {curves[name, task][-1]:.3f}" for task in tasks)
     print(f"{name:9s} {method.n_parameters:4d} numbers   {ends}")
 
-fig, axes = plt.subplots(2, 1, figsize=(6.4, 6.4), sharex=True, layout="constrained")
+fig, axes = plt.subplots(2, 1, figsize=(5, 6), sharex=True, layout="constrained")
 styles = {"prefix": "-", "prompt": ":", "LoRA": "--", "adapters": "-.", "full": "-"}
 for ax, task in zip(axes, tasks, strict=True):
     for name, style in styles.items():

@@ -60,7 +60,7 @@ from minprefix.lessons.clinic import fill, opened, operations, ward
 charts = ward(7)
 blind = np.log(1024)  # nats: the loss of a blind guess among 1024 tokens
 
-figure, axes = plt.subplots(5, 2, figsize=(6.4, 8), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(5, 2, figsize=(5, 8), sharex=True, sharey=True, layout="constrained")
 for axis, (bed, chart) in zip(axes.flat, charts.items(), strict=True):
     axis.semilogy(chart["losses"], "ko-", markersize=3)
     axis.axhline(blind, color="grey", linestyle="--", linewidth=1)

@@ -9,6 +9,7 @@ from typing import Any
 from minprefix.errors import quoted
 
 _MOST_TEXT = 100_000  # characters of one output on a page
+_WIDEST = 432  # points of a drawing: in a wider one a phone's text is too small to read
 _MOST_SVG = 400_000  # bytes of a drawing; above that a PNG is smaller
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -50,6 +51,12 @@ def _display(
         if not words.strip() or words.startswith("<"):
             warn("draws a picture without words: give it a title, or its axes labels")
             words = "A picture without words"
+        width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', svg)
+        if width and float(width[1]) > _WIDEST:
+            warn(
+                f"draws a picture {float(width[1]):.0f} points wide, too wide for a phone: make "
+                f"the figure at most {_WIDEST / 72:.0f} inches wide"
+            )
         if png and (not svg or len(svg) > _MOST_SVG):
             address = save(".png", base64.b64decode(png))
         else:
