@@ -773,7 +773,8 @@ assert np.abs(as_one - z)[5:].max() > 0.1
 #
 # $P$ may differ from one sequence to the next, and it may be 0. Divide by `hs**0.5`: `np.sqrt(hs)`
 # is a float64, and a float32 has to stay a float32. The cache is what the backward will need: the
-# inputs and the pattern of each sequence. The last line of the stub makes it.
+# inputs and the pattern of each sequence. The last line of the stub makes it, so the loop has to
+# append each pattern to `patterns`.
 
 # %%
 from minprefix.ops.contract import AttentionCache
