@@ -7,7 +7,7 @@
 # - **You need** layernorm and GELU: [lesson 2](02_backward_by_hand.py); many heads:
 #   [lesson 4](04_attention.py); attention with a prefix:
 #   [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 150 minutes; it runs in 3 seconds.
+# - **Time** 165 minutes; it runs in 3 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -88,8 +88,9 @@ for name in [*sizes, "layer_norm_epsilon", "tie_word_embeddings"]:
 # *8 minutes · difficulty 2 of 5*
 #
 # `raw` is a whole file, an object of the type `bytes`. Return a dictionary with the entry of each
-# array by name, without `__metadata__`, and the index of the first byte of the third part.
-# `int.from_bytes(..., "little")` makes a number of bytes, `json.loads` an object of JSON.
+# array by name, without `__metadata__`, and the index of the first byte of the third part. Two
+# functions help: `int.from_bytes(b"\x05\x00", "little")` is 5, and `json.loads` makes a dictionary
+# of JSON.
 
 # %%
 from minprefix.lessons import grade
@@ -258,8 +259,9 @@ print("bit for bit what the package reads")
 # - A word is a row of bytes (UTF-8), so every letter in the world can be written. Each byte has a
 #   symbol that can be printed. For most bytes it is their own letter; for a space it is `Ġ`.
 # - A list of *merges* was learned once, by counting. The two neighbours that stood together most
-#   often were made one piece. Then it was counted again, and so on. To cut a word, apply the merges
-#   to its symbols, always the one first that was learned first.
+#   often became one piece. Then the neighbours were counted again, and so on.
+# - A word begins as its symbols. Of all merges that fit, the one that was learned first is applied.
+#   Then one looks again, until none fits.
 #
 # ### Exercise 6.3: `merge_once`
 #
@@ -310,9 +312,9 @@ def merge_once(pieces, pair):
 # *12 minutes · difficulty 3 of 5*
 #
 # `rank` is a dictionary from a pair to its number. The pair that was learned first has the lowest
-# number. Merge until no two neighbours are in `rank`. Return all stages: a list of lists that
-# begins with `pieces` and ends with the tokens. `merge_once` is yours, and
-# `itertools.pairwise(pieces)` gives all pairs of neighbours.
+# number. Merge until no two neighbours are in `rank`; one call of `merge_once` is one stage. Return
+# all stages: a list of lists that begins with `pieces` and ends with the tokens. `pairwise(pieces)`
+# gives all pairs of neighbours.
 
 # %%
 from itertools import pairwise
@@ -609,8 +611,10 @@ def mlp_half(resid_mid, b, eps):
 #
 # *8 minutes · difficulty 2 of 5*
 #
-# `qkv` is what comes out of `c_attn`, $(T, 3C)$, and `NH` the number of heads. Return `q`, `k` and
-# `v`, each $(NH, T, hs)$. The text above the list of weights says how the columns are ordered.
+# `qkv` is what comes out of `c_attn`, $(T, 3C)$, and `NH` is the number of heads. The first $C$
+# columns are the queries of all heads, the next $C$ the keys, the last $C$ the values. Within each
+# $C$, head 0 has the first $hs$ columns, head 1 the next, and so on. Return `q`, `k` and `v`, each
+# $(NH, T, hs)$.
 
 
 # %%
@@ -837,7 +841,7 @@ def forward(tokens, w, config, past=None, start=0):
 
 
 # %% [markdown]
-# That is GPT-2. With its parts it has about fifty lines.
+# That is GPT-2, in eleven short functions.
 
 # %%
 text = (
@@ -951,11 +955,11 @@ last = slice(-8, -1)  # the sentence at the end, without its full stop
 print(f"{'a token':14}", in_columns(tokens[last]), "  loss of all")
 print("and the token that the LM head predicts after it")
 early = [lm_head(x, weights, config["layer_norm_epsilon"]) for x in stream]  # (T, V) each
-for blocks, scores in enumerate(early):
-    guesses = in_columns(scores.argmax(axis=1)[last])
-    print(f"after {blocks} blocks: {guesses} {mean_loss(scores):6.2f}")
+for i, its_logits in enumerate(early):
+    guesses = in_columns(its_logits.argmax(axis=1)[last])
+    print(f"after {i} blocks: {guesses} {mean_loss(its_logits):6.2f}")
 assert np.array_equal(early[0].argmax(axis=1), tokens), "not itself"
-losses = [mean_loss(scores) for scores in early]
+losses = [mean_loss(its_logits) for its_logits in early]
 assert [round(losses[i], 2) for i in (0, -1)] == [21.00, 0.89]
 assert losses[0] > np.log(1024)
 
@@ -1080,8 +1084,8 @@ def counting(tokens, *rest):
 forward = counting  # `greedy` and `decode_step` call it by this name
 new, n_new = [], 24
 for _ in range(n_new):
-    scores, _, _ = forward(prompt + new, weights, config)
-    new.append(int(scores[-1].argmax()))
+    all_logits, _, _ = forward(prompt + new, weights, config)
+    new.append(int(all_logits[-1].argmax()))
 without_cache = sum(rows_fed)
 rows_fed.clear()
 with_cache = greedy(prompt, n_new, weights, config)
@@ -1153,9 +1157,27 @@ def two_continuations(buffer, seen, tokens, position, w, config):
 
 
 # %% [markdown]
-# Without the copy, the logits of this step are still right. The next step of the first text would
-# be wrong, because it would see the key of the second token. Beam search keeps several
-# continuations of one prompt, so it needs this copy.
+# Without the copy, the logits of this step are still right, because each token is read from the
+# prompt's places alone. The next step of the first text sees the key of the second token. We go one
+# step on with the first text, once from its own buffer and once from the other one.
+
+# %%
+seen, room = len(prompt), 32
+prompt_logits, prompt_kv, _ = forward(prompt, weights, config)
+buffer = np.zeros((L, 2, NH, room, C // NH))
+buffer[:, :, :, :seen] = prompt_kv
+best = np.argsort(prompt_logits[-1])[::-1][:2].tolist()  # the two likeliest tokens
+print("two continuations:", *(repr(tiny.decode([token])) for token in best))
+_, buffers = two_continuations(buffer, seen, best, seen, weights, config)
+next_logits = [
+    decode_step(new[1], seen + 1, own[:, :, :, : seen + 1], weights, config)[0] for own in buffers
+]
+error = relative_error(next_logits[1], next_logits[0])
+print(f"with the other text's buffer the logits are off by {error:.2g} of the largest one")
+assert error > 0.01
+
+# %% [markdown]
+# Beam search keeps several continuations of one prompt, so it needs this copy.
 #
 # **Recap.** The cache is the past that `forward` returns. With it, each token goes through the
 # blocks once. Each text needs a cache with its own memory.

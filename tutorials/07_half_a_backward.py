@@ -6,7 +6,7 @@
 # - **You need** the two halves of a linear layer's backward: [lesson 2](02_backward_by_hand.py);
 #   the gradient of a prefix: [lesson 5](05_the_gradient_of_a_prefix.py); the blocks of GPT-2:
 #   [lesson 6](06_gpt2_from_its_file.py).
-# - **Time** 150 minutes; it runs in 4 seconds.
+# - **Time** 140 minutes; it runs in 4 seconds.
 # - **Difficulty** 4 of 5.
 #
 # ## Overview
@@ -47,12 +47,11 @@ drawings.graph(drawings.MODEL, frozen=drawings.WEIGHTS)
 #
 # *8 minutes · difficulty 2 of 5*
 #
-# A model has layers $0$ to $L - 1$, the lowest first. `weights` and `slots` are lists of $L$ truth
-# values. `weights[i]` says whether the weights of layer $i$ are trained, `slots[i]` whether layer
-# $i$ has trained slots. Return two arrays of $L$ truth values: `need_dx[i]` says whether the
-# gradient of the input of layer $i$ has to be computed, `need_dW[i]` whether the gradient of its
-# weights has to be. The input comes from the layer below; the slots of layer $i$ are not a part of
-# it.
+# A model has layers $0$ to $L - 1$, the lowest first. `weights` and `slots` are lists of $L$
+# Booleans. `weights[i]` says whether the weights of layer $i$ are trained, `slots[i]` whether layer
+# $i$ has trained slots. Return two arrays of $L$ Booleans. `need_dx[i]` says whether the gradient
+# of the input of layer $i$ has to be computed. `need_dW[i]` says the same of the gradient of its
+# weights. The input comes from the layer below; the slots of layer $i$ are not a part of it.
 
 # %%
 import numpy as np
@@ -127,8 +126,10 @@ for name, weights, slots in (
 # From `dresid_post` $(N, C)$ compute `dresid_mid` $(N, C)$. The forward was
 #
 # ```
-# m = layernorm(resid_mid)           h = linear(m, mlp.c_fc)
-# g = gelu(h)                        resid_post = resid_mid + linear(g, mlp.c_proj)
+# m = layernorm(resid_mid)                        (N, C)
+# h = linear(m, mlp.c_fc)                         (N, F)
+# g = gelu(h)                                     (N, F)
+# resid_post = resid_mid + linear(g, mlp.c_proj)  (N, C)
 # ```
 #
 # `b` are the weights of the block under their short names, such as `"mlp.c_fc.weight"`. `ln_2` and
@@ -181,9 +182,11 @@ def mlp_half_backward(dresid_post, b, ln_2, gelu):
 # forward was
 #
 # ```
-# a = layernorm(resid_pre)                   qkv = linear(a, attn.c_attn)            (N, 3C)
-# q, k, v = the three parts of qkv           (N, NH, hs) each
-# z = attention(q, k, v, the slots)          resid_mid = resid_pre + linear(z, attn.c_proj)
+# a = layernorm(resid_pre)                        (N, C)
+# qkv = linear(a, attn.c_attn)                    (N, 3C)
+# q, k, v = the three parts of qkv                (N, NH, hs) each
+# z = attention(q, k, v, the slots)               (N, NH, hs), then reshaped to (N, C)
+# resid_mid = resid_pre + linear(z, attn.c_proj)  (N, C)
 # ```
 #
 # Within a row of `qkv` come first all queries, then all keys, then all values. `ln_1` and
@@ -383,8 +386,9 @@ def keep(problem):
         z = z.reshape(x.shape)  # (N, C)
         x = x + ops.linear(z, b["attn.c_proj.weight"], b["attn.c_proj.bias"])  # (N, C)
         m, ln_2 = ops.layernorm(x, b["ln_2.weight"], b["ln_2.bias"], eps)  # (N, C)
-        h, gelu = ops.gelu(ops.linear(m, b["mlp.c_fc.weight"], b["mlp.c_fc.bias"]))  # (N, F)
-        x = x + ops.linear(h, b["mlp.c_proj.weight"], b["mlp.c_proj.bias"])  # (N, C)
+        h = ops.linear(m, b["mlp.c_fc.weight"], b["mlp.c_fc.bias"])  # (N, F)
+        g, gelu = ops.gelu(h)  # (N, F)
+        x = x + ops.linear(g, b["mlp.c_proj.weight"], b["mlp.c_proj.bias"])  # (N, C)
         blocks.append((ln_1, attention, ln_2, gelu))
     y, ln_f = ops.layernorm(x[batch.rows], w["ln_f.weight"], w["ln_f.bias"], eps)  # (M, C)
     logits = y @ w.get("lm_head.weight", w["wte.weight"]).T  # (M, V)
@@ -773,10 +777,12 @@ def step_madds(L, C, F, V, lengths, P, rows, frozen):
 #
 # A formula is a claim. We check it against what NumPy really multiplies. `Watched` is an array that
 # notes the multiply-adds of each matrix product that it takes part in, whether it is written as `@`
-# or as `np.matmul`. What it computes is watched, too. The weights of the model are made such
-# arrays. `Counting` hands each operation on to an implementation, and adds up what was noted while
-# it ran. (A sum over products of entries, which `numpy_ops` writes as `np.einsum`, touches each
-# number once. It belongs to the rest that we leave out.)
+# or as `np.matmul`. (NumPy calls its method `__array_ufunc__` for each operation.) The result is
+# watched, too. The weights of the model are made such arrays. `Counting` hands each operation on to
+# an implementation, and adds up what was noted while it ran.
+#
+# The row sums that `numpy_ops` writes as `np.einsum` are no matrix products. They touch each number
+# once, and belong to the rest that we leave out.
 
 # %%
 from collections import Counter
@@ -909,8 +915,9 @@ assert share < 1
 
 # %% [markdown]
 # The count also holds work that nobody asked for. In layer 0 nothing reads $dq$, nor the tokens'
-# $dk$ and $dv$: the slots need their own rows alone. The package computes them all the same,
-# because one backward of attention serves every layer. Exercise 2 below counts them.
+# $dk$ and $dv$: the slots need their own rows alone. In the top layer nothing reads the $z$ of the
+# tokens without a target. The package computes them all the same, because one attention and one
+# backward serve every layer. Exercise 2 below counts the first two.
 #
 # **Recap.** A frozen step takes about two thirds of the multiply-adds of fine-tuning. A count is
 # true of one implementation: measure it, and say what the formula leaves out.
