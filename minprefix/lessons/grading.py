@@ -14,7 +14,6 @@ from minprefix.conformance.contract import ARGUMENTS, FUNCTIONS, LEVELS, TENSORS
 from minprefix.conformance.implementation import Broken, Implementation
 from minprefix.conformance.suite import run, select
 from minprefix.errors import InputError
-from minprefix.lessons import rivals
 from minprefix.lessons.answer import Graded, graded
 from minprefix.lessons.exercise import all_exercises
 
@@ -26,7 +25,6 @@ LEVEL_OF = {
     "run_training": "training",
 }
 SUITE = (*ARGUMENTS, *WHOLE)
-GRADED = (*SUITE, *rivals.TENSORS)
 
 
 class Interruptible(Implementation):
@@ -40,9 +38,6 @@ class Interruptible(Implementation):
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise error.__cause__ from None
             raise
-
-    def signature(self, function: str) -> tuple[str, ...]:
-        return rivals.ARGUMENTS.get(function) or super().signature(function)
 
 
 def grade(*functions: Callable[..., Any], only: str = "") -> None:
@@ -94,7 +89,7 @@ def _passes(function: str, found: list[Result]) -> bool:
 
 def _named(functions: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     names = [getattr(f, "__name__", repr(f)) for f in functions]
-    known = (*all_exercises(), *GRADED)
+    known = (*all_exercises(), *SUITE)
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)
@@ -117,7 +112,6 @@ def results(*functions: Callable[..., Any], only: str = "") -> list[Result]:
         for check in select()
         if check.op in ops or (check.level in levels and check.level != LEVELS[0])
     ]
-    checks += [check for name in names if name in rivals.TENSORS for check in rivals.checks(name)]
     named = [check for check in checks if only in check.id]
     if not named:
         ids = ", ".join(check.id for check in checks)
@@ -163,5 +157,5 @@ def _speaks_of(function: str, result: Result) -> bool:
         return True
     if function in LEVEL_OF:
         return bool(result.errors) and result.level == LEVEL_OF[function]
-    stems = {name.removesuffix("[]") for name in (TENSORS | rivals.TENSORS)[function]}
+    stems = {name.removesuffix("[]") for name in TENSORS[function]}
     return any(re.split(r"[\[ :]", name)[0] in stems for name in result.errors)
