@@ -809,6 +809,8 @@ def test_each_term_that_a_lesson_links_to_is_in_the_glossary():
     terms = Page(lambda href: href, pytest.fail)
     terms.html(glossary.cells[0].source)
     slugs = {section.slug for section in terms.sections}
+    words = [section.title.lower() for section in terms.sections[2:]]  # behind the symbols
+    assert words == sorted(words)
     for path in [*reading.lesson_paths(), ROOT / "tutorials" / "TEACHING.md"]:
         linked = re.findall(r"\(glossary\.md#([^)]*)\)", path.read_text(encoding="utf-8"))
         assert set(linked) <= slugs, path.name
