@@ -701,7 +701,7 @@ grade(attention_half)
 def attention_half(resid_pre, b, past, NH, eps):
     a = layernorm(resid_pre, b, "ln_1", eps)  # (T, C)
     qkv = linear(a, b, "attn.c_attn")  # (T, 3C)
-    q, k, v = split_qkv(qkv, NH)  # (NH, T, hs) each
+    q, k, v = split_qkv(qkv, NH)
     keys = np.concatenate([past[0], k], axis=1)  # (NH, P+T, hs)
     values = np.concatenate([past[1], v], axis=1)  # (NH, P+T, hs)
     z = attention(q, keys, values)  # (NH, T, hs)
@@ -778,9 +778,9 @@ def lm_head(x, w, eps):
 # `config` a dictionary as in `config.json`. `past` holds the keys and values that the tokens see
 # first, in each layer, $(L, 2, NH, P, hs)$. Return
 #
-# - `logits`, $(T, V)$;
+# - `stream`, $(L+1, T, C)$: the residual stream before the first block and after each block;
 # - `kv`, $(L, 2, NH, P+T, hs)$: the keys and values of everything that was seen;
-# - `stream`, $(L+1, T, C)$: the residual stream before the first block and after each block.
+# - `logits`, $(T, V)$.
 #
 # The two lines for `past=None` are given: without a past there are 0 slots.
 
@@ -793,7 +793,7 @@ def forward(tokens, w, config, past=None, start=0):
     stream = ...  # (L+1, T, C)
     kv = ...  # (L, 2, NH, P+T, hs)
     logits = ...  # (T, V)
-    return logits, kv, stream
+    return stream, kv, logits
 
 
 grade(forward)
@@ -834,10 +834,10 @@ def forward(tokens, w, config, past=None, start=0):
         x = mlp_half(x, b, eps)
         after_each.append(x)
         kvs.append(of_layer)
-    stream = np.array(after_each)  # (L+1, T, C)
-    kv = np.array(kvs)  # (L, 2, NH, P+T, hs)
+    stream = np.array(after_each)
+    kv = np.array(kvs)
     logits = lm_head(x, w, eps)  # (T, V)
-    return logits, kv, stream
+    return stream, kv, logits
 
 
 # %% [markdown]
@@ -850,7 +850,7 @@ text = (
 )
 tokens = tiny.encode(text)
 weights = {name: a.astype(np.float64) for name, a in stored.items()}
-logits, kv, stream = forward(tokens, weights, config)
+stream, kv, logits = forward(tokens, weights, config)
 print("logits", logits.shape, " keys and values", kv.shape, " stream", stream.shape)
 
 # %% [markdown]
@@ -878,7 +878,7 @@ def check_logits(package, P, config=tiny.config, weights=weights):
     """The logits of `package` with the first P of those slots, against the forward above."""
     past = random_kv[: config.n_layer, :, : config.n_head, :P]  # (L, 2, NH, P, hs)
     # vars: the fields of `Config` have the names that config.json has
-    ours, _, _ = forward(tokens, weights, vars(config), past, start=P)
+    _, _, ours = forward(tokens, weights, vars(config), past, start=P)
     batch, prefix = package.Batch.pack([tokens]), package.Prefix(past)
     theirs = package.GPT2(config, weights).logits(batch, prefix)
     error = relative_error(theirs, ours)
@@ -1007,15 +1007,15 @@ grade(decode_step)
 #
 # <details><summary>Hint 2</summary>
 #
-# `forward` returns logits of the shape $(1, V)$, and the keys and values of the past and of the
-# token together.
+# `forward` returns the keys and values of the past and of the token together, and logits of the
+# shape $(1, V)$.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true}
 def decode_step(token, position, kv, w, config):
-    logits, longer, _ = forward([token], w, config, kv, position)
+    _, longer, logits = forward([token], w, config, kv, position)
     return logits[0], longer
 
 
@@ -1057,8 +1057,8 @@ grade(greedy)
 
 # %% jupyter={"source_hidden": true}
 def greedy(tokens, n_new, w, config, past=None, start=0):
-    rows, kv, _ = forward(tokens, w, config, past, start)
-    logits = rows[-1]  # (V,)  of the last token
+    _, kv, rows = forward(tokens, w, config, past, start)
+    logits = rows[-1]  # of the last token
     new = [int(logits.argmax())]
     while len(new) < n_new:
         position = start + len(tokens) + len(new) - 1  # of the newest token
@@ -1084,7 +1084,7 @@ def counting(tokens, *rest):
 forward = counting  # `greedy` and `decode_step` call it by this name
 new, n_new = [], 24
 for _ in range(n_new):
-    all_logits, _, _ = forward(prompt + new, weights, config)
+    _, _, all_logits = forward(prompt + new, weights, config)
     new.append(int(all_logits[-1].argmax()))
 without_cache = sum(rows_fed)
 rows_fed.clear()
@@ -1151,8 +1151,8 @@ def two_continuations(buffer, seen, tokens, position, w, config):
         own[:, :, :, seen] = longer[:, :, :, seen]
         rows.append(row)
         kept.append(own)
-    logits = np.array(rows)  # (2, V)
-    buffers = np.array(kept)  # (2, L, 2, NH, room, hs)
+    logits = np.array(rows)
+    buffers = np.array(kept)
     return logits, buffers
 
 
@@ -1163,7 +1163,7 @@ def two_continuations(buffer, seen, tokens, position, w, config):
 
 # %%
 seen, room = len(prompt), 32
-prompt_logits, prompt_kv, _ = forward(prompt, weights, config)
+_, prompt_kv, prompt_logits = forward(prompt, weights, config)
 buffer = np.zeros((L, 2, NH, room, C // NH))
 buffer[:, :, :, :seen] = prompt_kv
 best = np.argsort(prompt_logits[-1])[::-1][:2].tolist()  # the two likeliest tokens
@@ -1200,7 +1200,7 @@ if real is None:
 else:
     print(real)
     real_tokens = real.encode("The lighthouse keeper climbed the stairs and lit the")
-    real_logits, _, _ = forward(real_tokens, real.weights, vars(real.config))
+    _, _, real_logits = forward(real_tokens, real.weights, vars(real.config))
     error = relative_error(real.logits(Batch.pack([real_tokens])), real_logits)
     print(f"off by {error:.1e} of the largest logit")
     assert error < 1e-4, "the forward above and the package differ on this model"

@@ -129,13 +129,13 @@ def the_longest_known_piece_from_the_left(pieces, rank):
 @wrong("embed", says="The positions are missing")
 def positions_are_left_out(tokens, positions, wte, wpe):
     x = np.take(wte, tokens, axis=0)
-    return x  # noqa: RET504  a step
+    return x
 
 
 @wrong("embed", says="The positions are counted from 0 here")
 def a_position_is_the_number_of_the_row(tokens, positions, wte, wpe):
     x = wte[tokens] + wpe[np.arange(len(tokens))]
-    return x  # noqa: RET504  a step
+    return x
 
 
 @wrong("embed", says="the zoo's positions-from-the-row")
@@ -290,26 +290,26 @@ def _forward(tokens, w, config, past, first, of_layer=lambda past, i: past[i]):
         x = lesson.mlp_half(x, b, eps)
         kv.append(seen)
         stream.append(x)
-    return lesson.lm_head(x, w, eps), np.array(kv), np.array(stream)
+    return np.array(stream), np.array(kv), lesson.lm_head(x, w, eps)
 
 
 @wrong("forward", says="The positions begin at 0")
 def the_positions_begin_at_zero(tokens, w, config, past=None, start=0):
-    logits, kv, stream = _forward(tokens, w, config, past, 0)
-    return logits, kv, stream
+    stream, kv, logits = _forward(tokens, w, config, past, 0)
+    return stream, kv, logits
 
 
 @wrong("forward", says="Every block sees the keys and values of layer 0")
 def all_layers_see_one_past(tokens, w, config, past=None, start=0):
-    logits, kv, stream = _forward(tokens, w, config, past, start, lambda past, i: past[0])
-    return logits, kv, stream
+    stream, kv, logits = _forward(tokens, w, config, past, start, lambda past, i: past[0])
+    return stream, kv, logits
 
 
 @lazy("forward", says="of the package, and ours does not")
 def the_package_is_the_forward(tokens, w, config, past=None, start=0):
     model, batch = GPT2(Config(**config), dict(w)), Batch.pack([tokens])
     prefix = None if past is None else Prefix(past, position_offset=start)
-    return model.logits(batch, prefix), model.keys_values(tokens), None
+    return None, model.keys_values(tokens), model.logits(batch, prefix)
 
 
 # ---- one token at a time -------------------------------------------------------------------------
@@ -317,25 +317,25 @@ def the_package_is_the_forward(tokens, w, config, past=None, start=0):
 
 @wrong("decode_step", says="The position was counted from the cache")
 def the_cache_tells_the_position(token, position, kv, w, config):
-    logits, kv, _ = lesson.forward([token], w, config, past=kv, start=kv.shape[-2])
+    _, kv, logits = lesson.forward([token], w, config, past=kv, start=kv.shape[-2])
     return logits[-1], kv
 
 
 @wrong("decode_step", says="The cache did not grow")
 def the_old_cache_is_returned(token, position, kv, w, config):
-    logits, _, _ = lesson.forward([token], w, config, past=kv, start=position)
+    _, _, logits = lesson.forward([token], w, config, past=kv, start=position)
     return logits[0], kv
 
 
 @lazy("decode_step", says="The token sees nothing before itself")
 def the_token_alone(token, position, kv, w, config):
-    logits, new, _ = lesson.forward([token], w, config, start=position)
+    _, new, logits = lesson.forward([token], w, config, start=position)
     return logits[0], np.concatenate([kv, new], axis=3)
 
 
 @wrong("greedy", says="The positions of the new tokens are one too high")
 def positions_are_counted_one_too_far(tokens, n_new, w, config, past=None, start=0):
-    logits, kv, _ = lesson.forward(tokens, w, config, past, start)
+    _, kv, logits = lesson.forward(tokens, w, config, past, start)
     new, position = [int(np.argmax(logits[-1]))], start + len(tokens)
     for _ in range(n_new - 1):
         position += 1
@@ -346,7 +346,7 @@ def positions_are_counted_one_too_far(tokens, n_new, w, config, past=None, start
 
 @wrong("greedy", says="The cache does not grow")
 def the_cache_of_the_prompt_is_used_for_ever(tokens, n_new, w, config, past=None, start=0):
-    logits, prompt_kv, _ = lesson.forward(tokens, w, config, past, start)
+    _, prompt_kv, logits = lesson.forward(tokens, w, config, past, start)
     new = [int(np.argmax(logits[-1]))]
     for position in range(start + len(tokens), start + len(tokens) + n_new - 1):
         logits, _ = lesson.decode_step(new[-1], position, prompt_kv, w, config)
@@ -358,17 +358,17 @@ def the_cache_of_the_prompt_is_used_for_ever(tokens, n_new, w, config, past=None
 def a_whole_forward_for_each_token(tokens, n_new, w, config, past=None, start=0):
     new = []
     for _ in range(n_new):
-        logits, _, _ = lesson.forward([*tokens, *new], w, config, past, start)
+        _, _, logits = lesson.forward([*tokens, *new], w, config, past, start)
         new.append(int(logits[-1].argmax()))
     return new
 
 
 @lazy("greedy", says="earlier tokens were fed in again")
 def the_new_tokens_are_all_fed_again(tokens, n_new, w, config, past=None, start=0):
-    logits, kv, _ = lesson.forward(tokens, w, config, past, start)
+    _, kv, logits = lesson.forward(tokens, w, config, past, start)
     new = [int(logits[-1].argmax())]
     while len(new) < n_new:
-        logits, _, _ = lesson.forward(new, w, config, kv, start + len(tokens))
+        _, _, logits = lesson.forward(new, w, config, kv, start + len(tokens))
         new.append(int(logits[-1].argmax()))
     return new
 
@@ -400,7 +400,7 @@ def the_new_key_covers_the_last_one(buffer, seen, tokens, position, w, config):
 
 @lazy("two_continuations", says="logits")
 def both_tokens_are_fed_as_one_text(buffer, seen, tokens, position, w, config):
-    logits, kv, _ = lesson.forward(tokens, w, config, buffer[..., :seen, :], position)
+    _, kv, logits = lesson.forward(tokens, w, config, buffer[..., :seen, :], position)
     buffers = np.array([buffer, buffer])
     for i, own in enumerate(buffers):
         own[..., seen, :] = kv[..., seen + i, :]

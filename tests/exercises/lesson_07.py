@@ -50,7 +50,7 @@ def everything_is_needed(weights, slots):
 def only_through_the_mlp(dresid_post, b, ln_2, gelu):
     dh = ops.gelu_backward(ops.linear_backward(dresid_post, b["mlp.c_proj.weight"]), gelu)
     dresid_mid = ops.layernorm_backward(ops.linear_backward(dh, b["mlp.c_fc.weight"]), ln_2)
-    return dresid_mid  # noqa: RET504  a step
+    return dresid_mid
 
 
 @wrong("mlp_half_backward", says="The way around the MLP goes through the layernorm here")
@@ -124,7 +124,7 @@ def the_last_layernorm_is_left_out(dlogits, w, ln_f, rows, N):
 @lazy("lm_head_backward", says="dx has shape (2, 4), expected (6, 4)")
 def the_rows_alone_are_returned(dlogits, w, ln_f, rows, N):
     dx = ops.layernorm_backward(dlogits @ w["wte.weight"], ln_f)
-    return dx  # noqa: RET504  a step
+    return dx
 
 
 @wrong("sum_over_texts", says="The last text wins")
@@ -221,13 +221,13 @@ def the_package_finds_the_gradient(problem):
 @wrong("slopes_along", says="The layers were added up, too")
 def one_number_for_all_layers(dkv, u):
     slopes = np.vdot(dkv, u)
-    return slopes  # noqa: RET504  a step
+    return slopes
 
 
 @wrong("slopes_along", says="This is a mean")
 def the_mean_of_each_layer(dkv, u):
     slopes = (dkv * u).reshape(len(u), -1).mean(axis=1)
-    return slopes  # noqa: RET504  a step
+    return slopes
 
 
 @lazy("slopes_along", says="slopes has shape (4,)")
