@@ -283,8 +283,8 @@ grade(lm_head_backward)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# The LM head multiplies by `wte.T`. The rule $dx = dout \, W^\top$ with $W = wte^\top$ gives
-# `dlogits @ wte`.
+# The LM head is a linear layer with the weight `wte.T`, $(C, V)$, and without a bias. Its backward
+# is the one of any linear layer.
 #
 # </details>
 #
@@ -298,7 +298,8 @@ grade(lm_head_backward)
 
 # %% jupyter={"source_hidden": true}
 def lm_head_backward(dlogits, w, ln_f, rows, N):
-    dy = dlogits @ w.get("lm_head.weight", w["wte.weight"])  # (M, C)
+    weight = w.get("lm_head.weight", w["wte.weight"]).T
+    dy = ops.linear_backward(dlogits, weight)  # (M, C)
     drows = ops.layernorm_backward(dy, ln_f)  # (M, C)
     dx = np.zeros_like(drows, shape=(N, drows.shape[1]))  # (N, C)
     dx[rows] = drows
@@ -720,7 +721,8 @@ def attention_madds(lengths, P, C, recomputes):
 # Return a dictionary with the multiply-adds of one step: `forward`, `dx` (with the whole backward
 # of attention) and `dW`. `lengths` are the lengths of the texts, `rows` is $M$. Without `frozen`,
 # all weights are trained, those of the embedding, too. The embedding costs no product. All layers
-# have slots. Count attention as `numpy_ops` computes it, with its fifth product.
+# have slots. Count attention as `numpy_ops` computes it, with its fifth product. `linear_madds` and
+# `attention_madds` are above.
 
 
 # %%
@@ -759,13 +761,17 @@ grade(step_madds)
 # %% jupyter={"source_hidden": true}
 def step_madds(L, C, F, V, lengths, P, rows, frozen):
     N = sum(lengths)
-    into = 3 * C * C  # of one row on its way into attention
-    after = C * C + 2 * C * F  # of one row after attention
-    linear = L * N * into + ((L - 1) * N + rows) * after + rows * C * V
+    layers = [(N, C, 3 * C)] * L  # c_attn
+    for n in [N] * (L - 1) + [rows]:  # what comes after attention
+        layers += [(n, C, C), (n, C, F), (n, F, C)]
+    layers.append((rows, C, V))  # the LM head
+    costs = [linear_madds(*layer, frozen) for layer in layers]
+    forward, dx, dW = (sum(parts) for parts in zip(*costs, strict=True))
     of_attention, back_through_it = attention_madds(lengths, P, C, recomputes=True)
-    forward = linear + L * of_attention
-    dx = linear + L * back_through_it - (N * into if frozen else 0)
-    dW = 0 if frozen else linear
+    forward += L * of_attention
+    dx += L * back_through_it
+    if frozen:
+        dx -= N * C * 3 * C  # c_attn of layer 0
     return {"forward": forward, "dx": dx, "dW": dW}
 
 

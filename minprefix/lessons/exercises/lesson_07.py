@@ -331,28 +331,32 @@ def attention_madds(rng: Rng) -> Cases:
 
 @exercise(
     (
-        " - (N * into if frozen else 0)",
-        "",
+        "    if frozen:\n        dx -= N * C * 3 * C",
+        "    pass",
         "Layer 0's c_attn was counted in dx: below it lie frozen weights only, so a frozen model "
         "does not compute it.",
     ),
     (
-        "((L - 1) * N + rows) * after",
-        "L * N * after",
+        "[N] * (L - 1) + [rows]",
+        "[N] * L",
         "The top layer was counted with all N rows after attention: the rows without a target are "
         "not used any further there.",
     ),
     (
-        "rows * C * V",
-        "N * C * V",
+        "(rows, C, V)",
+        "(N, C, V)",
         "The logits were counted for all N rows: only the rows with a target have logits.",
     ),
     (
-        "linear + L * back_through_it",
-        "linear + (L - 1) * back_through_it",
+        "dx += L * back_through_it",
+        "dx += (L - 1) * back_through_it",
         "The backward of attention is missing in one layer: the slots of layer 0 need it, too.",
     ),
-    ("dW = 0 if frozen else linear", "dW = linear", "A frozen model computes no dW."),
+    (
+        "linear_madds(*layer, frozen)",
+        "linear_madds(*layer, False)",
+        "A frozen model computes no dW: it costs 0.",
+    ),
     (
         "recomputes=True",
         "recomputes=False",
