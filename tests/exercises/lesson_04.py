@@ -359,7 +359,7 @@ def the_filling_of_the_prefixes_is_seen(q, k, v, prefix_k, prefix_v, offsets):
     return _attention(q, k, v, prefix_k, prefix_v, offsets, hide=False)
 
 
-@wrong("attention", says="the zoo's mask-at-the-wrong-corner")
+@wrong("attention", says="The mask starts at the wrong corner")
 def the_mask_starts_at_the_wrong_corner(q, k, v, prefix_k, prefix_v, offsets):
     return _attention(q, k, v, prefix_k, prefix_v, offsets, corner=False)
 

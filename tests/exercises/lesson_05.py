@@ -276,17 +276,17 @@ def _attention_backward(dz, cache, row_sum_from=0, scale=True):
     return dq, dk, dv, dprefix_k, dprefix_v
 
 
-@wrong("attention_backward", says="the zoo's row-sum-over-the-tokens-alone")
+@wrong("attention_backward", says="The row sum runs over the tokens alone")
 def the_row_sum_leaves_the_slots_out(dz, cache):
     return _attention_backward(dz, cache, row_sum_from=1)
 
 
-@wrong("attention_backward", says="= sqrt(hs): is 1/sqrt(hs) missing?")
+@wrong("attention_backward", says="The scale is missing in dkeys")
 def the_scale_is_forgotten_for_the_slots(dz, cache):
     return _attention_backward(dz, cache, scale=False)
 
 
-@wrong("attention_backward", says="the zoo's dprefix-k-and-v-swapped")
+@wrong("attention_backward", says="The gradients of the slots' keys and values are swapped")
 def keys_and_values_are_swapped(dz, cache):
     dq, dk, dv, dprefix_k, dprefix_v = _attention_backward(dz, cache)
     return dq, dk, dv, dprefix_v, dprefix_k
