@@ -1,109 +1,12 @@
-from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 
-from minprefix import GPT2, Batch, Prefix, generate
+from minprefix import Batch, Prefix, generate
 from minprefix.gpt2 import Config
 from minprefix.ops import reference
 from tests.exercises import lazy, wrong
 
 # ---- tokens --------------------------------------------------------------------------------------
-
-
-@wrong("apply_merge", says="The second piece of a merged pair stands there once more")
-def a_for_loop_does_not_skip(pieces, pair):
-    out = []
-    for i, piece in enumerate(pieces):
-        if piece == pair[0] and i + 1 < len(pieces) and pieces[i + 1] == pair[1]:
-            out.append(piece + pieces[i + 1])
-        else:
-            out.append(piece)
-    return out
-
-
-@wrong("apply_merge", says="Compare whole pieces")
-def with_replace_on_the_joined_text(pieces, pair):
-    return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split()
-
-
-@wrong("apply_merge", says="The last piece gets lost")
-def the_range_ends_before_the_last_piece(pieces, pair):
-    out, skip = [], False
-    for left, right in pairwise(pieces):
-        if skip:
-            skip = False
-            continue
-        skip = (left, right) == pair
-        out.append(left + right if skip else left)
-    return out
-
-
-@lazy("apply_merge", says="Only the first place is merged")
-def it_merges_what_the_example_shows_first(pieces, pair):
-    for i in range(len(pieces) - 1):
-        if (pieces[i], pieces[i + 1]) == pair:
-            return [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
-    return pieces
-
-
-@wrong("next_merge", says="Pairs reach from one word into the next")
-def all_words_in_one_list(words):
-    flat = [piece for word in words for piece in word]
-    return Counter(pairwise(flat)).most_common(1)[0][0]
-
-
-@wrong("next_merge", says="A word that occurs several times is counted once")
-def a_vocabulary_of_words(words):
-    counts = Counter()
-    for word in dict.fromkeys(map(tuple, words)):
-        for i in range(len(word) - 1):
-            counts[word[i], word[i + 1]] += 1
-    return max(counts, key=counts.get)
-
-
-@lazy("next_merge", says="Letters are counted")
-def by_counting_letters_of_the_text(words):
-    counts = Counter()
-    for word in map("".join, words):
-        for i in range(len(word) - 1):
-            counts[word[i], word[i + 1]] += 1
-    return max(counts, key=counts.get)
-
-
-def _apply(pieces, pair):
-    out = []
-    for piece in pieces:
-        if out and (out[-1], piece) == tuple(pair):
-            out[-1] += piece
-        else:
-            out.append(piece)
-    return out
-
-
-@wrong("cut_word", says="The merges are applied in the wrong order")
-def the_longest_merge_first(word, merges):
-    pieces = list(word)
-    for pair in merges[::-1]:
-        pieces = _apply(pieces, pair)
-    return pieces
-
-
-@wrong("cut_word", says="Each merge starts from the single characters again")
-def the_result_is_not_kept(word, merges):
-    pieces = list(word)
-    for pair in merges:
-        pieces = _apply(list(word), pair)
-    return pieces
-
-
-@lazy("cut_word", says="of the package, and ours does not")
-def by_the_models_tokenizer(word, merges):
-    model = GPT2.load("tiny")
-    return [model.decode([i]) for i in model.encode(word)]
-
-
-# ---- writing and counting ------------------------------------------------------------------------
 
 
 def _write(model, prompt, prefix, most, row=-1):
