@@ -138,11 +138,6 @@ def a_position_is_the_number_of_the_row(tokens, positions, wte, wpe):
     return x
 
 
-@wrong("embed", says="the zoo's positions-from-the-row")
-def a_position_is_the_number_of_the_row_in_an_answer_without_steps(tokens, positions, wte, wpe):
-    return wte[tokens] + wpe[np.arange(len(tokens)) % len(wpe)]
-
-
 @lazy("embed", says="calls ops.reference.embed of the package")
 def the_package_embeds(tokens, positions, wte, wpe):
     return reference.embed(tokens, positions, wte, wpe)
@@ -156,7 +151,7 @@ def a_token_that_is_there_twice_counts_once(dx, tokens, positions, wte, wpe):
     return dwte, dwpe
 
 
-@wrong("embed_backward_params", says="the zoo's repeated-position-counted-once")
+@wrong("embed_backward_params", says="A position that occurs twice was counted once")
 def a_position_that_is_there_twice_counts_once(dx, tokens, positions, wte, wpe):
     of_tokens = np.zeros_like(wte, dtype=dx.dtype)
     np.add.at(of_tokens, tokens, dx)
