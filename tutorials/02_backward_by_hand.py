@@ -840,8 +840,8 @@ grade(layernorm_backward)
 #
 # <details><summary>Hint 3</summary>
 #
-# $$dx_j = rstd \left( dxhat_j - \frac1C \sum_i dxhat_i
-# - xhat_j \cdot \frac1C \sum_i dxhat_i \, xhat_i \right)$$
+# $$\begin{aligned} dx_j = rstd \Big( & dxhat_j - \frac1C \sum_i dxhat_i \\
+# & - xhat_j \cdot \frac1C \sum_i dxhat_i \, xhat_i \Big) \end{aligned}$$
 #
 # </details>
 

@@ -241,9 +241,9 @@ batches = [pack([examples[i] for i in of_step]) for of_step in indices[:STEPS]]
 #
 # $$\begin{aligned}
 # dvalues_j &= \sum_i pattern_{ij} \, dz_i \\
-# dpattern_{ij} &= dz_i \cdot values_j, \qquad
-# rowsum_i = \sum_j pattern_{ij} \, dpattern_{ij} \\
-# dscores_{ij} &= pattern_{ij} \, (dpattern_{ij} - rowsum_i) \\
+# dpattern_{ij} &= dz_i \cdot values_j \\
+# row\_sum_i &= \sum_j pattern_{ij} \, dpattern_{ij} \\
+# dscores_{ij} &= pattern_{ij} \, (dpattern_{ij} - row\_sum_i) \\
 # dkeys_j &= \sum_i dscores_{ij} \, q_i / \sqrt{hs}
 # \end{aligned}$$
 #
@@ -279,7 +279,7 @@ grade(zero_slot_backward)
 #
 # <details><summary>Hint 2</summary>
 #
-# It is $z_i$, so $rowsum_i = dz_i \cdot z_i$. The slot's own $dpattern_i$ is
+# It is $z_i$, so $row\_sum_i = dz_i \cdot z_i$. The slot's own $dpattern_i$ is
 # $dz_i \cdot 0 = 0$.
 #
 # </details>
