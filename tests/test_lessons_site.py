@@ -787,6 +787,7 @@ def test_a_site_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypa
 def test_the_wheel_holds_the_lessons_and_what_the_pages_are_made_of():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"tutorials" = "minprefix/tutorials"' in project
+    assert (ROOT / "tutorials/glossary.md").is_file()
     for name in ("page.html", "pieces.html", "site.css", "site.js"):
         assert (ROOT / "minprefix/lessons" / name).is_file()
 
