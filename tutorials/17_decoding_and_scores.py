@@ -705,7 +705,7 @@ else:
     theirs = plain.corpus_score(list(FOUR.values()), [[" ".join(REFERENCE)] * 4]).score
     print(f"sacrebleu: {theirs:.2f}, ours: {ours:.2f}")
     assert abs(theirs - ours) < 1e-9
-    smoothed = BLEU().sentence_score(FOUR["only the"], [" ".join(REFERENCE)]).score
+    smoothed = BLEU().corpus_score([FOUR["only the"]], [[" ".join(REFERENCE)]]).score
     print(f"with its own settings, for `only the` alone: {smoothed:.2f} in the place of 0")
 
 # %% [markdown]
