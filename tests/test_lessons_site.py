@@ -268,6 +268,8 @@ def test_a_picture_is_told_by_its_words():
     right.set_title("Attention")
     told = "Both. Loss; across: step, up: nats; train. Attention; colours by value"
     assert describe(figure) == told
+    figure.supxlabel("day")
+    assert describe(figure) == told.replace("Both.", "Both. across: day.")
     figure.set_label("Words of its own.")
     assert describe(figure) == "Both. Words of its own."
     plt.close(figure)

@@ -26,19 +26,19 @@ def describe(figure: Any) -> str:
     if figure.get_label():
         own = (figure.get_suptitle(), figure.get_label())
         return ". ".join(text for text in own if text)
-    said = [figure.get_suptitle()]
+    said = [figure.get_suptitle(), _labels(figure.get_supxlabel(), figure.get_supylabel())]
     for axes in figure.axes[:_AXES]:
-        labels = [
-            f"{where}: {' '.join(text.split())}"
-            for where, text in (("across", axes.get_xlabel()), ("up", axes.get_ylabel()))
-            if text.strip()
-        ]
         legend = axes.get_legend()
         shown = [t.get_text() for t in legend.get_texts()] if legend else []
-        parts = [axes.get_title(), ", ".join(labels)]
+        parts = [axes.get_title(), _labels(axes.get_xlabel(), axes.get_ylabel())]
         if any(parts) or shown:
             parts += ["colours by value" if axes.images else "", ", ".join(shown)]
         said.append("; ".join(" ".join(part.split()) for part in parts if part.strip()))
     if len(figure.axes) > _AXES and any(said):
         said.append(f"and {len(figure.axes) - _AXES} more")
     return ". ".join(text for text in said if text)
+
+
+def _labels(across: str, up: str) -> str:
+    named = (("across", across), ("up", up))
+    return ", ".join(f"{where}: {' '.join(text.split())}" for where, text in named if text.strip())
