@@ -414,7 +414,7 @@ def add_prefix(frozen, log_b, q, prefix_k, prefix_v, offsets):
 
 
 # %% [markdown]
-# Here is the sum of three sequences with two heads, beside the package. For `log_b` we take the
+# Here are three sequences with two heads, compared with the package. For `log_b` we take the
 # logarithm of the tokens' sum, once more by the mask.
 
 # %%

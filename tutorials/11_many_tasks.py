@@ -88,6 +88,10 @@ named = {"none": None, "describe": describe, "list": listing, "trained": trained
 for name, prefix in named.items():
     losses = [loss(model, pack(unseen, task), prefix) for task in TASKS]
     print(f"{name:10}{0 if prefix is None else prefix.length:5}{losses[0]:16.3f}{losses[1]:8.3f}")
+    if prefix is not None:
+        of_its_own, of_the_other = sorted(losses)
+        assert (of_its_own == losses[1]) == (name == "list")
+        assert of_its_own < 0.02 < 0.2 < of_the_other
 
 # %% [markdown]
 # Each prefix is good at its own task and bad at the other.
@@ -372,9 +376,9 @@ def gradients_by_prefix(alone, n_targets, which, prefixes):
 # A mean of the sequences' means would be wrong: it counts a target of a short text more than one of
 # a long text.
 #
-# The first check runs one sequence at a time and joins the gradients with your function's formula.
-# It takes the package as an argument, since we will break one. A second check needs no such
-# formula. It moves a prefix a little along a random direction $d$, of the shape of $kv_i$:
+# The first check runs one sequence at a time and joins the gradients with `gradients_by_prefix`. It
+# takes the package as an argument, since we will break one. A second check needs no such formula.
+# It moves a prefix a little along a random direction $d$, of the shape of $kv_i$:
 #
 # $$\frac{\ell(kv_i + \epsilon d) - \ell(kv_i - \epsilon d)}{2 \epsilon} \approx
 # \sum \frac{\partial \ell}{\partial kv_i} \odot d$$
