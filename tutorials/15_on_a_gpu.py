@@ -468,7 +468,7 @@ def padded_attention(q, k, v, prefix_k, prefix_v, offsets):
     keys = np.concatenate([pad_slots(prefix_k), pad(k, offsets)], axis=2)  # (B, NH, P+T, hs)
     values = np.concatenate([pad_slots(prefix_v), pad(v, offsets)], axis=2)  # (B, NH, P+T, hs)
     scores = queries @ keys.swapaxes(2, 3) / q.shape[-1] ** 0.5  # (B, NH, T, P+T)
-    seen = visible_columns(lengths, slots)[:, None]  # (B, 1, T, P+T)
+    seen = visible_columns(lengths, slots)[:, None]  # the same for all heads
     pattern = reference.softmax(np.where(seen, scores, -np.inf))  # (B, NH, T, P+T)
     z = unpad(pattern @ values, offsets)  # (N, NH, hs)
     return z

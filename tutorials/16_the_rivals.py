@@ -789,15 +789,16 @@ def prompt_backward(dkv, w, blocks, ops):
     for i in reversed(range(L)):
         ln_1, attention, ln_2, gelu = blocks[i]
         weight = {n.removeprefix(f"h.{i}."): a for n, a in w.items() if n.startswith(f"h.{i}.")}
-        dh = ops.linear_backward(dx, weight["mlp.c_proj.weight"])  # (P, F)
-        dm = ops.linear_backward(ops.gelu_backward(dh, gelu), weight["mlp.c_fc.weight"])
+        dg = ops.linear_backward(dx, weight["mlp.c_proj.weight"])  # P rows of F numbers
+        dh = ops.gelu_backward(dg, gelu)
+        dm = ops.linear_backward(dh, weight["mlp.c_fc.weight"])  # P rows of C numbers
         dx = dx + ops.layernorm_backward(dm, ln_2)
-        dz = ops.linear_backward(dx, weight["attn.c_proj.weight"])  # (P, C)
+        dz = ops.linear_backward(dx, weight["attn.c_proj.weight"])
         grads = ops.attention_backward(dz.reshape(P, NH, hs), attention)
-        dk = grads.dk + dkv[i, 0].swapaxes(0, 1)  # (P, NH, hs)
-        dv = grads.dv + dkv[i, 1].swapaxes(0, 1)  # (P, NH, hs)
-        dqkv = np.stack([grads.dq, dk, dv], axis=1).reshape(P, -1)  # (P, 3C)
-        da = ops.linear_backward(dqkv, weight["attn.c_attn.weight"])  # (P, C)
+        dk = grads.dk + dkv[i, 0].swapaxes(0, 1)  # what the texts sent to the keys
+        dv = grads.dv + dkv[i, 1].swapaxes(0, 1)  # and to the values
+        dqkv = np.stack([grads.dq, dk, dv], axis=1).reshape(P, -1)  # P rows of 3C numbers
+        da = ops.linear_backward(dqkv, weight["attn.c_attn.weight"])
         dx = dx + ops.layernorm_backward(da, ln_1)
     return dx
 
