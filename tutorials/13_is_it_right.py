@@ -34,9 +34,9 @@
 #
 # $$q_1 = 2, \quad k^{pre}_1 = \log(3), \quad k_1 = 0, \quad v^{pre}_1 = 4, \quad v_1 = 8$$
 #
-# The package works on a *stream*, as in lesson 5: $(N, NH, hs)$ for $N$ tokens of all sequences and
-# $NH$ heads, `offsets`, and for each sequence a prefix of $(NH, P, hs)$. Here all of these are
-# $(1, 1, 4)$.
+# The package works on a [stream](glossary.md#stream), as in lesson 5: $(N, NH, hs)$ for $N$ tokens
+# of all sequences and $NH$ heads, [offsets](glossary.md#offsets), and for each sequence a prefix of
+# $(NH, P, hs)$. Here all of these are $(1, 1, 4)$.
 #
 # **Predict.** Take a pencil, and ten minutes. Compute the scores, the pattern and $z_1$. Then let
 # the upstream be $dz_1 = 1$, and 0 for the other three, and compute the gradients of all five
@@ -162,8 +162,8 @@ def loss(ops, op, a, dout):
 
 
 # %% [markdown]
-# *Finite differences* move the inputs $x$ up and down by a small step $\epsilon$ along some
-# direction $y$, and look at how much the loss changes:
+# [*Finite differences*](glossary.md#finite-difference) move the inputs $x$ up and down by a small
+# step $\epsilon$ along some direction $y$, and look at how much the loss changes:
 #
 # $$slope = \frac{\ell(x + \epsilon y) - \ell(x - \epsilon y)}{2 \epsilon}$$
 #
@@ -229,8 +229,8 @@ def by_differences(ops, op, a, dout, eps=1e-6):
 
 
 # %% [markdown]
-# The *complex step* moves a number by $i \epsilon$, where $i$ is the imaginary unit, and takes the
-# imaginary part:
+# The [*complex step*](glossary.md#complex-step) moves a number by $i \epsilon$, where $i$ is the
+# imaginary unit, and takes the imaginary part:
 #
 # $$\frac{\partial \ell}{\partial x} \approx \frac{\mathrm{Im} \; \ell(x + i \epsilon)}{\epsilon}$$
 #
@@ -449,7 +449,7 @@ assert worst(ours, exact) < 1e-12
 #
 # ## The laws
 #
-# A law needs no witness at all. These are three of those in the
+# A [law](glossary.md#law) needs no witness at all. These are three of those in the
 # [contract](../minprefix/ops/contract.py), which every implementation of the operations obeys:
 #
 # $$\sum_C dx = 0 \;\; \text{(layernorm)}, \qquad
@@ -627,10 +627,10 @@ def check_ones(ops):
 
 
 # %% [markdown]
-# And three that deserve the name. Your slope along one random direction, against the gradients;
-# every number of every gradient against finite differences of the implementation's own forward; and
-# outputs and gradients, all of them, against the other program, each tensor by its own largest
-# number.
+# And three that deserve the name. The first compares your slope along one random direction with the
+# gradients. The second compares every number of every gradient with finite differences of the
+# implementation's own forward. The third compares all outputs and gradients with the other
+# program's, each array by its own largest number.
 
 
 # %%
@@ -865,8 +865,8 @@ def future_leak(ops, q, k, v, prefix_k, prefix_v, offsets):
 
 # %% [markdown]
 # `judge` lets a check loose on the sound implementations and on bugs, and says which it kills. On a
-# sound implementation only an assert may fail the check; anything else that it raises there is a
-# slip in the check itself, and so is a name that nobody defined, wherever it is met.
+# sound implementation only an assert may fail the check. Anything else that it raises there is a
+# slip in the check itself. A name that nobody defined is a slip wherever it is met.
 
 
 # %%

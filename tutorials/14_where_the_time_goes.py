@@ -217,8 +217,8 @@ assert intensity["linear"] > 100
 #
 # Now measure. `reference.gelu` is the formula as one writes it: each step makes an array of
 # $(N, F)$ in memory, which the next one reads again, and so does its backward. `numpy_ops.gelu`
-# works in place, on all cores, in blocks of rows that stay in a core's cache; and while `x` is
-# there, it computes the slope for the backward, too, which is then a single product.
+# works in place, on all cores, in blocks of rows that stay in a core's cache. While `x` is there,
+# it also computes the slope for the backward. The backward is then a single product.
 #
 # **Predict.** The roof says how long GELU takes at least. By which factor will `reference` miss it,
 # and by which `numpy_ops`? If its bytes are what GELU waits for, the second should come near.
@@ -558,7 +558,8 @@ assert 0.85 < done / without < 0.9
 #
 # A framework calls the same kind of library for its products. Four things differ:
 #
-# 1. **No padding.** A framework's batch is a rectangle: every sequence is filled up to the longest.
+# 1. **No [padding](glossary.md#padding).** A framework's batch is a rectangle: every sequence is
+#    filled up to the longest.
 # 2. **Logits only where there is a target.** The head is the largest product of all.
 # 3. **Half a backward.** No gradients of weights, none below the lowest keys and values.
 # 4. **Nothing waits for memory** that need not: blocks, and in place.
@@ -576,9 +577,10 @@ assert 1.65 < padded / done < 1.9
 
 # %% [markdown]
 # At the shape of GPT-2, on two cores, the project's own [benchmark](../BENCHMARKS.md) measures a
-# step at 0.36 to 0.38 times the time of PyTorch with PEFT on batches like this one, and at 0.64
-# times where all sequences are equally long and every token is a target: then the first two reasons
-# are gone. In a clone of this repository `python -m tools.bench train` repeats it on your machine.
+# step at 0.36 to 0.38 times the time of PyTorch with PEFT on batches like this one. Where all
+# sequences are equally long and every token is a target, it is 0.64 times: then the first two
+# reasons are gone. In a clone of this repository `python -m tools.bench train` repeats it on your
+# machine.
 #
 # **Recap.** A ratio of two programs, run in turns on one machine, means something. A time alone
 # does not.

@@ -261,8 +261,9 @@ assert 1 < error / rounding < 20
 # Attention in `reference` walks the sequences of a batch, one after another, with small products
 # for each. To start a kernel costs some time, whatever the kernel computes, so a GPU wants few
 # large products. That is why `cupy_ops` fills the sequences up to one rectangle inside attention,
-# and hides the filling. We now build that rectangle. (`cupy_ops` itself lets the tokens follow
-# their own slots at once, so that all filling comes last.)
+# and hides the filling. This is [padding](glossary.md#padding). We now build the rectangle.
+# (`cupy_ops` itself lets the tokens follow their own slots at once, so that all filling comes
+# last.)
 
 # %%
 from minprefix.lessons import drawings
@@ -278,9 +279,9 @@ drawings.padded(lengths=(5, 2, 6), prefixes=(4, 1, 0))
 #
 # *6 minutes · difficulty 2 of 5*
 #
-# From a stream $(N, NH, hs)$ with `offsets` $(B+1)$ make a rectangle $(B, NH, T, hs)$. The tokens
-# of sequence $b$ are `stream[offsets[b] : offsets[b + 1]]`. They stand at the start of its row; the
-# filling behind them is 0.
+# From a [stream](glossary.md#stream) $(N, NH, hs)$ with [offsets](glossary.md#offsets) $(B+1)$ make
+# a rectangle $(B, NH, T, hs)$. The tokens of sequence $b$ are `stream[offsets[b] : offsets[b +
+# 1]]`. They stand at the start of its row; the filling behind them is 0.
 
 
 # %%
@@ -357,9 +358,9 @@ def unpad(rectangle, offsets):
 # Now the mask. Sequence $b$ has $P_b \le P$ slots. Row $i$ of it sees column $j$ in two cases:
 #
 # - $j < P_b$: the column is a slot of this sequence. The filling of its prefix is not.
-# - $P \le j \le P + i$: the column is a token that is not in the future. This is the causal mask.
-#   It hides the filling behind a sequence without knowing of it, because that filling lies in the
-#   future of every token of the sequence.
+# - $P \le j \le P + i$: the column is a token that is not in the future. This is the [causal
+#   mask](glossary.md#causal-mask). It hides the filling behind a sequence without knowing of it,
+#   because that filling lies in the future of every token of the sequence.
 #
 # Rows behind the end of a sequence are computed for nothing, and thrown away.
 #

@@ -35,7 +35,7 @@
 # | full | every weight | Radford et al., 2019 |
 #
 # The first two leave the model as it is and give it something to look at. LoRA and full fine-tuning
-# change its weights. An adapter adds a layer of its own.
+# change its weights. An [adapter](glossary.md#adapter) adds a layer of its own.
 #
 # In this lesson $A$ and $B$ are LoRA's two matrices. (Elsewhere $B$ is the number of sequences.)
 # $h$ $(N, C)$ is a *sublayer's* output: what the attention or the MLP is about to add to the
@@ -262,7 +262,7 @@ def adapter_backward(dout, h, D, b_D, U, b_U, ops):
 #
 # ## LoRA: the gradient of W is never formed
 #
-# With $x$ $(N, in)$ and $u = xA$ $(N, r)$, a layer with LoRA computes
+# With $x$ $(N, in)$ and $u = xA$ $(N, r)$, a layer with [LoRA](glossary.md#lora) computes
 #
 # $$out = x W + b + s \, u B, \qquad s = \alpha / r$$
 #
@@ -399,9 +399,9 @@ def lora_backward(dout, x, W, A, B, s):
 
 
 # %% [markdown]
-# Now check it on the model. We merge a LoRA whose $B$ is no longer 0 into the weights, ask full
-# fine-tuning for $dW$ of the merged model, and compare with the gradient that the package's LoRA
-# has computed without $dW$.
+# Now check it on the model. We merge a LoRA whose $B$ is no longer 0 into the weights. Full
+# fine-tuning gives $dW$ of the merged model. The package's LoRA has to give the gradients that
+# follow from it, and it computes them without $dW$.
 #
 # **Predict.** How many multiply-adds do $du$, $dA$ and $dB$ take together, and how many times as
 # many does $dW$ take, for $in = C = 160$, $out = 3C$ and $r = 8$? And what is $dA$ at the start,
