@@ -6,7 +6,7 @@
 # - **You need** the whole model ([lesson 6](06_gpt2_from_its_file.py)) and what half a backward
 #   leaves out ([lesson 7](07_half_a_backward.py)).
 # - **Time** 85 minutes; it runs in 9 seconds.
-# - **Difficulty** 3 of 5.
+# - **Difficulty** 2 of 5.
 #
 # ## Overview
 #

@@ -7,7 +7,7 @@
 # - **You need** attention with a prefix ([lesson 5](05_the_gradient_of_a_prefix.py)) and the
 #   roofline ([lesson 14](14_where_the_time_goes.py)). No GPU: what needs one is skipped, and says
 #   so.
-# - **Time** 85 minutes; it runs in 3 seconds.
+# - **Time** 90 minutes; it runs in 3 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

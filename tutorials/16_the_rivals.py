@@ -6,7 +6,7 @@
 #   prompt by hand, and choose one of them for a reason.
 # - **You need** λ and the relative attention: [lesson 10](10_what_a_prefix_can_do.py); the two
 #   halves of a backward: [lesson 7](07_half_a_backward.py).
-# - **Time** 110 minutes; it runs in 5 seconds.
+# - **Time** 115 minutes; it runs in 5 seconds.
 # - **Difficulty** 4 of 5.
 #
 # ## Overview
@@ -983,7 +983,7 @@ check_table(table)
 #
 # </details>
 #
-# You have reached the end. What you have written by hand is what the package runs:
+# What you have written by hand is what the package runs:
 # [reference](../minprefix/ops/reference.py), [gpt2](../minprefix/gpt2.py),
 # [model](../minprefix/model.py), [LoRA](../minprefix/methods/lora.py). `minprefix step` walks
 # through it, line by line.
