@@ -163,8 +163,8 @@ assert 0 < abs(start_loss["adapters"] - alone) < 0.01
 #
 # *4 minutes · difficulty 1 of 5*
 #
-# Compute `out` $(N, C)$. `ops` holds the operations of the package: `ops.gelu(z)` returns the pair
-# of the output and a cache.
+# Compute `out` $(N, C)$. `ops` holds the operations of the package: `ops.linear(x, weight, bias)`,
+# and `ops.gelu(z)`, which returns the pair of the output and a cache. You may also write `@`.
 
 
 # %%
@@ -186,16 +186,17 @@ grade(adapter)
 #
 # <details><summary>Hint 2</summary>
 #
-# `ops.gelu(z)[0]` is the output of the GELU. The biases are added to all rows alike.
+# `ops.gelu(z)[0]` is the output of the GELU. `h @ D + b_D` and `ops.linear(h, D, b_D)` are the
+# same.
 #
 # </details>
 
 
 # %% jupyter={"source_hidden": true}
 def adapter(h, D, b_D, U, b_U, ops):
-    z = h @ D + b_D  # (N, m)
+    z = ops.linear(h, D, b_D)  # (N, m)
     a = ops.gelu(z)[0]  # (N, m)
-    out = h + a @ U + b_U  # (N, C)
+    out = h + ops.linear(a, U, b_U)  # (N, C)
     return out
 
 
@@ -206,7 +207,8 @@ def adapter(h, D, b_D, U, b_U, ops):
 #
 # From `dout` $(N, C)$ compute the gradients of the input, $dh$, and of the four parameters, in the
 # order `dh, dD, db_D, dU, db_U`. Compute `z` and `a` again at first. `ops.gelu_backward(da, cache)`
-# takes the cache that `ops.gelu` gave.
+# takes the cache that `ops.gelu` gave. From [lesson 2](02_backward_by_hand.py) you know
+# `ops.linear_backward(dout, weight)` and `ops.linear_backward_params(dout, x)`.
 
 
 # %%
@@ -241,22 +243,45 @@ grade(adapter_backward)
 
 # %% jupyter={"source_hidden": true}
 def adapter_backward(dout, h, D, b_D, U, b_U, ops):
-    z = h @ D + b_D  # (N, m)
+    z = ops.linear(h, D, b_D)  # (N, m)
     a, cache = ops.gelu(z)
-    da = dout @ U.T  # (N, m)
+    da = ops.linear_backward(dout, U)  # (N, m)
     dz = ops.gelu_backward(da, cache)  # (N, m)
-    dU = a.T @ dout  # (m, C)
-    db_U = dout.sum(axis=0)  # (C,)
-    dD = h.T @ dz  # (C, m)
-    db_D = dz.sum(axis=0)  # (m,)
-    dh = dout + dz @ D.T  # (N, C)
+    dU, db_U = ops.linear_backward_params(dout, a)  # (m, C)
+    dD, db_D = ops.linear_backward_params(dz, h)  # (C, m)
+    dh = dout + ops.linear_backward(dz, D)  # (N, C)
     return dh, dD, db_D, dU, db_U
 
 
 # %% [markdown]
-# Beside yours: the last line is the one that people forget a part of. Without `dout` in it, no
-# layer below the adapter would learn that $h$ itself reaches the output.
+# Beside yours: people forget a part of the last line. Without `dout` in it, no layer below the
+# adapter would learn that $h$ itself reaches the output.
 #
+# We check both functions: the forward against the package's adapter, the backward against a slope.
+
+# %%
+from minprefix.ops import reference
+
+N, rng = 6, np.random.default_rng(3)
+behind = "h.0.attn.c_proj"  # the layer whose output it replaces
+package = Adapters.start(model, bottleneck=m, std=0.3)
+own = [package.parameters[f"{behind}.{part}"] for part in ("down", "down_bias", "up", "up_bias")]
+h, dout = rng.normal(size=(N, C)), rng.normal(size=(N, C))
+out, _ = package.path(behind, h, h, reference, None)
+assert np.allclose(adapter(h, *own, reference), out, rtol=1e-12)
+
+inputs = [h, *own]
+direction = [rng.normal(size=a.shape) for a in inputs]
+up, down = (
+    (dout * adapter(*(a + s * d for a, d in zip(inputs, direction, strict=True)), reference)).sum()
+    for s in (1e-5, -1e-5)
+)
+grads = adapter_backward(dout, *inputs, reference)
+said = sum((g * d).sum() for g, d in zip(grads, direction, strict=True))
+print(f"the slope is {(up - down) / 2e-5:.6f}, the gradients say {said:.6f}")
+assert abs((up - down) / 2e-5 - said) < 1e-6 * abs(said)
+
+# %% [markdown]
 # **Recap.** An adapter is two small products with a GELU between them, and a way around. Its
 # backward has one more summand, which is the way around.
 #
@@ -510,7 +535,6 @@ print("the gradient is the slope of the loss, for all five")
 # %%
 from minprefix.gpt2 import embedding, forward
 from minprefix.model import prepare
-from minprefix.ops import reference
 
 text = Batch.pack(ids[:1])  # one record with its description
 

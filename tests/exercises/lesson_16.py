@@ -68,13 +68,15 @@ def the_gelu_lets_the_gradient_through(dout, h, D, b_D, U, b_U, ops):
     return dout + dz @ D.T, h.T @ dz, dz.sum(axis=0), a.T @ dout, dout.sum(axis=0)
 
 
-@lazy("adapter_backward", says="calls")
-def the_slope_is_tried_out(dout, h, D, b_D, U, b_U, ops):
-    z, eps = h @ D + b_D, 1e-6
-    slope = (ops.gelu(z + eps)[0] - ops.gelu(z - eps)[0]) / (2 * eps)
-    a, dz = ops.gelu(z)[0], (dout @ U.T) * slope
-    dU, db_U = ops.linear_backward_params(dout, a)
-    return dout + dz @ D.T, h.T @ dz, dz.sum(axis=0), dU, db_U
+@lazy("adapter_backward", says="calls methods.adapters.Adapters.path of the package")
+def the_packages_adapter_goes_back(dout, h, D, b_D, U, b_U, ops):
+    parts = {"down": D, "down_bias": b_D, "up": U, "up_bias": b_U}
+    layer = "h.0.mlp.c_proj"
+    there = Adapters({f"{layer}.{name}": a for name, a in parts.items()})
+    _, cache = there.path(layer, h, h, ops, None)
+    grads = there.path_grads(layer, dout, cache, ops)
+    dh, _ = there.path_backward(layer, dout, cache, ops)
+    return dh, *(grads[f"{layer}.{name}"] for name in parts)
 
 
 @wrong("lora", says="The scale s is missing.")

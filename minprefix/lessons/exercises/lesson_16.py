@@ -50,9 +50,13 @@ def _of_adapter(rng: Rng) -> tuple[Array, ...]:
 
 
 @exercise(
-    ("h + a @ U", "a @ U", "The way around is missing: h itself is a part of the output."),
-    ("+ b_U", "", "The second bias, b_U, is missing."),
-    ("h @ D + b_D", "h @ D", "The first bias, b_D, is missing."),
+    (
+        "h + ops.linear(a, U, b_U)",
+        "ops.linear(a, U, b_U)",
+        "The way around is missing: h itself is a part of the output.",
+    ),
+    ("(a, U, b_U)", "(a, U, None)", "The second bias, b_U, is missing."),
+    ("(h, D, b_D)", "(h, D, None)", "The first bias, b_D, is missing."),
     ("ops.gelu(z)[0]", "z", "The GELU is missing between the two products."),
 )
 def adapter(rng: Rng) -> Cases:
@@ -62,13 +66,13 @@ def adapter(rng: Rng) -> Cases:
 
 @exercise(
     (
-        "dout + dz @ D.T",
-        "dz @ D.T",
+        "dout + ops.linear_backward(dz, D)",
+        "ops.linear_backward(dz, D)",
         "The way around is missing: h is a summand of the output, so dout itself is a part of dh.",
     ),
     (
-        "h.T @ dz",
-        "h.T @ da",
+        "ops.linear_backward_params(dz, h)",
+        "ops.linear_backward_params(da, h)",
         "GELU's slope is missing: D is multiplied before the GELU, so dD needs dz and not da.",
     ),
     (
@@ -77,9 +81,9 @@ def adapter(rng: Rng) -> Cases:
         "dz is da: the gradient has to pass the GELU's backward.",
     ),
     (
-        "db_D = dz.sum(axis=0)",
-        "db_D = dz.mean(axis=0)",
-        "db_D is a mean over the rows: all rows have the same bias, so their gradients add up.",
+        "ops.linear_backward_params(dout, a)",
+        "ops.linear_backward_params(dout, z)",
+        "dU is made with z, which is what the GELU gets: U is multiplied by a, its output.",
     ),
 )
 def adapter_backward(rng: Rng) -> Cases:
