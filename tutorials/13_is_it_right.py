@@ -176,6 +176,7 @@ def loss(ops, op, a, dout):
 #
 # `a` holds the inputs of the operation `op` by their names, and `direction` an array of the same
 # shape for each. Compute the slope along it. Call `loss(ops, op, inputs, dout)` for the two losses.
+# (The shape `()` means one number.)
 
 
 # %%
@@ -188,8 +189,6 @@ def slope_along(ops, op, a, direction, dout, eps):
 grade(slope_along)
 
 # %% [markdown]
-# (The shape `()` means one number.)
-#
 # <details><summary>Hint 1</summary>
 #
 # All inputs move at the same time: `{name: a[name] + eps * direction[name] for name in a}`.

@@ -91,7 +91,7 @@ print(f"in the time of moving one byte it could do {corner:.1f} operations")
 #
 # A linear layer multiplies `x` $(N, in)$ by a weight $(in, out)$ and writes $(N, out)$; we leave
 # its bias out. Return its operations and the bytes that it moves at the very least. A number has
-# `itemsize` bytes.
+# `itemsize` bytes. (The shape `()` means one number.)
 
 
 # %%
@@ -271,8 +271,8 @@ assert measured["gelu, numpy_ops"] > measured["linear"] / 51
 # - New memory has a price. When a program writes to a new array for the first time, the operating
 #   system has to find a page of memory for it and to clear it.
 #
-# We measure both. Such a limit that only some operations have is called a *ceiling*: it lies below
-# the roof.
+# We measure both. Such a limit, which only some operations have, is called a *ceiling*. Where it
+# lies below the roof, it decides.
 #
 # **Predict.** What takes longest: a tanh of all $N F$ numbers, a product of all of them into an
 # array that is there, or a product into a new array?

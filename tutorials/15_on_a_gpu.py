@@ -531,7 +531,7 @@ print("three checks pass")
 # *5 minutes · difficulty 1 of 5*
 #
 # Which part of the rectangle's scores is computed for nothing? `lengths` and `slots` are lists as
-# above.
+# above. (The shape `()` means one number.)
 
 
 # %%
