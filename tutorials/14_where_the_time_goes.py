@@ -589,7 +589,8 @@ assert 1.65 < padded / done < 1.9
 #
 # Faster code reuses memory. That is where its bugs come from, and they are of one kind: a number is
 # right when it is computed, and wrong when it is looked at again. New memory for the output of
-# attention costs time at every call, so somebody keeps one buffer for it, and returns that.
+# attention costs time at every call. In this bug attention keeps one buffer for it, and returns
+# that.
 #
 # Our checks: the result against the reference's, as ever; and the result of a first call, looked at
 # again after a second one.
@@ -630,8 +631,8 @@ for ops in (reference, numpy_ops):
 # %% [markdown]
 # **Predict.** Which of the two checks fires for the planted bug? And in training: the output $z$ of
 # attention goes through the linear layer `attn.c_proj`. Which gradient needs $z$ again, that of the
-# layer's input or that of its weight? So who notices, somebody who trains a prefix or somebody who
-# trains the model?
+# layer's input or that of its weight? So does the training of a prefix notice, or the training of
+# the model?
 
 # %%
 from minprefix import loss_and_weight_grads
@@ -665,8 +666,8 @@ print(broken.lesson)
 
 # %% [markdown]
 # **Answer.** The second check fires. The weight's gradient is $dW = z^\top dout$, the input's is
-# $dout \, W^\top$: only the first needs $z$. So a prefix trains as if nothing were wrong. Somebody
-# who trains the weights gets a gradient of the lower layers from the output of a higher one.
+# $dout \, W^\top$: only the first needs $z$. So a prefix trains as if nothing were wrong. A
+# training of the weights gets a gradient of the lower layers from the output of a higher one.
 
 # %% [markdown]
 # This is why the [reference suite](glossary.md#reference-suite) looks at every result twice, and

@@ -33,8 +33,8 @@
 # A GPU computes on arrays in its own memory. CuPy gives Python such arrays under NumPy's names:
 # `cupy.exp`, `a @ b`, `a.sum(axis=0)`. minprefix has its operations for them in
 # [cupy_ops](../minprefix/ops/cupy_ops.py), under the same names and with the same shapes as
-# [reference](../minprefix/ops/reference.py). The model's code above them is the same. Where the
-# model's weights lie decides who computes.
+# [reference](../minprefix/ops/reference.py). The model's code above them is the same. The place of
+# the model's weights decides which operations run.
 #
 # An array never crosses over unasked. `model.to("cupy")` takes the weights to the GPU,
 # `prefix.to("numpy")` brings a prefix home, and a prefix on one side with a model on the other is

@@ -332,7 +332,7 @@ def lora(x, W, b, A, B, s):
 
 
 # %% [markdown]
-# After the training, nothing speaks against an array of $(in, out)$: $s A B$ can be added to $W$
+# After the training, an array of $(in, out)$ does no harm: $s A B$ can be added to $W$
 # once and for all.
 #
 # ### Exercise 16.5: `merged_weight`
@@ -887,7 +887,7 @@ assert abs(together - one_by_one) < 1e-9
 #
 # LoRA's $dA$ and $dB$ are products of the kind $x^\top dout$, for which the package calls
 # `linear_backward_params`. In the bug `dweight-averaged-over-rows` of the
-# [zoo](glossary.md#zoo) that product is divided by the number of rows: somebody thought of a mean.
+# [zoo](glossary.md#zoo) that product is divided by the number of rows, as if it were a mean.
 # A second mistake, one that is easily made, forgets $s = \alpha / r$ in the backward. For $s = 2$,
 # both gradients are then half of what they should be.
 #
@@ -1007,7 +1007,9 @@ check_table(table)
 #
 # </details>
 #
-# What you have written by hand is what the package runs:
+# The package runs what you have written by hand:
 # [reference](../minprefix/ops/reference.py), [gpt2](../minprefix/gpt2.py),
 # [model](../minprefix/model.py), [LoRA](../minprefix/methods/lora.py). `minprefix step` walks
 # through it, line by line.
+#
+# Next: [Decoding and scores](17_decoding_and_scores.py).
