@@ -684,7 +684,7 @@ print("the sound implementation passes all", len(CHECKS))
 # ## The kill matrix
 #
 # Of the [zoo](glossary.md#zoo) with its 223 mistakes we take fourteen, plant them one by one, and
-# let each check loose on each. A check that fails has *killed* the bug; a bug that no check kills
+# run each check on each. A check that fails has *killed* the bug; a bug that no check kills
 # *lives*.
 #
 # **Predict.** Which column kills most, which kill none at all? And two bugs by name:
@@ -794,8 +794,8 @@ for name in LIVE:
 # %% [markdown]
 # The suite itself is checked by the same kind of matrix, with all of its checks as columns and all
 # 223 bugs of the zoo as rows. None lives, and for 222 the first sentence of the report names the
-# operation and the array that are wrong first. (In a clone of this repository, `python -m
-# tools.zoo_matrix` computes it, and writes `tests/zoo/ZOO.md`.)
+# operation and the array that are wrong first. (In a clone of this repository,
+# `python -m tools.zoo_matrix` computes it and writes `tests/zoo/ZOO.md`.)
 #
 # **Recap.** Plant bugs, and count what each check kills. A cheap check with a random direction is
 # worth as much as an expensive one. No check sees what its inputs do not contain.
@@ -815,8 +815,8 @@ for name in LIVE:
 #
 # Add 1 to the keys and the values of the last token of each sequence. Return the largest change of
 # $z$ that any *other* token sees. `prefix_k` and `prefix_v` are lists with one array $(NH, P, hs)$
-# for each sequence, and the tokens of sequence $b$ are those from `offsets[b]` up to `offsets[b +
-# 1]`. Leave the arguments as they are. There are no sequences of one token only.
+# for each sequence, and the tokens of sequence $b$ are `offsets[b]` to `offsets[b + 1] - 1`. Leave
+# the arguments as they are. There are no sequences of one token only.
 
 
 # %%
@@ -863,7 +863,7 @@ def future_leak(ops, q, k, v, prefix_k, prefix_v, offsets):
 
 
 # %% [markdown]
-# `judge` lets a check loose on the sound implementations and on bugs, and says which it kills. On a
+# `judge` runs a check on the sound implementations and on bugs, and says which it kills. On a
 # sound implementation only an assert may fail the check. Anything else that it raises there is a
 # slip in the check itself. A name that nobody defined is a slip wherever it is met.
 

@@ -280,8 +280,9 @@ drawings.padded(lengths=(5, 2, 6), prefixes=(4, 1, 0))
 # *6 minutes · difficulty 2 of 5*
 #
 # From a [stream](glossary.md#stream) $(N, NH, hs)$ with [offsets](glossary.md#offsets) $(B+1)$ make
-# a rectangle $(B, NH, T, hs)$. The tokens of sequence $b$ are `stream[offsets[b] : offsets[b +
-# 1]]`. They stand at the start of its row; the filling behind them is 0.
+# a rectangle $(B, NH, T, hs)$. The tokens of sequence $b$ are
+# `stream[offsets[b] : offsets[b + 1]]`. They stand at the start of its row; the filling behind them
+# is 0.
 
 
 # %%
@@ -443,8 +444,8 @@ grade(padded_attention)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# The slots come before the tokens: `np.concatenate([pad_slots(prefix_k), pad(k, offsets)],
-# axis=2)`.
+# The slots come before the tokens:
+# `np.concatenate([pad_slots(prefix_k), pad(k, offsets)], axis=2)`.
 #
 # </details>
 #
