@@ -430,8 +430,7 @@ def lora_backward(dout, x, W, A, B, s):
 #
 # **Predict.** How many multiply-adds do $du$, $dA$ and $dB$ take together, and how many times as
 # many does $dW$ take, for $in = C = 160$, $out = 3C$ and $r = 8$? And what is $dA$ at the start,
-# while
-# $B = 0$?
+# while $B$ is 0?
 
 # %%
 rng = np.random.default_rng(0)
@@ -614,8 +613,8 @@ plt.show()
 # The prefix, the prompt's slots in layer 0 and the adapter change what their layer *adds to the
 # stream*. The layers above read another stream, and there queries and keys change as well.
 #
-# **Recap.** In its own layer, only a method that changes $W_q$ or $W_k$ moves the relative
-# attention. All others move it in the layers above.
+# **Recap.** Of the five, only LoRA and full fine-tuning move the relative attention in their own
+# layer: they change $W_q$ and $W_k$. The others move it in the layers above.
 #
 # ## Which method can learn to look elsewhere
 #
@@ -929,7 +928,8 @@ print(error)
 # - A prefix and a prompt give the model something to look at. LoRA and full fine-tuning change its
 #   weights. An adapter adds a layer of its own.
 # - Which matrices a method reaches decides what it can learn, more than how many numbers it trains.
-# - In its own layer, only a method that changes $W_q$ or $W_k$ moves the relative attention.
+# - Of the five, only those that change $W_q$ and $W_k$ move the relative attention in their own
+#   layer.
 # - LoRA's gradients never form $dW$: multiply so that every array stays narrow.
 # - LoRA starts at the model itself, and can be merged. An adapter starts near it, and cannot.
 # - A prompt is a prefix with fewer free numbers, and the frozen model makes it.
