@@ -7,7 +7,7 @@
 #   $(pq)' = p'q + pq'$ and $p(q(x))' = p'(q(x)) \, q'(x)$, and partial derivatives: for a function
 #   $p$ of several variables, $\partial p / \partial x_1$ is its derivative for $x_1$ while all
 #   other variables stay fixed.
-# - **Time** 180 minutes; it runs in 2 seconds.
+# - **Time** 190 minutes; it runs in 2 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -63,9 +63,9 @@
 #
 # $$\ell'(x) \approx \frac{\ell(x + \epsilon) - \ell(x - \epsilon)}{2 \epsilon}$$
 #
-# Here is your first exercise. Replace each `...` and run the cell. `grade` compares your variables
-# with ours, in their order, and names the first wrong one. Hints stand below the cell, and our
-# answer is folded below the hints. The lesson goes on with ours.
+# As in lesson 1, replace each `...` and run the cell. From here on most functions compute their
+# result in several lines. `grade` compares your variables with ours, by their names and in their
+# order, and it explains the first wrong one.
 #
 # ### Exercise 2.1: `finite_differences`
 #
@@ -145,8 +145,9 @@ assert np.abs(measured - [21, 31]).max() < 1e-8
 # \end{aligned}$$
 #
 # The value is in the real part, and the derivative is in the imaginary part. They do not mix. (The
-# term with $\epsilon^2$ is real, too, so the error of the last line is of the order $\epsilon^2$.)
-# This tool is the [complex step](glossary.md#complex-step).
+# term with $\epsilon^2$ is real. The next term, with $\epsilon^3$, is imaginary again. After the
+# division by $\epsilon$ it leaves an error of the order $\epsilon^2$.) This tool is the
+# [complex step](glossary.md#complex-step).
 #
 # ### Exercise 2.2: `complex_step`
 #
@@ -214,9 +215,12 @@ def complex_step(loss, x, eps=1e-30):
 # *4 minutes · difficulty 1 of 5*
 #
 # `x` has the shape $(N, F)$. Return `out`, and a [cache](glossary.md#cache): what the backward will
-# need from the forward. Here this is the pair `(x, tanh)`, where `tanh` is $\tanh u$. Write the
-# root as `(2 / np.pi) ** 0.5`. (`np.sqrt(2 / np.pi)` is a float64 of NumPy's, and it turns every
-# float32 array that it meets into float64.)
+# need from the forward. Here this is the pair `(x, tanh)`, where `tanh` is $\tanh u$.
+#
+# The package has a function of this name, too. So `grade` also runs the package's own checks of
+# it, the [reference suite](glossary.md#reference-suite), on your function. Some of them give it
+# float32 arrays and want float32 back. So write the root as `(2 / np.pi) ** 0.5`:
+# `np.sqrt(2 / np.pi)` is a float64 of NumPy's, and it makes every float32 array float64.
 
 
 # %%
@@ -631,8 +635,8 @@ assert forward_terms == terms_of_dx == terms_of_dW
 # ## Layernorm: every number depends on every other
 #
 # [Layernorm](glossary.md#layernorm) shifts and stretches each row of `x` $(N, C)$ so that its mean
-# is 0 and its variance is 1. Then each column gets a factor and a summand of its own, `gain` and
-# `bias`, both $(C)$. For one row of $C$ numbers:
+# is 0 and its variance is 1. Then each column $i$ is multiplied by a number of its own, $gain_i$,
+# and another one, $bias_i$, is added. For one row of $C$ numbers:
 #
 # $$\begin{aligned}
 # centred_i &= x_i - \frac1C \sum_j x_j, & var &= \frac1C \sum_j centred_j^2, \\
@@ -714,7 +718,7 @@ def layernorm(x, gain, bias, eps):
 #
 # ### Exercise 2.9: `layernorm_jacobian`
 #
-# *12 minutes · difficulty 3 of 5*
+# *15 minutes · difficulty 3 of 5*
 #
 # Do the last step: apply the product rule, and write the result with $xhat$ and $rstd$ alone. Here
 # `xhat` is one row, $(C)$, and `rstd` is a number. Return `J`, $(C, C)$.
@@ -806,7 +810,7 @@ check("dx", dx, layernorm_loss, x)
 # %% [markdown]
 # ### Exercise 2.10: `layernorm_backward`
 #
-# *20 minutes · difficulty 4 of 5*
+# *25 minutes · difficulty 4 of 5*
 #
 # Put the formula for $J_{ij}$ into $\sum_i dxhat_i \, J_{ij}$ and work out the sum, term by term,
 # until no matrix is left. Then write the backward without a Jacobian and without a loop. `dout` is
@@ -964,8 +968,8 @@ print("the package agrees, twice")
 #
 # The steps can now be joined. The second half of each block of GPT-2 is this: layernorm, a linear
 # layer that makes the rows wider, GELU, and a linear layer that makes them narrow again. The result
-# is added to the input. Lesson 6 calls `x` and the sum the
-# [residual stream](glossary.md#residual-stream).
+# is added to the input. (Lesson 6 gives a name to `x` and to this sum: they are the
+# [residual stream](glossary.md#residual-stream).)
 
 
 # %%
@@ -980,7 +984,7 @@ def chain(x, gain, bias, W_up, b_up, W_down, b_down, eps):
 # %% [markdown]
 # ### Exercise 2.12: `chain_backward`
 #
-# *12 minutes · difficulty 3 of 5*
+# *10 minutes · difficulty 3 of 5*
 #
 # Write its backward. Use the functions that you have. The backward has a line for each line of the
 # forward, in reverse order. Each line passes its result to the next one as `dout`. All weights are
@@ -1079,8 +1083,8 @@ print(error)
 # term pushes all numbers of a row in the same direction, and the layernorm removes such a push.
 
 # %% [markdown]
-# In a model other steps read `x` as well, and there the push does harm. A falling loss is no proof
-# of a gradient.
+# In a model other steps read `x` as well, and they do not remove the push. A falling loss is no
+# proof of a gradient.
 #
 # The second bug is its sister: the way through the variance is forgotten.
 #

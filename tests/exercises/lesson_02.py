@@ -133,7 +133,7 @@ def the_packages_gelu_is_called(x):
     return reference.gelu(x)
 
 
-@wrong("gelu_backward", says="the zoo's gelu-second-term-dropped")
+@wrong("gelu_backward", says="the product rule has a second term")
 def the_product_rule_is_forgotten(dout, cache):
     return 0.5 * dout * (1 + cache.tanh)
 
@@ -179,9 +179,16 @@ def _complex_step(loss, x):
     return grad
 
 
-@lazy("gelu_backward", says="calls _gelu 20 times, and ours never")
+@lazy("gelu_backward", says="computes with complex numbers")
 def gelu_is_asked_for_its_slope(dout, cache):
     return _complex_step(lambda x: (dout * _gelu(x)).sum(), cache[0])
+
+
+@lazy("gelu_backward", says="computes with complex numbers: that measures the derivative")
+def gelu_is_measured_in_one_line(dout, cache):
+    z = cache[0] + 1e-30j
+    out = 0.5 * z * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)))
+    return dout * out.imag / 1e-30
 
 
 # ---- the linear layer
@@ -201,7 +208,7 @@ def the_weight_is_laid_out_as_in_torch(x, weight, bias):
     return out
 
 
-@wrong("linear", says="the zoo's bias-not-added")
+@wrong("linear", says="The bias is not added.")
 def the_bias_is_left_out_in_one_line(x, weight, bias):
     return x @ weight
 
@@ -211,7 +218,7 @@ def the_packages_linear_is_called(x, weight, bias):
     return reference.linear(x, weight, bias)
 
 
-@wrong("linear_backward", says="the zoo's gradient-through-the-weight-itself")
+@wrong("linear_backward", says="The weight is not transposed. The sum runs over f")
 def the_weight_is_not_transposed_where_it_fits(dout, weight):
     return dout @ (weight if len(weight) == weight.shape[1] else weight.T)
 
@@ -222,7 +229,7 @@ def dx_comes_through_the_weight_itself(dout, weight):
     return dx
 
 
-@wrong("linear_backward", says="1/N: is a mean taken where a sum belongs?")
+@wrong("linear_backward", says="A mean over the rows is taken")
 def dx_is_averaged_over_the_rows(dout, weight):
     return dout @ weight.T / len(dout)
 
@@ -242,7 +249,7 @@ def linear_is_asked_for_its_gradient(dout, weight):
     return _complex_step(lambda x: (dout * _linear(x, weight)).sum(), x)
 
 
-@wrong("linear_backward_params", says="the zoo's dweight-transposed")
+@wrong("linear_backward_params", says="dweight is transposed: it is (F, C)")
 def dweight_is_laid_out_as_in_torch(dout, x):
     return dout.T @ x, dout.sum(axis=0)
 
@@ -295,7 +302,7 @@ def eps_is_added_to_the_deviation(x, gain, bias, eps):
     return xhat * gain + bias, (xhat, rstd, gain)
 
 
-@wrong("layernorm", says="the zoo's unbiased-variance")
+@wrong("layernorm", says="The variance is divided by C - 1 (ddof=1)")
 def the_variance_is_over_c_minus_1_with_names_of_ones_own(x, gain, bias, eps):
     y = x - x.mean(1, keepdims=True)
     with np.errstate(all="ignore"):
@@ -332,12 +339,21 @@ def _layernorm(x, eps):
     return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
 
 
-@lazy("layernorm_jacobian", says="calls _layernorm 36 times, and ours never")
+@lazy("layernorm_jacobian", says="computes with complex numbers")
 def layernorm_is_asked_for_its_jacobian(xhat, rstd):
     x = xhat / rstd
     eps = rstd**-2 - x.var()
     rows = [_complex_step(lambda x, i=i: _layernorm(x, eps)[i], x) for i in range(len(x))]
     return np.array(rows)
+
+
+@lazy("layernorm_jacobian", says="computes with complex numbers: that measures the derivative")
+def layernorm_is_measured_for_all_columns_at_once(xhat, rstd):
+    centred = xhat / rstd
+    eps = rstd**-2 - (centred**2).mean()
+    moved = centred + 1e-30j * np.eye(len(xhat))
+    moved = moved - moved.mean(axis=1, keepdims=True)
+    return (moved / np.sqrt((moved**2).mean(axis=1, keepdims=True) + eps)).imag.T / 1e-30
 
 
 def _layernorm_backward(dout, cache, gain=True, mean=True, variance=True):
@@ -351,7 +367,7 @@ def _layernorm_backward(dout, cache, gain=True, mean=True, variance=True):
     return cache.rstd * dx
 
 
-@wrong("layernorm_backward", says="the zoo's mean-term-dropped")
+@wrong("layernorm_backward", says="The way through the mean is missing")
 def the_way_through_the_mean_is_forgotten(dout, cache):
     return _layernorm_backward(dout, cache, mean=False)
 
@@ -404,7 +420,25 @@ def each_row_has_its_jacobian(dout, cache):
     return np.stack([d @ _jacobian(x, r) for d, x, r in zip(dxhat, xhat, rstd[:, 0], strict=True)])
 
 
-@wrong("layernorm_backward_params", says="the zoo's dgain-without-xhat")
+@lazy("layernorm_backward", says="makes an array (13, 4, 4), as a Jacobian does")
+def all_jacobians_are_made_at_once(dout, cache):
+    xhat, rstd, gain = cache
+    squares = xhat[:, :, None] * xhat[:, None]
+    J = rstd[:, :, None] * (np.eye(xhat.shape[1]) - (1 + squares) / xhat.shape[1])
+    return np.einsum("ni,nij->nj", dout * gain, J)
+
+
+@lazy("layernorm_backward", says="makes an array (6, 6), as a Jacobian does")
+def a_jacobian_is_made_in_each_turn_of_a_loop(dout, cache):
+    xhat, rstd, gain = cache
+    C, dx = xhat.shape[1], np.zeros_like(dout)
+    for n in range(len(dout)):
+        J = rstd[n] * (np.eye(C) - 1 / C - np.outer(xhat[n], xhat[n]) / C)
+        dx[n] = (dout * gain)[n] @ J
+    return dx
+
+
+@wrong("layernorm_backward_params", says="The factor xhat is missing in dgain")
 def the_gain_is_treated_like_the_bias(dout, cache):
     return dout.sum(axis=0), dout.sum(axis=0)
 
@@ -451,6 +485,14 @@ def the_gelu_is_skipped(dout, caches, W_up, W_down):
     dg = dout @ W_down.T
     da = dg @ W_up.T
     return dout + _layernorm_backward(da, ln)
+
+
+@wrong("chain_backward", says="The two weights are in the forward's order")
+def the_weights_are_swapped(dout, caches, W_up, W_down):
+    ln, act = caches
+    dg = dout @ W_up.T
+    dh = _gelu_backward(dg, act)
+    return dout + _layernorm_backward(dh @ W_down.T, ln)
 
 
 @lazy("chain_backward", says="calls ops.reference.linear_backward of the package")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from minprefix.lessons.exercise import Cases, Lazy, Rng, exercise
+from minprefix.lessons.exercises.watched import by_formula
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
@@ -70,6 +71,18 @@ class RealLoss(Loss):
         "loss(x + step) - loss(x - step)",
         "The difference of the losses is not divided by the distance of the points, 2 * eps.",
     ),
+    (
+        "/ (2 * eps)",
+        "/ 2 * eps",
+        "Python goes from left to right here: it divides by 2 and then multiplies by eps. Put the "
+        "divisor in brackets, / (2 * eps).",
+    ),
+    (
+        "loss(x + step) - loss(x - step)",
+        "loss(x) - loss(x)",
+        "The two losses are those of the same point. Perhaps a step was added to x itself: "
+        "`step = x` makes no copy. Begin with np.zeros(x.shape).",
+    ),
 )
 def finite_differences(rng: Rng) -> Cases:
     """Steps so large that a one-sided difference is another number; several shapes."""
@@ -88,7 +101,17 @@ def finite_differences(rng: Rng) -> Cases:
         ".real / eps",
         "The real part is the loss itself. The derivative is in the imaginary part: take .imag.",
     ),
-    ("1j * eps", "eps", "The step is real, so nothing is imaginary afterwards. Add 1j * eps."),
+    (
+        "1j * eps",
+        "eps",
+        "Nothing is imaginary afterwards. Either the step is real (it should be 1j * eps), or the "
+        "copy cannot hold complex numbers (x.astype(complex) can, and x.copy() cannot).",
+    ),
+    (
+        "moved[index] += 1j * eps",
+        "moved[index] = 1j * eps",
+        "The entry itself is lost: its real part is 0 afterwards. Add the step to it, with +=.",
+    ),
     (
         "moved[index] += 1j * eps",
         "moved += 1j * eps",
@@ -117,6 +140,13 @@ def complex_step(rng: Rng) -> Cases:
         "2**0.5 / np.pi",
         "The root is taken of 2 alone. It is the root of the quotient: (2 / np.pi) ** 0.5.",
     ),
+    (
+        "(2 / np.pi) ** 0.5",
+        "2 / np.pi**0.5",
+        "The root is taken of pi alone, because ** comes before /. Put the quotient in brackets: "
+        "(2 / np.pi) ** 0.5.",
+    ),
+    ("np.tanh(u)", "np.tanh(x)", "tanh is taken of x, and should be taken of u."),
     ("(2 / np.pi) ** 0.5 * ", "", "The factor (2 / np.pi) ** 0.5 is missing."),
     (
         "(2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)",
@@ -166,6 +196,12 @@ def gelu(rng: Rng) -> Cases:
         "0.5 * (1 + tanh).",
     ),
     (
+        "0.5 * x * (1 - tanh**2)",
+        "0.5 * (1 - tanh**2)",
+        "The second term of the product rule keeps the first factor as it is: it begins with "
+        "0.5 * x.",
+    ),
+    (
         "(1 - tanh**2)",
         "(1 - tanh)",
         "The derivative of tanh is 1 - tanh**2: the square is missing.",
@@ -182,7 +218,7 @@ def gelu_backward(rng: Rng) -> Cases:
     """Enough numbers that trying values out is seen."""
     for N, F, size in ((5, 4, 1.5), (2, 3, 4.0), (1, 1, 0.1)):
         _, cache = reference.gelu(size * rng.normal(size=(N, F)))
-        yield rng.normal(size=(N, F)), cache
+        yield rng.normal(size=(N, F)), cache._replace(x=by_formula(cache.x))
 
 
 # ---- the linear layer -----------------------------------------------------------------------
@@ -234,6 +270,12 @@ def linear_backward(rng: Rng) -> Cases:
         "x.T @ dout",
         "dout.T @ x",
         "dweight is transposed: it is (F, C). The weight is (C, F), and so is its gradient: "
+        "x.T @ dout.",
+    ),
+    (
+        "x.T @ dout",
+        "x @ dout.T",
+        "The sum runs over the columns. It should run over the rows, the first letter of both: "
         "x.T @ dout.",
     ),
     (
@@ -302,6 +344,12 @@ def _layernorm(rng: Rng, N: int, C: int, scale: float = 1.0) -> tuple[Any, ...]:
         "(centred * centred).mean(axis=1, keepdims=True)",
         "(centred * centred).sum(axis=1, keepdims=True)",
         "The variance is a sum. It is the mean of the squares, so divide by C.",
+    ),
+    (
+        "(centred * centred).mean(axis=1, keepdims=True)",
+        "(centred * centred).mean(axis=1)",
+        "keepdims=True is missing: the shape has to be (N, 1), so that each row gets its own "
+        "number.",
     ),
     (
         "(centred * centred)",
@@ -388,12 +436,24 @@ def layernorm(rng: Rng) -> Cases:
         "xhat_i * xhat_j is wanted for every pair of i and j, and not for i = j alone: take "
         "np.outer.",
     ),
+    (
+        "np.outer(xhat, xhat)",
+        "xhat * xhat",
+        "xhat * xhat has C numbers, the squares. xhat_i * xhat_j is wanted for every pair of i "
+        "and j, which is a matrix: take np.outer.",
+    ),
+    (
+        "np.outer(xhat, xhat)",
+        "(xhat @ xhat)",
+        "xhat @ xhat is one number, the sum of the squares. xhat_i * xhat_j is wanted for every "
+        "pair of i and j: take np.outer.",
+    ),
 )
 def layernorm_jacobian(rng: Rng) -> Cases:
     """One row each."""
     for C in (6, 12, 2):
         _, (xhat, rstd, _) = reference.layernorm(*_layernorm(rng, 1, C))
-        yield xhat[0], float(rstd[0, 0])
+        yield by_formula(xhat[0]), float(rstd[0, 0])
 
 
 @exercise(
@@ -418,6 +478,16 @@ def layernorm_jacobian(rng: Rng) -> Cases:
         "dout * gain",
         "dout",
         "The gain is missing: out is xhat * gain + bias, so dxhat is dout * gain.",
+    ),
+    (
+        "mean_dxhat = dxhat.mean",
+        "mean_dxhat = dout.mean",
+        "The mean is that of dout. The gain comes first: take the means of dxhat.",
+    ),
+    (
+        "mean_dxhat = dxhat.mean(axis=1, keepdims=True)  # (N, 1)\n    mean_dxhat_xhat = (dxhat",
+        "mean_dxhat = dout.mean(axis=1, keepdims=True)\n    mean_dxhat_xhat = (dout",
+        "The means are those of dout. The gain comes first: take the means of dxhat.",
     ),
     (
         "axis=1",
@@ -457,7 +527,7 @@ def layernorm_backward(rng: Rng) -> Cases:
     """More rows than Jacobians may be made; as many rows as columns; one row."""
     for N, C in ((13, 4), (5, 5), (1, 6)):
         out, cache = reference.layernorm(*_layernorm(rng, N, C))
-        yield rng.normal(size=out.shape), cache
+        yield rng.normal(size=out.shape), cache._replace(xhat=by_formula(cache.xhat, N * C))
 
 
 @exercise(
@@ -465,6 +535,11 @@ def layernorm_backward(rng: Rng) -> Cases:
         "(dout * xhat).sum(axis=0)",
         "dout.sum(axis=0)",
         "The factor xhat is missing in dgain: out is xhat * gain + bias.",
+    ),
+    (
+        "(dout * xhat).sum(axis=0)",
+        "xhat.sum(axis=0)",
+        "The upstream gradient is missing in dgain: multiply xhat by dout.",
     ),
     (
         "(dout * xhat).sum(axis=0)",
@@ -527,10 +602,29 @@ def layernorm_backward_params(rng: Rng) -> Cases:
         "dout is sent through the layernorm. x is added after it, so that way goes around: add "
         "dout to the result.",
     ),
+    (
+        "dg = linear_backward(dout, W_down)  # (N, F)\n    dh = gelu_backward(dg, act)  # (N, F)\n"
+        "    da = linear_backward(dh, W_up)",
+        "dg = linear_backward(dout, W_up)\n    dh = gelu_backward(dg, act)\n"
+        "    da = linear_backward(dh, W_down)",
+        "The two weights are in the forward's order. The last linear layer comes first on the way "
+        "back: W_down.",
+    ),
+    (
+        "dout + layernorm_backward(da, ln)",
+        "da + layernorm_backward(da, ln)",
+        "da is added. The sum at the end of the forward hands its upstream gradient on as it is: "
+        "add dout.",
+    ),
+    (
+        "dout + layernorm_backward(da, ln)",
+        "dout * layernorm_backward(da, ln)",
+        "The two ways are multiplied. Influences add up: dout + layernorm_backward(da, ln).",
+    ),
 )
 def chain_backward(rng: Rng) -> Cases:
-    """Wide and narrow; one token."""
-    for N, C, F in ((4, 3, 8), (5, 4, 4), (1, 6, 2)):
+    """Square weights first, which fit in any order; wide and narrow; one token."""
+    for N, C, F in ((5, 4, 4), (4, 3, 8), (1, 6, 2)):
         x, gain, bias, eps = _layernorm(rng, N, C)
         W_up, W_down = rng.normal(size=(C, F)), rng.normal(size=(F, C))
         a, ln = reference.layernorm(x, gain, bias, eps)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minprefix.lessons.exercise import Lazy
 from minprefix.ops.contract import Array
 
 #: the function's name, the result, and whether the result is a new array -> nothing, or raises Lazy
@@ -54,3 +55,22 @@ def watched(a: Array, rule: Rule | None) -> Watched:
     view = a.view(Watched)
     view.rule = rule
     return view
+
+
+def by_formula(a: Array, largest: int | None = None) -> Watched:
+    """An array for an exercise whose answer is a formula. It refuses complex numbers, by which a
+    derivative is measured, and a result of more than `largest` numbers, such as a Jacobian."""
+
+    def rule(_: str, result: Array, is_new: bool) -> None:
+        if result.dtype.kind == "c":
+            raise Lazy(
+                "computes with complex numbers: that measures the derivative. Derive the formula, "
+                "and write it."
+            )
+        if largest is not None and is_new and result.size > largest:
+            raise Lazy(
+                f"makes an array {result.shape}, as a Jacobian does. Work out the sum on paper "
+                "until no matrix is left, and write that formula."
+            )
+
+    return watched(a, rule)
