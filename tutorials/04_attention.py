@@ -7,7 +7,7 @@
 # - **You need** the backward of a matrix product, the complex step and finite differences:
 #   [lesson 2](02_backward_by_hand.py). The backward of a softmax:
 #   [lesson 3](03_softmax_and_cross_entropy.py).
-# - **Time** 130 minutes; it runs in 3 seconds.
+# - **Time** 140 minutes; it runs in 3 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -272,7 +272,7 @@ wide_q, wide_k = rng.normal(size=(2, 50, 64))  # (50, 64) each
 raw = wide_q @ wide_k.T  # (50, 50)
 for name, scores in (("without", raw), ("with   ", raw / 64**0.5)):
     shares = softmax(scores)  # (50, 50)
-    print(f"{name} scale: deviation of the scores {scores.std():.1f},", end=" ")
+    print(f"{name} scale: scores with a standard deviation of {scores.std():.1f},", end=" ")
     print(f"largest share {shares.max(axis=1).mean():.2f}", end=", ")
     print(f"slope {(shares * (1 - shares)).mean():.3f}")
 assert abs(softmax(raw).max(axis=1).mean() - 0.78) < 0.005
@@ -282,8 +282,8 @@ assert abs(softmax(raw / 8).max(axis=1).mean() - 0.14) < 0.005
 # **Answer.** 0.14 with the scale and 0.78 without it.
 
 # %% [markdown]
-# **Recap.** With the scale $1/\sqrt{hs}$, the scores of such numbers have a deviation of about 1
-# for every head size.
+# **Recap.** With the scale $1/\sqrt{hs}$, the scores of such numbers have a standard deviation of
+# about 1 for every head size.
 #
 # ## Backward
 #
@@ -372,7 +372,8 @@ def head_backward(dz, q, k, v):
 
 # %% [markdown]
 # The square shape $(T, T)$ is a trap: a product with the pattern or with `dscores` also runs if the
-# transpose is forgotten. Only the numbers show it.
+# transpose is forgotten. Only the numbers show it. As in `head`, ours counts the axes from the end:
+# `swapaxes(-1, -2)`, not `.T`, and `axis=-1`, not `axis=1`.
 #
 # **Predict.** One row of $dq$ is exactly 0 for every $dz$. Which one, and why?
 
@@ -429,7 +430,7 @@ for (name, right), got in zip(exact.items(), (dq, dk, dv), strict=True):
 #
 # ### Exercise 4.5: `check_laws`
 #
-# *6 minutes · difficulty 2 of 5*
+# *8 minutes · difficulty 2 of 5*
 #
 # `dk`, `dv` and `dz` have the shape $(T, hs)$. Write a check: it fails an `assert` if one of the
 # laws does not hold, and does nothing if both hold. Allow each of the sums $10^{-12}$ for rounding.
@@ -453,7 +454,8 @@ grade(check_laws)
 #
 # <details><summary>Hint 2</summary>
 #
-# A sum that is wrong can be negative. `np.abs(of_keys).max()` is the largest deviation.
+# A sum that is wrong can be negative. `np.abs(of_keys).max()` is the largest deviation. A bare
+# `np.allclose` allows $10^{-8}$, which is too much here.
 #
 # </details>
 
@@ -484,11 +486,12 @@ check_laws(100 * dk, dv, dz)
 # its queries. The first $hs$ numbers belong to head 0, the next to head 1, and so on. The same
 # holds for keys and values. `head` wants $(T, hs)$ in the last two axes, so the heads come before
 # them: $(NH, T, hs)$. NumPy's `@` multiplies the last two axes and does so for each index of the
-# others.
+# others. So our `head` and `head_backward` take such arrays as they are. A version with `.T` or
+# `len(q)` does not: run our cells if you go on with your own code.
 #
 # ### Exercise 4.6: `split_heads`
 #
-# *6 minutes · difficulty 2 of 5*
+# *8 minutes · difficulty 2 of 5*
 #
 # From `x` of the shape $(T, C)$ and the number `NH`, compute the array of the shape $(NH, T, hs)$.
 # Entry $[h, t]$ is the piece $h$ of row $t$.
@@ -614,7 +617,8 @@ print("offsets", offsets, " sequences", list(itertools.pairwise(offsets.tolist()
 # *12 minutes · difficulty 3 of 5*
 #
 # From the streams `q`, `k` and `v` of the shape $(N, NH, hs)$ and the `offsets`, compute the stream
-# `z` of the same shape. Call `head` once for each sequence, with all its heads at once.
+# `z` of the same shape. The streams have an axis for the heads already, so nothing has to be split.
+# Call `head` once for each sequence, with all its heads at once.
 # `itertools.pairwise(offsets)` gives the start and the end of each sequence.
 
 
@@ -763,7 +767,7 @@ assert np.abs(as_one - z)[5:].max() > 0.1
 #
 # ### Exercise 4.10: `attention`
 #
-# *20 minutes · difficulty 4 of 5*
+# *25 minutes · difficulty 4 of 5*
 #
 # From the streams `q`, `k` and `v` of the shape $(N, NH, hs)$, the lists `prefix_k` and `prefix_v`
 # with an array of the shape $(NH, P, hs)$ for each sequence, and the `offsets`, compute the stream
@@ -774,7 +778,8 @@ assert np.abs(as_one - z)[5:].max() > 0.1
 # $P$ may differ from one sequence to the next, and it may be 0. Divide by `hs**0.5`: `np.sqrt(hs)`
 # is a float64, and a float32 has to stay a float32. The cache is what the backward will need: the
 # inputs and the pattern of each sequence. The last line of the stub makes it, so the loop has to
-# append each pattern to `patterns`.
+# append each pattern to `patterns`. `grade` compares `z` only. The cell after ours reads the
+# patterns, too.
 
 # %%
 from minprefix.ops.contract import AttentionCache

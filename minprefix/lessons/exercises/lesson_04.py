@@ -34,6 +34,12 @@ STREAMS = ((2, 5, (4,)), (2, 3, (5, 1, 4)), (4, 2, (2, 3)), (1, 5, (3,)))
         ">",
         "The mask is True where a key is hidden. Make it True where a token sees: column <= row.",
     ),
+    (
+        "np.arange(T)[None, :] <= np.arange(T)[:, None]",
+        "np.where(np.arange(T)[None, :] <= np.arange(T)[:, None], 0.0, -np.inf)",
+        "These are numbers to add to the scores. The mask asked for here is True where a token "
+        "sees and False elsewhere; head makes -np.inf of the rest.",
+    ),
 )
 def causal_mask(rng: Rng) -> Cases:
     """Several lengths."""
@@ -44,6 +50,12 @@ def causal_mask(rng: Rng) -> Cases:
 @exercise(
     ("/ hs**0.5", "", "The scale is missing. Divide by the root of the head size, hs**0.5."),
     ("/ hs**0.5", "/ hs", "The scores are divided by hs. Divide by its root, hs**0.5."),
+    (
+        "/ hs**0.5",
+        "* hs**0.5",
+        "The scores are multiplied by the root of hs. Divide by it: larger heads have larger "
+        "scores, and the scale makes up for that.",
+    ),
     (
         "/ hs**0.5",
         "/ len(q) ** 0.5",
@@ -91,6 +103,18 @@ def attention_scores(rng: Rng) -> Cases:
         "softmax(np.where(causal_mask(T), scores, -np.inf))",
         "softmax(np.where(causal_mask(T), scores / q.shape[-1] ** 0.5, -np.inf))",
         "The scale is applied twice. attention_scores has divided by the root of hs already.",
+    ),
+    (
+        "np.where(causal_mask(T), scores, -np.inf)",
+        "np.where(causal_mask(T), -np.inf, scores)",
+        "The two parts of np.where are swapped, so the tokens that are seen get -np.inf. Write "
+        "np.where(causal_mask(T), scores, -np.inf).",
+    ),
+    (
+        "np.where(causal_mask(T), scores, -np.inf)",
+        "scores + causal_mask(T) * -np.inf",
+        "A product with the mask makes NaN, because 0 times infinity is NaN. Choose with np.where "
+        "instead: np.where(causal_mask(T), scores, -np.inf).",
     ),
     (
         "pattern @ v",
@@ -158,6 +182,18 @@ def head(rng: Rng) -> Cases:
         "dscores @ k",
         "The scale is missing in dq. The scores were divided by the root of hs, so their gradients "
         "are, too: divide by hs**0.5.",
+    ),
+    (
+        "dscores @ k / hs**0.5",
+        "dscores @ q / hs**0.5",
+        "The queries stand where the keys should be. Each query was multiplied by the keys, so dq "
+        "is made of keys: dscores @ k.",
+    ),
+    (
+        "dscores.swapaxes(-1, -2) @ q / hs**0.5",
+        "dscores.swapaxes(-1, -2) @ k / hs**0.5",
+        "The keys stand where the queries should be. Each key was multiplied by the queries, so dk "
+        "is made of queries: dscores.T @ q.",
     ),
     (
         "dscores @ k / hs**0.5",
@@ -245,6 +281,12 @@ def check_laws(rng: Rng) -> Cases:
         "pieces.swapaxes(0, 1)",
         "pieces",
         "The tokens stand first. Swap the first two axes: pieces.swapaxes(0, 1).",
+    ),
+    (
+        "pieces.swapaxes(0, 1)",
+        "x.T.reshape(NH, T, C // NH)",
+        "x.T has the tokens last, so a reshape of it mixes tokens with the numbers of a head. "
+        "Reshape x to (T, NH, hs), then swap the first two axes.",
     ),
 )
 def split_heads(rng: Rng) -> Cases:
@@ -342,6 +384,16 @@ def attend(rng: Rng) -> Cases:
         "dq, dk, dv = grads",
         "dk, dq, dv = grads",
         "dq and dk are swapped. head_backward returns dq, dk, dv, in this order.",
+    ),
+    (
+        "a[start:end].swapaxes(0, 1) for a in (dz, q, k, v)))\n"
+        "        for grad, part in zip(grads, parts, strict=True):  # part (NH, T, hs)\n"
+        "            grad[start:end] = part.swapaxes(0, 1)",
+        "a[start:end] for a in (dz, q, k, v)))\n"
+        "        for grad, part in zip(grads, parts, strict=True):  # part (NH, T, hs)\n"
+        "            grad[start:end] = part",
+        "The heads of each token look at each other, as if they were tokens: head_backward takes "
+        "the last two axes. Bring the heads to the front with swapaxes(0, 1), and back after that.",
     ),
     (
         "grad[start:end] = part.swapaxes(0, 1)",
