@@ -580,7 +580,7 @@ assert abs(fallen - promised) < 0.1 * promised, "this check does not see the mis
 # For now it is a black box; [lesson 8](08_training_a_prefix.py) opens it. It changes
 # `prefix.parameters["kv"]`, which is `prefix.kv`, and gets nothing else to change.
 #
-# **Recap.** The optimiser gets the prefix and its gradient. It never gets the model.
+# **Recap.** The optimizer gets the prefix and its gradient. It never gets the model.
 #
 # ## What was trained and what was not
 #

@@ -935,7 +935,7 @@ print(error)
 
 # %% [markdown]
 # What would you have seen without that check? We take a small model with random weights, and train
-# all of them on throws of a die with 8 faces. AdamW, the optimiser of lesson 8, takes the steps.
+# all of them on throws of a die with 8 faces. AdamW, the optimizer of lesson 8, takes the steps.
 # Nobody can predict a die: the best possible loss is $\log(8) = 2.08$ nats.
 #
 # **Predict.** How far does the loss fall for a model that can peek? And for the same model, if we

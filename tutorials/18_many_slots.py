@@ -543,7 +543,7 @@ assert all(stopped[32, seed] < stopped[4, seed] for seed in SEEDS)
 #
 # Another remedy is [weight decay](glossary.md#adamw), which pulls all numbers towards 0. In AdamW
 # it is a term of its own: without a gradient a step multiplies each number by $1 - lr \cdot decay$.
-# The bug adds it to the gradient instead, as older optimisers did. Then it passes through the
+# The bug adds it to the gradient instead, as older optimizers did. Then it passes through the
 # division by $\sqrt{\hat v}$.
 #
 # **Predict.** Without a gradient and with the bug: by how much does a number of size 2 move in the

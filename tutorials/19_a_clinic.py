@@ -2,7 +2,7 @@
 # # A clinic: this run does not learn
 #
 # - **You will be able to** say from the records of a training run what is wrong with it: the rate,
-#   the data, the template, the batch, the mask, the gradient, the optimiser, or the decoding.
+#   the data, the template, the batch, the mask, the gradient, the optimizer, or the decoding.
 # - **You need** the training loop of [lesson 8](08_training_a_prefix.py), the checks of
 #   [lesson 13](13_is_it_right.py), and decoding as in [lesson 17](17_decoding_and_scores.py).
 # - **Time** 130 minutes; it runs in 9 seconds.
@@ -182,7 +182,7 @@ print(f"rms of real keys and values: {np.sqrt(np.mean(charts['B']['of_tokens'] *
 
 # %% [markdown]
 # D needs no further search: its rate is too small. Nothing is wrong with it otherwise, as far as we
-# can tell. A and G went much too far. A rate that is too large does this. So does an optimiser
+# can tell. A and G went much too far. A rate that is too large does this. So does an optimizer
 # whose steps are not what the rate says. The next measurement separates the two.
 #
 # ### Exercise 19.2: `first_step`
@@ -230,7 +230,7 @@ for bed, chart in charts.items():
 
 # %% [markdown]
 # The first step of A is thousands of rates long, although its rate is an ordinary one. Its
-# optimiser is at fault. The steps of G are as long as its rate says, and its rate is more than 4.
+# optimizer is at fault. The steps of G are as long as its rate says, and its rate is more than 4.
 #
 # **Recap.** Compare how far a prefix moved with the size of real keys and values. Compare the first
 # step with the rate: for AdamW it is 1.
@@ -678,7 +678,7 @@ assert [bed for bed in follows if follows[bed] < 1] == ["J"]
 # | `"healthy"` | nothing of all this |
 #
 # Use the functions above. The order of the questions matters: a gradient of 0 also makes a prefix
-# that does not move, and a wrong optimiser also makes a loss above that of a blind guess. Ask for
+# that does not move, and a wrong optimizer also makes a loss above that of a blind guess. Ask for
 # the cause before you ask for what follows from it. Your answer is tried on ten patients with other
 # seeds: other bugs, other rates, other records.
 
@@ -694,7 +694,7 @@ grade(diagnose)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# Begin with the data and the batch, then the forward, the gradient, the optimiser, the rate, and
+# Begin with the data and the batch, then the forward, the gradient, the optimizer, the rate, and
 # the decoding: the order in which a run computes.
 #
 # </details>
@@ -750,7 +750,7 @@ assert found == opened(7)  # the sealed envelope
 # Ours asks for causes in the order in which a run computes. Each question is cheap, and most of
 # them need no second run.
 #
-# **Recap.** Check the data, the batch, the forward, the gradient, the optimiser, the rate and the
+# **Recap.** Check the data, the batch, the forward, the gradient, the optimizer, the rate and the
 # decoding, in this order. An early fault can look like a later one: ask for the early one first.
 #
 # ## Which line is it?
