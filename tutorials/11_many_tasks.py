@@ -130,8 +130,8 @@ assert digest(model.weights) == before  # not one byte of the model has changed
 # says where each begins: sequence $b$ has the rows `offsets[b]` to `offsets[b + 1]`, without the
 # last. A list `which` says which prefix each sequence sees.
 #
-# One more thing depends on the prefix: positions. Behind a prefix of $P$ slots the first token of a
-# sequence stands at position $P$, the next at $P + 1$, and so on.
+# One more thing depends on the prefix: [positions](glossary.md#position). Behind a prefix of $P$
+# slots the first token of a sequence stands at position $P$, the next at $P + 1$, and so on.
 #
 # ### Exercise 11.1: `stream_of_requests`
 #
