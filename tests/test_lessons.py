@@ -335,6 +335,14 @@ def test_each_exercise_has_two_wrong_answers_and_an_easy_way_that_fails(name):
     assert {a.function for a in given} <= set(all_exercises())
 
 
+def test_the_patients_of_the_clinic_have_what_their_diagnosis_says():
+    from minprefix.lessons.clinic import patient
+    from minprefix.lessons.exercises.lesson_19 import PATIENTS
+
+    diagnose = all_exercises()["diagnose"].ours().function()
+    assert [diagnose(patient(*who)) for who in PATIENTS] == [name for name, _ in PATIENTS]
+
+
 # ---- what they call ------------------------------------------------------------------------------
 
 

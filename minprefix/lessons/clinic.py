@@ -53,7 +53,7 @@ class Treatment:
         shown = fill(self.template, source, target)
         opening = target.split(" ")[0] if shown.endswith(target.split(" ")[0]) else ""
         prompt, rest = model.encode(shown), target[len(opening) :]
-        ids = [*prompt, *model.encode(rest), model.config.eos_token_id]
+        ids = [*prompt, *model.encode(rest), *model.config.end_tokens]
         return ids, 1 if self.starts_at_source else len(prompt)
 
     def batch(self, model: GPT2, pairs: list[tuple[str, str]]) -> Batch:
