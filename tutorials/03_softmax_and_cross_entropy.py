@@ -6,12 +6,13 @@
 #   and say which tests of a backward would accept `return 0`.
 # - **You need** the chain rule, an upstream gradient, finite differences and the complex step:
 #   [lesson 2](02_backward_by_hand.py).
-# - **Time** 170 minutes; it runs in 2 seconds.
+# - **Time** 175 minutes; it runs in 2 seconds.
 # - **Difficulty** 2 of 5.
 #
 # ## Overview
 #
-# - Softmax as its formula stands gives NaN for scores of 1000. One subtraction mends it.
+# - Code that follows the formula of softmax literally gives NaN for scores of 1000. One subtraction
+#   mends it.
 # - The Jacobian of softmax has rows and columns that sum to 0, for two different reasons. The
 #   backward needs no Jacobian.
 # - A test of the softmax backward with an upstream of ones accepts five of six answers, and four of
@@ -374,9 +375,9 @@ for name, backward in answers.items():
 #
 # Now the loss. First we have to say which tokens are to be predicted. A [batch](glossary.md#batch)
 # joins $B$ sequences of tokens to one [stream](glossary.md#stream) of $N$ tokens, without any
-# padding. The model gives one row of logits for
-# each of the $N$ tokens. Row $n$ has seen token $n$ and everything before it, so it predicts token
-# $n + 1$ of the same sequence. That token is the row's [target](glossary.md#target).
+# padding. The model gives one row of logits for each of the $N$ tokens. Row $n$ has seen token $n$
+# and everything before it in its sequence, so it predicts token $n + 1$. That token is the row's
+# [target](glossary.md#target).
 #
 # Not every row predicts something. The last row of a sequence has no target: the token after it
 # belongs to the next sequence. And a [prompt](glossary.md#prompt) is given, so nobody asks the
@@ -388,12 +389,12 @@ for name, backward in answers.items():
 #
 # ### Exercise 3.5: `targets_of`
 #
-# *12 minutes · difficulty 3 of 5*
+# *15 minutes · difficulty 3 of 5*
 #
 # `sequences` is a list of $B$ arrays of tokens, and `loss_from` is a list of $B$ numbers, each at
 # least 1. Return three arrays of the shape $(M)$: `rows`, the rows of the stream that predict
 # something, in ascending order; `targets`, the tokens that they predict; and `weights`, the loss
-# weights for the mean.
+# weights for the mean. If `loss_from` is the length of a sequence, nothing of it is predicted.
 #
 # An example: the sequences $(7, 8, 9)$ and $(4, 5)$ with `loss_from` $(2, 1)$ have the stream
 # $(7, 8, 9, 4, 5)$, the rows $(1, 3)$, the targets $(9, 5)$ and the loss weights $(0.5, 0.5)$.
@@ -538,8 +539,9 @@ assert log_softmax(sure_and_wrong)[0, 1] == -1000
 # *10 minutes · difficulty 3 of 5*
 #
 # `logits` is $(M, V)$; `targets` and `weights` are $(M)$. Return the loss, one number, and the
-# cache `(probs, targets, weights)`. Use `log_softmax`. The suite comes with logits around 10 000,
-# with rows whose numbers differ by as much, and with float32 arrays, which have to stay float32.
+# cache `(probs, targets, weights)`. Use `log_softmax`. As in lesson 2, `grade` also runs the
+# [reference suite](glossary.md#reference-suite). Its arrays hold logits around 10,000, and rows
+# whose numbers differ by as much. Some are float32, and the results have to be float32 then, too.
 
 
 # %%
@@ -675,7 +677,8 @@ assert surprise[0] > 0.9 * surprise.sum(), "the first token should carry the los
 # Put this $dprobs$ into the formula of `softmax_backward` and simplify, first for the target, then
 # for another token. The two results differ in one summand, so one array can hold the difference:
 # `one_hot`, which is 1 (or `True`) at each row's target and 0 elsewhere. The cache is the one of
-# `cross_entropy`. Return `dlogits`, $(M, V)$.
+# `cross_entropy`. Return `dlogits`, $(M, V)$. For float32 arrays it has to be float32. (An array
+# from `np.zeros(shape)` is float64; one from `np.zeros_like(probs)` is of the kind of `probs`.)
 
 
 # %%
@@ -843,7 +846,7 @@ assert relative_error(mean_of_means, of_mean) > 0.5
 #
 # ### Exercise 3.10: `mean_in_parts`
 #
-# *15 minutes · difficulty 4 of 5*
+# *18 minutes · difficulty 4 of 5*
 #
 # `b` has the shape $(V)$. `parts` yields micro-batches, one after another: each is an array of
 # targets with a length of its own. You may go through `parts` several times, but only one
@@ -951,6 +954,7 @@ for dtype in (np.float64, np.float32):
     print(f"{int((found == 0).sum())} of {found.size} entries are exactly 0")
 assert relative_error(measured(np.float64, 1e-6), exact) < 1e-8
 assert 0.01 < relative_error(measured(np.float32, 1e-6), exact) < 1
+assert not measured(np.float32, 1e-12).any()  # every entry is 0
 
 steps = 10.0 ** np.arange(-12, 0.5, 0.5)
 fig, ax = plt.subplots(figsize=(5, 3.4))
@@ -971,8 +975,8 @@ plt.show()
 # %% [markdown]
 # In the picture both curves fall from the right: a smaller step is a better difference. Then the
 # rounding takes over. With float32 that happens early, and the best step leaves about five digits.
-# At the far left the error is 1, because every entry is 0. Such a check fails a right gradient, or
-# it gets a tolerance that accepts a wrong one.
+# At the far left of its curve the error is 1, because every entry is 0. Such a check fails a right
+# gradient, or it gets a tolerance that accepts a wrong one.
 #
 # **Recap.** For a gradient check, take the logits out of the model and compute the loss in float64.
 #

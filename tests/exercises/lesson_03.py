@@ -66,13 +66,25 @@ def _complex_step(f, x):
     return grad
 
 
-@lazy("softmax_jacobian", says="calls _complex_step 12 times, and ours never")
+@lazy("softmax_jacobian", says="computes with complex numbers")
 def softmax_is_asked_for_its_jacobian(probs):
     logits = np.log(probs)
     rows = [
         _complex_step(lambda x, j=j: _softmax(x[None])[0, j], logits) for j in range(len(probs))
     ]
     return np.array(rows)
+
+
+@lazy("softmax_jacobian", says="computes with complex numbers: that measures the derivative")
+def softmax_is_measured_for_all_columns_at_once(probs):
+    e = np.exp(np.log(probs) + 1e-30j * np.eye(len(probs)))
+    return (e / e.sum(axis=1, keepdims=True)).imag.T / 1e-30
+
+
+@wrong("softmax_jacobian", says="probs @ probs is one number")
+def the_inner_product_is_taken(probs):
+    J = np.diag(probs) - probs @ probs.T
+    return J
 
 
 @wrong("softmax_backward", says="The row sum is missing")
@@ -97,6 +109,25 @@ def _jacobian(probs):
 @lazy("softmax_backward", says="calls _jacobian 13 times, and ours never")
 def each_row_has_its_jacobian(dprobs, probs):
     return np.stack([d @ _jacobian(p) for d, p in zip(dprobs, probs, strict=True)])
+
+
+@lazy("softmax_backward", says="makes an array (13, 4, 4), as a Jacobian does")
+def all_jacobians_are_made_at_once(dprobs, probs):
+    J = probs[:, :, None] * (np.eye(probs.shape[1]) - probs[:, None])
+    return np.einsum("mj,mjk->mk", dprobs, J)
+
+
+@lazy("softmax_backward", says="makes an array (7, 7), as a Jacobian does")
+def a_jacobian_is_made_in_each_turn_of_a_loop(dprobs, probs):
+    rows = [d @ (np.diag(p) - np.outer(p, p)) for d, p in zip(dprobs, probs, strict=True)]
+    return np.array(rows)
+
+
+@wrong("softmax_backward", says="probs is one factor too often")
+def the_factor_stands_inside_and_outside(dprobs, probs):
+    row_sum = (dprobs * probs).sum(axis=1, keepdims=True)
+    dlogits = probs * (dprobs - probs * row_sum)
+    return dlogits
 
 
 # ---- what a batch predicts
@@ -128,6 +159,19 @@ def the_weights_are_those_of_a_sum(sequences, loss_from):
         [np.arange(starts[b] + a - 1, starts[b + 1] - 1) for b, a in enumerate(loss_from)]
     )
     return rows, batch[rows + 1], np.ones(len(rows))
+
+
+@wrong("targets_of", says="This is the mean of the sequences' means")
+def each_sequence_counts_the_same(sequences, loss_from):
+    tokens, rows, weights, start = np.concatenate(sequences), [], [], 0
+    for s, first in zip(sequences, loss_from, strict=True):
+        for t in range(first, len(s)):
+            rows.append(start + t - 1)
+            weights.append(1 / (len(s) - first) / len(sequences))
+        start += len(s)
+    rows, weights = np.array(rows), np.array(weights)
+    targets = tokens[rows + 1]
+    return rows, targets, weights
 
 
 @lazy("targets_of", says="calls batch.Batch.pack of the package")
@@ -176,7 +220,7 @@ def _forward(logits, targets, weights, shift=True, log_of_probs=False, weighted=
         return (weights * nll).sum() if weighted else nll.sum(), (e / total, targets, weights)
 
 
-@wrong("cross_entropy", says="the zoo's loss-averaged-twice")
+@wrong("cross_entropy", says="The weighted sum is divided by M")
 def the_mean_is_taken_of_what_has_weights(logits, targets, weights):
     loss, cache = _forward(logits, targets, weights)
     return loss / len(targets), cache
@@ -231,7 +275,7 @@ def _one_hot(cache):
     return np.arange(probs.shape[1]) == targets[:, None]
 
 
-@wrong("cross_entropy_backward", says="the zoo's one-hot-missing")
+@wrong("cross_entropy_backward", says="The one-hot is missing")
 def the_one_hot_is_forgotten(cache):
     probs, _, weights = cache
     return weights[:, None] * probs
@@ -243,13 +287,13 @@ def the_weights_are_forgotten_on_the_way_back(cache):
     return dlogits
 
 
-@wrong("cross_entropy_backward", says="the zoo's gradient-divided-by-M-again")
+@wrong("cross_entropy_backward", says="The gradient is divided by M")
 def the_mean_is_taken_again(cache):
     probs, targets, weights = cache
     return weights[:, None] * (probs - _one_hot(cache)) / len(targets)
 
 
-@wrong("cross_entropy_backward", says="dlogits has the wrong sign")
+@wrong("cross_entropy_backward", says="The sign is turned")
 def the_target_is_pushed_down(cache):
     probs, _, weights = cache
     return weights[:, None] * (_one_hot(cache) - probs)
@@ -305,4 +349,10 @@ def nothing_is_divided(b, parts):
 @lazy("mean_in_parts", says="collects the micro-batches, but only one fits into memory")
 def the_parts_are_joined(b, parts):
     targets = np.concatenate(list(parts))
+    return _part(b, targets, 1 / len(targets))
+
+
+@lazy("mean_in_parts", says="makes an array (11, 6), with a row for more predictions")
+def the_targets_are_copied(b, parts):
+    targets = np.concatenate([part.copy() for part in parts])
     return _part(b, targets, 1 / len(targets))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minprefix.lessons.exercise import Cases, Lazy, Rng, exercise
+from minprefix.lessons.exercises.watched import by_formula, watched
 from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
@@ -83,6 +84,18 @@ def softmax_as_written(rng: Rng) -> Cases:
         "logits.min(axis=1, keepdims=True)",
         "The smallest logit is subtracted. Then the others can overflow still: take the largest.",
     ),
+    (
+        "logits.max(axis=1, keepdims=True)",
+        "logits.max(axis=1)",
+        "keepdims=True is missing: the shape has to be (M, 1), so that each row gets its own "
+        "number.",
+    ),
+    (
+        "logits - top",
+        "logits / top",
+        "The logits are divided by the largest one, and only a subtraction cancels: take "
+        "logits - top.",
+    ),
 )
 def softmax(rng: Rng) -> Cases:
     """Rows far apart from each other, rows with one huge logit, and moderate ones."""
@@ -118,12 +131,24 @@ def softmax(rng: Rng) -> Cases:
         "probs[:, None]",
         "probs_j is added in the whole row. [j=k] is 1 on the diagonal only: take np.diag(probs).",
     ),
+    (
+        "np.outer(probs, probs)",
+        "probs * probs",
+        "probs * probs has V numbers, the squares. probs_j * probs_k is wanted for every pair of "
+        "j and k, which is a matrix: take np.outer.",
+    ),
+    (
+        "np.outer(probs, probs)",
+        "(probs @ probs)",
+        "probs @ probs is one number, the sum of the squares. probs_j * probs_k is wanted for "
+        "every pair of j and k: take np.outer.",
+    ),
 )
 def softmax_jacobian(rng: Rng) -> Cases:
     """One row each, the first so long that trying values out is seen."""
     for V in (12, 3, 5):
         (probs,) = reference.softmax(rng.normal(size=(1, V)))
-        yield (probs,)
+        yield (by_formula(probs),)
 
 
 @exercise(
@@ -177,11 +202,24 @@ def softmax_jacobian(rng: Rng) -> Cases:
         "probs * (row_sum - dprobs)",
         "The sign is turned: a logit whose dprobs is above the row sum has a positive gradient.",
     ),
+    (
+        "(dprobs * probs).sum(axis=1, keepdims=True)",
+        "(dprobs * probs).sum(axis=1)",
+        "keepdims=True is missing: the shape has to be (M, 1), so that each row gets its own "
+        "number.",
+    ),
+    (
+        "dprobs - row_sum",
+        "dprobs - probs * row_sum",
+        "probs is one factor too often: probs_k stands in front of the bracket already, so the "
+        "bracket is dprobs - row_sum.",
+    ),
 )
 def softmax_backward(rng: Rng) -> Cases:
     """More rows than Jacobians may be made; as many rows as columns; one row."""
     for M, V in SIZES:
-        yield rng.normal(size=(M, V)), reference.softmax(rng.normal(size=(M, V)))
+        probs = reference.softmax(rng.normal(size=(M, V)))
+        yield rng.normal(size=(M, V)), by_formula(probs, M * V)
 
 
 # ---- what a batch predicts ------------------------------------------------------------------
@@ -228,6 +266,13 @@ def softmax_backward(rng: Rng) -> Cases:
         "1 / len(rows)",
         "1 / len(tokens)",
         "The loss weights are 1 / N. The mean is over the M predictions, so each is 1 / M.",
+    ),
+    (
+        "np.full(len(rows), 1 / len(rows))",
+        "np.concatenate([np.full(len(s) - a, 1 / max(1, len(s) - a) / len(sequences))"
+        " for s, a in zip(sequences, loss_from, strict=True)])",
+        "This is the mean of the sequences' means. In the mean over all predictions each counts "
+        "the same: 1 / M.",
     ),
 )
 def targets_of(rng: Rng) -> Cases:
@@ -278,6 +323,11 @@ def targets_of(rng: Rng) -> Cases:
         "np.exp(shifted).sum(axis=0, keepdims=True)",
         "The sum runs over the predictions. Each row has a sum of its own: axis=1.",
     ),
+    (
+        "shifted - np.log(total)",
+        "shifted - total",
+        "The sum itself is subtracted. Subtract its logarithm, np.log(total).",
+    ),
 )
 def log_softmax(rng: Rng) -> Cases:
     """Rows far apart from each other, rows with one huge logit, and moderate ones."""
@@ -316,6 +366,11 @@ def log_softmax(rng: Rng) -> Cases:
         "The loss is divided by the sum of the loss weights. It is the weighted sum as it stands.",
     ),
     (
+        "(weights * nll).sum()",
+        "(weights[:, None] * nll).sum()",
+        "Every loss weight multiplies every nll, (M, M). Both arrays are (M): weights * nll.",
+    ),
+    (
         "probs = np.exp(log_probs)",
         "probs = log_probs",
         "The cache holds logarithms. The backward needs probabilities: np.exp(log_probs).",
@@ -351,6 +406,12 @@ def cross_entropy(rng: Rng) -> Cases:
         "np.exp(mean)",
         "np.exp(np.concatenate(nlls)).mean()",
         "The mean is taken after exp. Take it first: the perplexity is exp of the mean loss.",
+    ),
+    (
+        "np.concatenate(nlls).mean()",
+        "np.mean([np.exp(nll.mean()) for nll in nlls])",
+        "This is the mean of the texts' perplexities. Join the arrays, take the mean loss, and "
+        "take exp at the end.",
     ),
     ("np.exp(mean)", "np.exp(-mean)", "The sign is turned: a perplexity is 1 or more."),
 )
@@ -473,4 +534,15 @@ class MicroBatches:
 def mean_in_parts(rng: Rng) -> Cases:
     """Micro-batches of unlike sizes; of one prediction each; a single one."""
     for V, sizes in ((6, (3, 1, 5, 2)), (4, (1, 1, 1)), (5, (4,))):
-        yield rng.normal(size=V), MicroBatches([list(rng.integers(V, size=n)) for n in sizes])
+        largest = max(sizes) * V
+
+        def one_at_a_time(_: str, result: Array, is_new: bool, largest: int = largest) -> None:
+            if result.size > largest:
+                raise Lazy(
+                    f"makes an array {result.shape}, with a row for more predictions than any "
+                    "micro-batch has, but only one fits into memory: compute the loss and the "
+                    "gradient of each, and add them up."
+                )
+
+        b = watched(rng.normal(size=V), one_at_a_time)
+        yield b, MicroBatches([list(rng.integers(V, size=n)) for n in sizes])
