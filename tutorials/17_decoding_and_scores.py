@@ -24,8 +24,8 @@
 # ## Temperature
 #
 # The model gives one [logit](glossary.md#logits) to each token of the vocabulary, $V$ in all. The
-# softmax turns them into probabilities. *Sampling* draws the next token with these probabilities. A
-# *temperature* $\tau$ divides the logits first:
+# softmax turns them into probabilities. [Sampling](glossary.md#sampling) draws the next token with
+# these probabilities. A [temperature](glossary.md#temperature) $\tau$ divides the logits first:
 #
 # $$p_i = \frac{e^{logit_i / \tau}}{\sum_j e^{logit_j / \tau}}$$
 #
@@ -122,8 +122,9 @@ assert np.isclose(ratios[2], ratios[1] ** 0.5)
 # ## Top-p, and a draw
 #
 # Even at $\tau = 1$ the many unlikely tokens have some probability together, and in a long text one
-# of them is drawn sooner or later. *Top-p* sampling (Holtzman et al., 2020) keeps the smallest set
-# of the likeliest tokens that holds the probability `top_p`, and divides by their sum.
+# of them is drawn sooner or later. [Top-p](glossary.md#top-p) sampling (Holtzman et al., 2020)
+# keeps the smallest set of the likeliest tokens that holds the probability `top_p`, and divides by
+# their sum.
 #
 # ### Exercise 17.2: `top_p_set`
 #
@@ -506,9 +507,9 @@ assert greedy == eight
 #
 # ## BLEU by hand
 #
-# Now we have texts, and want one number for them. BLEU (Papineni et al., 2002) compares a text, the
-# *candidate*, with a *reference* that a person wrote. It counts their common *n-grams*: groups of
-# $n$ words in a row, for $n$ from 1 to 4. A candidate `the the the` would have all its words in the
+# Now we have texts, and want one number for them. [BLEU](glossary.md#bleu) (Papineni et al., 2002)
+# compares a text, the *candidate*, with a *reference* that a person wrote. It counts their common
+# *n-grams*: groups of $n$ words in a row, for $n$ from 1 to 4. A candidate `the the the` would have all its words in the
 # reference `the fox`, so the counts are *clipped*: an n-gram counts at most as often as it stands
 # in the reference.
 #
@@ -717,9 +718,9 @@ else:
 #
 # ## Where each score lies
 #
-# Six texts about one record. Beside BLEU stand two other scores of this project: the share of
-# facts that a text misses or gets wrong (`slot_errors`), and whether it equals the reference
-# (`exact_match`).
+# Six texts about one record. Beside BLEU stand two other scores of this project: the share of facts
+# that a text misses or gets wrong ([slot error rate](glossary.md#slot-error-rate), `slot_errors`),
+# and whether it equals the reference (`exact_match`).
 #
 # **Predict.** For each of the six, is its BLEU above 80 or below 20? Which of the six would you
 # send to a reader?
@@ -779,6 +780,10 @@ nats = loss(model, pack(descriptions))
 said = generate(model, [source + "\n" for source, _ in descriptions], max_new_tokens=45)
 hits = exact_match(said, [[target] for _, target in descriptions])
 print(f"loss {nats:.3f} nats a token, a perplexity of {np.exp(nats):.2f}; {hits:.0%} right")
+both = [encode(*pair) for pair in descriptions]
+rest = Batch.pack([ids for ids, _ in both], loss_from=[start + 1 for _, start in both])
+print(f"loss of all tokens but the first: {loss(model, rest):.4f}")
+assert loss(model, rest) < 0.02
 print("it says", repr(said[0]))
 assert nats < 0.15
 assert hits == 0

@@ -10,7 +10,7 @@
 #
 # ## Overview
 #
-# - To describe records, one slot was enough (lesson 8). It says one thing to every query.
+# - To describe records, one slot was enough (lesson 8). That task needs one decision.
 # - Sixteen pairs of unrelated words in the tiny model: with slots in the top layer alone, 16 slots
 #   have a smaller loss than 4, and 4 a smaller one than 1, with each of three seeds.
 # - One head whose queries see slots alone cannot get below $\ln 16 = 2.77$ nats with one slot. With
@@ -27,9 +27,9 @@
 # the model should write the answer. The frozen model cannot know them, so all that it learns is in
 # the [prefix](glossary.md#prefix).
 #
-# The prefix has slots in the top layer alone. Lower layers could turn few slots into many unlike
-# answers for the layers above; the top layer has to answer directly. Each head compares the query
-# of the key word with the keys of the slots, and takes a mixture of their values.
+# The prefix has slots in the top layer alone. No layer above can work on what they
+# say, so they have to give the answer themselves. Each head compares the query of the key word with
+# the keys of the slots, and takes a mixture of their values.
 #
 # **Predict.** A blind guess among 1024 tokens has 6.9 nats, and a guess among the 16 answers
 # $\ln 16 = 2.8$. Where do 1, 4 and 16 slots end, after 50 steps?
@@ -396,10 +396,10 @@ for seed in SEEDS:
 # again.
 
 # %% [markdown]
-# This is *overfitting*. To answer some of the training queries wrongly, as the data demands, the
-# 32 slots have to tell these queries from their neighbours. On unseen queries that does harm. Four
-# slots cannot fit all training queries, and they end worse still: few slots are no remedy here. One
-# slot cannot do this, and it cannot do the task either.
+# This is [overfitting](glossary.md#overfitting). To answer some of the training queries wrongly, as
+# the data demands, the 32 slots have to tell these queries from their neighbours. On unseen queries
+# that does harm. Four slots do not fit all training queries, and they end worse still: few slots
+# are no remedy here. One slot cannot do this, and it cannot do the task either.
 #
 # The difference of the two losses is the *generalisation gap*.
 #
@@ -457,9 +457,9 @@ for P in (1, 4, 32):
 #
 # ## Stop in time
 #
-# *Early stopping* keeps the numbers of the step with the smallest validation loss. A run does not
-# know whether a smaller one will come, so it waits: it stops after `patience` steps in a row
-# without a new smallest loss.
+# [Early stopping](glossary.md#early-stopping) keeps the numbers of the step with the smallest
+# validation loss. A run does not know whether a smaller one will come, so it waits: it stops after
+# `patience` steps in a row without a new smallest loss.
 #
 # ### Exercise 18.6: `early_stop`
 #

@@ -13,7 +13,8 @@
 # - Ten short runs lie before you. One is healthy, and nine have one fault each.
 # - The ten curves form five couples. The two of a couple look alike and have unlike faults.
 # - Nine small measurements separate them. You write each of them.
-# - From these you write `diagnose`. It has to be right on ten patients that you have not seen.
+# - From these you write `diagnose`. It has to be right on twelve patients that you have not
+#   seen.
 # - The microscope names the operation in which one of the runs goes wrong.
 # - A tenth fault passes all nine measurements. One more step finds it.
 #
@@ -404,7 +405,8 @@ def stated_names(pairs):
 # %% [markdown]
 # The second fault lies in the template. A template makes the prompt of a pair. `fill(template,
 # source, target)` replaces `{source}`, `{target}`, and `{opening}`, which is the first word of the
-# target. A prompt may not depend on its target: when the prefix is used there is no target.
+# target. A prompt may not depend on its target: when the prefix is used there is no target. If it does, the
+# template has a [leak](glossary.md#leak).
 #
 # ### Exercise 19.6: `leaks`
 #
@@ -678,9 +680,10 @@ assert [bed for bed in follows if follows[bed] < 1] == ["J"]
 # | `"healthy"` | nothing of all this |
 #
 # Use the functions above. The order of the questions matters: a gradient of 0 also makes a prefix
-# that does not move, and a wrong optimizer also makes a loss above that of a blind guess. Ask for
-# the cause before you ask for what follows from it. Your answer is tried on ten patients with other
-# seeds: other bugs, other rates, other records.
+# that does not move, and a wrong optimiser also makes a loss above that of a blind guess. Ask for
+# the cause before you ask for what follows from it. Your answer is tried on twelve patients with
+# other seeds: other bugs, other rates, other records. They are trained when you first ask, which
+# takes some ten seconds.
 
 
 # %%
@@ -887,5 +890,7 @@ print(error)
 #
 # </details>
 #
-# This was the last lesson. [For teachers](TEACHING.md) there is a list of more patients: any bug of
-# the zoo makes one.
+# You have reached the end. For more patients, plant any bug of [the zoo](../tests/zoo/ZOO.md). What
+# you have written by hand is what the package runs: [reference](../minprefix/ops/reference.py),
+# [gpt2](../minprefix/gpt2.py), [model](../minprefix/model.py). `minprefix step` walks through it,
+# line by line.
