@@ -680,7 +680,7 @@ assert [bed for bed in follows if follows[bed] < 1] == ["J"]
 # | `"healthy"` | nothing of all this |
 #
 # Use the functions above. The order of the questions matters: a gradient of 0 also makes a prefix
-# that does not move, and a wrong optimiser also makes a loss above that of a blind guess. Ask for
+# that does not move, and a wrong optimizer also makes a loss above that of a blind guess. Ask for
 # the cause before you ask for what follows from it. Your answer is tried on twelve patients with
 # other seeds: other bugs, other rates, other records. They are trained when you first ask, which
 # takes some ten seconds.
