@@ -46,6 +46,10 @@ def decay(p, rate):
 
 def told(ops, x):
     return ops.gelu(x)[0]
+
+
+def check_sum(shares):
+    assert abs(sum(shares) - 1) < 1e-3
 """
 
 
@@ -68,6 +72,12 @@ def of_decay(rng):
     yield rng.normal(size=5), 0.1
 
 
+def of_check_sum(rng):
+    yield ([0.5, 0.5],)
+    yield ([0.5, 0.75],)
+    yield ([0.5, 0.25],)
+
+
 def of_told(rng):
     class Counted:
         def gelu(self, x):
@@ -79,11 +89,17 @@ def of_told(rng):
     yield Counted(), rng.normal(size=5)
 
 
+EXERCISES = (of_head, of_best, of_decay, of_told, of_check_sum)
 MISTAKES = {
+    "check_sum": (
+        Mistake(
+            "abs(sum(shares) - 1)", "sum(shares) - 1", "The size of the difference is missing."
+        ),
+    ),
     "softmax_backward": (
         Mistake("dpattern - row_sum", "dpattern", "The row sum is missing."),
         Mistake("axis=1", "axis=0", "The sum runs over the queries."),
-    )
+    ),
 }
 
 
@@ -93,7 +109,7 @@ def grade(tmp_path, monkeypatch):
     path.write_text(LESSON)
     monkeypatch.setattr(module, "lesson_paths", lambda: [path])
     module._ours.cache_clear()
-    cases = {c.__name__.removeprefix("of_"): c for c in (of_head, of_best, of_decay, of_told)}
+    cases = {c.__name__.removeprefix("of_"): c for c in EXERCISES}
     cases["softmax_backward"] = of_softmax
     names = {"np": np, "reference": reference}
     exec(LESSON, names)  # the lesson as its reader has run it
@@ -235,6 +251,15 @@ def test_what_is_wrong_with_a_result_is_said(grade, answer, says):
     found = grade(answer)
     assert found.status == "failed"
     assert says in str(found)
+
+
+def test_a_check_that_accepts_too_much_learns_why(grade):
+    found = grade("def check_sum(shares):\n    assert sum(shares) < 1.001\n")
+    assert found.status == "failed"
+    assert "it returns None, and should raise AssertionError here" in str(found)
+    assert "The size of the difference is missing." in found.says
+    found = grade("def check_sum(shares):\n    pass\n")
+    assert "missing" not in str(found)
 
 
 def test_an_exception_may_be_the_right_answer(grade):

@@ -162,6 +162,9 @@ def test_the_lesson_has_its_parts(lesson):
         title for title, s in zip(titles[1:], sections, strict=False) if "**Recap.**" not in s
     ]
     assert not without, f"no recap ends {without}"
+    assert not re.search(
+        r"^(?!#$|# %% ).*\n# \*\*(Recap|Predict|Answer)\.\*\* ", text, re.MULTILINE
+    )
     predictions = re.findall(
         r"\n# \*\*Predict\.\*\*[^%]*?\n\n# %%(?! \[markdown\])(?:(?!\n# %% \[).)*"
         r"\n# %% \[markdown\]\n# \*\*Answer\.\*\* ",

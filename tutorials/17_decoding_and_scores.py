@@ -509,9 +509,9 @@ assert greedy == eight
 #
 # Now we have texts, and want one number for them. [BLEU](glossary.md#bleu) (Papineni et al., 2002)
 # compares a text, the *candidate*, with a *reference* that a person wrote. It counts their common
-# *n-grams*: groups of $n$ words in a row, for $n$ from 1 to 4. A candidate `the the the` would have all its words in the
-# reference `the fox`, so the counts are *clipped*: an n-gram counts at most as often as it stands
-# in the reference.
+# *n-grams*: groups of $n$ words in a row, for $n$ from 1 to 4. A candidate `the the the` would have
+# all its words in the reference `the fox`, so the counts are *clipped*: an n-gram counts at most as
+# often as it stands in the reference.
 #
 # ### Exercise 17.6: `ngram_matches`
 #

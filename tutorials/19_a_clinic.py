@@ -405,8 +405,8 @@ def stated_names(pairs):
 # %% [markdown]
 # The second fault lies in the template. A template makes the prompt of a pair. `fill(template,
 # source, target)` replaces `{source}`, `{target}`, and `{opening}`, which is the first word of the
-# target. A prompt may not depend on its target: when the prefix is used there is no target. If it does, the
-# template has a [leak](glossary.md#leak).
+# target. A prompt may not depend on its target: when the prefix is used there is no target. If it
+# does, the template has a [leak](glossary.md#leak).
 #
 # ### Exercise 19.6: `leaks`
 #

@@ -126,6 +126,8 @@ def graded(exercise: Exercise, function: Callable[..., Any], results: bool = Tru
         found = pair.graded(results)
         if found.status == "failed":
             found.cause = _cause(exercise, n, pair.at)
+            if pair.at.pick is None and isinstance(want.error or pair.got.error, MEANT):
+                found.cause = _cause_of_verdicts(exercise, function)
             found.says[1:1] = [found.cause] if found.cause else pair.hints()
             found.says += [f"input {n}: {sizes}" for sizes in [pair.sizes()] if sizes]
         if found.status != "passed":
@@ -152,6 +154,19 @@ def _cause(exercise: Exercise, n: int, at: "Difference") -> str:
         if _equal(at.got, a) and not _equal(at.want, a):
             return mistake.says
     return ""
+
+
+def _cause_of_verdicts(exercise: Exercise, function: Callable[..., Any]) -> str:
+    """The usual mistake of a check that accepts and refuses the same inputs as this one."""
+
+    def verdicts(of: Callable[..., Any]) -> list[type]:
+        with np.errstate(all="ignore"):
+            runs = exercise.cases(np.random.default_rng(SEED))
+            return [type(tried(of, arguments).error) for arguments in runs]
+
+    these = verdicts(function)
+    changed = ((m, verdicts(exercise.ours().function(m))) for m in exercise.mistakes)
+    return next((mistake.says for mistake, those in changed if those == these), "")
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -1,4 +1,3 @@
-
 import numpy as np
 
 from minprefix import Batch, Prefix, generate
