@@ -233,6 +233,7 @@ def test_money_that_is_escaped_and_dollars_in_code_are_no_formula():
         ("**Predict** which?", False, "does not begin with `**Predict.**`"),
         ("**Predict:** which?", False, "does not begin with `**Predict.**`"),
         ("**Predict.** which?\n\nmore", False, "is not the last paragraph of its cell"),
+        ("text\n**Predict.** which?", False, "is no paragraph of its own"),
         ("- **Predict.** which?", False, "is not the last paragraph of its cell"),
         ("nothing", False, None),
     ],

@@ -325,6 +325,7 @@ def train_head(slots, seed, each=1, spread=0.0, wrong=0.0, steps=200, decay=0.0)
 
 # %% [markdown]
 # First without noise, one query for each topic, and all answers right.
+#
 # **Predict.** With how many slots will the loss be below 0.01 with all five seeds: 2, 4, 8 or only
 # 16?
 

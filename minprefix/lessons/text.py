@@ -95,6 +95,8 @@ class Page:
         """Whether the cell ends by asking for a prediction."""
         last = len(source.rstrip().split("\n"))
         for token in self._markdown.parse(source):
+            if token.type == "inline" and "\n**Predict" in token.content:
+                self.warn("**Predict.** is no paragraph of its own: it needs an empty line before it")
             if token.type != "inline" or not token.content.startswith("**Predict"):
                 continue
             if not token.content.startswith("**Predict.**"):
