@@ -96,7 +96,7 @@ class Page:
         last = len(source.rstrip().split("\n"))
         for token in self._markdown.parse(source):
             if token.type == "inline" and "\n**Predict" in token.content:
-                self.warn("**Predict.** is no paragraph of its own: it needs an empty line before it")
+                self.warn("**Predict.** is no paragraph of its own: leave an empty line before")
             if token.type != "inline" or not token.content.startswith("**Predict"):
                 continue
             if not token.content.startswith("**Predict.**"):
