@@ -47,39 +47,26 @@ def the_middle_one_is_always_fine(on_valid):
 # ---- stopping ------------------------------------------------------------------------------------
 
 
-@wrong("early_stop", says="The best of the whole list is taken")
-def with_hindsight(valid, patience):
-    at = int(np.argmin(valid))
-    return at, min(at + patience, len(valid) - 1)
+@wrong("keep_state", says="The index counts only what is allowed")
+def an_index_into_what_is_left(on_valid, on_others, limit):
+    left = [v for v, o in zip(on_valid, on_others, strict=True) if o <= limit * on_others[0]]
+    return left.index(min(left))
 
 
-@wrong("early_stop", says="It waits for one measurement too many")
-def one_more(valid, patience):
-    at, waited = 0, 0
-    for i, value in enumerate(valid):
-        if value < valid[at]:
-            at, waited = i, 0
-        elif i:
-            waited += 1
-        if waited > patience:
-            return at, i
-    return at, len(valid) - 1
+@wrong("keep_state", says="The limit is a factor")
+def an_absolute_limit(on_valid, on_others, limit):
+    fine = [i for i in range(len(on_valid)) if on_others[i] <= limit]
+    return min(fine, key=lambda i: on_valid[i]) if fine else 0
 
 
-@wrong("early_stop", says="The model of the stop is kept")
-def the_last_state(valid, patience):
-    at = 0
-    for i in range(len(valid)):
-        if valid[i] < valid[at]:
-            at = i
-        if i - at == patience:
-            return i, i
-    return len(valid) - 1, len(valid) - 1
+@wrong("keep_state", says="This is the last measurement that is allowed")
+def the_latest(on_valid, on_others, limit):
+    return max(i for i, o in enumerate(on_others) if o <= limit * on_others[0])
 
 
-@lazy("early_stop", says="early_stop: ")
-def the_least_of_all(valid, patience):
-    return int(np.argmin(valid)), len(valid) - 1
+@lazy("keep_state", says="The limit is ignored")
+def the_least_on_valid(on_valid, on_others, limit):
+    return int(np.argmin(on_valid))
 
 
 # ---- several seeds -------------------------------------------------------------------------------

@@ -79,47 +79,41 @@ def choose_rate(rng: Rng) -> Cases:
 
 @exercise(
     (
-        "valid[i] < valid[best]",
-        "valid[i] <= valid[best]",
-        "An equal loss is taken for a better one. Only one that is below the best counts.",
+        "int(np.where(allowed, on_valid, np.inf).argmin())",
+        "int(on_valid[allowed].argmin())",
+        "The index counts only what is allowed. Return its place in the whole list: set the other "
+        "losses to infinity and keep them.",
     ),
     (
-        "elif i - best == patience:",
-        "elif i - best > patience:",
-        "It waits for one measurement too many. It stops when `patience` of them in a row have "
-        "brought nothing better.",
+        "np.where(allowed, on_valid, np.inf)",
+        "on_valid",
+        "The limit is ignored. The best on `valid` may have spoilt the other tasks.",
     ),
     (
-        "        if valid[i] < valid[best]:\n"
-        "            best = i\n"
-        "        elif i - best == patience:\n"
-        "            break\n"
-        "    return best, i",
-        "        best = min(range(len(valid)), key=valid.__getitem__)\n"
-        "    return best, min(best + patience, i)",
-        "The best of the whole list is taken. Behind the stop nothing was measured: a later and "
-        "better one must not count.",
+        "limit * on_others[0]",
+        "limit",
+        "The limit is a factor of the first loss on the other tasks, and not a loss.",
     ),
     (
-        "valid[i] < valid[best]",
-        "valid[i] < valid[max(i - 1, 0)]",
-        "Each measurement is compared with the one before. Compare with the best so far.",
+        "on_others <= limit * on_others[0]",
+        "on_valid <= limit * on_valid[0]",
+        "The limit is for the other tasks, and not for `valid`.",
     ),
     (
-        "return best, i",
-        "return i, i",
-        "The model of the stop is kept. Keep the best one, which came before.",
+        "int(np.where(allowed, on_valid, np.inf).argmin())",
+        "int(allowed.nonzero()[0][-1])",
+        "This is the last measurement that is allowed. Choose the one with the lowest loss on "
+        "`valid`.",
     ),
 )
-def early_stop(rng: Rng) -> Cases:
-    """A better one behind the stop, a rise and a fall, equal losses, never a stop."""
-    yield [0.9, 0.5, 0.6, 0.7, 0.8, 0.1], 2
-    yield [0.9, 0.5, 0.7, 0.6, 0.8, 0.4, 0.5, 0.5, 0.5, 0.1], 4
-    yield [0.5, 0.4, 0.4, 0.4, 0.6, 0.7], 2
-    yield [0.9, 0.8, 0.7, 0.6], 3
-    yield [0.3, 0.4], 1
-    for patience in (1, 2, 3):
-        yield list(rng.random(12)), patience
+def keep_state(rng: Rng) -> Cases:
+    """The best is not allowed; one that is not allowed lies before; only the first is allowed."""
+    others = np.array([2.0, 6.0, 2.4, 2.8, 2.2, 10.0])
+    yield np.array([0.9, 0.2, 0.6, 0.3, 0.4, 0.1]), others, 1.5
+    yield np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), others, 1.0
+    yield np.array([0.9, 0.2, 0.3, 0.1]), np.array([2.0, 2.5, 7.0, 2.9]), 1.4
+    for _ in range(3):
+        yield rng.random(9), rng.uniform(0.5, 2, 9), 1.5
 
 
 @exercise(
