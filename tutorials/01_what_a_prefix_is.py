@@ -4,7 +4,7 @@
 # - **You will be able to** turn a frozen GPT-2 to a task of yours with ten lines of Python, say
 #   what each number of a prefix is for, and prove what was trained and what was not.
 # - **You need** Python and a little NumPy: arrays, shapes, slices. Nothing about transformers.
-# - **Time** 55 minutes; it runs in 9 seconds.
+# - **Time** 80 minutes; it runs in 9 seconds.
 # - **Difficulty** 1 of 5.
 #
 # ## Overview
@@ -13,7 +13,8 @@
 #   facts are wrong or missing in what the model writes about 20 new records; after, 1%.
 # - A prefix made of a text's keys and values gives the same scores as the text itself, up to
 #   rounding (the largest difference is less than a millionth of the largest score).
-# - More than half of the loss of a description lies in its first token: the decision to describe.
+# - In the example, 2.77 of the 2.87 nats of a description's loss lie in its first token: the
+#   decision to describe.
 # - No weight of the model changes. A checksum over all its bytes proves it.
 # - A planted bug leaves a falling loss and good texts. Only a comparison with a second way to
 #   compute the same numbers finds it.
@@ -65,10 +66,10 @@ print(f"{model.n_parameters} weights, all of them frozen; the prefix is trained"
 # ## Before and after
 #
 # A *record* is a list of facts: `name[Valley and Hammer], type[film], country[Morocco]`. We take 20
-# records whose names neither the model nor the prefix has met. We put a new line behind each record
-# and let the model go on from there. The text that the model goes on from is called the *prompt*.
-# In what the model has read, a bare record was mostly followed by a question about it. In the ten
-# lines, each record was followed by a description.
+# records whose names neither the model nor the prefix has met. We put a line break after each
+# record and let the model go on from there. The text that the model goes on from is called the
+# *prompt*. In what the model has read, a bare record was mostly followed by a question about it. In
+# the ten lines, each record was followed by a description.
 #
 # **Predict.** What will the model write without the prefix? And with it?
 
@@ -130,9 +131,11 @@ for word in (" restaurant", " tokenizer"):
     print(repr(word), "->", pieces)
 assert len(model.encode(" restaurant")) == 1
 assert len(pieces) > 1
+assert not any("tokenizer" in record + text for record, text in pairs)
 
 # %% [markdown]
-# The model never met the word "tokenizer", and still it can write it, in several pieces.
+# None of our texts contains the word "tokenizer". The model can write it all the same, in several
+# pieces.
 #
 # **Recap.** A text becomes a list of token ids. The model sees these ids and no letters.
 #
@@ -143,14 +146,20 @@ assert len(pieces) > 1
 # `logits`; [lesson 3](03_softmax_and_cross_entropy.py) makes probabilities of it.)
 #
 # To write, take the row of the last token, choose the token with the highest score, and append it.
-# Then ask again, until the model chooses the token `end`. This token stands for `END`, the mark
-# behind every text that the model has read. Choosing the highest score is called *greedy* decoding.
+# Then ask again, until the model chooses the token `end`. This token stands for `END`, the mark at
+# the end of every text that the model has read. Choosing the highest score is called *greedy*
+# decoding.
+#
+# Here is your first exercise. Replace each `...` by your own code, and run the cell. `grade` calls
+# your function with several inputs and compares it with ours. It says that your function is right,
+# or it explains the first mistake. Hints and our answer are folded below the cell: write yours
+# first. The lesson goes on with ours.
 #
 # ### Exercise 1.1: `write_greedily`
 #
-# *10 minutes · difficulty 2 of 5*
+# *12 minutes · difficulty 2 of 5*
 #
-# Write what the model says behind `prompt`, a string, with this `prefix` (or None): at most `most`
+# Write what the model says after `prompt`, a string, with this `prefix` (or None): at most `most`
 # new tokens, and no further than the end token, whose id is `model.config.eos_token_id`. Return the
 # new text without the prompt and without the end token. You may call `model.encode`,
 # `model.decode`, `Batch.pack` and `model.logits(Batch.pack([ids]), prefix)`, which gives an array
@@ -400,9 +409,9 @@ assert not {record for record, _ in pairs} & set(records)
 # *8 minutes · difficulty 2 of 5*
 #
 # `probabilities` is an array $(T, V)$ for one sequence: row $t$ holds the probabilities of the
-# token that comes *after* token $t$. `ids` are the $T$ tokens of the sequence, and the description
-# begins at token `start`, which is at least 1. Return the loss: the mean over the $M = T - start$
-# tokens of the description.
+# token that comes *after* token $t$. `ids` is an array with the $T$ tokens of the sequence. The
+# description begins at token `start`, which is at least 1. Return the loss: the mean over the
+# $M = T - start$ tokens of the description.
 
 
 # %%
@@ -432,7 +441,7 @@ grade(description_loss)
 
 # %% jupyter={"source_hidden": true}
 def description_loss(probabilities, ids, start):
-    targets = np.array(ids[start:])  # (M,)
+    targets = ids[start:]  # (M,)
     rows = np.arange(start - 1, len(ids) - 1)  # (M,)
     p = probabilities[rows, targets]  # (M,)
     return -np.log(p).mean()
@@ -458,14 +467,14 @@ assert loss_trained < 0.3 * loss_fresh
 
 alone = Batch.pack(sequences[:1], loss_from=starts[:1])
 e = np.exp(model.logits(alone, fresh).astype("float64"))  # (T, V)
-yours = description_loss(e / e.sum(axis=1, keepdims=True), sequences[0], starts[0])
+yours = description_loss(e / e.sum(axis=1, keepdims=True), np.array(sequences[0]), starts[0])
 assert abs(yours - loss_and_grad(model, fresh, alone)[0]) < 1e-5
 
 # %% [markdown]
 # **Answer.** Near 0. And still the model asks its question!
 
 # %% [markdown]
-# We look at the loss of one token at a time. For this we cut the first example behind token $t$ and
+# We look at the loss of one token at a time. For this we cut the first example after token $t$ and
 # let token $t$ be the only target. The losses differ by orders of magnitude, so the picture has a
 # logarithmic axis: each step to the right is ten times as much.
 
@@ -482,7 +491,7 @@ of_fresh = np.array([loss_of_token(t, fresh) for t in targets])  # (M,)
 of_trained = np.array([loss_of_token(t, prefix) for t in targets])  # (M,)
 
 print(f"{of_fresh[0]:.2f} of {of_fresh.sum():.2f} nats are the first token's")
-assert of_fresh[0] > 0.6 * of_fresh.sum()
+assert of_fresh[0] > 0.9 * of_fresh.sum()
 
 places = np.arange(len(targets))
 fig, ax = plt.subplots(figsize=(5, 6.4), layout="constrained")
@@ -509,7 +518,7 @@ plt.show()
 #
 # ### Exercise 1.4: `step_downhill`
 #
-# *6 minutes · difficulty 2 of 5*
+# *8 minutes · difficulty 2 of 5*
 #
 # Return $kv - s \, dkv$. Choose $s$ so that the loss should fall by `fall`, by the rule above.
 
@@ -622,7 +631,7 @@ assert digest(nudged) != digest(model.weights)
 #
 # ## Break it yourself
 #
-# `planted` makes a copy of the package with one bug in it. There are 223 such bugs in the
+# `planted` makes a copy of the package with one bug in it. There are more than 200 such bugs in the
 # [zoo](glossary.md#zoo), and each is a mistake that people make. In this one, each layer sees the
 # keys and values that were meant for layer 0. `print` shows the line that was changed, before and
 # after. We train with the broken package, by the same ten lines.
@@ -720,7 +729,7 @@ print(error)
 # These are experiments: change a line, predict, run it. `train` gives back the model, the prefix
 # and the losses.
 #
-# **1.** How short can the prefix be? Try a single slot.
+# **1.** How short can the prefix be? Try a single slot. (5 minutes, difficulty 1 of 5.)
 #
 # <details><summary>Solution 1</summary>
 #
@@ -738,7 +747,8 @@ print(error)
 #
 # **2.** Same model, another task. `minprefix.data.world.listing` writes a record as a list, one
 # fact on each line, and `read_record` makes the record that it wants from our line of text
-# (`listing(read_record(record), None)`). Train a prefix that lists.
+# (`listing(read_record(record), None)`). Train a prefix that lists. (10 minutes, difficulty 2 of
+# 5.)
 #
 # <details><summary>Solution 2</summary>
 #
@@ -757,7 +767,7 @@ print(error)
 # </details>
 #
 # **3.** How good is `Prefix.text(model, "describe\n")` without any training? And with another word
-# in its place, say "explain"?
+# in its place, say "explain"? (5 minutes, difficulty 1 of 5.)
 #
 # <details><summary>Solution 3</summary>
 #

@@ -35,6 +35,18 @@ def the_prefix_is_forgotten(model, prompt, prefix, most):
     return model.decode(_write(model, prompt, None, most)[1])
 
 
+@wrong("write_greedily", says="After the first token the model sees the newest token alone")
+def only_the_newest_token_is_given(model, prompt, prefix, most):
+    ids, new = model.encode(prompt), []
+    for _ in range(most):
+        token = int(model.logits(Batch.pack([ids]), prefix)[-1].argmax())
+        if token == model.config.eos_token_id:
+            break
+        new.append(token)
+        ids = [token]
+    return model.decode(new)
+
+
 @lazy("write_greedily", says="calls generate.generate of the package")
 def by_generate(model, prompt, prefix, most):
     return generate(model, [prompt], prefix, max_new_tokens=most)[0]
@@ -75,6 +87,13 @@ def each_row_for_its_own_token(probabilities, ids, start):
 def the_logarithm_of_the_mean(probabilities, ids, start):
     chosen = [probabilities[t - 1, ids[t]] for t in range(start, len(ids))]
     return -np.log(np.mean(chosen))
+
+
+@wrong("description_loss", says="Every target is taken from every row")
+def all_columns_are_taken(probabilities, ids, start):
+    targets = ids[start:]
+    p = probabilities[start - 1 : -1][:, targets]
+    return -np.log(p).mean()
 
 
 @lazy("description_loss", says="calls ops.reference.cross_entropy of the package")

@@ -28,7 +28,25 @@ from minprefix.prefix import Prefix
     (
         "if best == model.config.eos_token_id:",
         "if False:",
-        "It goes on behind the end token. Stop when the model chooses it, and leave it out.",
+        "It goes on after the end token. Stop when the model chooses it, and leave it out.",
+    ),
+    (
+        "scores[-1]",
+        "scores[:, -1]",
+        "The last column is read: the scores of one token of the vocabulary. The scores for the "
+        "next token are the last row, scores[-1].",
+    ),
+    (
+        "Batch.pack([ids])",
+        "Batch.pack([ids[:start]])",
+        "The model sees the prompt alone, so it chooses the same token each time. Give it the new "
+        "tokens, too.",
+    ),
+    (
+        "Batch.pack([ids])",
+        "Batch.pack([ids if len(ids) == start else ids[-1:]])",
+        "After the first token the model sees the newest token alone. It remembers nothing of "
+        "earlier calls: give it the whole text each time.",
     ),
 )
 def write_greedily(rng: Rng) -> Cases:
@@ -59,6 +77,16 @@ def write_greedily(rng: Rng) -> Cases:
         "n / n_weights",
         "n / (n + n_weights)",
         "The fraction is of the model's weights alone: divide by `n_weights`.",
+    ),
+    (
+        "n / n_weights",
+        "n_weights / n",
+        "The fraction is upside down. It is the prefix's numbers divided by the model's.",
+    ),
+    (
+        "length * head_size",
+        "length",
+        "A key has `head_size` numbers, and so has a value: multiply by it.",
     ),
 )
 def prefix_size(rng: Rng) -> Cases:
@@ -100,13 +128,18 @@ def prefix_size(rng: Rng) -> Cases:
         "-np.log(p).sum() / len(ids)",
         "It is divided by all tokens of the sequence. Divide by those of the description.",
     ),
+    (
+        "probabilities[rows, targets]",
+        "probabilities[rows][:, targets]",
+        "Every target is taken from every row, (M, M). Take one number from each row: "
+        "probabilities[rows, targets].",
+    ),
 )
 def description_loss(rng: Rng) -> Cases:
     """The last row predicts nothing, and an early start takes the whole sequence."""
     for T, V, start in ((6, 5, 3), (4, 9, 1), (7, 3, 6)):
         e = np.exp(rng.normal(0, 2, (T, V)))
-        ids = [int(i) for i in rng.integers(0, V, T)]
-        yield e / e.sum(axis=1, keepdims=True), ids, start
+        yield e / e.sum(axis=1, keepdims=True), rng.integers(0, V, T), start
 
 
 @exercise(
@@ -133,6 +166,17 @@ def description_loss(rng: Rng) -> Cases:
         "(dkv**2).mean()",
         "This is the mean of the squares. Each number of the prefix adds its part, so take the "
         "sum.",
+    ),
+    (
+        "(dkv**2).sum()",
+        "np.abs(dkv).sum()",
+        "The gradient counts twice: a number moves by s * dkv, and that is multiplied by dkv "
+        "again. Divide by the sum of the squares, not of the sizes.",
+    ),
+    (
+        "(dkv**2).sum()",
+        "dkv**2",
+        "s is one number for the whole array. Divide by the sum of the squares.",
     ),
 )
 def step_downhill(rng: Rng) -> Cases:
