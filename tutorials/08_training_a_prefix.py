@@ -5,7 +5,7 @@
 #   rate and a length for a prefix, and read from a curve what is wrong.
 # - **You need** `loss_and_grad` of [lesson 1](01_what_a_prefix_is.py), and where its gradient comes
 #   from: [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 130 minutes; it runs in 10 seconds.
+# - **Time** 140 minutes; it runs in 10 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -14,7 +14,8 @@
 #   the mean of the two means is off by 37 %.
 # - A prefix of zeros is not neutral. All its slots get one gradient, and after 20 steps ten slots
 #   are still one.
-# - You write AdamW. Three closed forms check it, without a second implementation.
+# - You write AdamW. Three results that follow from the formulas by hand check it, without a second
+#   implementation.
 # - A step of AdamW moves a number by *at most* about the rate: in our run by 1.00 of it at the
 #   first step, and by 0.18 of it at the last (medians).
 # - One outlier among 30 gradients costs two thirds of the way. A limit for the norm prevents that.
@@ -54,9 +55,9 @@ pairs = [encode(*pair) for pair in table_to_text(400, "train", seed=0)]
 examples = [pair for pair in pairs if len(pair[0]) <= 60]  # short ones: quick
 unseen = [encode(*pair) for pair in table_to_text(8, "valid", seed=0)]  # names never met
 valid = pack(unseen)
-later = pack([(ids, first + 1) for ids, first in unseen])  # less their first targets
+later = pack([(ids, first + 1) for ids, first in unseen])  # without their first targets
 print(f"{len(examples)} examples; the frozen model on 8 unseen names:")
-print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} less the first")
+print(f"{loss(model, valid):.3f} nats a target, {loss(model, later):.3f} without the first")
 targets = [len(ids) - first for ids, first in unseen]
 decision = (loss(model, valid) * sum(targets) - loss(model, later) * (sum(targets) - 8)) / 8
 print(f"{np.mean(targets):.0f} targets on average; the first alone: {decision:.1f} nats")
@@ -300,9 +301,9 @@ def zero_slot_backward(share, dz, q, z):
 # nothing behind it to look at yet. And the share is the same for all slots of zeros, so all of them
 # get *the same* gradient.
 #
-# Other starts: normal numbers around 0, with a deviation (`std`) of 0.02, 1 or 3; and the keys and
-# values that words leave in the model, four words of no use here, or the cue `"describe\n"`, which
-# works as a prompt.
+# Three other starts are normal numbers around 0, with a standard deviation (`std`) of 0.02, 1 or 3.
+# Two more are the keys and values of words: four words that are of no use here, and the cue
+# `"describe\n"`, which works as a prompt.
 #
 # **Predict.** Order these starts by their first loss, before any training, and "no slots" among
 # them. Which is far worse than all others?
@@ -517,7 +518,8 @@ class AdamW:
 
 
 # %% [markdown]
-# Three closed forms check it without any other implementation.
+# There are gradients for which the formulas can be worked out by hand. Such a result is a *closed
+# form*. Three of them check AdamW without any other implementation.
 #
 # - *A constant gradient.* $\hat m = g$ and $\sqrt{\hat v} = |g|$, so each step is
 #   $-lr \cdot \mathrm{sign}(g)$.
@@ -566,7 +568,7 @@ here, package = (walk(A, grads, start=1.0, weight_decay=0.1) for A in (AdamW, op
 assert relative_error(here, package) < 1e-12, "the package does something else"
 
 # %% [markdown]
-# **Answer.** At -1, -1 and 1: ten steps of 0.1, be the gradient large or small.
+# **Answer.** At -1, -1 and 1: ten steps of 0.1, whether the gradient is large or small.
 
 # %% [markdown]
 # The third closed form has a use: it hardly matters to AdamW whether a loss is the sum over 140
@@ -681,7 +683,7 @@ def clip_together(grads, limit):
 # $0.999^{1000} = 37\,\%$ are left after 1000 steps.
 #
 # **Predict.** A number's gradient is 1 at each of 30 steps, but 100 at step 5. With a rate of 0.1,
-# does it get about 1 far, or 3 (as without the outlier), or 13?
+# does the number move by about 1, by 3 (as without the outlier), or by 13?
 
 # %%
 
@@ -715,8 +717,9 @@ assert abs(0.999**1000 - 0.37) < 0.01
 # ## The loop, with three rates
 #
 # All parts are there. With a constant gradient a step has the length $lr_s$. As the rate falls to 0
-# in a straight line, a number then gets about $lr \cdot steps / 2$ far. Where should it get to? The
-# keys and values of real tokens are a measure: this model's attention was made for them.
+# in a straight line, a number then moves by about $lr \cdot steps / 2$ in the whole run. How far
+# should it move? The keys and values of real tokens are a measure: this model's attention was made
+# for them.
 
 # %%
 
@@ -864,7 +867,8 @@ assert apart(trained["zeros"]) < 0.01, "slots that start alike stay alike"
 assert apart(trained[0.1]) > 0.05, "a little noise sets them free"
 
 # %% [markdown]
-# **Answer.** One. Ten slots of zeros are one slot with ten shares of the softmax, and remain it.
+# **Answer.** One. Ten slots of zeros act as one slot with ten shares of the softmax, and training
+# does not change that.
 
 # %% [markdown]
 # Here nobody notices, since one slot is enough, as the next cell shows. On a task that needs ten
@@ -909,9 +913,9 @@ for one_seed in zip(*ends.values(), strict=True):
 # the prefix says there. In the top layer there is none above it.
 
 # %% [markdown]
-# One slot can carry one decision. More are no gift on this task: on unseen names one slot is best
-# and forty are worse than ten, with both seeds. (Li & Liang, 2021, found 10 slots best to describe
-# tables, and 200 to summarise.) Vary the length on your own task.
+# One slot can carry one decision. More slots do not help on this task: on unseen names one slot is
+# best and forty are worse than ten, with both seeds. (Li & Liang, 2021, found 10 slots best to
+# describe tables, and 200 to summarise.) Vary the length on your own task.
 #
 # **Recap.** The right length depends on the task. Here one slot is enough, and a prefix in the top
 # layer alone learns least.
@@ -924,22 +928,25 @@ for one_seed in zip(*ends.values(), strict=True):
 #
 # ### Exercise 8.8: `run_training`
 #
-# *30 minutes · difficulty 5 of 5*
+# *40 minutes · difficulty 5 of 5*
 #
 # `run_training(problem)` trains one or more prefixes. The problem has
 #
 # - `config` and `weights`, for `GPT2(config, weights)`;
 # - `parameters`: for each prefix a dictionary of arrays, where it starts;
-# - `steps`: each a list of micro-batches with `sequences`, `loss_from` and `prefix_of` (which
-#   prefix each sequence sees), the three arguments of `Batch.pack`;
+# - `steps`: each a list of micro-batches. A micro-batch `b` has `b.sequences`, `b.loss_from` and
+#   `b.prefix_of` (which prefix each sequence sees). `Batch.pack(b.sequences, b.loss_from,
+#   b.prefix_of)` makes a batch of it, and `len(batch.targets)` is its number of targets;
 # - `lr`, `warmup`, `beta1`, `beta2`, `eps`, `weight_decay`, and `clip`: None, or the limit for the
 #   norm over all parameters of all prefixes together.
 #
 # Return a dictionary with `step.0.loss`, the mean over all targets of the step, and
 # `step.0.prefix.0.kv`, a copy as it is after the step; and so on for all steps, prefixes and
-# parameters. With a list of prefixes `loss_and_grad` gives a list of gradients. Some prefixes come
-# out of a small network, of which [lesson 9](09_through_an_mlp.py) tells. You need not know it:
-# `prefix_from` makes either kind, `prefix.parameters` are its arrays by name, and
+# parameters. Keep the gradients in one dictionary `grads`, under the names `0.kv`, `1.embedding`
+# and so on. With a list of prefixes `loss_and_grad` gives a list of gradients.
+#
+# Some prefixes come out of a small network, which [lesson 9](09_through_an_mlp.py) explains. You
+# need not know it: `prefix_from` makes either kind, `prefix.parameters` are its arrays by name, and
 # `prefix.backward(dkv)` is the gradient of each of them (of a prefix like ours: `{"kv": dkv}`).
 
 # %%
@@ -955,7 +962,7 @@ def run_training(problem):
     for s, micro_batches in enumerate(problem.steps):
         counts = ...  # (parts,)
         losses = ...  # (parts,)
-        grads = ...  # (names,) a dictionary, after the limit
+        grads = ...  # (names,) a dictionary: "0.kv", ..., after the limit
         lr_s = ...  # ()
     return found
 

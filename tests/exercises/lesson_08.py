@@ -34,6 +34,12 @@ def divided_by_the_last_count(losses, dkvs, counts, reduction):
     return loss / count, dkv / count
 
 
+@wrong("put_together", says="M is the number of micro-batches")
+def all_is_divided_by_the_parts(losses, dkvs, counts, reduction):
+    M = len(counts)
+    return sum(losses) / M, sum(dkvs) / M
+
+
 @lazy("put_together", says="whole_loss is off by")
 def the_largest_micro_batch_speaks_for_all(losses, dkvs, counts, reduction):
     i = int(np.argmax(counts))
@@ -92,6 +98,19 @@ def no_root_of_the_head_size(share, dz, q, z):
     return -(share * row_sum) @ q, share @ dz
 
 
+@wrong("zero_slot_backward", says="Only this slot has values of zeros")
+def zeros_have_no_row_sum(share, dz, q, z):
+    row_sum = np.zeros(len(share))
+    dkey = (share * (0 - row_sum)) @ q / math.sqrt(q.shape[1])
+    return dkey, share @ dz
+
+
+@wrong("zero_slot_backward", says="The row sum is multiplied by the share")
+def the_share_comes_in_twice(share, dz, q, z):
+    row_sum = share * np.einsum("th,th->t", dz, z)
+    return -(share * row_sum) @ q / math.sqrt(q.shape[1]), share @ dz
+
+
 @lazy("zero_slot_backward", says="dscores is 0")
 def nothing_behind_the_key_so_no_gradient(share, dz, q, z):
     return np.zeros(q.shape[1]), share @ dz
@@ -140,6 +159,12 @@ def eps_inside_of_the_root(*arguments):
 @wrong("adamw_step", says="The decay is not multiplied by the rate")
 def the_decay_knows_no_rate(*arguments):
     return _adamw(*arguments, no_rate=True)
+
+
+@wrong("adamw_step", says="The parentheses are missing")
+def the_rate_stands_before_the_direction_alone(p, g, m, v, t, lr, beta1, beta2, eps, decay):
+    step, m, v = _adamw(p, g, m, v, t, lr, beta1, beta2, eps, 0)
+    return step + decay * p, m, v
 
 
 @wrong("adamw_step", says="v is a running mean of the gradients")
@@ -203,6 +228,12 @@ def every_array_counts_as_a_step(*arguments):
 @wrong("adamw_run", says="The steps are counted from 2")
 def the_count_is_raised_too_early(*arguments):
     return _run(*arguments, t_of=lambda s, i: s + 2)
+
+
+@wrong("adamw_run", says="The steps are counted from 0")
+def the_count_begins_at_0(*arguments):
+    with np.errstate(all="ignore"):
+        return _run(*arguments, t_of=lambda s, i: s)
 
 
 @lazy("adamw_run", says="calls optim.AdamW.step of the package")
@@ -274,6 +305,15 @@ def the_sum_of_the_norms(grads, limit):
 def always_scaled(grads, limit):
     norm = np.linalg.norm(np.concatenate([g.ravel() for g in grads.values()]))
     return {name: g / (norm or 1) * limit for name, g in grads.items()}
+
+
+@wrong("clip_together", says="the norm of the last array alone")
+def the_norm_in_the_loop(grads, limit):
+    clipped = {}
+    for name, g in grads.items():
+        norm = float(np.linalg.norm(g))
+        clipped[name] = g * min(1, limit / (norm or 1))
+    return clipped
 
 
 @lazy("clip_together", says="calls optim.global_norm of the package")

@@ -47,6 +47,11 @@ from minprefix.ops.contract import Array
         "M = counts[-1]",
         "M is the number of targets of the last micro-batch. It counts the targets of all.",
     ),
+    (
+        "M = sum(counts)",
+        "M = len(counts)",
+        "M is the number of micro-batches. It is the number of all targets: add up the counts.",
+    ),
 )
 def put_together(rng: Rng) -> Cases:
     """Both reductions; two, three and one micro-batches of unlike counts."""
@@ -68,6 +73,12 @@ def put_together(rng: Rng) -> Cases:
         "n // size + 1",
         "If n is a multiple of size, each epoch gets a batch too many, and that one is empty. "
         "Round up: -(-n // size).",
+    ),
+    (
+        "-(-n // size)",
+        "n / size",
+        "The number of batches is a fraction here. The smaller batch at the end is a batch, too: "
+        "round up, -(-n // size).",
     ),
     (
         "[seed, epoch]",
@@ -152,6 +163,18 @@ def batch_of_step(rng: Rng) -> Cases:
         "(dz * z).sum(axis=1)",
         "(dz * q).sum(axis=1)",
         "The row sum uses q. The weighted mean of the values is z: dz_i . z_i.",
+    ),
+    (
+        "(dz * z).sum(axis=1)",
+        "np.zeros(len(share))",
+        "The row sum is 0 here. Only this slot has values of zeros. The row sum runs over all "
+        "slots and tokens, and their weighted mean is z: dz_i . z_i.",
+    ),
+    (
+        "(dz * z).sum(axis=1)",
+        "share * (dz * z).sum(axis=1)",
+        "The row sum is multiplied by the share. The shares of all slots and tokens are in z "
+        "already: dz_i . z_i. The slot's own share comes in with dscores.",
     ),
     (
         "share @ dz",
@@ -255,6 +278,12 @@ _BETWEEN = "    direction = m_hat / (np.sqrt(v_hat) + eps)  # (n,)\n    "
         "The step goes uphill. The gradient points to where the loss grows: subtract.",
     ),
     (
+        "p - lr * (direction + pull)",
+        "p - lr * direction + pull",
+        "The parentheses are missing, so the decay pushes away from 0. lr multiplies direction and "
+        "pull, and both are subtracted: lr * (direction + pull).",
+    ),
+    (
         "(1 - beta2) * g * g",
         "(1 - beta2) * g",
         "v is a running mean of the gradients. It is one of their squares: g * g.",
@@ -328,6 +357,12 @@ def _gradients(rng: Rng, shapes: dict[str, tuple[int, ...]], n: int) -> list[dic
         "m[name], v[name], t, lr",
         "m[name], v[name], t + 1, lr",
         "The steps are counted from 2. The first one has t = 1.",
+    ),
+    (
+        "m[name], v[name], t, lr",
+        "m[name], v[name], t - 1, lr",
+        "The steps are counted from 0, so 1 - beta**t is 0 at the first one. The first step has "
+        "t = 1.",
     ),
     (
         "m[name], v[name], t, lr",
@@ -440,6 +475,18 @@ _CLIP = """norm = np.sqrt(sum((g * g).sum() for g in grads.values()))  # ()
         "np.sqrt(sum((g * g).sum() for g in grads.values()))",
         "sum((g * g).sum() for g in grads.values())",
         "The root is missing: this is the square of the norm.",
+    ),
+    (
+        "np.sqrt(sum((g * g).sum() for g in grads.values()))",
+        "np.sqrt((list(grads.values())[-1] ** 2).sum())",
+        "This is the norm of the last array alone. One norm is asked for, over all arrays: add up "
+        "all squares first, and then multiply every array by the same scale.",
+    ),
+    (
+        "limit / max(limit, norm)",
+        "min(1.0, limit / (norm + 1e-6))",
+        "1e-6 is added to the norm, which makes the scale too small. limit / max(limit, norm) "
+        "never divides by 0, without such a number.",
     ),
     (
         "np.sqrt(sum((g * g).sum() for g in grads.values()))",
