@@ -253,9 +253,9 @@ def count_numbers(P, C, hidden, L):
 
 
 # %% [markdown]
-# **Predict.** The tiny model has $L = 4$, $C = 160$ and 1.44 million numbers. How many has a
-# network for ten slots, with the paper's $hidden = 512$: more than the model, half as many, or as
-# many as the 12 800 keys and values?
+# **Predict.** The tiny model has $L = 4$, $C = 160$ and 1.44 million numbers. How many numbers does
+# a network for ten slots have, with the paper's $hidden = 512$: more than the model, half as many,
+# or as many as the 12 800 keys and values?
 
 # %%
 network = Prefix.mlp(model.config, length=10, hidden=512, seed=0)
@@ -356,7 +356,7 @@ def mlp_kv_backward(dkv, parameters, h):
 # - *The complex step* of lesson 2 knows nothing of the chain rule. It wants a single number whose
 #   gradient with respect to $kv$ is $dkv$. As in lesson 5, $\sum dkv \odot kv$ is one.
 # - *The layout.* The place of each number of $flat$ can be written as plain loops.
-# - *The package* has its own `backward`, and it is held against the complex step, too.
+# - *The package* has its own `backward`. We compare it with the complex step, too.
 #
 # The two checks take the class that they check, since we shall break it.
 
@@ -603,8 +603,9 @@ assert np.allclose(yours, theirs, atol=1e-3)
 # Flat and through the network, from the same keys and values, on the same batches, at seven rates
 # each. (`fold` gives a flat prefix with the `kv` that the network computes.)
 #
-# **Predict.** Sketch the loss at the end against the rate, once for each. Which of them forgives
-# more, which gets lower? And what happens if you measure the rate by how far $kv$ moves?
+# **Predict.** Sketch the loss at the end against the rate, once for each. Which of them works over
+# a wider range of rates, and which reaches the lower loss? And what happens if you measure the rate
+# by how far $kv$ moves?
 
 # %%
 import matplotlib.pyplot as plt
@@ -649,7 +650,7 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
-# **Answer.** Each has a best rate, and neither forgives a rate ten times as large or ten times as
+# **Answer.** Each has a best rate, and neither works with a rate ten times as large or ten times as
 # small. Measured by what they do, the two sets of points lie near each other, those of the network
 # a little to the left.
 
@@ -679,9 +680,9 @@ plt.show()
 # moves a number by 50 to 62 rates? That was the median; some numbers move much farther. The cell
 # above measures the whole run by its root mean square, and finds 82.
 #
-# Does the network forgive more? With 16 steps, a tenth of the best rate learns little and ten times
-# the best rate ends above the start, both ways. With 64 steps, a factor of 30 between the rates
-# hardly matters, both ways.
+# Does the network work over a wider range of rates? With 16 steps, a tenth of the best rate learns
+# little and ten times the best rate ends above the start, both ways. With 64 steps, a factor of 30
+# between the rates hardly matters, both ways.
 #
 # The paper found direct training unstable and a little worse, on a larger model, with harder tasks
 # and thousands of steps. Our runs cannot decide that. Compare each at *its own* best rate: at one
@@ -692,10 +693,10 @@ plt.show()
 #
 # ## Slots that share a network
 #
-# One thing changes in kind: slots are no longer free of each other. They share $W_1$, $b_1$, $W_2$
-# and $b_2$. Say that only slot $j$ has a gradient, $dflat_j$, and take one small step of plain
-# gradient descent, $W_2 \leftarrow W_2 - lr \, dW_2$ and $b_2 \leftarrow b_2 - lr \, db_2$. In a
-# flat prefix the other slots stay where they are.
+# One thing is really different: the slots are no longer independent of each other. They share
+# $W_1$, $b_1$, $W_2$ and $b_2$. Suppose that only slot $j$ has a gradient, $dflat_j$, and take one
+# small step of plain gradient descent, $W_2 \leftarrow W_2 - lr \, dW_2$ and
+# $b_2 \leftarrow b_2 - lr \, db_2$. In a flat prefix the other slots stay where they are.
 #
 # ### Exercise 9.7: `carried_along`
 #
@@ -739,7 +740,7 @@ def carried_along(h, j):
 
 # %% [markdown]
 # $h_p \, dW_2 + db_2 = (h_p \cdot h_j + 1) \, dflat_j$. All slots move along one direction, that of
-# $dflat_j$, and those with a like $h$ go far.
+# $dflat_j$, and those whose $h$ is like $h_j$ go far.
 #
 # **Predict.** In our network with ten slots and random embeddings: do the other slots go along by
 # half of what slot 0 moves, by a tenth, or not at all? And the real step, which also changes $W_1$,
@@ -896,7 +897,7 @@ assert first_move["kv alone"] < 0.2 * first_move["network and moments"]
 
 # %% [markdown]
 # New moments make the first steps longer than those of a run that never stopped. From $kv$ alone
-# the network cannot be had back: at the old rate the keys and values hardly move, at a larger one
+# the network cannot be recovered: at the old rate the keys and values hardly move, at a larger one
 # it is another training. `minprefix train` keeps all of it in `state.safetensors`: the parameters,
 # both moments, and the number of steps, on which the rate and AdamW's two divisions depend. PEFT's
 # files have no place for it.
@@ -946,8 +947,9 @@ print("broken", np.round(losses[::2], 3))
 assert np.mean(losses[-3:]) > 3 * np.mean(whole[-3:]), "this time the curve shows it, not where"
 
 # %% [markdown]
-# This copy reads $flat$ in the wrong order, and its backward writes $dflat$ in the right one. So a
-# number gets the gradient of another number, and training hardly gets anywhere. With the same bug
+# The broken package reads $flat$ in the wrong order, and its backward writes $dflat$ in the right
+# one. So a number gets the gradient of another number, and the loss falls far more slowly. With the
+# same bug
 # in `flatten` as well, each number would get its own gradient again, and only PEFT's files would be
 # wrong.
 #

@@ -25,6 +25,12 @@ def the_slots_stand_before_the_heads(flat, NH, hs):
     return np.einsum("plknx->lkpnx", flat.reshape(len(flat), -1, 2, NH, hs))
 
 
+@wrong("unflatten_rows", says="Heads and head size are swapped")
+def the_head_size_before_the_heads(flat, NH, hs):
+    rows = flat.reshape(len(flat), -1, 2, hs, NH)
+    return rows.transpose(1, 2, 4, 0, 3)
+
+
 @lazy("unflatten_rows", says="calls storage.saved.unflatten of the package")
 def the_package_cuts_the_rows(flat, NH, hs):
     return unflatten(flat, flat.shape[1] // (2 * NH * hs), NH, hs)
@@ -99,6 +105,13 @@ def keys_alone(P, C, hidden, L):
     return (P + hidden) * C + hidden + (hidden + 1) * L * C, P * 2 * L * C
 
 
+@wrong("count_numbers", says="The first layer is counted for each slot")
+def each_slot_has_a_first_layer(P, C, hidden, L):
+    layer_1 = P * (C * hidden + hidden)
+    out = 2 * L * C
+    return P * C + layer_1 + (hidden + 1) * out, P * out
+
+
 @lazy("count_numbers", says="trained is off by")
 def the_numbers_of_the_lesson(P, C, hidden, L):
     return 740672, 12800
@@ -128,6 +141,18 @@ def no_derivative_of_tanh(dkv, parameters, h):
 @wrong("mlp_kv_backward", says="This is the derivative of the sigmoid")
 def the_sigmoids_derivative(dkv, parameters, h):
     return _backward(dkv, parameters, h, slope=h - h * h)
+
+
+@wrong("mlp_kv_backward", says="The tanh is taken twice")
+def the_tanh_of_the_tanh(dkv, parameters, h):
+    return _backward(dkv, parameters, h, slope=1 - np.tanh(h) ** 2)
+
+
+@wrong("mlp_kv_backward", says="db_2 still has a row for each slot")
+def the_biases_have_rows(dkv, parameters, h):
+    grads = _backward(dkv, parameters, h)
+    db_2 = dkv.transpose(3, 0, 1, 2, 4).reshape(len(h), -1)
+    return {**grads, "bias_2": db_2}
 
 
 @wrong("mlp_kv_backward", says="dkv is reshaped without moving the slots to the front")
@@ -187,6 +212,12 @@ def the_network_runs_once(*arguments):
 @wrong("train_network", says="Each step has a new AdamW")
 def every_step_has_an_optimizer_of_its_own(*arguments):
     return _train(*arguments, adams=True)
+
+
+@wrong("train_network", says="A copy was trained")
+def a_copy_is_trained(model, parameters, batches, rates, adam):
+    own = {name: a.copy() for name, a in parameters.items()}
+    return _train(model, own, batches, rates, adam)
 
 
 @lazy("train_network", says="calls prefix.MLPPrefix.backward of the package")

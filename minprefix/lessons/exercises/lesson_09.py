@@ -40,6 +40,18 @@ def _network(rng: Rng, L: int, NH: int, P: int, hs: int, hidden: int) -> dict[st
     ),
     (
         "flat.reshape(len(flat), -1, 2, NH, hs)",
+        "flat.reshape(len(flat), 2, -1, NH, hs)",
+        "The keys of all layers are taken first, then all values. In a row each layer's key and "
+        "value stand side by side: the axes are (P, L, 2, NH, hs).",
+    ),
+    (
+        "flat.reshape(len(flat), -1, 2, NH, hs)",
+        "flat.reshape(len(flat), -1, 2, hs, NH)",
+        "Heads and head size are swapped. The numbers of one head stand side by side, so hs is the "
+        "last axis.",
+    ),
+    (
+        "flat.reshape(len(flat), -1, 2, NH, hs)",
         "flat.reshape(len(flat), -1, 2, hs, NH).swapaxes(3, 4)",
         "Heads and head size are swapped. The numbers of one head stand side by side, so hs is the "
         "last axis.",
@@ -120,6 +132,12 @@ def flatten_kv(rng: Rng) -> Cases:
         "There is a tanh behind the second layer, too. Keys and values may have any size: the last "
         "layer is linear.",
     ),
+    (
+        "E.shape[1] // NH",
+        "h.shape[1] // NH",
+        "The head size is made of hidden, the width of the middle. It is C // NH, and C is the "
+        "width of the embedding.",
+    ),
 )
 def mlp_kv(rng: Rng) -> Cases:
     """Sizes of which no two are equal; one slot; one head."""
@@ -132,6 +150,16 @@ def mlp_kv(rng: Rng) -> Cases:
         "C * hidden + hidden",
         "C * hidden",
         "The bias of the first layer is not counted. It has one number for each column: hidden.",
+    ),
+    (
+        "C * hidden + hidden",
+        "P * (C * hidden + hidden)",
+        "The first layer is counted for each slot. All slots share it: count it once.",
+    ),
+    (
+        "C * hidden + hidden",
+        "P * C * hidden + hidden",
+        "The first layer's weight is counted for each slot. All slots share it: count it once.",
     ),
     (
         "hidden * 2 * L * C + 2 * L * C",
@@ -191,6 +219,23 @@ def count_numbers(rng: Rng) -> Cases:
         "dh * (1 - h * h)",
         "dh * h * (1 - h)",
         "This is the derivative of the sigmoid. That of tanh is 1 - h * h.",
+    ),
+    (
+        "dh * (1 - h * h)",
+        'dh * (1 - __import__("numpy").tanh(h) ** 2)',
+        "The tanh is taken twice: h is tanh(u) already. Its derivative is 1 - h * h.",
+    ),
+    (
+        "dflat.sum(axis=0)",
+        "dflat",
+        "db_2 still has a row for each slot. All slots use the same bias: take the sum over the "
+        "slots.",
+    ),
+    (
+        "du.sum(axis=0)",
+        "du",
+        "db_1 still has a row for each slot. All slots use the same bias: take the sum over the "
+        "slots.",
     ),
     (
         "dflat.sum(axis=0)",
@@ -258,6 +303,13 @@ _LOOP = """    for batch, lr in zip(batches, rates, strict=True):
         "        adam.step(parameters, grads, lr)\n",
         "        for name, g in grads.items():\n            parameters[name] -= lr * g\n",
         "This is plain gradient descent. Let adam take the step: adam.step(parameters, grads, lr).",
+    ),
+    (
+        "losses, NH = [], model.config.n_head",
+        "losses, NH = [], model.config.n_head\n"
+        "    parameters = {name: a.copy() for name, a in parameters.items()}",
+        "A copy was trained, and the arrays that you were given have not moved. Train these, in "
+        "place: adam.step writes into them.",
     ),
     (
         "losses.append(loss)",
