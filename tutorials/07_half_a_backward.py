@@ -413,7 +413,9 @@ def keep(problem):
 #   $(N, C)$ each. They are not asked for, but with them the reference suite finds the layer in
 #   which it first goes wrong.
 #
-# An answer that calls `loss_and_grad` fails: the point is to write it.
+# `ops.cross_entropy_backward(cross_entropy)` gives `dlogits`, and `names_of(w, i)` the weights of
+# block $i$. The batch knows its `rows` and `tokens`, and in `prefix` the number of the prefix that
+# each text sees. An answer that calls `loss_and_grad` fails: the point is to write it.
 
 
 # %%
@@ -428,8 +430,8 @@ grade(run_model)
 # %% [markdown]
 # <details><summary>Hint 1</summary>
 #
-# `ops.cross_entropy_backward(cross_entropy)` gives `dlogits`. Then come `lm_head_backward`, and for
-# each block, from the last to the first, `mlp_half_backward` and `attention_half_backward`.
+# After `dlogits` comes `lm_head_backward`, and then for each block, from the last to the first,
+# `mlp_half_backward` and `attention_half_backward`.
 #
 # </details>
 #
@@ -656,8 +658,9 @@ def linear_madds(N, n_in, n_out, frozen):
 
 
 # %% [markdown]
-# Attention has no weights. Its backward has four products. From $pattern \; values$ come $dpattern$
-# and $dvalues$, from $q \, keys^\top$ come $dq$ and $dkeys$. All four carry the gradient on. The
+# Attention has no weights. Its backward has four products. Two of them give $dpattern$ and
+# $dvalues$, the gradients of the factors in $pattern \; values$. The other two give $dq$ and
+# $dkeys$, those of the factors in $q \, keys^\top$. All four carry the gradient on. The
 # package's fast implementation, `numpy_ops`, has a fifth. It does not keep the pattern, because the
 # patterns of all layers would fill the memory. Its backward computes the scores again.
 #
@@ -887,9 +890,9 @@ print(f"{M} of {N} tokens have a target; frozen is {share:.0%} of fine-tuning")
 assert round(share, 2) == 0.67
 
 # %% [markdown]
-# **Answer.** About two thirds. Forward and one half of the backward are left of three parts. It is
-# a little less because layer 0 ends early, and a little more because attention has no half that
-# could be left out.
+# **Answer.** About two thirds. Fine-tuning has three parts of about the same cost: the forward,
+# $dx$ and $dW$. The frozen step has two of them. Layer 0 ends early, which makes the share a little
+# smaller. Attention has no half that could be left out, which makes it a little larger.
 
 # %% [markdown]
 # The count agrees with the paper to the last multiply-add, and all three ways give the same
@@ -920,7 +923,7 @@ assert T > 128
 assert share < 1
 
 # %% [markdown]
-# The count also holds work that nobody asked for. In layer 0 nothing reads $dq$, nor the tokens'
+# The count also includes work that is not needed. In layer 0 nothing reads $dq$, nor the tokens'
 # $dk$ and $dv$: the slots need their own rows alone. In the top layer nothing reads the $z$ of the
 # tokens without a target. The package computes them all the same, because one attention and one
 # backward serve every layer. Exercise 2 below counts the first two.
@@ -1125,7 +1128,7 @@ assert sound_losses[-1] < broken_losses[-1] < broken_losses[0]
 # </details>
 #
 # **2.** In layer 0, nothing reads $dq$ and the tokens' rows of $dkeys$ and $dvalues$. How many
-# multiply-adds of the frozen step above go into them? Which share is that?
+# multiply-adds of the frozen step above go into them? What share of the step is that?
 #
 # <details><summary>Solution 2</summary>
 #

@@ -37,6 +37,17 @@ def a_frozen_layer_needs_no_gradient(weights, slots):
     return need_dx, np.array(weights)
 
 
+@wrong("needed", says="The weights were forgotten")
+def only_slots_are_trained(weights, slots):
+    return np.array([any(slots[:i]) for i in range(len(slots))]), np.array(weights)
+
+
+@wrong("needed", says="need_dW was made dependent on need_dx")
+def no_weights_without_dx(weights, slots):
+    need_dx = np.array([any(weights[:i]) or any(slots[:i]) for i in range(len(weights))])
+    return need_dx, np.array(weights) & need_dx
+
+
 @lazy("needed", says="need_dx is off by")
 def everything_is_needed(weights, slots):
     L = len(weights)
@@ -102,6 +113,16 @@ def everything_is_computed(dresid_mid, b, ln_1, attention, need_dx):
     return (dresid_pre if need_dx else None), dprefix_k, dprefix_v
 
 
+@lazy("attention_half_backward", says="computes dresid_pre where nobody needs it")
+def only_the_layernorm_is_left_out(dresid_mid, b, ln_1, attention, need_dx):
+    dz = ops.linear_backward(dresid_mid, b["attn.c_proj.weight"])
+    grads = ops.attention_backward(dz.reshape(attention.q.shape), attention)
+    dqkv = np.stack([grads.dq, grads.dk, grads.dv], axis=1).reshape(len(dz), -1)
+    da = dqkv @ b["attn.c_attn.weight"].T
+    dresid_pre = dresid_mid + ops.layernorm_backward(da, ln_1) if need_dx else None
+    return dresid_pre, grads.dprefix_k, grads.dprefix_v
+
+
 # ---- from the loss to the slots ------------------------------------------------------------------
 
 
@@ -113,7 +134,7 @@ def the_rows_stand_at_the_front(dlogits, w, ln_f, rows, N):
     return np.concatenate([drows, rest])
 
 
-@wrong("lm_head_backward", says="The last layernorm's backward is missing")
+@wrong("lm_head_backward", says="without the last layernorm's backward")
 def the_last_layernorm_is_left_out(dlogits, w, ln_f, rows, N):
     weight = w["lm_head.weight"] if "lm_head.weight" in w else w["wte.weight"]
     dx = np.zeros((N, weight.shape[1]))
@@ -152,6 +173,14 @@ def the_mean_of_the_texts(of_texts, prefix_of, prefixes):
         mine = [d for i, d in zip(prefix_of, of_texts, strict=True) if i == j]
         means.append(np.mean(mine, axis=0) if mine else np.zeros_like(slots))
     return means
+
+
+@wrong("sum_over_texts", says="The sums begin with the slots themselves")
+def the_sums_begin_with_the_slots(of_texts, prefix_of, prefixes):
+    sums = [slots.copy() for slots in prefixes]
+    for j, d in zip(prefix_of, of_texts, strict=True):
+        sums[j] += d
+    return sums
 
 
 @lazy("sum_over_texts", says="sums[0] is off by")

@@ -39,6 +39,18 @@ from minprefix.ops.contract import Array
         "to their layer.",
     ),
     (
+        "np.logical_or(weights, slots)",
+        "np.array(slots)",
+        "The weights were forgotten: where weights below are trained, the gradient has to come "
+        "down to them, too.",
+    ),
+    (
+        "need_dW = np.array(weights)",
+        "need_dW = np.logical_and(weights, need_dx)",
+        "need_dW was made dependent on need_dx: the two halves do not need each other. The weights "
+        "of the lowest trained layer are trained, too.",
+    ),
+    (
         "np.array(weights)",
         "np.logical_or(weights, slots)",
         "Slots are no weights: the gradient of the weights is needed where the weights themselves "
@@ -106,16 +118,17 @@ def mlp_half_backward(rng: Rng) -> Cases:
 
 
 class NotNeeded:
-    """The cache of a layernorm that a frozen model does not look at."""
+    """A layernorm's cache, or a weight, that a frozen model does not look at."""
 
-    def _read(self) -> Any:
+    def _read(self, *_: Any, **__: Any) -> Any:
         raise Lazy(
             "computes dresid_pre where nobody needs it: with need_dx false, only frozen weights "
             "lie below. Return None for it, and leave its steps out."
         )
 
-    __iter__ = _read
-    xhat = rstd = gain = property(_read)
+    __iter__ = __array__ = __rmatmul__ = _read
+    xhat = rstd = gain = T = property(_read)
+    __array_ufunc__ = None  # an array leaves a product with it to __rmatmul__
 
 
 @exercise(
@@ -159,8 +172,10 @@ def attention_half_backward(rng: Rng) -> Cases:
         q, k, v = rng.normal(size=(3, N, NH, hs))
         prefix_k, prefix_v = ([rng.normal(size=(NH, P, hs)) for P in slots] for _ in "kv")
         _, attention = reference.attention(q, k, v, prefix_k, prefix_v, offsets)
-        b = _block(rng, NH, hs, 5)
-        ln_1 = _layernorm_cache(rng, N, NH * hs) if need_dx else NotNeeded()
+        b: dict[str, Any] = dict(_block(rng, NH, hs, 5))
+        ln_1 = _layernorm_cache(rng, N, NH * hs)
+        if not need_dx:
+            ln_1 = b["attn.c_attn.weight"] = NotNeeded()
         yield rng.normal(size=(N, NH * hs)), b, ln_1, attention, need_dx
 
 
@@ -183,7 +198,8 @@ def attention_half_backward(rng: Rng) -> Cases:
     (
         "ops.layernorm_backward(dy, ln_f)",
         "dy",
-        "The last layernorm's backward is missing: the LM head reads the stream through ln_f.",
+        "dx was made of dy, without the last layernorm's backward: the LM head reads the stream "
+        "through ln_f. Take the M rows through it first, and then write them into dx.",
     ),
 )
 def lm_head_backward(rng: Rng) -> Cases:
@@ -209,6 +225,12 @@ def lm_head_backward(rng: Rng) -> Cases:
         "sums[j] += d",
         "sums[j] += d / list(prefix_of).count(j)",
         "This is the mean over the texts: the gradient of what they share is their sum.",
+    ),
+    (
+        "np.zeros_like(slots)",
+        "slots.copy()",
+        "The sums begin with the slots themselves: these are not a part of their gradient. Begin "
+        "with zeros.",
     ),
     (
         "zip(prefix_of, of_texts, strict=True)",
@@ -280,6 +302,12 @@ def slopes_along(rng: Rng) -> Cases:
         "A frozen layer still hands the gradient on: dx is computed, frozen or not.",
     ),
     (
+        "forward = N * n_in * n_out",
+        "forward = 2 * N * n_in * n_out",
+        "Multiplications and additions were counted one by one: a multiply-add is one of each, so "
+        "leave out the 2.",
+    ),
+    (
         "dW = 0 if frozen else N * n_in * n_out",
         "dW = 0 if frozen else n_in * n_out",
         "dW is a product over all N rows: its result has n_in times n_out numbers, and each takes "
@@ -317,6 +345,12 @@ def linear_madds(rng: Rng) -> Cases:
         "forward has two, so that makes four.",
     ),
     (
+        "(5 if recomputes else 4) * product",
+        "(6 if recomputes else 4) * product",
+        "The whole forward was counted again: the backward computes the scores a second time, and "
+        "not the mixture of the values. That is one product more.",
+    ),
+    (
         "forward = 2 * product",
         "forward = product",
         "The forward has two products: queries with keys, and the pattern with the values.",
@@ -346,6 +380,23 @@ def attention_madds(rng: Rng) -> Cases:
         "(rows, C, V)",
         "(N, C, V)",
         "The logits were counted for all N rows: only the rows with a target have logits.",
+    ),
+    (
+        "[(N, C, 3 * C)] * L",
+        "[(N, C, 3 * C)] * (L - 1) + [(rows, C, 3 * C)]",
+        "The top layer's c_attn was counted for the rows with a target only: the other tokens "
+        "still give their keys and values to these. It has N rows.",
+    ),
+    (
+        "    if frozen:\n        dx -= N * C * 3 * C",
+        "    dx -= N * C * 3 * C",
+        "Layer 0's c_attn was left out of dx without frozen weights, too: then the embedding below "
+        "it is trained, and needs its dx.",
+    ),
+    (
+        "    layers.append((rows, C, V))",
+        "    pass",
+        "The LM head is missing: it is a linear layer from C to V for the rows with a target.",
     ),
     (
         "dx += L * back_through_it",
