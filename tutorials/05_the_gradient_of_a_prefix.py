@@ -343,7 +343,7 @@ def keys_backward(dscores, q, keys, P):
 #
 # ### Exercise 5.6: `backward_with_slots`
 #
-# *8 minutes · difficulty 3 of 5*
+# *10 minutes · difficulty 3 of 5*
 #
 # From `dz`, `q`, `k`, `v` of the shape $(T, hs)$ and `prefix_k`, `prefix_v` of the shape $(P, hs)$,
 # compute the gradients of the five inputs, in the order of the contract. Nothing is kept from a
@@ -495,8 +495,10 @@ assert relative_error(dprefix_k, exact_k) < 1e-5 * relative_error(of_k, exact_k)
 # - `cache.prefix_k`, `cache.prefix_v`: lists of $B$ arrays of the shape $(NH, P, hs)$,
 # - `cache.pattern`: a list of $B$ arrays of the shape $(NH, T, P+T)$.
 #
-# Divide by `hs**0.5`, not by `np.sqrt(hs)`: a float32 has to stay a float32. If you give the
-# intermediates of a sequence the names below, `grade` tells you the first wrong one.
+# Divide by `hs**0.5`, not by `np.sqrt(hs)`: a float32 has to stay a float32. Write each line for
+# all heads at once. A loop that calls `backward_with_slots` for each head computes every pattern
+# again, and `grade` refuses it. If you give the intermediates of a sequence the names below,
+# `grade` tells you the first wrong one.
 
 
 # %%
@@ -636,7 +638,8 @@ grade(check_keys_law)
 #
 # <details><summary>Hint 2</summary>
 #
-# A sum can be negative. Compare its size, `np.abs(total)`, and look at the largest entry.
+# A sum can be negative. Compare its size, `np.abs(total)`, and look at the largest entry. A bare
+# `np.isclose` allows $10^{-8}$, which is too much here.
 #
 # </details>
 
@@ -678,8 +681,8 @@ print("the law holds for both")
 # *8 minutes · difficulty 2 of 5*
 #
 # Compute the loss before the step, and the slots' keys and values after it. Do not write into the
-# arguments: return new arrays. `backward` is a function like `backward_with_slots`. We will later
-# give another one.
+# arguments: return new arrays. `backward` is a function that takes and returns what
+# `backward_with_slots` does. Call it by the name `backward`: we will later give another one.
 
 
 # %%

@@ -4,6 +4,7 @@ import numpy as np
 
 from minprefix.lessons.exercise import Cases, Rng, exercise
 from minprefix.ops import reference
+from minprefix.ops.contract import Array
 
 # T, P, hs: more slots than tokens and fewer, one token, no slots; hs is no square of another size
 SIZES = ((5, 3, 4), (2, 6, 3), (1, 2, 5), (4, 0, 7))
@@ -50,6 +51,11 @@ def _head(rng: Rng, T: int, P: int, hs: int) -> tuple[np.ndarray, ...]:
         "columns <= rows + P",
         "(columns >= P) & (columns <= rows + P)",
         "The slots are hidden. Every token sees all of them: the first P columns are True.",
+    ),
+    (
+        "columns <= rows + P",
+        "(columns >= len(rows)) | (columns <= rows)",
+        "The slots' columns stand behind those of the tokens. The first P columns are the slots.",
     ),
     (
         "columns <= rows + P",
@@ -119,6 +125,12 @@ def visible(rng: Rng) -> Cases:
         "The softmax runs over the queries: each column sums to 1. Each query shares out 1 among "
         "its keys, so the softmax runs along the rows (the last axis).",
     ),
+    (
+        "pattern @ values",
+        "pattern @ keys",
+        "The pattern mixes the keys. Keys are compared with queries; what is mixed are the values: "
+        "pattern @ values.",
+    ),
 )
 def head_with_slots(rng: Rng) -> Cases:
     """More slots than tokens and fewer, one token, no slots."""
@@ -185,6 +197,12 @@ def values_backward(rng: Rng) -> Cases:
         "pattern * dpattern",
         "The row sum is not subtracted. The shares of a row compete for the same 1: if one grows, "
         "the others shrink. Subtract row_sum from dpattern.",
+    ),
+    (
+        "pattern * (dpattern - row_sum)",
+        "pattern * (1 - pattern) * dpattern",
+        "This is the slope of each share by its own score alone. A score also moves the other "
+        "shares of its row, and the row sum counts these: pattern * (dpattern - row_sum).",
     ),
     (
         "pattern * (dpattern - row_sum)",
@@ -289,7 +307,13 @@ def keys_backward(rng: Rng) -> Cases:
     (
         "return dq, dk, dv, dprefix_k, dprefix_v",
         "return dprefix_k, dprefix_v, dq, dk, dv",
-        "The five gradients are in another order. Return dq, dk, dv, dprefix_k, dprefix_v.",
+        "dprefix_k stands in the place of dq. keys_backward returns dprefix_k, dk, dq, in this "
+        "order; backward_with_slots returns dq, dk, dv, dprefix_k, dprefix_v.",
+    ),
+    (
+        "return dq, dk, dv, dprefix_k, dprefix_v",
+        "return dq, dk, dprefix_v, dprefix_k, dv",
+        "dv and dprefix_v are swapped. values_backward returns dprefix_v first, then dv.",
     ),
 )
 def backward_with_slots(rng: Rng) -> Cases:
@@ -354,12 +378,14 @@ def backward_with_slots(rng: Rng) -> Cases:
 )
 def attention_backward(rng: Rng) -> Cases:
     """One sequence, so that an answer that stops in it has its steps; sequences and prefixes of
-    unlike lengths; one sequence of one token; no slots."""
+    unlike lengths; one sequence of one token; no slots; so many heads that a function called for
+    each of them is called too often."""
     for NH, hs, lengths, slots in (
         (2, 5, (4,), (3,)),
         (2, 5, (3, 1, 4), (2, 3, 1)),
         (3, 2, (1,), (4,)),
         (2, 3, (4,), (0,)),
+        (12, 2, (2,), (1,)),
     ):
         N = sum(lengths)
         q, k, v, dz = rng.normal(size=(4, N, NH, hs))
@@ -444,8 +470,20 @@ def check_keys_law(rng: Rng) -> Cases:
         "The values move by the gradient of the keys. The last two results of backward are "
         "dprefix_k, then dprefix_v.",
     ),
+    (
+        "= backward(",
+        "= backward_with_slots(",
+        "The gradients come from backward_with_slots, although another function is given. Call the "
+        "argument, backward.",
+    ),
 )
 def slot_step(rng: Rng) -> Cases:
-    """Several sizes and rates."""
+    """Several sizes and rates; another backward."""
     for (T, P, hs), rate in zip(SIZES[:3], (0.3, 0.05, 1.0), strict=True):
         yield *_head(rng, T, P, hs), rng.normal(size=(T, hs)), rate
+    yield *_head(rng, 4, 2, 3), rng.normal(size=(4, 3)), 0.5, of_another_function
+
+
+def of_another_function(dz: Array, *inputs: Array) -> tuple[Array, ...]:
+    """Five arrays of the right shapes, and no gradients."""
+    return tuple(a * (1 + dz.mean()) for a in inputs)
