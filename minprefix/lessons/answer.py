@@ -425,7 +425,8 @@ def _numbers(
         a, b = a.astype(float), b.astype(float)
     if b.dtype.kind == "c":  # a function that takes complex numbers, for the complex step
         a, b = (np.stack([z.real, z.imag]) for z in (a, b))
-    tolerance = max(TOLERANCE, 100 * np.finfo(b.dtype).eps) if b.dtype.kind == "f" else TOLERANCE
+    rounding = 100 * float(np.finfo(b.dtype).eps) if b.dtype.kind == "f" else 0.0
+    tolerance = max(TOLERANCE, rounding)
     grade = Grade()
     letters = letters if len(letters.split()) == b.ndim else ""
     with np.errstate(all="ignore"):

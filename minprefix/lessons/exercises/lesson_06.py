@@ -52,6 +52,12 @@ FILES: tuple[tuple[dict[str, tuple[int, ...]], int], ...] = (
         "`__metadata__` is still in the dictionary: it describes the file and is no array. Leave "
         "it out.",
     ),
+    (
+        "data_start = 8 + size",
+        'data_start = raw.index(b"}}") + 2',
+        "The third part was taken to begin behind the last bracket of the JSON, but spaces may "
+        "follow the JSON. Use the length in the first 8 bytes: 8 + size.",
+    ),
 )
 def read_header(rng: Rng) -> Cases:
     """One array; three with spaces behind the JSON and a note on the file."""
@@ -98,6 +104,12 @@ def read_array(rng: Rng) -> Cases:
         "i += 1",
         "After a merge, its second piece is used once more: it is part of the new piece already. "
         "Go on by 2.",
+    ),
+    (
+        "tuple(pieces[i : i + 2]) == pair",
+        "pieces[i : i + 2] == pair",
+        "No pair was found and nothing was merged. A slice of a list is a list, and a list never "
+        "equals a tuple: compare tuple(pieces[i : i + 2]) with the pair.",
     ),
     (
         "== pair\n",
@@ -167,6 +179,11 @@ def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
         "pieces[:] = merge_once(pieces, first)",
         "All stages are one and the same list: it was stored and then changed in place. Store a "
         "copy of each stage.",
+    ),
+    (
+        "stages = [pieces]",
+        "stages = []",
+        "The first stage is missing: the list begins with the pieces before any merge.",
     ),
     (
         "        stages.append(pieces)",
@@ -315,6 +332,22 @@ def split_qkv(rng: Rng) -> Cases:
 
 @exercise(
     (
+        '"ln_1"',
+        '"ln_2"',
+        "This is the layernorm of the MLP: the attention has one of its own, ln_1.",
+    ),
+    (
+        'layernorm(resid_pre, b, "ln_1", eps)',
+        "resid_pre",
+        "The layernorm is missing: the attention reads the stream through ln_1.",
+    ),
+    (
+        "[past[0], k]",
+        "[past[1], k]",
+        "The values of the past stand where its keys should be: past[0] are the keys, past[1] the "
+        "values.",
+    ),
+    (
         "[past[0], k], axis=1)  # (NH, P+T, hs)\n    values = np.concatenate([past[1], v]",
         "[k, past[0]], axis=1)  # (NH, P+T, hs)\n    values = np.concatenate([v, past[1]]",
         "The past stands behind the tokens: the mask counts it as the first P keys. Join it before "
@@ -405,6 +438,12 @@ def lm_head(rng: Rng) -> Cases:
         "past[i].",
     ),
     (
+        "x, of_layer = attention_half",
+        "_, of_layer = attention_half",
+        "The result of attention_half is not used: mlp_half gets the stream from before the "
+        "attention. Give it resid_mid.",
+    ),
+    (
         "x = mlp_half(x, b, eps)",
         "x = x + mlp_half(x, b, eps)",
         "The stream is added twice: mlp_half returns the new stream, not what is to be added.",
@@ -458,6 +497,18 @@ def _past(rng: Rng, config: dict[str, Any], P: int) -> Array:
         "return logits[0], longer",
         "return logits[0], longer[:, :, :, -1:]",
         "The cache holds the new token alone: the next one has to see all earlier ones, too.",
+    ),
+    (
+        "return logits[0], longer",
+        "return logits[0], np.concatenate([kv, longer], axis=3)",
+        "The past is in the cache twice: what forward returns holds the past and the new token "
+        "already. Return it as it is.",
+    ),
+    (
+        "return logits[0], longer",
+        "return logits, longer",
+        "The logits have the shape (1, V), a row for each token that was fed. There is one token: "
+        "return its row, logits[0].",
     ),
 )
 def decode_step(rng: Rng) -> Cases:
@@ -516,6 +567,11 @@ class Fed(np.ndarray):
         "position = ",
         "The positions of the new tokens do not count the slots: the prompt begins at start, so "
         "they stand behind that.",
+    ),
+    (
+        "return new",
+        "return [*tokens, *new]",
+        "The prompt stands in front of the new tokens. Return the new ones alone.",
     ),
 )
 def greedy(rng: Rng) -> Cases:
