@@ -283,7 +283,7 @@ HS, WORDS = 32, 64
 
 
 def world(seed, each, spread, wrong):
-    """Queries (N, hs) and answers (N,), to train on and to validate; and U (hs, V)."""
+    """Queries (N, hs) and answers (N,), to train on, to validate, to test; and U (hs, V)."""
     rng = np.random.default_rng(seed)
     topics = 2 * rng.normal(size=(PAIRS, HS))
     U, answers = rng.normal(size=(HS, WORDS)), rng.permutation(WORDS)[:PAIRS]
@@ -295,7 +295,7 @@ def world(seed, each, spread, wrong):
         swapped = rng.random(len(right)) < wrong
         return q, np.where(swapped, rng.choice(answers, len(right)), right)
 
-    return draw_queries(each, wrong), draw_queries(10, 0), U
+    return draw_queries(each, wrong), draw_queries(10, 0), draw_queries(10, 0), U
 
 
 def mean_loss(logits, answers):
@@ -308,19 +308,19 @@ def mean_loss(logits, answers):
 
 
 def train_head(slots, seed, each=1, spread=0.0, wrong=0.0, steps=200, decay=0.0):
-    """Two curves: the loss on the training queries and on the others, before each step."""
-    (q, answers), (q_valid, answers_valid), U = world(seed, each, spread, wrong)
+    """Three curves: the loss on each set of queries, before each step."""
+    (q, answers), valid, test, U = world(seed, each, spread, wrong)
     rng = np.random.default_rng(seed)
     kv = {name: 0.02 * rng.normal(size=(slots, HS)) for name in ("k", "v")}
-    adam, on_train, on_valid = AdamW(weight_decay=decay), [], []
+    adam, curves = AdamW(weight_decay=decay), []
     for step in range(steps):
         z, pattern = slots_forward(q, **kv)
         value, dlogits = mean_loss(z @ U, answers)
-        on_train.append(value)
-        on_valid.append(mean_loss(slots_forward(q_valid, **kv)[0] @ U, answers_valid)[0])
+        unseen = [mean_loss(slots_forward(x, **kv)[0] @ U, right)[0] for x, right in (valid, test)]
+        curves.append([value, *unseen])
         dk, dv = slots_backward(dlogits @ U.T, q, kv["v"], pattern)
         adam.step(kv, {"k": dk, "v": dv}, 0.1 * (1 - step / steps))
-    return np.array(on_train), np.array(on_valid)
+    return np.array(curves).T  # (3, steps)
 
 
 # %% [markdown]
@@ -376,7 +376,7 @@ noisy = {(P, seed): train_head(P, seed, **NOISY) for P in (1, 4, 32) for seed in
 figure, axes = plt.subplots(3, 1, figsize=(6, 7), sharex=True, sharey=True, layout="constrained")
 for axis, P in zip(axes, (1, 4, 32), strict=True):
     for seed in SEEDS:
-        on_train, on_valid = noisy[P, seed]
+        on_train, on_valid, _ = noisy[P, seed]
         axis.semilogy(on_train, "k:", linewidth=1, label="training" if seed == 0 else None)
         axis.semilogy(on_valid, "k-", linewidth=1, label="unseen" if seed == 0 else None)
     axis.set(title=f"{P} slot{'s' * (P > 1)}, five seeds", ylim=(1e-4, 30))
@@ -386,7 +386,7 @@ axes[-1].set_xlabel("step")
 plt.show()
 
 for seed in SEEDS:
-    on_train, on_valid = noisy[32, seed]
+    on_train, on_valid, _ = noisy[32, seed]
     assert on_train[-1] < 0.01
     assert on_valid[-1] > 2 * on_valid.min()
     assert noisy[4, seed][1][-1] > on_valid[-1]
@@ -446,7 +446,7 @@ def generalisation_gap(on_train, on_valid):
 
 # %%
 for P in (1, 4, 32):
-    gaps = np.array([generalisation_gap(*noisy[P, seed]) for seed in SEEDS])  # (seeds, 2)
+    gaps = np.array([generalisation_gap(*noisy[P, seed][:2]) for seed in SEEDS])  # (seeds, 2)
     print(
         f"{P:2} slots: gap at the best step {gaps[:, 0].round(2)}, at the end {gaps[:, 1].round(2)}"
     )
@@ -463,11 +463,11 @@ for P in (1, 4, 32):
 # validation loss. A run does not know whether a smaller one will come, so it waits: it stops after
 # `patience` steps in a row without a new smallest loss.
 #
-# You wrote the rule in [lesson 12](12_little_data.py). Here it is again:
+# You wrote it in [lesson 12](12_little_data.py), as `early_stop`.
 
 
 # %%
-def early_stop(on_valid, patience):
+def early_stop(on_valid, patience):  # lesson 12's
     best = 0
     for step in range(len(on_valid)):
         if on_valid[step] < on_valid[best]:
@@ -503,12 +503,72 @@ assert all(stopped[32, seed] < stopped[4, seed] for seed in SEEDS)
 # few.
 
 # %% [markdown]
-# So the number of slots and the number of steps both decide how much is learned by heart. Choose
-# both by the loss on examples that you do not train on. In this project `minprefix train` validates
-# as it goes and ends with the best prefix.
+# So the number of slots and the number of steps both decide how much is learned by heart, and we
+# may choose both. We choose by the validation loss. But the smallest of many numbers is small
+# partly by luck. So the loss that we *report* comes from a third set, `test`, which took no part in
+# the choice.
+#
+# ### Exercise 18.6: `chosen_run`
+#
+# *8 minutes · difficulty 2 of 5*
+#
+# `on_valid` and `on_test` have the shape $(n, steps)$: a curve for each of $n$ lengths. Return
+# three numbers: which length and which step have the smallest validation loss of all, and the test
+# loss to report.
+
+
+# %%
+def chosen_run(on_valid, on_test):
+    place = ...  # (), in the flattened array
+    which = ...  # ()
+    step = ...  # ()
+    reported = ...  # ()
+    return which, step, reported
+
+
+grade(chosen_run)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `on_valid.argmin()` counts through the flattened array, row by row.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `divmod(place, steps)` gives the row and the column. The test loss is that of the same row and
+# column, even where another one is smaller.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def chosen_run(on_valid, on_test):
+    place = int(on_valid.argmin())  # ()
+    which, step = divmod(place, on_valid.shape[1])  # ()
+    reported = on_test[which, step]  # ()
+    return which, step, reported
+
+
+# %%
+for seed in SEEDS:
+    on_valid, on_test = (np.array([noisy[P, seed][i] for P in (1, 4, 32)]) for i in (1, 2))
+    which, step, reported = chosen_run(on_valid, on_test)
+    chosen = f"{(1, 4, 32)[which]} slots, step {step}, on valid {on_valid.min():.2f}"
+    print(f"seed {seed}: {chosen};", end=" ")
+    print(f"to report {reported:.2f}, smallest on test {on_test.min():.2f}")
+    assert which == 2
+    assert reported >= on_test.min()
+
+# %% [markdown]
+# The smallest loss on `test` is never larger than the one to report. If you report it, you have
+# chosen by the test. In this project `minprefix train` validates as it goes and ends with the best
+# prefix.
 #
 # **Recap.** Keep the step with the smallest validation loss. Patience is how long you wait for a
-# better one. Stopped in time, a long prefix need not overfit.
+# better one. Stopped in time, a long prefix need not overfit. Report a loss from examples that took
+# no part in any choice.
 #
 # ## Break it yourself
 #

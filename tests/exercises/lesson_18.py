@@ -114,3 +114,29 @@ def smallest_gap(on_train, on_valid):
 def at_the_end_twice(on_train, on_valid):
     gap = on_valid - on_train
     return gap[-1], gap[-1]
+
+
+@wrong("chosen_run", says="Report that of the chosen run and step")
+def smallest_on_test(on_valid, on_test):
+    which, step = np.unravel_index(on_valid.argmin(), on_valid.shape)
+    return which, step, on_test.min()
+
+
+@wrong("chosen_run", says="The run is chosen by the test set")
+def chosen_by_the_test(on_valid, on_test):
+    place = np.argmin(on_test)
+    which, step = place // on_test.shape[1], place % on_test.shape[1]
+    return which, step, on_test[which, step]
+
+
+@wrong("chosen_run", says="Report the test loss")
+def validation_loss(on_valid, on_test):
+    which, step = np.unravel_index(on_valid.argmin(), on_valid.shape)
+    return which, step, on_valid.min()
+
+
+@lazy("chosen_run", says="which is off by")
+def the_longest_at_the_step_of_the_lesson(on_valid, on_test):
+    which = len(on_valid) - 1
+    step = int(on_valid[which].argmin())
+    return which, step, on_test[which, step]

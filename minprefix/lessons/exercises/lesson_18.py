@@ -169,3 +169,43 @@ def generalisation_gap(rng: Rng) -> Cases:
     for steps, at in ((12, 4), (7, 6), (9, 0)):
         on_valid = 1 + np.abs(np.arange(steps) - at) * rng.uniform(0.2, 0.5)
         yield np.linspace(3, 0.1, steps) + 0.1 * rng.uniform(size=steps), on_valid
+
+
+@exercise(
+    (
+        "on_test[which, step]",
+        "on_test.min()",
+        "This is the smallest test loss of all runs. Report that of the chosen run and step.",
+    ),
+    (
+        "on_valid.argmin()",
+        "on_test.argmin()",
+        "The run is chosen by the test set, so its loss is small partly by luck. Choose by "
+        "on_valid.",
+    ),
+    (
+        "on_test[which, step]",
+        "on_valid[which, step]",
+        "This is the validation loss, by which the run was chosen. Report the test loss.",
+    ),
+    (
+        "on_valid.argmin()",
+        "on_valid[:, -1].argmin() * on_valid.shape[1] + on_valid.shape[1] - 1",
+        "The length is chosen by the last step. Look for the smallest loss over all lengths and "
+        "steps.",
+    ),
+    (
+        "divmod(place, on_valid.shape[1])",
+        "divmod(place, on_valid.shape[0])",
+        "The flattened array has `steps` entries a row: divide by the number of steps, not by that "
+        "of the lengths.",
+    ),
+)
+def chosen_run(rng: Rng) -> Cases:
+    """More steps than lengths and fewer; a best step in the middle."""
+    for n, steps in ((3, 7), (5, 4), (2, 9), (4, 4)):
+        on_valid = rng.uniform(1, 2, size=(n, steps))
+        on_valid[n // 2, steps // 2] = 0.5
+        on_test = on_valid + rng.uniform(-0.2, 0.2, size=(n, steps))
+        on_test[0, 0] = 0.1
+        yield on_valid, on_test
