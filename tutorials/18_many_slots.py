@@ -5,7 +5,7 @@
 #   learns its examples by heart, and stop in time.
 # - **You need** attention with slots and its backward: [lesson 5](05_the_gradient_of_a_prefix.py);
 #   training: [lesson 8](08_training_a_prefix.py).
-# - **Time** 60 minutes; it runs in 12 seconds.
+# - **Time** 85 minutes; it runs in 12 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -463,18 +463,49 @@ for P in (1, 4, 32):
 # validation loss. A run does not know whether a smaller one will come, so it waits: it stops after
 # `patience` steps in a row without a new smallest loss.
 #
-# You wrote it in [lesson 12](12_little_data.py), as `early_stop`.
+# ### Exercise 18.6: `early_stop`
+#
+# *12 minutes · difficulty 3 of 5*
+#
+# From `on_valid` $(steps,)$ and `patience`, return the best step that this rule finds, and the step
+# at which it stops. It stops at the first step that is `patience` steps after the best one so far.
+# If that never happens, it stops at the last step. An equal loss is no new best.
 
 
 # %%
-def early_stop(on_valid, patience):  # lesson 12's
-    best = 0
+def early_stop(on_valid, patience):
+    best = ...  # ()
+    stopped = ...  # ()
+    return best, stopped
+
+
+grade(early_stop)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Go through the steps in order, and keep `best`, the step of the smallest loss so far. The rule may
+# not look at later steps.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `if on_valid[step] < on_valid[best]: best = step`, and
+# `if step - best == patience: return best, step`.
+#
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def early_stop(on_valid, patience):
+    best = 0  # ()
     for step in range(len(on_valid)):
         if on_valid[step] < on_valid[best]:
-            best = step
-        elif step - best == patience:
-            break
-    return best, step
+            best = step  # ()
+        if step - best == patience:
+            return best, step
+    return best, len(on_valid) - 1
 
 
 # %% [markdown]
@@ -508,7 +539,7 @@ assert all(stopped[32, seed] < stopped[4, seed] for seed in SEEDS)
 # partly by luck. So the loss that we *report* comes from a third set, `test`, which took no part in
 # the choice.
 #
-# ### Exercise 18.6: `chosen_run`
+# ### Exercise 18.7: `chosen_run`
 #
 # *8 minutes · difficulty 2 of 5*
 #

@@ -140,3 +140,31 @@ def the_longest_at_the_step_of_the_lesson(on_valid, on_test):
     which = len(on_valid) - 1
     step = int(on_valid[which].argmin())
     return which, step, on_test[which, step]
+
+
+@wrong("early_stop", says="Only a smaller one counts")
+def equal_is_better(on_valid, patience):
+    best = 0
+    for step, value in enumerate(on_valid):
+        if value <= on_valid[best]:
+            best = step
+        if step - best == patience:
+            return best, step
+    return best, len(on_valid) - 1
+
+
+@wrong("early_stop", says="The rule stops one step late")
+def one_step_late(on_valid, patience):
+    best = 0
+    for step in range(len(on_valid)):
+        if on_valid[step] < on_valid[best]:
+            best = step
+        if step - best > patience:
+            return best, step
+    return best, len(on_valid) - 1
+
+
+@lazy("early_stop", says="best is off by")
+def smallest_of_the_whole_curve(on_valid, patience):
+    best = int(np.argmin(on_valid))
+    return best, min(best + patience, len(on_valid) - 1)

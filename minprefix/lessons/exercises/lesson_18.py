@@ -173,6 +173,45 @@ def generalisation_gap(rng: Rng) -> Cases:
 
 @exercise(
     (
+        "on_valid[step] < on_valid[best]",
+        "on_valid[step] <= on_valid[best]",
+        "An equal loss counts as a new best here, so the rule waits longer. Only a smaller one "
+        "counts: write <.",
+    ),
+    (
+        "step - best == patience",
+        "step - best > patience",
+        "The rule stops one step late. It stops at the step that is `patience` steps after the "
+        "best one.",
+    ),
+    (
+        "step - best == patience",
+        "step == patience",
+        "The steps are counted from the start. Count those since the best one: step - best.",
+    ),
+    (
+        "on_valid[step] < on_valid[best]",
+        "on_valid[step] < on_valid[max(step - 1, 0)]",
+        "Each step is compared with the one before it. Compare it with the best so far.",
+    ),
+    (
+        "return best, step",
+        "return step, best",
+        "The two are returned in the other order: the best step first.",
+    ),
+)
+def early_stop(rng: Rng) -> Cases:
+    """A later best that the rule does not see; equal losses; no stop; a fall in small waves."""
+    yield np.array([2.0, 1.0, 1.5, 1.4, 1.6, 1.7, 0.5]), 3
+    yield np.array([2.0, 1.0, 1.0, 1.0, 1.2, 1.3]), 3
+    yield np.array([5.0, 4.0, 3.0, 2.0]), 2
+    yield np.array([5.0, 6.0, 4.0, 4.5, 3.0, 3.5, 3.6, 2.0]), 2
+    for _ in range(3):
+        yield np.cumsum(rng.normal(size=30)) + 10, 4
+
+
+@exercise(
+    (
         "on_test[which, step]",
         "on_test.min()",
         "This is the smallest test loss of all runs. Report that of the chosen run and step.",
