@@ -339,7 +339,7 @@ assert final[4:].max() < 0.001 < final[3].max()
 assert np.median(final[3]) < 0.01 < final[2].min()
 assert final[1].min() > 1
 
-figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
 for i, P in enumerate(LENGTHS):
     axis.loglog([P] * len(SEEDS), final[i], "ko", markersize=5, fillstyle="none")
 axis.loglog(LENGTHS, np.median(final, axis=1), "k-", label="median of five seeds")
@@ -373,7 +373,7 @@ plt.show()
 NOISY = {"each": 6, "spread": 1.5, "wrong": 0.3}
 noisy = {(P, seed): train_head(P, seed, **NOISY) for P in (1, 4, 32) for seed in SEEDS}
 
-figure, axes = plt.subplots(3, 1, figsize=(6, 7), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(3, 1, figsize=(5, 7), sharex=True, sharey=True, layout="constrained")
 for axis, P in zip(axes, (1, 4, 32), strict=True):
     for seed in SEEDS:
         on_train, on_valid, _ = noisy[P, seed]
