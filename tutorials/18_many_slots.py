@@ -70,7 +70,8 @@ for slots in (1, 4, 16):
     ends[slots] = [by_heart[slots, seed][0][-1] for seed in (0, 1, 2)]
     print(f"{slots:5}   " + "  ".join(f"{value:.2f}" for value in ends[slots]))
 for seed in (0, 1, 2):
-    assert ends[1][seed] > ends[4][seed] + 0.5 > ends[16][seed] + 0.5
+    assert ends[1][seed] > ends[4][seed] + 0.5 > ends[16][seed] + 1
+assert min(ends[1]) > np.log(PAIRS) + 2
 
 # %% [markdown]
 # **Answer.** One slot ends far above a guess among the 16 answers, and each step to more slots
@@ -389,6 +390,7 @@ for seed in SEEDS:
     on_train, on_valid, _ = noisy[32, seed]
     assert on_train[-1] < 0.01
     assert on_valid[-1] > 2 * on_valid.min()
+    assert 5 < on_valid.argmin() < 20
     assert noisy[4, seed][1][-1] > on_valid[-1]
     assert np.ptp(noisy[1, seed][1][-100:]) < 0.1
 
