@@ -6,12 +6,12 @@
 #   shows.
 # - **You need** the gradient of a prefix and its three proofs:
 #   [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 125 minutes; it runs in 7 seconds.
+# - **Time** 140 minutes; it runs in 7 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
 #
-# - Numbers that a pencil can handle confirm an attention backward, and owe nothing to any program.
+# - Numbers small enough for paper confirm an attention backward. They depend on no program.
 # - Finite differences give a gradient to some ten digits at best, the complex step all of them. You
 #   write both. Neither sees a wrong forward.
 # - Of eleven checks of the usual kinds, three notice none of fourteen planted bugs. One of the
@@ -108,7 +108,7 @@ print("the pencil agrees with both implementations")
 # dk_1 = \tfrac{3}{4}, \quad dq_1 = -\tfrac{3}{8} \log(3)$$
 
 # %% [markdown]
-# **Recap.** This witness owes nothing to any program, so it shares no mistake with one. It cannot
+# **Recap.** This witness depends on no program, so it shares no mistake with one. It cannot
 # see what its small numbers do not contain: one token has no future, so no mask; one sequence has
 # no neighbour.
 #
@@ -238,7 +238,7 @@ def by_differences(ops, op, a, dout, eps=1e-6):
 #
 # ### Exercise 13.2: `by_complex_step`
 #
-# *8 minutes · difficulty 2 of 5*
+# *10 minutes · difficulty 2 of 5*
 #
 # Return the gradient of every input, one number at a time: a dictionary with an array for each name
 # of `a`. The functions of `reference` compute with complex numbers, too.
@@ -372,8 +372,8 @@ assert central[-1] > 1e-6
 # %% [markdown]
 # **Answer.** On paper finite differences are best at
 # $\epsilon = 10^{-16/3} \approx 5 \cdot 10^{-6}$, with an error of
-# $\epsilon^2 \approx 2 \cdot 10^{-11}$. Measured, they turn round near $10^{-5}$. The complex step
-# has the first error, too, and not the second: its error goes on falling until every digit is
+# $\epsilon^2 \approx 2 \cdot 10^{-11}$. The measured error is smallest near $10^{-5}$. The complex step
+# makes the first error, too, but not the second: its error goes on falling until every digit is
 # right.
 
 # %% [markdown]
@@ -388,8 +388,8 @@ assert central[-1] > 1e-6
 #
 # ## Fourth witness: another program
 #
-# The fourth witness was written by someone else, from the formula, with a derivative that nobody
-# wrote: PyTorch's autograd remembers what was computed and walks back over it. Where PyTorch is not
+# Someone else wrote the fourth witness, from the formula. Nobody wrote its derivative by hand:
+# PyTorch's autograd remembers what was computed, and walks back over it. Where PyTorch is not
 # installed, the package's second implementation takes its place. It is a weaker witness, because
 # the same people wrote it.
 
@@ -462,7 +462,7 @@ assert worst(ours, exact) < 1e-12
 #
 # ### Exercise 13.4: `check_attention_laws`
 #
-# *8 minutes · difficulty 2 of 5*
+# *10 minutes · difficulty 2 of 5*
 #
 # Write the two laws of attention as a check. `grads` is what `gradients` gives for attention: `k`
 # and `v` $(N, NH, hs)$, `prefix_k` and `prefix_v` $(NH, P, hs)$. `dz` is $(N, NH, hs)$. Both laws
@@ -546,8 +546,9 @@ for name, yes in law_sees.items():
 assert list(law_sees.values()) == [False, False, True, True]
 
 # %% [markdown]
-# **Answer.** The last two. A sum that is 0 stays 0 under any scale and any sign: the first two laws
-# are blind to both. The third has something other than 0 on its right side, and sees them.
+# **Answer.** The last two. A sum that is 0 stays 0 under any scale and any sign, so the law of the
+# keys is blind to both. The law of the values has something other than 0 on its right side, and
+# sees them.
 
 # %% [markdown]
 # **Recap.** A law compares an implementation with itself, so it needs no right answer. A law whose
@@ -811,7 +812,7 @@ for name in LIVE:
 #
 # ### Exercise 13.5: `future_leak`
 #
-# *8 minutes · difficulty 3 of 5*
+# *12 minutes · difficulty 3 of 5*
 #
 # Add 1 to the keys and the values of the last token of each sequence. Return the largest change of
 # $z$ that any *other* token sees. `prefix_k` and `prefix_v` are lists with one array $(NH, P, hs)$
@@ -949,7 +950,7 @@ def differs(ops, case):
 # %% [markdown]
 # ### Exercise 13.6: `smaller`
 #
-# *7 minutes · difficulty 2 of 5*
+# *10 minutes · difficulty 2 of 5*
 #
 # Return the list of all cases that are one move smaller than `case`, in this order:
 #
@@ -1000,9 +1001,9 @@ def smaller(case):
 # %% [markdown]
 # ### Exercise 13.7: `shrink`
 #
-# *8 minutes · difficulty 3 of 5*
+# *10 minutes · difficulty 3 of 5*
 #
-# The implementation `ops` fails on `case`. Take the first of its smaller cases on which it still
+# The implementation `ops` fails on `case`: `differs(ops, case)` is true. Take the first of its smaller cases on which it still
 # fails. Go on from there, until none of the smaller cases fails. Return the case that is left.
 
 
@@ -1147,7 +1148,8 @@ assert np.allclose(factor, np.sqrt(hs))
 # say nothing. The pencil and the slope along one direction see it.
 
 # %% [markdown]
-# What would one have seen without the last two? Let both train the slots, so that $z$ comes near to
+# Would we have noticed the bug without the last two checks? Let both implementations train the
+# slots, so that $z$ comes near to
 # some wanted values: the loss is $\tfrac{1}{2} \sum (z - wanted)^2$, and its upstream
 # $dz = z - wanted$.
 

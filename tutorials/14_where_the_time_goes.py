@@ -5,7 +5,7 @@
 #   what a training step spends its time on, and tell a gain that is real from one that is a bug.
 # - **You need** the whole model ([lesson 6](06_gpt2_from_its_file.py)) and what half a backward
 #   leaves out ([lesson 7](07_half_a_backward.py)).
-# - **Time** 85 minutes; it runs in 9 seconds.
+# - **Time** 90 minutes; it runs in 9 seconds.
 # - **Difficulty** 2 of 5.
 #
 # ## Overview
@@ -15,15 +15,15 @@
 # - GELU does a fiftieth of a product's operations, and takes more than a fiftieth of its time.
 #   Reading and writing its arrays does not explain that. You count what else it does: tanhs, and
 #   new memory.
-# - You count the operations of a training step on paper. The count agrees with the clock's to the
-#   last one.
+# - You count the operations of a training step on paper. A counter in the program finds exactly
+#   the same number.
 # - Padding and logits that nobody needs make a step 1.7 times as large.
 # - A buffer that is used twice passes every check of one call, trains a prefix as if nothing were
 #   wrong, and spoils the gradients of the weights.
 #
 # All times are of the machine on which the lesson runs, and change from run to run. Where the text
 # says "on our machine", it means two cores of an Intel Xeon with AVX-512. Yours may say otherwise:
-# then the question is why.
+# then ask why.
 #
 # ## Two numbers of your machine
 #
@@ -82,12 +82,12 @@ print(f"in the time of moving one byte it could do {corner:.1f} operations")
 #
 # The right-hand side, drawn over the intensity, is a slope and then a flat top: the
 # [*roofline*](glossary.md#roofline) (Williams, Waterman & Patterson, 2009). They meet at the
-# *corner*, where the intensity is $peak / bandwidth$. Left of the corner memory is the limit, right
-# of it arithmetic.
+# *corner*, where the intensity is $peak / bandwidth$. Left of the corner memory is the limit; right
+# of it, arithmetic is.
 #
 # ### Exercise 14.1: `linear_work`
 #
-# *4 minutes · difficulty 1 of 5*
+# *5 minutes · difficulty 1 of 5*
 #
 # A linear layer multiplies `x` $(N, in)$ by a weight $(in, out)$ and writes $(N, out)$; we leave
 # its bias out. Return its operations and the bytes that it moves at the very least. A number has
@@ -178,8 +178,8 @@ def at_least(work, speed):
 # multiplications and one tanh for each of the $N F$ numbers. `x` and `dout` are read, `out` and
 # `dx` are written: $16 N F$ bytes.
 #
-# **Predict.** For $N = 1000$, $in = C = 512$, $out = F = 2048$: how many times the operations of
-# GELU does `linear` do? Which of the three does memory limit?
+# **Predict.** For $N = 1000$, $in = C = 512$, $out = F = 2048$: `linear` does more
+# operations than GELU: by which factor? Which of the three are limited by memory?
 
 # %%
 N, C, F = 1000, 512, 2048
@@ -203,12 +203,12 @@ assert intensity["linear"] > 100
 
 # %% [markdown]
 # **Answer.** `linear` does 51 times the operations of GELU, and has more than a hundred for each
-# byte. GELU has 1.25, a single token half an operation. Where the corner lies is a matter of the
+# byte. GELU has 1.25, a single token half an operation. Where the corner lies depends on the
 # machine. If it lies right of 1.25, as it does on our machine, memory limits both on paper.
 
 # %% [markdown]
-# A single token uses each weight once. There no clever arithmetic helps, only fewer bytes, or more
-# tokens at once.
+# A single token uses each weight once. Faster arithmetic does not help there. Only fewer bytes help,
+# or more tokens at once.
 #
 # **Recap.** Count operations and bytes before you measure. The larger of the two times is the least
 # that an operation can take.
@@ -351,11 +351,15 @@ plt.show()
 #
 # ### Exercise 14.3: `layernorm_in_place`
 #
-# *10 minutes · difficulty 3 of 5*
+# *12 minutes · difficulty 3 of 5*
 #
-# `reference.layernorm` makes five arrays of $(N, C)$. Compute the same with two, the two that are
-# returned: `out` and `xhat`, and `rstd` $(N, 1)$ besides. Mind what is yours to overwrite: `x` is
-# not.
+# Layernorm computes, over the $C$ numbers of each row,
+#
+# $$rstd = \frac{1}{\sqrt{variance(x) + \epsilon}}, \qquad xhat = (x - mean(x)) \cdot rstd, \qquad
+# out = gain \odot xhat + bias$$
+#
+# `reference.layernorm` makes five arrays of $(N, C)$. Make only the two that are returned, `out` and
+# `xhat`. Return `rstd` $(N, 1)$, too. Do not overwrite `x`: it belongs to the caller.
 
 
 # %%
@@ -424,8 +428,8 @@ assert np.array_equal(
 # lesson 7, and notes for each how long its calls took. We give it a GPT-2 with random weights, 4
 # layers of width 512: how long a product takes does not depend on the numbers in it.
 #
-# **Predict.** Which part of a step is `linear` and `linear_backward`, half or more? Between
-# `reference` and `numpy_ops`, whose part shrinks most?
+# **Predict.** How much of a step do `linear` and `linear_backward` take together: half of it, or
+# more? Which operation's share shrinks most from `reference` to `numpy_ops`?
 
 # %%
 from minprefix import GPT2, Batch, Config, Prefix, loss_and_grad
@@ -477,8 +481,8 @@ for name, (total, clock) in clocks.items():
         print(f"    {op:24s} {took / total:5.0%}")
 
 # %% [markdown]
-# **Answer.** On our machine the products are two thirds of a step or more, and more of the faster
-# one. What shrinks is the rest, most of all `gelu_backward`, of which one product is left.
+# **Answer.** On our machine the products take two thirds of a step or more, and a larger share
+# with `numpy_ops`. The rest shrinks, most of all `gelu_backward`: only one product of it is left.
 
 # %% [markdown]
 # Is the clock right? The operations of the products can be counted on paper. For each token and
@@ -496,7 +500,7 @@ for name, (total, clock) in clocks.items():
 #
 # ### Exercise 14.4: `step_operations`
 #
-# *12 minutes · difficulty 3 of 5*
+# *15 minutes · difficulty 3 of 5*
 #
 # How many operations (multiplications and additions) do the products of a training step take, for a
 # prefix in all $L$ layers? Attention's own products do not count here. Let `forward` and `backward`
@@ -536,7 +540,7 @@ def step_operations(N, M, L, C, V):
 
 
 # %% [markdown]
-# **Predict.** How much of a count without these two savings does a step really do? More than 3/4?
+# **Predict.** Which part of the operations is left with these two savings? More than 3/4?
 
 # %%
 L, V, N, M = 4, 4096, batch.tokens.size, batch.targets.size
@@ -554,7 +558,7 @@ assert 0.85 < done / without < 0.9
 # **Recap.** A profile says where the time goes. A count on paper says whether the profile is right,
 # and what the work would be without our savings.
 #
-# ## What a framework computes besides
+# ## What a framework computes in addition
 #
 # A framework calls the same kind of library for its products. Four things differ:
 #

@@ -5,9 +5,9 @@
 #   not, why two right answers differ in their last digits, and how a batch without padding becomes
 #   a few large products.
 # - **You need** attention with a prefix ([lesson 5](05_the_gradient_of_a_prefix.py)) and the
-#   roofline ([lesson 14](14_where_the_time_goes.py)). No GPU: what needs one is skipped, and says
-#   so.
-# - **Time** 90 minutes; it runs in 3 seconds.
+#   roofline ([lesson 14](14_where_the_time_goes.py)). You need no GPU: the lesson skips
+#   what needs one, and says so.
+# - **Time** 100 minutes; it runs in 3 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview
@@ -15,7 +15,7 @@
 # - The same operations run on the CPU and on a GPU, under the same names and with the same shapes.
 # - Two right answers differ in float32, because they add in another order. You write the order of a
 #   GPU's kernel: its error is smaller than that of a loop, and it gives the same bytes each time.
-# - Rounding the factors of all products to 11 bits changes the gradient of the prefix by several
+# - Rounding the factors of all linear layers to 11 bits changes the gradient of the prefix by several
 #   times one rounding.
 # - You fill the sequences of a batch up to a rectangle, hide the filling and cut it off again: the
 #   result is the same to rounding.
@@ -36,7 +36,7 @@
 # [reference](../minprefix/ops/reference.py). The model's code above them is the same. The place of
 # the model's weights decides which operations run.
 #
-# An array never crosses over unasked. `model.to("cupy")` takes the weights to the GPU,
+# No array moves to the other side unless you ask for it. `model.to("cupy")` takes the weights to the GPU,
 # `prefix.to("numpy")` brings a prefix home, and a prefix on one side with a model on the other is
 # refused.
 
@@ -87,7 +87,8 @@ print(f"loss {loss:.6f}, {where} {other_loss:.6f}; the gradients differ by {erro
 assert error < 1e-4
 
 # %% [markdown]
-# **Answer.** About 5. One rounding is in the eighth digit, and a gradient is the work of thousands.
+# **Answer.** About 5. One rounding changes the eighth digit, and a gradient has been rounded thousands of
+# times.
 
 # %% [markdown]
 # **Recap.** An implementation for another machine has the same operations and the same shapes. Its
@@ -103,7 +104,7 @@ assert error < 1e-4
 #
 # ### Exercise 15.1: `tree_sum`
 #
-# *8 minutes · difficulty 2 of 5*
+# *10 minutes · difficulty 2 of 5*
 #
 # Add the numbers of `row` in the order of `block_sum`, in the row's own precision:
 #
@@ -277,7 +278,7 @@ drawings.padded(lengths=(5, 2, 6), prefixes=(4, 1, 0))
 #
 # ### Exercise 15.2: `pad`
 #
-# *6 minutes · difficulty 2 of 5*
+# *8 minutes · difficulty 2 of 5*
 #
 # From a [stream](glossary.md#stream) $(N, NH, hs)$ with [offsets](glossary.md#offsets) $(B+1)$ make
 # a rectangle $(B, NH, T, hs)$. The tokens of sequence $b$ are
@@ -322,7 +323,7 @@ def pad(stream, offsets):
 # %% [markdown]
 # ### Exercise 15.3: `unpad`
 #
-# *4 minutes · difficulty 1 of 5*
+# *5 minutes · difficulty 1 of 5*
 #
 # The way back: from a rectangle $(B, NH, T, hs)$ to the stream $(N, NH, hs)$, without the filling.
 
@@ -367,7 +368,7 @@ def unpad(rectangle, offsets):
 #
 # ### Exercise 15.4: `visible_columns`
 #
-# *8 minutes · difficulty 3 of 5*
+# *12 minutes · difficulty 3 of 5*
 #
 # `lengths` and `slots` are lists with the tokens and the slots of each sequence. Return an array of
 # bool, $(B, T, P + T)$, that is true where row $i$ of sequence $b$ sees column $j$.
@@ -421,7 +422,7 @@ def pad_slots(prefixes):
 # %% [markdown]
 # ### Exercise 15.5: `padded_attention`
 #
-# *12 minutes · difficulty 4 of 5*
+# *15 minutes · difficulty 4 of 5*
 #
 # Put it together: `q`, `k` and `v` are $(N, NH, hs)$, `prefix_k` and `prefix_v` lists with an array
 # $(NH, P_b, hs)$ for each sequence. Return `z` $(N, NH, hs)$. Two products for the whole batch are
@@ -531,7 +532,7 @@ print("three checks pass")
 #
 # *5 minutes · difficulty 1 of 5*
 #
-# Which part of the rectangle's scores is computed for nothing? `lengths` and `slots` are lists as
+# Which part of the rectangle's scores is computed for nothing? Return it as a number from 0 to 1. `lengths` and `slots` are lists as
 # above. (The shape `()` means one number.)
 
 

@@ -76,7 +76,7 @@ def diagnose(
         if said := _transposed(got, want, close):
             return [said]
         reshaped = got.size == want.size and _same(got.reshape(want.shape), want, close)
-        return ["has the right numbers in another shape: is a reshape missing?"] * reshaped
+        return ["has the right numbers in another shape: is a reshape missing?"] * bool(reshaped)
     if want.size == 0:
         return []
     if not np.isfinite(got).all():

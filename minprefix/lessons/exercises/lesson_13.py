@@ -35,6 +35,11 @@ def _inputs(rng: Rng) -> dict[str, dict[str, Array]]:
         "error falls from eps to eps squared.",
     ),
     (
+        "/ (2 * eps)",
+        "/ 2 * eps",
+        "The result is multiplied by eps: write / (2 * eps), with the parentheses.",
+    ),
+    (
         "(up - down)",
         "(down - up)",
         "The sign is wrong: the slope is what the loss gains along the direction, up less down.",
@@ -76,15 +81,23 @@ def by_complex_step(rng: Rng) -> Cases:
         "max(errors)",
         "A NaN is dropped: Python's max and nanmax may leave it out. NumPy's max gives NaN.",
     ),
+    (
+        "relative_error(found[name], right[name])",
+        "relative_error(right[name], found[name])",
+        "The two arrays are exchanged: relative_error divides by the largest number of its second "
+        "argument, so give it the right array second.",
+    ),
     ("np.max(errors)", "np.mean(errors)", "This is the mean error: one wrong array hides in it."),
 )
 def worst(rng: Rng) -> Cases:
-    """The second array is wrong, and small beside the first; then a NaN in the last."""
+    """The second array is wrong, and small beside the first; then one is twice too
+    large; then a NaN in the last."""
     right = {"x": 1e3 * rng.normal(size=(4, 3)), "gain": rng.normal(size=3), "y": np.ones(2)}
     found = {name: values.copy() for name, values in right.items()}
     found["gain"][1] += 0.01
     found["x"][0] += 1e-4
     yield found, right
+    yield {"x": right["x"], "gain": 2 * right["gain"], "y": right["y"]}, right
     yield {"x": right["x"], "y": np.array([1.0, np.nan]), "gain": 1.1 * right["gain"]}, right
 
 
@@ -124,7 +137,7 @@ def _gradients(rng: Rng, NH: int, P: int) -> tuple[dict[str, Array], Array]:
     ),
 )
 def check_attention_laws(rng: Rng) -> Cases:
-    """Sound gradients; then one wrong number, below 0; two that cancel between the heads, or
+    """Sound gradients; then one slightly wrong number, below 0; two that cancel between the heads, or
     between the numbers of a head; a NaN; a wrong sign, which only one of the laws sees."""
     for NH, P in ((2, 2), (3, 1)):
         grads, dz = _gradients(rng, NH, P)
@@ -132,7 +145,7 @@ def check_attention_laws(rng: Rng) -> Cases:
     for name in ("prefix_k", "v"):
         for places in (((0, 0, 0),), ((0, 0, 0), (1, 0, 0)), ((0, 0, 0), (0, 0, 1))):
             grads, dz = _gradients(rng, 2, 3)
-            for place, wrong in zip(places, (-1e-3, 1e-3), strict=False):
+            for place, wrong in zip(places, (-1e-9, 1e-9), strict=False):
                 grads[name][place] += wrong
             yield grads, dz
     for wrong in (np.nan, -1.0):
@@ -205,6 +218,26 @@ def smaller(rng: Rng) -> Cases:
         "next((each for each in smaller(case) if differs(ops, each)), None)",
         "next(iter(smaller(case)), None)",
         "It goes on to a smaller case without asking whether the implementation still fails on it.",
+    ),
+    (
+        "if differs(ops, each)",
+        "if not differs(ops, each)",
+        "It goes on to a smaller case on which the implementation is right: take one on which it "
+        "still fails.",
+    ),
+    (
+        "in smaller(case) if",
+        "in reversed(smaller(case)) if",
+        "It takes the last of the smaller cases that fail: take the first.",
+    ),
+    (
+        "    found = case\n"
+        "    while found is not None:\n"
+        "        case = found\n"
+        "        found = next((each for each in smaller(case) if differs(ops, each)), None)\n",
+        "    for each in smaller(case):\n        if differs(ops, each):\n            case = each\n",
+        "It goes through the smaller cases of the first case alone: stop at the first that fails, "
+        "and begin anew with the smaller cases of that one.",
     ),
     (
         "while found is not None:",

@@ -14,6 +14,14 @@ from minprefix.ops.contract import Array
         "Neighbours are added: thread t adds the sum of thread t + half, not that of t + 1.",
     ),
     (
+        "    part = np.zeros(threads, row.dtype)  # a sum for each thread\n"
+        "    for start in range(0, len(row), threads):\n"
+        "        piece = row[start : start + threads]\n"
+        "        part[: len(piece)] += piece\n",
+        "    part = np.array([row[t::threads].copy().sum() for t in range(threads)])\n",
+        "NumPy's sum adds in an order of its own: add the numbers of a thread one after the other.",
+    ),
+    (
         "np.zeros(threads, row.dtype)",
         "np.zeros(threads)",
         "The sums are float64: keep the row's own precision, row.dtype.",
@@ -28,7 +36,7 @@ from minprefix.ops.contract import Array
 )
 def tree_sum(rng: Rng) -> Cases:
     """Numbers that cancel almost: another order, or more digits, gives another sum altogether."""
-    for n, threads in ((40, 8), (301, 64), (3, 4)):
+    for n, threads in ((40, 4), (301, 64), (3, 4)):
         a = rng.normal(size=n) * 10 ** rng.uniform(-2, 6, n)
         row = np.concatenate([a, -rng.permutation(a)])
         yield row.astype(np.float32), threads
@@ -72,6 +80,11 @@ def pad(rng: Rng) -> Cases:
         "The filling is still there: take the first n tokens of each sequence.",
     ),
     (
+        "rectangle[b, :, :n]",
+        "rectangle[b, :, offsets[b] : offsets[b + 1]]",
+        "The offsets count in the stream: in the rectangle every sequence begins at 0.",
+    ),
+    (
         "rectangle[b, :, :n].swapaxes(0, 1)",
         "rectangle[b, :, :n].reshape(n, *rectangle.shape[1::2])",
         "A reshape mixes tokens and heads: it keeps the order of the numbers. Swap the axes.",
@@ -101,6 +114,23 @@ def unpad(rng: Rng) -> Cases:
         "held | causal",
         "causal",
         "Nobody sees the slots: row i sees a column that is a slot of its sequence, too.",
+    ),
+    (
+        "held = j < np",
+        "held = j <= np",
+        "One column too many is a slot: the slots of sequence b are the columns 0 to P_b - 1.",
+    ),
+    (
+        "return held | causal",
+        "return j <= np.array(slots)[:, None, None] + i",
+        "The tokens begin at the sequence's own P_b: in the rectangle they begin in column P, for "
+        "every sequence.",
+    ),
+    (
+        "return held | causal",
+        "return (held | causal) & (i < np.array(lengths)[:, None, None])",
+        "The rows behind the end of a sequence see nothing: leave them as the two cases say. A row "
+        "that sees no column has no softmax, only NaN.",
     ),
 )
 def visible_columns(rng: Rng) -> Cases:
@@ -136,6 +166,12 @@ def _at_most(products: int, arrays: list[Array]) -> list[Array]:
         "np.where(seen, scores, 0)",
         "A hidden score is 0, and exp(0) = 1 is a share like any other: it has to be -inf.",
     ),
+    (
+        "reference.softmax(np.where(seen, scores, -np.inf))",
+        "np.where(seen, reference.softmax(scores), 0)",
+        "The mask comes after the softmax, so the rows no longer sum to 1: hide the scores first, "
+        "with -inf.",
+    ),
     (" / q.shape[-1] ** 0.5", "", "The division by sqrt(hs) is missing in the scores."),
     (
         "visible_columns(lengths, slots)[:, None]",
@@ -160,6 +196,16 @@ def padded_attention(rng: Rng) -> Cases:
         "n * (own + n) for n, own in zip(lengths, slots, strict=True)",
         "n * (P + n) for n in lengths",
         "The filling of the short prefixes is counted as needed: sequence b has its own P_b slots.",
+    ),
+    (
+        "1 - needed / computed",
+        "computed - needed",
+        "This is how many scores are wasted: divide by those that are computed.",
+    ),
+    (
+        "1 - needed / computed",
+        "computed / needed - 1",
+        "The waste is divided by what is needed: which part of the computed scores is it?",
     ),
     ("1 - needed / computed", "needed / computed", "This is the part that is needed: 1 less it."),
     (

@@ -2,7 +2,7 @@
 
 from minprefix.gpt2 import Config
 from minprefix.lessons.exercise import Cases, Lazy, Rng, exercise
-from minprefix.lessons.exercises.watched import watched
+from minprefix.lessons.exercises.watched import by_formula, watched
 from minprefix.methods import PromptTuning
 from minprefix.model import GPT2
 from minprefix.ops import reference
@@ -16,6 +16,11 @@ from minprefix.ops.contract import Array
         "C, L * P * C",
         "A prompt stands once, before the text: it has no vectors of its own in each layer.",
     ),
+    (
+        "lora = L * (",
+        "lora = (",
+        "LoRA is counted for one layer: each of the L layers has an A and a B of its own.",
+    ),
     ("C * r + r * 3 * C", "2 * C * r", "The weight of c_attn is (C, 3C), so B is (r, 3C)."),
     (
         "L * 2 * (C * m",
@@ -23,6 +28,16 @@ from minprefix.ops.contract import Array
         "Each layer has two adapters: behind its attention and behind its MLP.",
     ),
     ("C * m + m + m * C + C", "2 * C * m", "The biases are missing: b_D (m,) and b_U (C,)."),
+    (
+        "full = V * C + n_positions * C",
+        "full = 2 * V * C + n_positions * C",
+        "The token embedding is counted twice: the head uses the same weight again.",
+    ),
+    (
+        "V * C + n_positions * C",
+        "V * C",
+        "The position embedding is missing: C numbers for each position.",
+    ),
     (
         "layernorms) + 2 * C",
         "layernorms)",
@@ -85,18 +100,28 @@ def adapter(rng: Rng) -> Cases:
         "ops.linear_backward_params(dout, z)",
         "dU is made with z, which is what the GELU gets: U is multiplied by a, its output.",
     ),
+    (
+        "dU, db_U = ops.linear_backward_params(dout, a)",
+        "dU, db_U = ops.linear_backward_params(dout, a)[0], dout",
+        "The sum over the rows is missing in db_U: every row adds the same bias.",
+    ),
+    (
+        "return dh, dD, db_D, dU, db_U",
+        "return dh, dU, db_U, dD, db_D",
+        "They are returned in another order: return dh, dD, db_D, dU, db_U.",
+    ),
 )
 def adapter_backward(rng: Rng) -> Cases:
     for _ in range(2):
-        h, *parameters = _of_adapter(rng)
+        h, *parameters = map(by_formula, _of_adapter(rng))
         yield rng.normal(size=h.shape), h, *parameters, reference
 
 
 def _narrow(n_in: int, n_out: int, *arrays: Array) -> list[Array]:
-    """The arrays, which refuse a product of the shape (in, out)."""
+    """The arrays, which refuse a new array of the shape (in, out)."""
 
     def rule(name: str, result: Array, new: bool) -> None:
-        if name == "matmul" and result.shape in ((n_in, n_out), (n_out, n_in)):
+        if (new or name == "matmul") and result.shape in ((n_in, n_out), (n_out, n_in)):
             raise Lazy(
                 f"forms an array of the shape (in, out), here {result.shape}: multiply in another "
                 "order, so that each product has r rows or columns, or N"
@@ -149,6 +174,16 @@ def merged_weight(rng: Rng) -> Cases:
         "The scale s stands twice in dA: it is a part of du already.",
     ),
     (
+        "s * ((x @ A).T @ dout)",
+        "s * (s * (x @ A).T @ dout)",
+        "The scale s stands twice in dB: B enters the output as s u B.",
+    ),
+    (
+        "return dx, dA, dB",
+        "return dA, dB, dx",
+        "They are returned in another order: return dx, dA, dB.",
+    ),
+    (
         "dA = x.T @ du",
         "dA = x.T @ du / len(x)",
         "dA is a mean over the N rows: A is the same for all rows, so their gradients add up.",
@@ -188,6 +223,12 @@ def lora_backward(rng: Rng) -> Cases:
         "grads.dk + dkv[i, 1]",
         "The keys get what belongs to the values: dkv[i, 0] is the keys' half, dkv[i, 1] the "
         "values'.",
+    ),
+    (
+        ".swapaxes(0, 1)",
+        ".reshape(P, NH, hs)",
+        "A reshape of dkv mixes the heads with the rows: it keeps the order of the numbers. Swap "
+        "the axes.",
     ),
     (
         "dx = dx + ops.layernorm_backward(dm, ln_2)",
