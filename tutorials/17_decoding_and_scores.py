@@ -461,6 +461,7 @@ def decoded(prefix, **settings):
         logp.append(-loss(model, pack([(source, text)]), prefix, "sum"))
         length.append(len(model.encode(text)))
         wrong.append(len(slot_errors(record, text)) / len(record))
+    assert max(length) < 80, "a text was cut before its end"
     return np.mean(logp), np.mean(length), np.mean(wrong)
 
 

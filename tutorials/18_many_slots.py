@@ -661,6 +661,7 @@ print(error)
 # - Choose the number of slots and the step by examples that are not trained on.
 #
 # ## Exercises
+#
 # **1.** (On paper.) Show that with one slot the loss of $N$ equally frequent answers cannot be
 # below $\ln N$.
 #
