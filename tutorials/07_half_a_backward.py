@@ -401,7 +401,7 @@ def keep(problem):
 # %% [markdown]
 # ### Exercise 7.6: `run_model`
 #
-# *25 minutes · difficulty 5 of 5*
+# *30 minutes · difficulty 5 of 5*
 #
 # Write the backward of a batch: call `keep(problem)`, and walk back from the logits.
 # `problem.weights` are the weights under their full names, and `problem.prefixes` is a list of

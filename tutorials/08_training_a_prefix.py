@@ -174,8 +174,8 @@ assert relative_error(sum(dkvs) / 2, dkv) > 0.1, "a mean of means is another gra
 # epoch, and nothing is left out. If $n$ is no multiple of `size`, the last batch of each epoch is
 # smaller.
 #
-# A run may be stopped after any step and go on tomorrow. So it is useful that the batch of a step
-# depends on the seed and on the number of the step alone, and not on what was drawn before.
+# A run may be stopped after any step and go on tomorrow. So the batch of a step should depend only
+# on the seed and on the number of the step. It should not depend on what was drawn before.
 #
 # ### Exercise 8.2: `batch_of_step`
 #
@@ -345,8 +345,8 @@ assert first["the cue"] < first["no slots"] < first["normal, std 1"] < 1 < first
 # The gradient says in which direction each number should go. The optimizer decides how far.
 # [AdamW](glossary.md#adamw) keeps two running means for each number, its *moments*: $m$ of its
 # gradients $g$, $v$ of their squares. (The field calls them so. In this lesson $v$ is a moment;
-# what attention reads is called $values$.) At step $t = 1, 2, \dots$, entry by entry, where $p$ is
-# what is trained, and $p$, $g$, $m$ and $v$ have one shape:
+# what attention reads is called $values$.) Let $p$ be what is trained. $p$, $g$, $m$ and $v$ have
+# one shape, and the formulas hold entry by entry. At step $t = 1, 2, \dots$:
 #
 # $$\begin{aligned}
 # m &\leftarrow \beta_1 m + (1 - \beta_1) \, g \\

@@ -694,7 +694,7 @@ plt.show()
 # ## Slots that share a network
 #
 # One thing is really different: the slots are no longer independent of each other. They share
-# $W_1$, $b_1$, $W_2$ and $b_2$. Suppose that only slot $j$ has a gradient, $dflat_j$, and take one
+# $W_1$, $b_1$, $W_2$ and $b_2$. Suppose that only slot $j$ has a gradient, $dflat_j$. Take one
 # small step of plain gradient descent, $W_2 \leftarrow W_2 - lr \, dW_2$ and
 # $b_2 \leftarrow b_2 - lr \, db_2$. In a flat prefix the other slots stay where they are.
 #

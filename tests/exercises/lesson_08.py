@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -414,6 +415,18 @@ def the_limit_holds_for_each_prefix(problem):
         own = {name: g for name, g in grads.items() if name.startswith(f"{i}.")}
         norm = math.sqrt(sum((g * g).sum() for g in own.values()))
         grads |= {name: g * min(1, problem.clip / norm) for name, g in own.items()}
+    return {}
+
+
+@wrong("run_training", says="Every sequence sees the first prefix")
+def the_micro_batches_forget_their_prefixes(problem):
+    steps = [
+        [replace(part, prefix_of=[0] * len(part.sequences)) for part in step]
+        for step in problem.steps
+    ]
+    grads = _gradients(replace(problem, steps=steps))
+    norm = math.sqrt(sum((g * g).sum() for g in grads.values()))
+    grads = {name: g * min(1, problem.clip / norm) for name, g in grads.items()}
     return {}
 
 

@@ -549,6 +549,24 @@ def clip_together(rng: Rng) -> Cases:
         "loss_and_grad was called.",
     ),
     (
+        'reduction="sum"',
+        'reduction="mean"',
+        "loss_and_grad gives means unless you ask for sums, and put_together was told that these "
+        'are sums. Call it with reduction="sum".',
+    ),
+    (
+        "Batch.pack(b.sequences, b.loss_from, b.prefix_of)",
+        "Batch.pack(b.sequences, b.loss_from)",
+        "Every sequence sees the first prefix, because Batch.pack was not told otherwise. Give it "
+        "b.prefix_of.",
+    ),
+    (
+        "v[name], s + 1, lr_s",
+        "v[name], s, lr_s",
+        "adamw_step counts the steps from 1, and s begins at 0, where 1 - beta**t is 0. Give it "
+        "s + 1.",
+    ),
+    (
         "len(part.targets)",
         "len(part.tokens)",
         "The tokens are counted, and the targets should be: only they are in the loss.",
