@@ -410,8 +410,8 @@ def keep(problem):
 # - `loss`, as an array (`np.asarray(loss)`);
 # - for each prefix $j$ `prefix.j.dk` and `prefix.j.dv`, $(L, NH, P, hs)$ each;
 # - for each layer $i$ the gradient of the stream, `blocks.i.dresid_post` and `blocks.i.dresid_mid`,
-#   $(N, C)$ each. They are not asked for, but with them the reference suite finds the layer in
-#   which it first goes wrong.
+#   $(N, C)$ each. These are optional. With them the reference suite finds the layer in which the
+#   backward first goes wrong.
 #
 # `ops.cross_entropy_backward(cross_entropy)` gives `dlogits`, and `names_of(w, i)` the weights of
 # block $i$. The batch knows its `rows` and `tokens`, and in `prefix` the number of the prefix that

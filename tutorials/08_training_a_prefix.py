@@ -935,8 +935,9 @@ for one_seed in zip(*ends.values(), strict=True):
 # - `config` and `weights`, for `GPT2(config, weights)`;
 # - `parameters`: for each prefix a dictionary of arrays, where it starts;
 # - `steps`: each a list of micro-batches. A micro-batch `b` has `b.sequences`, `b.loss_from` and
-#   `b.prefix_of` (which prefix each sequence sees). `Batch.pack(b.sequences, b.loss_from,
-#   b.prefix_of)` makes a batch of it, and `len(batch.targets)` is its number of targets;
+#   `b.prefix_of` (which prefix each sequence sees). The call
+#   `Batch.pack(b.sequences, b.loss_from, b.prefix_of)` makes a batch of it, and
+#   `len(batch.targets)` is its number of targets;
 # - `lr`, `warmup`, `beta1`, `beta2`, `eps`, `weight_decay`, and `clip`: None, or the limit for the
 #   norm over all parameters of all prefixes together.
 #
