@@ -262,7 +262,7 @@ def test_a_picture_is_told_by_its_words():
     figure, (left, right) = plt.subplots(1, 2)
     assert describe(figure) == ""
     figure.suptitle("Both")
-    left.set(title="Loss", xlabel="step", ylabel="nats")
+    left.set(title="Loss", xlabel="$step$", ylabel="nats")
     left.plot([1, 2], label="train")
     left.legend()
     right.imshow([[1, 2]])

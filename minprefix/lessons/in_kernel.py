@@ -22,7 +22,11 @@ def _text(figure: Any, include: Any = None, exclude: Any = None) -> dict[str, st
 
 
 def describe(figure: Any) -> str:
-    """The picture's words; "" if it has none."""
+    """The picture's words, without the dollars of its formulas; "" if it has none."""
+    return _described(figure).replace("$", "")
+
+
+def _described(figure: Any) -> str:
     if figure.get_label():
         own = (figure.get_suptitle(), figure.get_label())
         return ". ".join(text for text in own if text)
