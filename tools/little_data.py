@@ -23,7 +23,7 @@ from minprefix.storage.writing import write_json
 
 RECORD = Path(__file__).parents[1] / "docs" / "little-data.json"
 SEEN = ("restaurant", "film", "person", "city")  # the topics of the examples; books are held back
-EXAMPLES, STEPS, SEEDS = (4, 64), (20, 60, 200), range(2)
+EXAMPLES, STEPS, SEEDS = (4, 64), (20, 60, 200), range(4)
 BATCH, SLOTS = 4, 10
 #: the first three rates of each method. While the best by `valid` is the first or the last one, one
 #: more is tried beyond it, so that the rate chosen has a worse one on either side.
