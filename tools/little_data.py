@@ -201,7 +201,9 @@ def table(record: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.little_data", description=__doc__)
-    parser.add_argument("--run", action="store_true", help="tune (about 20 minutes on one core)")
+    parser.add_argument(
+        "--run", action="store_true", help="tune (about 20 minutes a seed on a busy machine)"
+    )
     args = parser.parse_args(arguments)
     if args.run:
         run()
