@@ -372,9 +372,9 @@ assert central[-1] > 1e-6
 # %% [markdown]
 # **Answer.** On paper finite differences are best at
 # $\epsilon = 10^{-16/3} \approx 5 \cdot 10^{-6}$, with an error of
-# $\epsilon^2 \approx 2 \cdot 10^{-11}$. The measured error is smallest near $10^{-5}$. The complex step
-# makes the first error, too, but not the second: its error goes on falling until every digit is
-# right.
+# $\epsilon^2 \approx 2 \cdot 10^{-11}$. The measured error is smallest near $10^{-5}$. The complex
+# step makes the first error, too, but not the second: its error goes on falling until every digit
+# is right.
 
 # %% [markdown]
 # This is why gradient checks use an $\epsilon$ of $10^{-6}$ or $10^{-5}$, and a tolerance of
@@ -1003,8 +1003,9 @@ def smaller(case):
 #
 # *10 minutes · difficulty 3 of 5*
 #
-# The implementation `ops` fails on `case`: `differs(ops, case)` is true. Take the first of its smaller cases on which it still
-# fails. Go on from there, until none of the smaller cases fails. Return the case that is left.
+# The implementation `ops` fails on `case`: `differs(ops, case)` is true. Take the first of its
+# smaller cases on which it still fails. Go on from there, until none of the smaller cases fails.
+# Return the case that is left.
 
 
 # %%

@@ -207,8 +207,8 @@ assert intensity["linear"] > 100
 # machine. If it lies right of 1.25, as it does on our machine, memory limits both on paper.
 
 # %% [markdown]
-# A single token uses each weight once. Faster arithmetic does not help there. Only fewer bytes help,
-# or more tokens at once.
+# A single token uses each weight once. Faster arithmetic does not help there. Only fewer bytes
+# help, or more tokens at once.
 #
 # **Recap.** Count operations and bytes before you measure. The larger of the two times is the least
 # that an operation can take.
@@ -358,8 +358,8 @@ plt.show()
 # $$rstd = \frac{1}{\sqrt{variance(x) + \epsilon}}, \qquad xhat = (x - mean(x)) \cdot rstd, \qquad
 # out = gain \odot xhat + bias$$
 #
-# `reference.layernorm` makes five arrays of $(N, C)$. Make only the two that are returned, `out` and
-# `xhat`. Return `rstd` $(N, 1)$, too. Do not overwrite `x`: it belongs to the caller.
+# `reference.layernorm` makes five arrays of $(N, C)$. Make only the two that are returned, `out`
+# and `xhat`. Return `rstd` $(N, 1)$, too. Do not overwrite `x`: it belongs to the caller.
 
 
 # %%

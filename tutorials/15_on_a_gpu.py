@@ -15,8 +15,8 @@
 # - The same operations run on the CPU and on a GPU, under the same names and with the same shapes.
 # - Two right answers differ in float32, because they add in another order. You write the order of a
 #   GPU's kernel: its error is smaller than that of a loop, and it gives the same bytes each time.
-# - Rounding the factors of all linear layers to 11 bits changes the gradient of the prefix by several
-#   times one rounding.
+# - Rounding the factors of all linear layers to 11 bits changes the gradient of the prefix by
+#   several times one rounding.
 # - You fill the sequences of a batch up to a rectangle, hide the filling and cut it off again: the
 #   result is the same to rounding.
 # - Four texts of 1, 1, 1 and 1000 tokens waste 75% of their rectangle.
@@ -36,9 +36,9 @@
 # [reference](../minprefix/ops/reference.py). The model's code above them is the same. The place of
 # the model's weights decides which operations run.
 #
-# No array moves to the other side unless you ask for it. `model.to("cupy")` takes the weights to the GPU,
-# `prefix.to("numpy")` brings a prefix home, and a prefix on one side with a model on the other is
-# refused.
+# No array moves to the other side unless you ask for it. `model.to("cupy")` takes the weights to
+# the GPU, `prefix.to("numpy")` brings a prefix home, and a prefix on one side with a model on the
+# other is refused.
 
 # %%
 import numpy as np
@@ -87,8 +87,8 @@ print(f"loss {loss:.6f}, {where} {other_loss:.6f}; the gradients differ by {erro
 assert error < 1e-4
 
 # %% [markdown]
-# **Answer.** About 5. One rounding changes the eighth digit, and a gradient has been rounded thousands of
-# times.
+# **Answer.** About 5. One rounding changes the eighth digit, and a gradient has been rounded
+# thousands of times.
 
 # %% [markdown]
 # **Recap.** An implementation for another machine has the same operations and the same shapes. Its
@@ -532,8 +532,8 @@ print("three checks pass")
 #
 # *5 minutes · difficulty 1 of 5*
 #
-# Which part of the rectangle's scores is computed for nothing? Return it as a number from 0 to 1. `lengths` and `slots` are lists as
-# above. (The shape `()` means one number.)
+# Which part of the rectangle's scores is computed for nothing? Return it as a number from 0 to 1.
+# `lengths` and `slots` are lists as above. (The shape `()` means one number.)
 
 
 # %%

@@ -476,7 +476,8 @@ assert 8 < by_dW / by_rank < 9
 
 # %% [markdown]
 # The merged model has no extra layer and no extra slot, so it takes as many operations as its base.
-# The LoRA can also be taken out of it again, up to rounding. An adapter cannot be merged: there is a GELU inside.
+# The LoRA can also be taken out of it again, up to rounding. An adapter cannot be merged: there is
+# a GELU inside.
 
 # %%
 assert abs(loss(merged, batch) - loss(model, batch, lora_method)) < 1e-12
@@ -906,8 +907,8 @@ assert np.allclose(sound, averaged, rtol=0.01)
 assert np.allclose(sound, halved, rtol=0.01)
 
 # %% [markdown]
-# **Answer.** No worse: the last losses agree to 1%. AdamW divides each gradient by its own running size, so a factor that is
-# always the same cancels.
+# **Answer.** No worse: the last losses agree to 1%. AdamW divides each gradient by its own running
+# size, so a factor that is always the same cancels.
 
 # %% [markdown]
 # A falling loss is no proof, and not even an unchanged curve is one. The slope is a proof: it shows

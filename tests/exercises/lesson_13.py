@@ -224,3 +224,22 @@ def always_on(ops, case):
 def the_smallest_of_all_cases(ops, case):
     small = ([(1, 0)], [(2, 0)], [(1, 0), (1, 0)], [(1, 0), (1, 1)], [(1, 1)])
     return next(each for each in small if differs(ops, each))
+
+
+@wrong("check_attention_laws", says="it returns None, and should raise AssertionError here")
+def the_tolerance_is_allcloses_own(grads, dz):
+    assert np.allclose(grads["k"].sum(0) + grads["prefix_k"].sum(1), 0)
+    assert np.allclose(grads["v"].sum(0) + grads["prefix_v"].sum(1) - dz.sum(0), 0)
+
+
+@wrong("worst", says="The two arrays are exchanged")
+def measured_by_what_was_found(found, right):
+    return np.max([relative_error(right[name], a) for name, a in found.items()])
+
+
+@wrong("shrink", says="It goes through the smaller cases of the first case alone")
+def the_list_is_walked_to_its_end(ops, case):
+    for each in smaller(case):
+        if differs(ops, each):
+            case = each
+    return case

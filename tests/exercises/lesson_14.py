@@ -111,3 +111,16 @@ def a_step_is_run_and_counted(N, M, L, C, V):
     batch = Batch.pack([[0] * (N + 1)], loss_from=N + 1 - M)
     loss_and_grad(GPT2.random(cfg), Prefix.normal(cfg, 1), batch, ops=Counting())
     return total
+
+
+@wrong("at_least", says="max(times) compares the names")
+def the_last_name_of_the_alphabet(work, speed):
+    times = {kind: work[kind] / speed[kind] for kind in work}
+    return times[max(times)], max(times)
+
+
+@wrong("step_operations", says="c_attn of the top layer is counted for M tokens")
+def the_top_layer_for_targets_alone(N, M, L, C, V):
+    forward = 12 * C**2 * ((L - 1) * N + M) + M * C * V
+    backward = forward - 3 * C**2 * N
+    return 2 * (forward + backward)

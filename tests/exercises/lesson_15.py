@@ -161,3 +161,34 @@ def the_part_that_is_needed(lengths, slots):
 @lazy("wasted", says="what it returns is")
 def the_number_of_the_lesson(lengths, slots):
     return 0.75 - 0.0007485
+
+
+@wrong("tree_sum", says="NumPy's sum adds in an order of its own")
+def numpy_sums_up_each_thread(row, threads):
+    part = np.array([row[t::threads].sum() for t in range(threads)], row.dtype)
+    while len(part) > 1:
+        half = len(part) // 2
+        part = part[:half] + part[half:]
+    return part[0]
+
+
+@wrong("padded_attention", says="The mask comes after the softmax")
+def the_pattern_is_masked(q, k, v, prefix_k, prefix_v, offsets):
+    lengths, slots = np.diff(offsets), [a.shape[1] for a in prefix_k]
+    rectangles = []
+    for stream, prefixes in ((k, prefix_k), (v, prefix_v)):
+        both = np.zeros((len(lengths), q.shape[1], max(slots) + max(lengths), q.shape[2]))
+        for b, n in enumerate(lengths):
+            both[b, :, : slots[b]] = prefixes[b]
+            tokens = stream[offsets[b] : offsets[b + 1]].swapaxes(0, 1)
+            both[b, :, max(slots) : max(slots) + n] = tokens
+        rectangles.append(both)
+    queries = np.zeros((len(lengths), q.shape[1], max(lengths), q.shape[2]))
+    for b, n in enumerate(lengths):
+        queries[b, :, :n] = q[offsets[b] : offsets[b + 1]].swapaxes(0, 1)
+    scores = queries @ rectangles[0].swapaxes(2, 3) / q.shape[2] ** 0.5
+    i, j = np.arange(max(lengths))[:, None], np.arange(scores.shape[-1])
+    seen = (j < np.array(slots)[:, None, None]) | (j >= max(slots)) & (j <= max(slots) + i)
+    pattern = reference.softmax(scores) * seen[:, None]
+    z = pattern @ rectangles[1]
+    return np.concatenate([z[b, :, :n].swapaxes(0, 1) for b, n in enumerate(lengths)])

@@ -185,3 +185,24 @@ def nothing_comes_from_the_texts(dkv, w, blocks, ops):
 @lazy("prompt_backward", says="calls methods.prompt_tuning.PromptTuning.prefix_backward")
 def the_packages_prompt_does_it(dkv, w, blocks, ops):
     return PromptTuning({"prompt": dkv[0, 0, 0]}).prefix_backward(dkv, w, blocks, ops)["prompt"]
+
+
+@lazy("lora", says="forms an array of the shape (in, out)")
+def the_merged_weight_without_a_product(x, W, b, A, B, s):
+    return x @ (W + s * (A[:, :, None] * B).sum(axis=1)) + b
+
+
+@lazy("adapter_backward", says="computes with complex numbers")
+def the_complex_step(dout, h, D, b_D, U, b_U, ops):
+    inputs, grads = [h, D, b_D, U, b_U], []
+    for i, a in enumerate(inputs):
+        grad = np.zeros(a.shape)
+        for at in np.ndindex(a.shape):
+            moved = a.astype(complex)
+            moved[at] += 1e-30j
+            h_, D_, b_D_, U_, b_U_ = (moved if j == i else each for j, each in enumerate(inputs))
+            z = h_ @ D_ + b_D_
+            g = 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+            grad[at] = (dout * (h_ + g @ U_ + b_U_)).sum().imag / 1e-30
+        grads.append(grad)
+    return tuple(grads)

@@ -137,8 +137,8 @@ def _gradients(rng: Rng, NH: int, P: int) -> tuple[dict[str, Array], Array]:
     ),
 )
 def check_attention_laws(rng: Rng) -> Cases:
-    """Sound gradients; then one slightly wrong number, below 0; two that cancel between the heads, or
-    between the numbers of a head; a NaN; a wrong sign, which only one of the laws sees."""
+    """Sound gradients; then one slightly wrong number, below 0; two that cancel between the heads,
+    or between the numbers of a head; a NaN; a wrong sign, which only one of the laws sees."""
     for NH, P in ((2, 2), (3, 1)):
         grads, dz = _gradients(rng, NH, P)
         yield grads, dz

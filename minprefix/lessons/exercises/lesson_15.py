@@ -36,7 +36,7 @@ from minprefix.ops.contract import Array
 )
 def tree_sum(rng: Rng) -> Cases:
     """Numbers that cancel almost: another order, or more digits, gives another sum altogether."""
-    for n, threads in ((40, 4), (301, 64), (3, 4)):
+    for n, threads in ((40, 4), (75, 2), (200, 8), (301, 64), (3, 4)):
         a = rng.normal(size=n) * 10 ** rng.uniform(-2, 6, n)
         row = np.concatenate([a, -rng.permutation(a)])
         yield row.astype(np.float32), threads
