@@ -205,6 +205,11 @@ def test_without_a_known_cause_the_numbers_are_described(grade):
             "head calls shares 30 times, and ours once: compute it from the formula",
         ),
         ("def told(ops, x):\n    return ops.tanh(x)\n", "told asks for the tanh: it is the answer"),
+        (
+            "def head(scores, values):\n    pattern = shares(scores + 0j).real\n"
+            "    return pattern @ values, pattern\n",
+            "head calls shares with complex numbers, and ours does not",
+        ),
     ],
 )
 def test_the_easy_way_round_fails(grade, answer, says):
@@ -212,6 +217,22 @@ def test_the_easy_way_round_fails(grade, answer, says):
     assert found.status == "failed"
     assert found.is_lazy
     assert str(found).startswith(says)
+
+
+def test_a_helper_of_the_readers_own_may_be_called_often(grade):
+    found = grade(
+        "def times(a, b):\n    return a * b\n"
+        "def head(scores, values):\n    pattern = shares(scores)\n"
+        "    z = sum(times(pattern[:, [i]], values[i]) for i in range(6))\n"
+        "    z += 0 * sum(times(i, i) for i in range(50))\n"
+        "    return z, pattern\n"
+    )
+    assert found.status == "passed"
+
+
+def test_a_list_that_an_exception_left_half_filled_is_no_step(grade):
+    found = grade("def best(scores, name):\n    scores = []\n    return scores[3]\n")
+    assert "best: it raised IndexError" in str(found)
 
 
 def test_what_ours_calls_may_be_called(grade):

@@ -37,6 +37,7 @@ class Trial:
     variables: dict[str, Any] = field(default_factory=dict)  # at its return
     package: Counter[str] = field(default_factory=Counter)  # the functions of minprefix it calls
     lesson: Counter[str] = field(default_factory=Counter)  # and those of the lesson
+    complex: str = ""  # the first function that is called with complex numbers
 
     def unwritten(self) -> list[str]:
         """The variables that are `...` still."""
@@ -59,6 +60,8 @@ def tried(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Trial:
             trial.variables = dict(frame.f_locals)
         elif event == "call" and frame.f_code is not code and not _is_package(frame.f_back):
             called = frame.f_code.co_qualname
+            if frame.f_globals is names and any(map(_is_complex, frame.f_locals.values())):
+                trial.complex = trial.complex or frame.f_code.co_name
             if _is_package(frame):
                 # the inputs' generators are closed whenever garbage is collected
                 if not _is_property(frame) and not _is_of_inputs(frame):
@@ -77,6 +80,10 @@ def tried(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Trial:
     return trial
 
 
+def _is_complex(a: Any) -> bool:
+    return isinstance(a, np.ndarray) and a.dtype.kind == "c"
+
+
 def _is_package(frame: FrameType | None) -> bool:
     name = frame.f_globals.get("__name__", "") if frame else ""
     return name == "minprefix" or name.startswith("minprefix.")
@@ -92,6 +99,8 @@ def _is_property(frame: FrameType) -> bool:
     name = frame.f_code.co_name
     if name.startswith("__") or "<" in frame.f_code.co_qualname:
         return True
+    if frame.f_code.co_qualname == "MLPPrefix.kv":  # it runs a network
+        return False
     owner = frame.f_locals.get("self")
     return isinstance(getattr(type(owner), name, None), property)
 
@@ -266,9 +275,14 @@ class Pair:
             if called not in want.package:
                 where = called.removeprefix("minprefix.")
                 return f"calls {where} of the package, and ours does not: write it out yourself"
+        if got.complex and not want.complex:
+            return (
+                f"calls {got.complex} with complex numbers, and ours does not: compute it from the "
+                "formula, without trying values out"
+            )
         for called, times in got.lesson.items():
             n = want.lesson[called]
-            if times > OFTEN * (1 + n):
+            if called in self.ours.beside and times > OFTEN * (1 + n):
                 often = f"{n} times" if n > 1 else "once" if n else "never"
                 return (
                     f"calls {called} {times} times, and ours {often}: compute it from the formula, "
@@ -287,7 +301,9 @@ class Pair:
         """The steps that both have, in ours' order."""
         for name, letters in self.ours.steps().items():
             told = self.got.variables.get(name, ...)
-            if told is not ... and name in self.want.variables:
+            # a list that was still being filled when an exception came is no step
+            unfilled = self.got.error is not None and isinstance(told, list | dict)
+            if told is not ... and not unfilled and name in self.want.variables:
                 yield self._differs(name, _variable(name), letters)
 
     def _outcome(self) -> Difference:
@@ -327,6 +343,8 @@ class Pair:
     def _of_errors(self) -> str:
         got, want = self.got.error, self.want.error
         should = f", and should raise {type(want).__name__} here" if want is not None else ""
+        if want is None and isinstance(got, MEANT):
+            should = ", and ours raises nothing here"
         if got is None:
             return f"it returns {_kind(self.got.result)}{should}"
         return f"it raised {told(got, self.got.file)}{should}"

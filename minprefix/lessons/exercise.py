@@ -95,6 +95,8 @@ class Ours:
     line: int
     #: what it calls: imports, and other functions of the lesson
     needs: tuple[ast.stmt, ...] = field(repr=False)
+    #: the functions of the lesson
+    beside: frozenset[str] = field(repr=False)
 
     def function(self, mistake: Mistake | None = None) -> Callable[..., Any]:
         """The function itself, or with a mistake in it."""
@@ -162,7 +164,8 @@ def _ours(name: str, lesson: int) -> Ours:
         for each in (defined[n] for n in new if n in defined):
             needed[each.lineno] = each
             open_names |= _names(each)
-    return Ours(name, source, path, node.lineno, tuple(needed[n] for n in sorted(needed)))
+    beside = frozenset(n for n, d in defined.items() if isinstance(d, ast.FunctionDef))
+    return Ours(name, source, path, node.lineno, tuple(needed[n] for n in sorted(needed)), beside)
 
 
 def _defined(lesson: ast.Module) -> dict[str, ast.stmt]:
