@@ -169,7 +169,7 @@ def description_loss(rng: Rng) -> Cases:
     ),
     (
         "(dkv**2).sum()",
-        "np.abs(dkv).sum()",
+        "abs(dkv).sum()",
         "The gradient counts twice: a number moves by s * dkv, and that is multiplied by dkv "
         "again. Divide by the sum of the squares, not of the sizes.",
     ),

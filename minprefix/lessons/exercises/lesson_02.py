@@ -475,11 +475,6 @@ def layernorm_jacobian(rng: Rng) -> Cases:
         "variance, too.",
     ),
     (
-        "dout * gain",
-        "dout",
-        "The gain is missing: out is xhat * gain + bias, so dxhat is dout * gain.",
-    ),
-    (
         "mean_dxhat = dxhat.mean",
         "mean_dxhat = dout.mean",
         "The mean is that of dout. The gain comes first: take the means of dxhat.",
@@ -488,6 +483,11 @@ def layernorm_jacobian(rng: Rng) -> Cases:
         "mean_dxhat = dxhat.mean(axis=1, keepdims=True)  # (N, 1)\n    mean_dxhat_xhat = (dxhat",
         "mean_dxhat = dout.mean(axis=1, keepdims=True)\n    mean_dxhat_xhat = (dout",
         "The means are those of dout. The gain comes first: take the means of dxhat.",
+    ),
+    (
+        "dout * gain",
+        "dout",
+        "The gain is missing: out is xhat * gain + bias, so dxhat is dout * gain.",
     ),
     (
         "axis=1",
