@@ -132,6 +132,7 @@ assert np.isclose(ratios[2], ratios[1] ** 0.5)
 #
 # From `p` $(V,)$ and `top_p`, return the kept tokens, the likeliest first, and their new
 # probabilities in the same order. The kept set is the smallest one whose sum is at least `top_p`.
+# Of equal probabilities, the lower token comes first.
 
 
 # %%

@@ -30,12 +30,23 @@ from minprefix.lessons.exercise import Cases, Rng, exercise
     ),
 )
 def temperature_probabilities(rng: Rng) -> Cases:
-    """Cold and warm; logits that overflow."""
-    for V, temperature, scale in ((5, 0.5, 2.0), (7, 2.0, 3.0), (4, 1.3, 1000.0)):
+    """Cold and warm; logits that overflow, and more so when they are divided."""
+    for V, temperature, scale in ((5, 0.5, 2.0), (7, 2.0, 3.0), (4, 1.3, 1000.0), (6, 0.2, 700.0)):
         yield scale * (rng.normal(size=V) + 3), temperature
 
 
 @exercise(
+    (
+        'np.argsort(-p, kind="stable")',
+        "np.argsort(p)[::-1]",
+        "Of equal probabilities the later token comes first here: a list that is turned around "
+        'turns them around, too. Sort by -p, with kind="stable".',
+    ),
+    (
+        "p[kept] / p[kept].sum()",
+        "p[kept] / top_p",
+        "The kept ones sum to at least top_p, mostly to more. Divide by their own sum.",
+    ),
     (
         ".sum() + 1]",
         ".sum()]",
@@ -149,6 +160,12 @@ def sequence_logprob(rng: Rng) -> Cases:
         "totals[:, None] + logp",
         "logp + 0 * totals[:, None]",
         "What the texts have cost so far is left out. Add their totals to each row.",
+    ),
+    (
+        'np.argsort(-extended.ravel(), kind="stable")',
+        "np.argsort(extended.ravel())[::-1]",
+        "Of equal totals the later one comes first here: a list that is turned around turns them "
+        'around, too. Sort by -extended, with kind="stable".',
     ),
     (
         'np.argsort(-extended.ravel(), kind="stable")',
