@@ -13,7 +13,7 @@
 # - Ten short runs lie before you. One is healthy, and nine have one fault each.
 # - The ten curves form five couples. The two of a couple look alike and have unlike faults.
 # - Nine small measurements separate them. You write each of them.
-# - From these you write `diagnose`. It has to be right on twelve patients that you have not
+# - From these you write `diagnose`. It has to be right on thirteen patients that you have not
 #   seen.
 # - The microscope names the operation in which one of the runs goes wrong.
 # - A tenth fault passes all nine measurements. One more step finds it.
@@ -681,7 +681,7 @@ assert [bed for bed in follows if follows[bed] < 1] == ["J"]
 #
 # Use the functions above. The order of the questions matters: a gradient of 0 also makes a prefix
 # that does not move, and a wrong optimizer also makes a loss above that of a blind guess. Ask for
-# the cause before you ask for what follows from it. Your answer is tried on twelve patients with
+# the cause before you ask for what follows from it. Your answer is tried on thirteen patients with
 # other seeds: other bugs, other rates, other records. They are trained when you first ask, which
 # takes some ten seconds.
 
@@ -711,7 +711,7 @@ grade(diagnose)
 #
 # <details><summary>Hint 3</summary>
 #
-# A bug in the gradient can be subtle: in some patients the slope is off by less than one percent.
+# A bug in the gradient can be subtle: in some patients the slope is off by one or two percent.
 #
 # </details>
 

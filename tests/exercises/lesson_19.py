@@ -201,6 +201,8 @@ def _by(chart, slope=1e-3, order=("optimizer", "rate"), moved=0.05, two_sides=Tr
     measured = (chart["loss_up"] - chart["loss_down"]) / (2 * chart["step"])
     if abs(predicted - measured) > slope * max(abs(predicted), abs(measured)):
         return "wrong gradient"
+    if order[0] == "rate" and max(chart["losses"]) > np.log(1024):
+        return "rate too large"
     first = abs(chart["after_first"] - chart["start"]).max() / chart["rates"][0]
     if first > 1.05 or (two_sides and first < 0.95):
         return "wrong optimizer"
@@ -214,7 +216,7 @@ def _by(chart, slope=1e-3, order=("optimizer", "rate"), moved=0.05, two_sides=Tr
     return "healthy" if list(greedy) == new[start:] else "broken decoding"
 
 
-@wrong("diagnose", says="changes a slope by less than one percent")
+@wrong("diagnose", says="changes a slope by one or two percent")
 def a_coarse_slope(chart):
     return _by(chart, slope=0.2)
 
@@ -234,3 +236,34 @@ def the_answers_of_the_lessons_ward_by_heart(chart):
     first = round(float(chart["losses"][0]), 3)
     known = {0.105: "wrong optimizer", 0.114: "healthy", 0.107: "wrong gradient"}
     return known.get(first, "rate too small" if chart["losses"].max() < 1 else "rate too large")
+
+
+@wrong("rows_that_see_ahead", says="This counts logits, several of one row")
+def each_number_counts(logits, logits_changed, changed):
+    return (np.abs(logits[:changed] - logits_changed[:changed]) > 1e-4).sum()
+
+
+@wrong("slope_error", says="Take both absolute values before the larger one")
+def the_larger_slope_with_its_sign(dkv, direction, loss_up, loss_down, step):
+    p, m = (dkv * direction).sum(), (loss_up - loss_down) / (2 * step)
+    return abs(p - m) / max(p, m)
+
+
+@wrong("slope_error", says="The error is divided by the measured slope")
+def relative_to_the_measurement(dkv, direction, loss_up, loss_down, step):
+    p, m = (dkv * direction).sum(), (loss_up - loss_down) / (2 * step)
+    return abs((p - m) / m)
+
+
+@wrong("wrong_rows", says="a range leaves its end out")
+def a_range_that_ends_early(lengths, loss_from, rows):
+    needed, offset = set(), 0
+    for T, start in zip(lengths, loss_from, strict=True):
+        needed.update(range(offset + start - 1, offset + T - 2))
+        offset += T
+    return len(needed - set(rows)), len(set(rows) - needed)
+
+
+@wrong("diagnose", says="what it returns is 'rate too large', and should be 'wrong optimizer'")
+def the_loss_before_its_cause(chart):
+    return _by(chart, order=("rate", "optimizer"))

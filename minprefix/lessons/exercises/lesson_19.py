@@ -17,6 +17,7 @@ PATIENTS = (
     ("sees the future", 22),
     ("wrong gradient", 21),
     ("wrong gradient", 22),
+    ("wrong optimizer", 21),  # its loss jumps above a blind guess
     ("wrong optimizer", 25),
     ("broken decoding", 23),
 )
@@ -36,6 +37,12 @@ def _pairs(n: int, turned: int = 0) -> list[tuple[str, str]]:
 
 
 @exercise(
+    (
+        "np.sqrt(np.mean((end - start) ** 2))",
+        "np.std(end - start)",
+        "np.std subtracts the mean first, and the mean is a part of the size. Take the root of the "
+        "mean of the squares.",
+    ),
     (
         "return distance / natural",
         "return distance",
@@ -78,6 +85,18 @@ def moved_share(rng: Rng) -> Cases:
         "(after_first - start).max()",
         "The largest step may go down, and then it is negative. Take the absolute value before the "
         "largest one.",
+    ),
+    (
+        "np.abs(after_first - start).max()",
+        "(after_first.max() - start.max())",
+        "These are the largest numbers of the two prefixes, and they may stand in unlike places. "
+        "Subtract first, then take the largest absolute value.",
+    ),
+    (
+        "np.abs(after_first - start).max()",
+        "np.linalg.norm(after_first - start)",
+        "This is the length of the whole step, which grows with the number of slots. Take the "
+        "largest absolute value.",
     ),
     (
         "np.abs(after_first - start).max()",
@@ -129,6 +148,23 @@ def first_step(rng: Rng) -> Cases:
         "the larger of the two.",
     ),
     (
+        "max(abs(predicted), abs(measured))",
+        "abs(measured)",
+        "The error is divided by the measured slope, even where the predicted one is larger. "
+        "Divide by the larger of the two.",
+    ),
+    (
+        "max(abs(predicted), abs(measured))",
+        "max(predicted, measured)",
+        "Slopes may be negative, and then the larger of the two is the smaller size. Take both "
+        "absolute values before the larger one.",
+    ),
+    (
+        "(2 * step)",
+        "2 * step",
+        "Python divides by 2 and then multiplies by step. Put brackets around 2 * step.",
+    ),
+    (
         "return abs(predicted - measured) / max(abs(predicted), abs(measured))",
         "return abs(predicted - measured)",
         "The error is not relative, so a small gradient always looks right. Divide by the larger "
@@ -136,9 +172,11 @@ def first_step(rng: Rng) -> Cases:
     ),
 )
 def slope_error(rng: Rng) -> Cases:
-    """A right gradient, one of half the length, one of 0, and one of the wrong sign."""
-    for wrong, slots in ((1.0, 3), (0.5, 2), (0.0, 4), (-1.0, 1)):
+    """A right gradient downhill, one of half the length, one of 0, one of the wrong sign, and one
+    of twice the length, downhill."""
+    for wrong, slots, up in ((1.0, 3, -1), (0.5, 2, 1), (0.0, 4, 1), (-1.0, 1, 1), (2.0, 2, -1)):
         dkv, direction, step = _prefix(rng, slots), _prefix(rng, slots), rng.uniform(0.01, 0.1)
+        direction *= up * np.sign((dkv * direction).sum())
         slope, loss = (dkv * direction).sum(), 5.0
         yield (
             wrong * dkv,
@@ -187,7 +225,7 @@ def gradient_is_zero_where(rng: Rng) -> Cases:
             for i in (0, 1):
                 lost = rng.random(dkv.shape[2:]) < rng.random()
                 dkv[layer, i][lost] = small
-        dkv[0, 0, 0, 0, 0] = -1e-12
+        dkv[0, 0, 0, 0, :2] = -1e-12, 0
         yield (dkv,)
 
 
@@ -222,19 +260,20 @@ def stated_names(rng: Rng) -> Cases:
     (
         "len(each) > 1",
         "len(each) == len(pairs)",
-        "A prompt counts as leaking only if each target gives another one. Two targets that give "
-        "two prompts are enough.",
+        "This prompt leaks, and the answer does not see it. Two targets that give two prompts are "
+        "enough, whatever the placeholder is and whatever the other targets give.",
     ),
     (
         "{fill(template, source, target) for _, target in pairs}",
         "{fill(template, source, target) for _, target in pairs[:1]}",
-        "Each prompt is made with one target alone, so nothing can differ. Try the targets of all "
-        "pairs.",
+        "This prompt leaks, and the answer does not see it. Words of the target in the prompt are "
+        "no sign of it; fill the template in with the targets of all pairs, and compare.",
     ),
     (
-        "len(each) > 1",
-        "len(each) > 0",
-        "Every set of prompts has at least one element. It leaks if there are more than one.",
+        "for _, target in pairs} for",
+        'for target in ["", *(t for _, t in pairs)]} for',
+        "An opening that all targets share is no leak, as it says nothing about one of them. Try "
+        "the targets of the other pairs, and no other text.",
     ),
     (
         "sum(leaking) / len(leaking)",
@@ -273,6 +312,12 @@ def leaks(rng: Rng) -> Cases:
         "range(offset + start - 1, offset + T)",
         "The last token of each sequence predicts nothing of its own text. The last needed row is "
         "offset + T - 2.",
+    ),
+    (
+        "range(offset + start - 1, offset + T - 1)",
+        "range(offset + start - 1, offset + T - 2)",
+        "The last needed row is offset + T - 2, and a range leaves its end out: end it at "
+        "offset + T - 1.",
     ),
     (
         "return missing, extra",
@@ -314,6 +359,12 @@ def wrong_rows(rng: Rng) -> Cases:
         "A logit may fall as well as rise. Take the absolute value before the largest one.",
     ),
     (
+        "np.abs(logits - logits_changed).max(axis=1)",
+        "np.abs(logits - logits_changed)",
+        "This counts logits, several of one row. Return how many rows differ anywhere: take the "
+        "largest difference of each row first.",
+    ),
+    (
         "(difference[:changed] > 1e-4).sum()",
         "(difference[:changed] > 1e-4).any()",
         "This says only whether there is such a row. Return how many there are: sum.",
@@ -338,7 +389,7 @@ def rows_that_see_ahead(rng: Rng) -> Cases:
         other[changed:] += rng.normal(size=(T - changed, 5)) + 2
         other[:changed] += rng.uniform(-1e-6, 1e-6, size=(changed, 5))
         for row in rows:
-            other[row, rng.integers(5)] -= by
+            other[row, rng.permutation(5)[:3]] -= by
         yield logits, other, changed
 
 
@@ -348,6 +399,12 @@ def rows_that_see_ahead(rng: Rng) -> Cases:
         "logits[start:]",
         "Each token is compared with the row that it stands in. Row i predicts token i + 1: begin "
         "at start - 1 and leave out the last row.",
+    ),
+    (
+        "logits[start - 1 : -1]",
+        "logits[start - 1 :]",
+        "This is one row too many: the last row predicts a token that was not written. Leave it "
+        "out.",
     ),
     (
         "logits[start - 1 : -1].argmax(axis=1)",
@@ -381,7 +438,7 @@ def decoding_follows(rng: Rng) -> Cases:
         "> 1e-3:",
         "> 0.1:",
         "The limit of the slope error is too wide: a row sum without the slots changes a slope by "
-        "less than one percent. Ours is 1e-3.",
+        "one or two percent. Ours is 1e-3.",
     ),
     (
         "< 0.05:",
