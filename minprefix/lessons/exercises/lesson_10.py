@@ -34,6 +34,11 @@ def _pattern(rng: Rng, T: int, P: int, heads: tuple[int, ...] = ()) -> np.ndarra
         "It takes the second axis, which is the columns only where no axis stands in front. Index "
         "from the end: `...` and axis=-1.",
     ),
+    (
+        "pattern[..., :P].sum(axis=-1)",
+        "pattern[..., :P].sum(axis=-1) / pattern[..., P:].sum(axis=-1)",
+        "This is the ratio of slots to tokens. λ is the share of the whole row, which sums to 1.",
+    ),
 )
 def slots_share(rng: Rng) -> Cases:
     """One head, several heads, no slots."""
@@ -86,6 +91,11 @@ def slots_share(rng: Rng) -> Cases:
         "a / (a_sum + b_sum) @ prefix_v",
         "`own` has λ in it already: it is divided by the sum over slots and tokens. Divide by the "
         "slots' sum alone.",
+    ),
+    (
+        "np.exp(q @ k.T / hs**0.5) * np.tri(T)",
+        "np.exp(q @ k.T / hs**0.5 * np.tri(T))",
+        "The mask stands inside of exp, and exp(0) is 1. Multiply by it after exp.",
     ),
 )
 def blend_parts(rng: Rng) -> Cases:
@@ -259,6 +269,11 @@ def order_gap(rng: Rng) -> Cases:
         "/ len(targets)",
         "/ len(np.unique(group))",
         "The sum is divided by the number of groups. Divide by the number of texts.",
+    ),
+    (
+        "total / len(targets)",
+        "total",
+        "This is the sum over all texts. The mean loss is asked for: divide by their number.",
     ),
 )
 def least_loss(rng: Rng) -> Cases:
