@@ -204,6 +204,13 @@ def test_without_a_known_cause_the_numbers_are_described(grade):
             "        pattern = shares(scores)\n    return pattern @ values, pattern\n",
             "head calls shares 30 times, and ours once: compute it from the formula",
         ),
+        (
+            "def head(scores, values):\n"
+            "    forward = lambda a: np.exp(a) / np.exp(a).sum(1, keepdims=True)\n"
+            "    for _ in range(30):\n        pattern = forward(scores + 1e-6)\n"
+            "    return pattern @ values, pattern\n",
+            "head calls a lambda 30 times, and ours never: compute it from the formula",
+        ),
         ("def told(ops, x):\n    return ops.tanh(x)\n", "told asks for the tanh: it is the answer"),
         (
             "def head(scores, values):\n    pattern = shares(scores + 0j).real\n"
@@ -224,7 +231,7 @@ def test_a_helper_of_the_readers_own_may_be_called_often(grade):
         "def times(a, b):\n    return a * b\n"
         "def head(scores, values):\n    pattern = shares(scores)\n"
         "    z = sum(times(pattern[:, [i]], values[i]) for i in range(6))\n"
-        "    z += 0 * sum(times(i, i) for i in range(50))\n"
+        "    z += 0 * sum(times(i, i) for i in range(50))  # often, and with no whole argument\n"
         "    return z, pattern\n"
     )
     assert found.status == "passed"

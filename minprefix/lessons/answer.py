@@ -5,11 +5,8 @@ The steps are local variables, which are read when the function returns. An answ
 ours for that, and what it has not written yet, `...`, is no mistake.
 """
 
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,92 +14,15 @@ import numpy as np
 from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.implementation import told
 from minprefix.lessons.exercise import Exercise, Lazy, Ours
+from minprefix.lessons.trial import Trial, tried
 
 SEED = 20
 TOLERANCE = 1e-9
 #: a function of the lesson may be called so many times more often than in ours
 OFTEN = 10
+FORMULA = "compute it from the formula, without trying values out"
 #: exceptions that may be a function's right answer
 MEANT = (AssertionError, ValueError)
-
-
-@dataclass
-class Trial:
-    """One call: its arguments as they are afterwards, and what came of it."""
-
-    arguments: tuple[Any, ...]
-    result: Any = None
-    error: BaseException | None = None
-    file: str | None = None  # that the function is written in
-    variables: dict[str, Any] = field(default_factory=dict)  # at its return
-    package: Counter[str] = field(default_factory=Counter)  # the functions of minprefix it calls
-    lesson: Counter[str] = field(default_factory=Counter)  # and those of the lesson
-    complex: str = ""  # the first function that is called with complex numbers
-
-    def unwritten(self) -> list[str]:
-        """The variables that are `...` still."""
-        return [name for name, value in self.variables.items() if value is ...]
-
-    def is_unfinished(self) -> bool:
-        if isinstance(self.error, NotImplementedError) or self.unwritten():
-            return True
-        parts = self.result if isinstance(self.result, tuple | list) else [self.result]
-        return any(part is ... for part in parts)
-
-
-def tried(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Trial:
-    """Calls it, and watches. Ctrl-C is not caught."""
-    trial = Trial(arguments, file=getattr(getattr(function, "__code__", None), "co_filename", None))
-    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is code:
-            trial.variables = dict(frame.f_locals)
-        elif event == "call" and frame.f_code is not code and not _is_package(frame.f_back):
-            called = frame.f_code.co_qualname
-            if frame.f_globals is names and any(map(_is_complex, frame.f_locals.values())):
-                trial.complex = trial.complex or frame.f_code.co_name
-            if _is_package(frame):
-                # the inputs' generators are closed whenever garbage is collected
-                if not _is_property(frame) and not _is_of_inputs(frame):
-                    trial.package[f"{frame.f_globals['__name__']}.{called}"] += 1
-            elif frame.f_globals is names and "<" not in called:
-                trial.lesson[called] += 1
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        trial.result = function(*arguments)
-    except (Exception, SystemExit) as error:
-        trial.error = error
-    finally:
-        sys.setprofile(before)
-    return trial
-
-
-def _is_complex(a: Any) -> bool:
-    return isinstance(a, np.ndarray) and a.dtype.kind == "c"
-
-
-def _is_package(frame: FrameType | None) -> bool:
-    name = frame.f_globals.get("__name__", "") if frame else ""
-    return name == "minprefix" or name.startswith("minprefix.")
-
-
-def _is_of_inputs(frame: FrameType) -> bool:
-    name: str = frame.f_globals.get("__name__", "")
-    return name.startswith("minprefix.lessons.exercises.")
-
-
-def _is_property(frame: FrameType) -> bool:
-    """Whether the call only reads or makes an object: a property, or a method with underscores."""
-    name = frame.f_code.co_name
-    if name.startswith("__") or "<" in frame.f_code.co_qualname:
-        return True
-    if frame.f_code.co_qualname == "MLPPrefix.kv":  # it runs a network
-        return False
-    owner = frame.f_locals.get("self")
-    return isinstance(getattr(type(owner), name, None), property)
 
 
 # ---- grading --------------------------------------------------------------------------------
@@ -276,18 +196,13 @@ class Pair:
                 where = called.removeprefix("minprefix.")
                 return f"calls {where} of the package, and ours does not: write it out yourself"
         if got.complex and not want.complex:
-            return (
-                f"calls {got.complex} with complex numbers, and ours does not: compute it from the "
-                "formula, without trying values out"
-            )
-        for called, times in got.lesson.items():
-            n = want.lesson[called]
-            if called in self.ours.beside and times > OFTEN * (1 + n):
-                often = f"{n} times" if n > 1 else "once" if n else "never"
-                return (
-                    f"calls {called} {times} times, and ours {often}: compute it from the formula, "
-                    "without trying values out"
-                )
+            return f"calls {_named(got.complex)} with complex numbers, and ours does not: {FORMULA}"
+        for called, times in got.others.items():
+            n = want.others[called]
+            often = times if called in self.ours.beside else got.tries[called]
+            if often > OFTEN * (1 + n):
+                by_us = f"{n} times" if n > 1 else "once" if n else "never"
+                return f"calls {_named(called)} {often} times, and ours {by_us}: {FORMULA}"
         return ""
 
     def _differs(
@@ -348,6 +263,10 @@ class Pair:
         if got is None:
             return f"it returns {_kind(self.got.result)}{should}"
         return f"it raised {told(got, self.got.file)}{should}"
+
+
+def _named(function: str) -> str:
+    return "a lambda" if function == "<lambda>" else function
 
 
 def _variable(name: str) -> Callable[[Trial], Any]:
