@@ -139,6 +139,7 @@ def test_the_report_of_a_bug_is_the_one_that_the_page_shows(monkeypatch, tmp_pat
     assert wanted in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_attention_of_other_shapes_on_the_page_passes(monkeypatch, tmp_path, capsys):
     (code,) = (block for block in blocks("docs/check.md") if "scaled_dot_product" in block)
     (tmp_path / "theirs.py").write_text(code, encoding="utf-8")

@@ -7,13 +7,14 @@ ours for that, and what it has not written yet, `...`, is no mistake.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from minprefix.conformance.check import Expected, Finding, Grade
 from minprefix.conformance.implementation import told
-from minprefix.lessons.exercise import Exercise, Lazy, Ours
+from minprefix.lessons.exercise import Exercise, Lazy, Mistake, Ours
 from minprefix.lessons.trial import Trial, tried
 
 SEED = 20
@@ -68,21 +69,36 @@ def graded(exercise: Exercise, function: Callable[..., Any], results: bool = Tru
 
 
 def _cause(exercise: Exercise, n: int, at: "Difference") -> str:
-    """What there is to say where a usual mistake gives these very numbers; "" where none does."""
+    """What there is to say where a usual mistake gives these very numbers; "" where none does. Of
+    several the one that, as the answer, is right on the inputs before."""
     if at.pick is None:
         return ""
-    for mistake in exercise.mistakes:
-        runs = exercise.cases(np.random.default_rng(SEED))
-        arguments = next(a for i, a in enumerate(runs, 1) if i == n)
+    found = [
+        mistake
+        for mistake in exercise.mistakes
+        for a in _picked(exercise, mistake, n, at.pick)[n - 1 :]
+        if _equal(at.got, a) and not _equal(at.want, a)
+    ]
+    if found[1:]:
+        pick, right = at.pick, _picked(exercise, None, n - 1, at.pick)
+        found.sort(key=lambda m: not _equal(_picked(exercise, m, n - 1, pick), right))
+    return found[0].says if found else ""
+
+
+def _picked(
+    exercise: Exercise, mistake: Mistake | None, n: int, pick: Callable[[Trial], Any]
+) -> list[Any]:
+    """What ours, or ours with a mistake, gives for the first n inputs; a text where it gives
+    nothing."""
+    function, values = exercise.ours().function(mistake), list[Any]()
+    for arguments in islice(exercise.cases(np.random.default_rng(SEED)), n):
         with np.errstate(all="ignore"):  # a mistake that overflows: no warning of the reader's
-            changed = tried(exercise.ours().function(mistake), arguments)
+            trial = tried(function, arguments)
         try:
-            a = at.pick(changed)
+            values.append(pick(trial))
         except (KeyError, IndexError, TypeError):
-            continue
-        if _equal(at.got, a) and not _equal(at.want, a):
-            return mistake.says
-    return ""
+            values.append("nothing")
+    return values
 
 
 def _cause_of_verdicts(exercise: Exercise, function: Callable[..., Any]) -> str:

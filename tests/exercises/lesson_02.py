@@ -243,7 +243,7 @@ def _linear(x, weight):
     return x @ weight
 
 
-@lazy("linear_backward", says="calls _linear 20 times, and ours never")
+@lazy("linear_backward", says="with complex numbers, and ours does not")
 def linear_is_asked_for_its_gradient(dout, weight):
     x = np.zeros((len(dout), len(weight)))
     return _complex_step(lambda x: (dout * _linear(x, weight)).sum(), x)
@@ -413,7 +413,7 @@ def _jacobian(xhat, rstd):
     return rstd * (np.eye(C) - 1 / C - np.outer(xhat, xhat) / C)
 
 
-@lazy("layernorm_backward", says="calls _jacobian 13 times, and ours never")
+@lazy("layernorm_backward", says="calls _jacobian 13 times")
 def each_row_has_its_jacobian(dout, cache):
     xhat, rstd, gain = cache
     dxhat = dout * gain
