@@ -1,11 +1,13 @@
 """Grading an answer by its steps: a made-up lesson with one exercise of each kind."""
 
+import tomllib
+
 import numpy as np
 import pytest
 
 from minprefix.lessons import exercise as module
 from minprefix.lessons.answer import graded
-from minprefix.lessons.exercise import Exercise, Lazy, Mistake
+from minprefix.lessons.exercise import Exercise, Lazy
 from minprefix.ops import reference
 
 LESSON = """
@@ -90,17 +92,24 @@ def of_told(rng):
 
 
 EXERCISES = (of_head, of_best, of_decay, of_told, of_check_sum)
-MISTAKES = {
-    "check_sum": (
-        Mistake(
-            "abs(sum(shares) - 1)", "sum(shares) - 1", "The size of the difference is missing."
-        ),
-    ),
-    "softmax_backward": (
-        Mistake("dpattern - row_sum", "dpattern", "The row sum is missing."),
-        Mistake("axis=1", "axis=0", "The sum runs over the queries."),
-    ),
-}
+MISTAKES = '''
+[[check_sum]]
+old = "abs(sum(shares) - 1)"
+new = "sum(shares) - 1"
+says = "The size of the difference is missing."
+
+[[softmax_backward]]
+old = "dpattern - row_sum"
+new = "dpattern"
+says = """
+The row sum
+is missing."""
+
+[[softmax_backward]]
+old = "axis=1"
+new = "axis=0"
+says = "The sum runs over the queries."
+'''
 
 
 @pytest.fixture
@@ -108,6 +117,7 @@ def grade(tmp_path, monkeypatch):
     path = tmp_path / "77_made_up.py"
     path.write_text(LESSON)
     monkeypatch.setattr(module, "lesson_paths", lambda: [path])
+    monkeypatch.setattr(module, "_mistakes", lambda lesson: tomllib.loads(MISTAKES))
     module._ours.cache_clear()
     cases = {c.__name__.removeprefix("of_"): c for c in EXERCISES}
     cases["softmax_backward"] = of_softmax
@@ -118,7 +128,7 @@ def grade(tmp_path, monkeypatch):
         """The answer's source, as a cell of that lesson."""
         exec(compile(answer, "cell", "exec"), names)
         name = answer.split("def ")[-1].split("(")[0]
-        exercise = Exercise(name, 77, cases[name], MISTAKES.get(name, ()))
+        exercise = Exercise(name, 77, cases[name])
         return graded(exercise, names[name], **options)
 
     yield grade

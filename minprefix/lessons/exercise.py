@@ -1,5 +1,6 @@
 """A lesson's graded exercises. The lesson holds the task and our answer; a module of
-`minprefix.lessons.exercises` holds the inputs on which an answer is tried, and the usual mistakes.
+`minprefix.lessons.exercises` holds the inputs on which an answer is tried, and a file beside it the
+usual mistakes.
 
 Our answer is the last function of that name in the lesson. Its *steps* are the names to which it
 assigns a value with a shape in the comment: `row_sum = ...  # (T, 1)`.
@@ -9,6 +10,7 @@ import ast
 import importlib
 import pkgutil
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -46,30 +48,40 @@ class Exercise:
     name: str
     lesson: int
     cases: Callable[[Rng], Cases]
-    mistakes: tuple[Mistake, ...]
 
     def ours(self) -> "Ours":
         """Raises InputError where the lesson has no such function."""
         return _ours(self.name, self.lesson)
 
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """The usual ones, most telling first."""
+        return tuple(
+            Mistake(m["old"], m["new"], " ".join(m["says"].split()))
+            for m in _mistakes(self.lesson).get(self.name, [])
+        )
+
 
 _FOUND: dict[str, Exercise] = {}
 
 
-def exercise(*mistakes: tuple[str, str, str]) -> Callable[[Callable[[Rng], Cases]], Exercise]:
+def exercise(cases: Callable[[Rng], Cases]) -> Exercise:
     """Makes an exercise of a function that yields the arguments of each call. The function has the
-    exercise's name; its module, the lesson's number. It is called anew for each run, with the same
-    random numbers."""
+    exercise's name; its module, the lesson's number, and a file beside it the usual mistakes. It is
+    called anew for each run, with the same random numbers."""
+    lesson = int(cases.__module__.rpartition("_")[2])
+    found = Exercise(cases.__name__, lesson, cases)
+    if found.name in _FOUND and _FOUND[found.name].lesson != lesson:
+        raise ValueError(f"{found.name} is an exercise of two lessons")
+    _FOUND[found.name] = found
+    return found
 
-    def made(cases: Callable[[Rng], Cases]) -> Exercise:
-        lesson = int(cases.__module__.rpartition("_")[2])
-        found = Exercise(cases.__name__, lesson, cases, tuple(Mistake(*m) for m in mistakes))
-        if found.name in _FOUND and _FOUND[found.name].lesson != lesson:
-            raise ValueError(f"{found.name} is an exercise of two lessons")
-        _FOUND[found.name] = found
-        return found
 
-    return made
+@cache
+def _mistakes(lesson: int) -> dict[str, list[dict[str, str]]]:
+    """Those of a lesson, by the exercise."""
+    path = Path(__file__).parent / "exercises" / f"lesson_{lesson:02d}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 @cache

@@ -39,26 +39,7 @@ FILES: tuple[tuple[dict[str, tuple[int, ...]], int], ...] = (
 )
 
 
-@exercise(
-    (
-        "data_start = 8 + size",
-        "data_start = size",
-        "The third part begins 8 bytes later: the size counts the JSON alone, and the 8 bytes of "
-        "the size itself come before it. Add 8.",
-    ),
-    (
-        'if name != "__metadata__"',
-        "if name",
-        "`__metadata__` is still in the dictionary: it describes the file and is no array. Leave "
-        "it out.",
-    ),
-    (
-        "data_start = 8 + size",
-        'data_start = raw.index(b"}}") + 2',
-        "The third part was taken to begin behind the last bracket of the JSON, but spaces may "
-        "follow the JSON. Use the length in the first 8 bytes: 8 + size.",
-    ),
-)
+@exercise
 def read_header(rng: Rng) -> Cases:
     """One array; three with spaces behind the JSON and a note on the file."""
     for shapes, spaces in FILES:
@@ -66,26 +47,7 @@ def read_header(rng: Rng) -> Cases:
         yield (raw,)
 
 
-@exercise(
-    (
-        "raw[data_start + start : data_start + end]",
-        "raw[start:end]",
-        "These bytes are cut out too early in the file: the offsets are counted from the third "
-        "part. Add data_start to both.",
-    ),
-    (
-        '"<f4"',
-        '">f4"',
-        "The four bytes of each number are read in the wrong order: the file has the lowest byte "
-        'first, which is "<f4".',
-    ),
-    (
-        'numbers.reshape(entry["shape"])',
-        'numbers.reshape(entry["shape"], order="F")',
-        "The numbers are right and stand in the wrong places: the file holds an array row by row, "
-        "as a plain reshape does.",
-    ),
-)
+@exercise
 def read_array(rng: Rng) -> Cases:
     """Each array of two files."""
     for shapes, spaces in FILES:
@@ -98,38 +60,7 @@ def read_array(rng: Rng) -> Cases:
 # ---- the tokenizer -------------------------------------------------------------------------------
 
 
-@exercise(
-    (
-        "i += 2 if here else 1",
-        "i += 1",
-        "After a merge, its second piece is used once more: it is part of the new piece already. "
-        "Go on by 2.",
-    ),
-    (
-        "tuple(pieces[i : i + 2]) == pair",
-        "pieces[i : i + 2] == pair",
-        "No pair was found and nothing was merged. A slice of a list is a list, and a list never "
-        "equals a tuple: compare tuple(pieces[i : i + 2]) with the pair.",
-    ),
-    (
-        "== pair\n",
-        "== pair and len(joined) == i\n",
-        "Only the first occurrence was merged: the pair may stand in the list several times. Walk "
-        "on to the end.",
-    ),
-    (
-        "while i < len(pieces):",
-        "while i < len(pieces) - 1:",
-        "The last piece is lost where it is in no merge: the loop ends one piece too early. Let it "
-        "run to the last piece; a slice of two may be shorter there.",
-    ),
-    (
-        "joined, i = [], 0\n",
-        'return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split(" ")\n    i = 0\n',
-        "The pair was looked for in one joined text: there, `replace` also finds it at the ends of "
-        "longer pieces. Compare whole pieces.",
-    ),
-)
+@exercise
 def merge_once(rng: Rng) -> Cases:
     """The pair several times, in a row of equal pieces, at the ends of longer pieces, and not at
     all."""
@@ -161,37 +92,7 @@ def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
     return found
 
 
-@exercise(
-    (
-        "min(pairs, key=rank.get)",
-        "pairs[0]",
-        "The leftmost pair was merged: the order in which the merges were learned decides, not the "
-        "place in the word. Take the pair of the lowest number.",
-    ),
-    (
-        "min(pairs, key=rank.get)",
-        "max(pairs, key=rank.get)",
-        "The pair that was learned last was merged first: its number is the highest. Take the pair "
-        "of the lowest number.",
-    ),
-    (
-        "pieces = merge_once(pieces, first)",
-        "pieces[:] = merge_once(pieces, first)",
-        "All stages are one and the same list: it was stored and then changed in place. Store a "
-        "copy of each stage.",
-    ),
-    (
-        "stages = [pieces]",
-        "stages = []",
-        "The first stage is missing: the list begins with the pieces before any merge.",
-    ),
-    (
-        "        stages.append(pieces)",
-        "        return [*stages, pieces]",
-        "It stops after one merge: the new piece may be part of another pair in rank. Look again "
-        "until no pair is left.",
-    ),
-)
+@exercise
 def merge_word(rng: Rng) -> Cases:
     """Words of random letters, with merges learned from others; a word without a merge."""
     for n, length in ((12, 9), (20, 14), (8, 6)):
@@ -204,20 +105,7 @@ def merge_word(rng: Rng) -> Cases:
 # ---- the embedding -------------------------------------------------------------------------------
 
 
-@exercise(
-    (
-        " + wpe[positions]",
-        "",
-        "The positions are missing: without their rows of wpe the model does not know the order of "
-        "the tokens. Add wpe[positions].",
-    ),
-    (
-        "wpe[positions]",
-        "wpe[: len(tokens)]",
-        "The positions are counted from 0 here: behind a prefix, or in a batch of several texts, "
-        "they are other numbers. Use the positions as they are given.",
-    ),
-)
+@exercise
 def embed(rng: Rng) -> Cases:
     """One text behind a prefix; two texts."""
     for positions in (np.arange(3, 8), np.array([0, 1, 2, 0, 1])):
@@ -225,20 +113,7 @@ def embed(rng: Rng) -> Cases:
         yield rng.integers(0, 7, 5), positions, wte, wpe
 
 
-@exercise(
-    (
-        "np.add.at(dwte, tokens, dx)",
-        "dwte[tokens] += dx",
-        "A token that occurs twice was counted once: `dwte[tokens] += dx` writes each row once, "
-        "and the last one stays. Add them one by one, with np.add.at.",
-    ),
-    (
-        "np.add.at(dwpe, positions, dx)",
-        "dwpe[positions] += dx",
-        "A position that occurs twice was counted once: `dwpe[positions] += dx` writes each row "
-        "once, and the last one stays. Add them one by one, with np.add.at.",
-    ),
-)
+@exercise
 def embed_backward_params(rng: Rng) -> Cases:
     """Tokens and positions that occur twice; none that does."""
     for tokens, positions in (
@@ -263,35 +138,7 @@ def _block(rng: Rng, **sizes: Any) -> tuple[dict[str, Array], dict[str, Any]]:
     return {k.removeprefix("h.1."): a for k, a in w.items() if k.startswith("h.1.")}, config
 
 
-@exercise(
-    (
-        "resid_mid + linear(g",
-        "linear(g",
-        "The residual is missing: a block adds to the stream and does not replace it. Add "
-        "resid_mid.",
-    ),
-    (
-        "resid_mid + linear(g",
-        "m + linear(g",
-        "The result is added to the output of the layernorm: the stream itself goes on, so add it "
-        "to resid_mid.",
-    ),
-    (
-        '"ln_2"',
-        '"ln_1"',
-        "This is the layernorm of the attention: the MLP has one of its own, ln_2.",
-    ),
-    (
-        "g = gelu(h)",
-        "g = np.maximum(h, 0)",
-        "This is ReLU: GPT-2 has GELU between the two linear layers.",
-    ),
-    (
-        'layernorm(resid_mid, b, "ln_2", eps)',
-        "resid_mid",
-        "The layernorm is missing: the MLP reads the stream through ln_2.",
-    ),
-)
+@exercise
 def mlp_half(rng: Rng) -> Cases:
     """Two widths; a single token; an eps that matters."""
     for T, C, F, eps in ((4, 6, 10, 1e-5), (1, 8, 5, 0.5)):
@@ -299,90 +146,14 @@ def mlp_half(rng: Rng) -> Cases:
         yield 2 * rng.normal(size=(T, C)), b, eps
 
 
-@exercise(
-    (
-        "qkv.reshape(T, 3, NH, hs)",
-        "qkv.reshape(T, NH, 3, hs).swapaxes(1, 2)",
-        "Query, key and value were taken head by head: here all queries come first, then all keys, "
-        "then all values. Reshape to (T, 3, NH, hs).",
-    ),
-    (
-        "parts.transpose(1, 2, 0, 3)",
-        "qkv.T.reshape(3, NH, hs, T).swapaxes(1, 2).reshape(3, NH, T, hs)[:, ::-1]",
-        "The heads are in the wrong order: head 0 has the first hs columns.",
-    ),
-    (
-        "parts.transpose(1, 2, 0, 3)",
-        "parts.swapaxes(0, 1).reshape(3, NH, T, hs)",
-        "The numbers of several heads are mixed: a reshape cannot exchange the axes of tokens and "
-        "heads. Exchange them with transpose or swapaxes.",
-    ),
-    (
-        "parts.transpose(1, 2, 0, 3)",
-        "qkv.reshape(3, NH, T, hs)",
-        "The numbers of several tokens are mixed: one reshape of qkv cannot move an axis. Reshape "
-        "to (T, 3, NH, hs), then change the order of the axes.",
-    ),
-)
+@exercise
 def split_qkv(rng: Rng) -> Cases:
     """Several heads, one head, one token."""
     for T, NH, hs in ((5, 2, 3), (3, 1, 4), (1, 3, 2), (4, 4, 5)):
         yield rng.normal(size=(T, 3 * NH * hs)), NH
 
 
-@exercise(
-    (
-        '"ln_1"',
-        '"ln_2"',
-        "This is the layernorm of the MLP: the attention has one of its own, ln_1.",
-    ),
-    (
-        'layernorm(resid_pre, b, "ln_1", eps)',
-        "resid_pre",
-        "The layernorm is missing: the attention reads the stream through ln_1.",
-    ),
-    (
-        "[past[0], k]",
-        "[past[1], k]",
-        "The values of the past stand where its keys should be: past[0] are the keys, past[1] the "
-        "values.",
-    ),
-    (
-        "[past[0], k], axis=1)  # (NH, P+T, hs)\n    values = np.concatenate([past[1], v]",
-        "[k, past[0]], axis=1)  # (NH, P+T, hs)\n    values = np.concatenate([v, past[1]]",
-        "The past stands behind the tokens: the mask counts it as the first P keys. Join it before "
-        "them.",
-    ),
-    (
-        "z.swapaxes(0, 1).reshape(",
-        "z.reshape(",
-        "The heads were joined while they were still the first axis, so numbers of several tokens "
-        "stand in one row. Make the tokens the first axis before you reshape.",
-    ),
-    (
-        "resid_pre + linear(joined",
-        "linear(joined",
-        "The residual is missing: a block adds to the stream and does not replace it. Add "
-        "resid_pre.",
-    ),
-    (
-        "resid_pre + linear(joined",
-        "a + linear(joined",
-        "The result is added to the output of the layernorm: the stream itself goes on, so add it "
-        "to resid_pre.",
-    ),
-    (
-        "np.array([keys, values])",
-        "np.array([k, v])",
-        "kv holds the new tokens alone: a later token sees the past, too. Return all keys and "
-        "values.",
-    ),
-    (
-        "np.array([keys, values])",
-        "np.array([values, keys])",
-        "Keys and values are exchanged in kv: the keys come first.",
-    ),
-)
+@exercise
 def attention_half(rng: Rng) -> Cases:
     """With slots and without; several heads; one token behind a long past."""
     for T, P, NH, hs, eps in ((4, 3, 2, 3, 1e-5), (3, 0, 2, 5, 1e-5), (1, 6, 3, 2, 0.5)):
@@ -394,19 +165,7 @@ def attention_half(rng: Rng) -> Cases:
 # ---- the whole forward ---------------------------------------------------------------------------
 
 
-@exercise(
-    (
-        'layernorm(x, w, "ln_f", eps)',
-        "x",
-        "The last layernorm is missing: the LM head reads the stream through ln_f.",
-    ),
-    (
-        'w.get("lm_head.weight", w["wte.weight"])',
-        'w["wte.weight"]',
-        "This model's LM head is not tied: w has a weight of its own for it, lm_head.weight. Use "
-        "it where it is there.",
-    ),
-)
+@exercise
 def lm_head(rng: Rng) -> Cases:
     """Tied, and with a weight of its own."""
     for tied in (True, False):
@@ -414,46 +173,7 @@ def lm_head(rng: Rng) -> Cases:
         yield 2 * rng.normal(size=(4, config["n_embd"])), w, config["layer_norm_epsilon"]
 
 
-@exercise(
-    (
-        "start + np.arange(len(tokens))",
-        "np.arange(len(tokens))",
-        "The positions begin at 0: the first token stands at the position start.",
-    ),
-    (
-        "start + np.arange(len(tokens))",
-        "past.shape[3] + np.arange(len(tokens))",
-        "The positions begin at the number of slots: usually that is start, but not always. Use "
-        "start.",
-    ),
-    (
-        "names_of(w, i)",
-        "names_of(w, 0)",
-        "Every block has the weights of block 0: take those of block i.",
-    ),
-    (
-        "past[i]",
-        "past[0]",
-        "Every block sees the keys and values of layer 0: each layer has slots of its own, "
-        "past[i].",
-    ),
-    (
-        "x, of_layer = attention_half",
-        "_, of_layer = attention_half",
-        "The result of attention_half is not used: mlp_half gets the stream from before the "
-        "attention. Give it resid_mid.",
-    ),
-    (
-        "x = mlp_half(x, b, eps)",
-        "x = x + mlp_half(x, b, eps)",
-        "The stream is added twice: mlp_half returns the new stream, not what is to be added.",
-    ),
-    (
-        "after_each, kvs = [x], []",
-        "after_each, kvs = [], []",
-        "The stream before the first block is missing: there are L + 1 of them.",
-    ),
-)
+@exercise
 def forward(rng: Rng) -> Cases:
     """Without a past; with slots, and a first position that is not their number; not tied."""
     for T, P, start, tied in ((4, None, 0, True), (5, 3, 3, True), (3, 2, 6, False)):
@@ -470,47 +190,7 @@ def _past(rng: Rng, config: dict[str, Any], P: int) -> Array:
 # ---- one token at a time -------------------------------------------------------------------------
 
 
-@exercise(
-    (
-        "config, kv, position)",
-        "config, kv, kv.shape[3])",
-        "The position was counted from the cache: it is an argument of its own, and behind some "
-        "prefixes it is another number.",
-    ),
-    (
-        "config, kv, position)",
-        "config, kv)",
-        "The token stands at position 0: give forward the position.",
-    ),
-    (
-        "config, kv, position)",
-        "config, None, position)",
-        "The token sees nothing before itself: give forward the cache, kv.",
-    ),
-    (
-        "return logits[0], longer",
-        "return logits[0], kv",
-        "The cache did not grow: the next token has to see this one, too. Return what forward "
-        "gives.",
-    ),
-    (
-        "return logits[0], longer",
-        "return logits[0], longer[:, :, :, -1:]",
-        "The cache holds the new token alone: the next one has to see all earlier ones, too.",
-    ),
-    (
-        "return logits[0], longer",
-        "return logits[0], np.concatenate([kv, longer], axis=3)",
-        "The past is in the cache twice: what forward returns holds the past and the new token "
-        "already. Return it as it is.",
-    ),
-    (
-        "return logits[0], longer",
-        "return logits, longer",
-        "The logits have the shape (1, V), a row for each token that was fed. There is one token: "
-        "return its row, logits[0].",
-    ),
-)
+@exercise
 def decode_step(rng: Rng) -> Cases:
     """Behind a prefix, with and without earlier tokens, and with an unusual position."""
     for S, position in ((5, 5), (3, 7), (1, 1)):
@@ -538,42 +218,7 @@ class Fed(np.ndarray):
         return np.asarray(self)[key]
 
 
-@exercise(
-    (
-        "logits = rows[-1]",
-        "logits = rows[0]",
-        "The first new token was chosen after the first token of the prompt: its last row "
-        "predicts what comes next.",
-    ),
-    (
-        "logits, kv = decode_step",
-        "logits, _ = decode_step",
-        "The cache does not grow: each new token sees the prompt, but not the new tokens before "
-        "it. Keep the cache that decode_step returns.",
-    ),
-    (
-        " + len(new) - 1",
-        "",
-        "Each new token stands at the same position: go on by one for each of them.",
-    ),
-    (
-        "len(new) - 1",
-        "len(new)",
-        "The positions of the new tokens are one too high: the first of them stands right behind "
-        "the prompt, at start + len(tokens).",
-    ),
-    (
-        "position = start + ",
-        "position = ",
-        "The positions of the new tokens do not count the slots: the prompt begins at start, so "
-        "they stand behind that.",
-    ),
-    (
-        "return new",
-        "return [*tokens, *new]",
-        "The prompt stands in front of the new tokens. Return the new ones alone.",
-    ),
-)
+@exercise
 def greedy(rng: Rng) -> Cases:
     """With a prefix and without; one new token alone."""
     for T, n_new, P in ((4, 6, 0), (2, 7, 3), (5, 1, 2), (1, 8, 4)):
@@ -588,29 +233,7 @@ def greedy(rng: Rng) -> Cases:
         yield (tokens, n_new, w, config, *((_past(rng, config, P), P) if P else ()))
 
 
-@exercise(
-    (
-        "own = buffer.copy()",
-        "own = buffer",
-        "Both texts write into one memory: `buffer` and `buffer[:]` are not copies, so the second "
-        "token's key covers the first's. Give each text a copy of its own, buffer.copy().",
-    ),
-    (
-        "own[:, :, :, seen] = longer[:, :, :, seen]",
-        "own[:, :, :, seen - 1] = longer[:, :, :, seen]",
-        "The new key covers the last one of the prompt: the first free place is number seen.",
-    ),
-    (
-        "        own[:, :, :, seen] = longer[:, :, :, seen]\n",
-        "",
-        "The new token's key and value are in neither buffer: write them into the place seen.",
-    ),
-    (
-        "own[:, :, :, :seen], w",
-        "own, w",
-        "The token sees places that are still free: give decode_step the first seen places only.",
-    ),
-)
+@exercise
 def two_continuations(rng: Rng) -> Cases:
     """Room for one more token, and for several."""
     for seen, room in ((4, 5), (2, 6)):

@@ -21,30 +21,7 @@ def _inputs(rng: Rng) -> dict[str, dict[str, Array]]:
     return {op: {n: rng.normal(size=s) for n, s in of.items()} for op, of in shapes.items()}
 
 
-@exercise(
-    (
-        "/ (2 * eps)",
-        "/ eps",
-        "The slope is twice too large: from down to up the inputs move by 2 eps.",
-    ),
-    (
-        "down = loss(ops, op, {name: a[name] - eps * direction[name] for name in a}, dout)  # ()\n"
-        "    return (up - down) / (2 * eps)",
-        "down = loss(ops, op, a, dout)\n    return (up - down) / eps",
-        "The second loss is that of the inputs as they are: move them down by eps, too, and the "
-        "error falls from eps to eps squared.",
-    ),
-    (
-        "/ (2 * eps)",
-        "/ 2 * eps",
-        "The result is multiplied by eps: write / (2 * eps), with the parentheses.",
-    ),
-    (
-        "(up - down)",
-        "(down - up)",
-        "The sign is wrong: the slope is what the loss gains along the direction, up less down.",
-    ),
-)
+@exercise
 def slope_along(rng: Rng) -> Cases:
     """The steps are so large that rounding does not count, and a one-sided difference is seen."""
     for ops, eps in ((reference, 1e-2), (numpy_ops, 1e-3)):
@@ -54,41 +31,13 @@ def slope_along(rng: Rng) -> Cases:
             yield ops, op, a, direction, dout, eps
 
 
-@exercise(
-    (".imag / eps", ".imag", "The division by eps is missing."),
-    (".imag / eps", ".real / eps", "The slope is in the imaginary part; this is the real one."),
-    (
-        "+= 1j * eps",
-        "+= eps",
-        "The step is a real number, so the loss has no imaginary part: step by 1j * eps.",
-    ),
-    (
-        "        for index in np.ndindex(a[name].shape):\n"
-        "            moved = a[name].astype(complex)  # a copy\n",
-        "        moved = a[name].astype(complex)  # a copy\n"
-        "        for index in np.ndindex(a[name].shape):\n",
-        "The earlier numbers are still moved: begin with a new copy for each number.",
-    ),
-)
+@exercise
 def by_complex_step(rng: Rng) -> Cases:
     for op, a in _inputs(rng).items():
         yield reference, op, a, rng.normal(size=next(iter(a.values())).shape), 1e-30
 
 
-@exercise(
-    (
-        "np.max(errors)",
-        "max(errors)",
-        "A NaN is dropped: Python's max and nanmax may leave it out. NumPy's max gives NaN.",
-    ),
-    (
-        "relative_error(found[name], right[name])",
-        "relative_error(right[name], found[name])",
-        "The two arrays are exchanged: relative_error divides by the largest number of its second "
-        "argument, so give it the right array second.",
-    ),
-    ("np.max(errors)", "np.mean(errors)", "This is the mean error: one wrong array hides in it."),
-)
+@exercise
 def worst(rng: Rng) -> Cases:
     """The second array is wrong, and small beside the first; then one is twice too
     large; then a NaN in the last."""
@@ -113,29 +62,7 @@ def _gradients(rng: Rng, NH: int, P: int) -> tuple[dict[str, Array], Array]:
     return {"k": dk, "v": dv} | prefix, dz
 
 
-@exercise(
-    (
-        'grads["k"].sum(axis=0) + grads["prefix_k"].sum(axis=1)',
-        'grads["k"].sum(axis=0)',
-        "The slots are missing in the keys' law: all keys move by one vector, the slots' too.",
-    ),
-    (
-        'grads["prefix_k"].sum(axis=1)',
-        'grads["prefix_k"].sum(axis=0)',
-        "The slots' gradients are summed over the heads: the slots lie along axis 1.",
-    ),
-    (
-        'grads["v"].sum(axis=0) + grads["prefix_v"].sum(axis=1)',
-        'grads["v"].sum(axis=0)',
-        "The slots are missing in the values' law: they have a part of each row of the pattern.",
-    ),
-    (
-        " - dz.sum(axis=0)",
-        "",
-        "The right side is missing in the values' law: their gradients sum to the sum of dz, not "
-        "to 0.",
-    ),
-)
+@exercise
 def check_attention_laws(rng: Rng) -> Cases:
     """Sound gradients; then one slightly wrong number, below 0; two that cancel between the heads,
     or between the numbers of a head; a NaN; a wrong sign, which only one of the laws sees."""
@@ -155,33 +82,7 @@ def check_attention_laws(rng: Rng) -> Cases:
         yield grads, dz
 
 
-@exercise(
-    (
-        "    k[last] += 1\n",
-        "",
-        "The keys are not moved: add 1 to the keys and to the values of the last tokens.",
-    ),
-    (
-        "    v[last] += 1\n",
-        "",
-        "The values are not moved: add 1 to the keys and to the values of the last tokens.",
-    ),
-    (
-        "np.delete(after - before, last, axis=0)",
-        "after - before",
-        "The last tokens themselves are counted: they may see their own key and value.",
-    ),
-    (
-        "    k, v = k.copy(), v.copy()\n",
-        "",
-        "It writes into the caller's keys and values: copy them first.",
-    ),
-    (
-        "np.abs(others).max()",
-        "others.max()",
-        "A change can be below 0: take np.abs before the largest.",
-    ),
-)
+@exercise
 def future_leak(rng: Rng) -> Cases:
     """Sound implementations, and masks that show too much."""
     bugs = ("no-mask", "mask-shows-the-next-token", "one-sequence-of-the-whole-batch")
@@ -192,19 +93,7 @@ def future_leak(rng: Rng) -> Cases:
         yield ops, q, k, v, prefix_k, prefix_v, offsets
 
 
-@exercise(
-    (
-        "if len(case) > 1:",
-        "if case:",
-        "The only sequence is left out, too: a case has to have one.",
-    ),
-    ("if tokens > 1:", "if tokens > 0:", "A sequence is left without tokens: keep one."),
-    (
-        "if slots > 0:",
-        "if slots > 1:",
-        "The last slot is never taken away: a sequence may have none.",
-    ),
-)
+@exercise
 def smaller(rng: Rng) -> Cases:
     for n in (3, 1):
         tokens, slots = rng.permutation([1, 2, 4])[:n], rng.permutation([0, 1, 3])[:n]
@@ -213,38 +102,7 @@ def smaller(rng: Rng) -> Cases:
         yield ([pair],)
 
 
-@exercise(
-    (
-        "next((each for each in smaller(case) if differs(ops, each)), None)",
-        "next(iter(smaller(case)), None)",
-        "It goes on to a smaller case without asking whether the implementation still fails on it.",
-    ),
-    (
-        "if differs(ops, each)",
-        "if not differs(ops, each)",
-        "It goes on to a smaller case on which the implementation is right: take one on which it "
-        "still fails.",
-    ),
-    (
-        "in smaller(case) if",
-        "in reversed(smaller(case)) if",
-        "It takes the last of the smaller cases that fail: take the first.",
-    ),
-    (
-        "    found = case\n"
-        "    while found is not None:\n"
-        "        case = found\n"
-        "        found = next((each for each in smaller(case) if differs(ops, each)), None)\n",
-        "    for each in smaller(case):\n        if differs(ops, each):\n            case = each\n",
-        "It goes through the smaller cases of the first case alone: stop at the first that fails, "
-        "and begin anew with the smaller cases of that one.",
-    ),
-    (
-        "while found is not None:",
-        "for _ in range(2):",
-        "It stops after one move: begin anew with the smaller cases of the new case.",
-    ),
-)
+@exercise
 def shrink(rng: Rng) -> Cases:
     big = [(3, 2), (2, 0), (2, 1)]
     for bug, case in (

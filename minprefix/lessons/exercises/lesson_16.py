@@ -9,46 +9,7 @@ from minprefix.ops import reference
 from minprefix.ops.contract import Array
 
 
-@exercise(
-    ("L * 2 * P * C", "L * P * C", "A slot has a key and a value in each layer: 2 C numbers."),
-    (
-        "C, P * C",
-        "C, L * P * C",
-        "A prompt stands once, before the text: it has no vectors of its own in each layer.",
-    ),
-    (
-        "lora = L * (",
-        "lora = (",
-        "LoRA is counted for one layer: each of the L layers has an A and a B of its own.",
-    ),
-    ("C * r + r * 3 * C", "2 * C * r", "The weight of c_attn is (C, 3C), so B is (r, 3C)."),
-    (
-        "L * 2 * (C * m",
-        "L * (C * m",
-        "Each layer has two adapters: behind its attention and behind its MLP.",
-    ),
-    ("C * m + m + m * C + C", "2 * C * m", "The biases are missing: b_D (m,) and b_U (C,)."),
-    (
-        "full = V * C + n_positions * C",
-        "full = 2 * V * C + n_positions * C",
-        "The token embedding is counted twice: the head uses the same weight again.",
-    ),
-    (
-        "V * C + n_positions * C",
-        "V * C",
-        "The position embedding is missing: C numbers for each position.",
-    ),
-    (
-        "layernorms) + 2 * C",
-        "layernorms)",
-        "The last layernorm, ln_f, is missing: it has a gain and a bias of C numbers.",
-    ),
-    (
-        "+ biases +",
-        "+",
-        "The biases of the four linear layers are missing: 3C, C, 4C and C numbers.",
-    ),
-)
+@exercise
 def trained_numbers(rng: Rng) -> Cases:
     """The sizes of three models, and of the methods."""
     yield 4, 160, 1024, 256, 5, 8, 8
@@ -64,53 +25,13 @@ def _of_adapter(rng: Rng) -> tuple[Array, ...]:
     return tuple(rng.normal(size=shape) for shape in shapes)
 
 
-@exercise(
-    (
-        "h + ops.linear(a, U, b_U)",
-        "ops.linear(a, U, b_U)",
-        "The way around is missing: h itself is a part of the output.",
-    ),
-    ("(a, U, b_U)", "(a, U, None)", "The second bias, b_U, is missing."),
-    ("(h, D, b_D)", "(h, D, None)", "The first bias, b_D, is missing."),
-    ("ops.gelu(z)[0]", "z", "The GELU is missing between the two products."),
-)
+@exercise
 def adapter(rng: Rng) -> Cases:
     for _ in range(2):
         yield *_of_adapter(rng), reference
 
 
-@exercise(
-    (
-        "dout + ops.linear_backward(dz, D)",
-        "ops.linear_backward(dz, D)",
-        "The way around is missing: h is a summand of the output, so dout itself is a part of dh.",
-    ),
-    (
-        "ops.linear_backward_params(dz, h)",
-        "ops.linear_backward_params(da, h)",
-        "GELU's slope is missing: D is multiplied before the GELU, so dD needs dz and not da.",
-    ),
-    (
-        "ops.gelu_backward(da, cache)",
-        "da",
-        "dz is da: the gradient has to pass the GELU's backward.",
-    ),
-    (
-        "ops.linear_backward_params(dout, a)",
-        "ops.linear_backward_params(dout, z)",
-        "dU is made with z, which is what the GELU gets: U is multiplied by a, its output.",
-    ),
-    (
-        "dU, db_U = ops.linear_backward_params(dout, a)",
-        "dU, db_U = ops.linear_backward_params(dout, a)[0], dout",
-        "The sum over the rows is missing in db_U: every row adds the same bias.",
-    ),
-    (
-        "return dh, dD, db_D, dU, db_U",
-        "return dh, dU, db_U, dD, db_D",
-        "They are returned in another order: return dh, dD, db_D, dU, db_U.",
-    ),
-)
+@exercise
 def adapter_backward(rng: Rng) -> Cases:
     for _ in range(2):
         h, *parameters = map(by_formula, _of_adapter(rng))
@@ -134,11 +55,7 @@ def _narrow(n_in: int, n_out: int, *arrays: Array) -> list[Array]:
 _SIZES = ((7, 5, 6, 3), (3, 4, 8, 1), (2, 9, 4, 5))
 
 
-@exercise(
-    ("s * (u @ B)", "(u @ B)", "The scale s is missing."),
-    ("+ b + s", "+ s", "The bias b is missing."),
-    ("x @ W + b +", "b +", "The frozen layer's own x W is missing: LoRA adds to it."),
-)
+@exercise
 def lora(rng: Rng) -> Cases:
     for (N, n_in, n_out, r), s in zip(_SIZES, (2.5, 0.5, 16.0), strict=True):
         shapes = ((N, n_in), (n_in, n_out), (n_out,), (n_in, r), (r, n_out))
@@ -146,10 +63,7 @@ def lora(rng: Rng) -> Cases:
         yield *_narrow(n_in, n_out, x, W, b, A, B), s
 
 
-@exercise(
-    ("s * (A @ B)", "(A @ B)", "The scale s is missing."),
-    ("W + s * (A @ B)", "s * (A @ B)", "W itself is missing: LoRA adds to it."),
-)
+@exercise
 def merged_weight(rng: Rng) -> Cases:
     for (_, n_in, n_out, r), s in zip(_SIZES, (2.5, 0.5, 16.0), strict=True):
         shapes = ((n_in, n_out), (n_in, r), (r, n_out))
@@ -157,48 +71,7 @@ def merged_weight(rng: Rng) -> Cases:
         yield W, A, B, s
 
 
-@exercise(
-    (
-        "s * (dout @ B.T)",
-        "dout @ B.T",
-        "The scale s is missing in du: u enters the output as s u B.",
-    ),
-    (
-        "s * ((x @ A).T @ dout)",
-        "(x @ A).T @ dout",
-        "The scale s is missing in dB: B enters the output as s u B.",
-    ),
-    (
-        "dA = x.T @ du",
-        "dA = s * x.T @ du",
-        "The scale s stands twice in dA: it is a part of du already.",
-    ),
-    (
-        "s * ((x @ A).T @ dout)",
-        "s * (s * (x @ A).T @ dout)",
-        "The scale s stands twice in dB: B enters the output as s u B.",
-    ),
-    (
-        "return dx, dA, dB",
-        "return dA, dB, dx",
-        "They are returned in another order: return dx, dA, dB.",
-    ),
-    (
-        "dA = x.T @ du",
-        "dA = x.T @ du / len(x)",
-        "dA is a mean over the N rows: A is the same for all rows, so their gradients add up.",
-    ),
-    (
-        "dout @ W.T + du @ A.T",
-        "dout @ W.T",
-        "The way through A and B is missing in dx: x is used twice in the forward.",
-    ),
-    (
-        "dout @ W.T + du @ A.T",
-        "du @ A.T",
-        "The way through W is missing in dx: W is frozen, and the gradient passes through it.",
-    ),
-)
+@exercise
 def lora_backward(rng: Rng) -> Cases:
     """The last: B is 0, as before the first step."""
     for i, (N, n_in, n_out, r) in enumerate((*_SIZES, _SIZES[0])):
@@ -207,50 +80,7 @@ def lora_backward(rng: Rng) -> Cases:
         yield *_narrow(n_in, n_out, dout, x, W, A, 0 * B if i == 3 else B), (2.5, 0.5, 16, 2)[i]
 
 
-@exercise(
-    (
-        "grads.dk + dkv[i, 0].swapaxes(0, 1)",
-        "grads.dk",
-        "dk lacks what the texts sent: the keys' half of this layer's dkv has to be added.",
-    ),
-    (
-        "grads.dv + dkv[i, 1].swapaxes(0, 1)",
-        "grads.dv",
-        "dv lacks what the texts sent: the values' half of this layer's dkv has to be added.",
-    ),
-    (
-        "grads.dk + dkv[i, 0]",
-        "grads.dk + dkv[i, 1]",
-        "The keys get what belongs to the values: dkv[i, 0] is the keys' half, dkv[i, 1] the "
-        "values'.",
-    ),
-    (
-        ".swapaxes(0, 1)",
-        ".reshape(P, NH, hs)",
-        "A reshape of dkv mixes the heads with the rows: it keeps the order of the numbers. Swap "
-        "the axes.",
-    ),
-    (
-        "dx = dx + ops.layernorm_backward(dm, ln_2)",
-        "dx = ops.layernorm_backward(dm, ln_2)",
-        "The way around the MLP is missing: the residual stream is added to what the MLP gives.",
-    ),
-    (
-        "dx = dx + ops.layernorm_backward(da, ln_1)",
-        "dx = ops.layernorm_backward(da, ln_1)",
-        "The way around the attention is missing: the residual stream is added to what it gives.",
-    ),
-    (
-        "in reversed(range(L))",
-        "in range(L)",
-        "The layers are walked from the bottom up: a backward begins at the top.",
-    ),
-    (
-        "in reversed(range(L))",
-        "in [L - 1]",
-        "Only the top layer is asked: each layer has a part of dkv.",
-    ),
-)
+@exercise
 def prompt_backward(rng: Rng) -> Cases:
     """Several layers and rows; one layer; one row, which sees only itself."""
     hs, n_head = 3, 2
