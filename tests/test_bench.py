@@ -102,6 +102,7 @@ def made_up(shape: str = "124m", whos: tuple[str, ...] = ("ours", "torch", "peft
 # ---- the work ----
 
 
+@pytest.mark.long
 def test_the_stored_histogram_is_that_of_the_data(e2e, gpt2_bpe):
     assert work.histogram_of(e2e.parent) == work.stored_histogram()
 
@@ -500,6 +501,7 @@ def test_results_that_differ_from_run_to_run_miss_their_target():
     assert target.verdict(summary.figures(record)[target.figure]) == "missed by 100%"
 
 
+@pytest.mark.long
 def test_a_small_run_in_another_folder_from_the_command_line_to_the_page(
     tmp_path, capsys, monkeypatch
 ):

@@ -617,6 +617,7 @@ def torch_ops():
     return types.SimpleNamespace(**ops, asarray=torch.tensor, asnumpy=lambda t: t.detach().numpy())
 
 
+@pytest.mark.long
 def test_pytorchs_own_functions_pass_every_check_of_every_level():
     results = run(Implementation(torch_ops(), "torch"))
     assert [(r.check, r.findings[0].sentence) for r in results if r.status == "failed"] == []
@@ -687,12 +688,14 @@ def _scores(q, k, v, prefix_k, prefix_v, offsets):
         yield (scores + hidden).astype(q.dtype), values, rows
 
 
+@pytest.mark.long
 def test_a_flash_attention_with_a_cache_of_its_own_passes_every_check_of_every_level():
     mine = implementation(attention=flash_attention, attention_backward=flash_attention_backward)
     results = run(mine, [c for c in all_checks().values() if c.op not in ("embed", "linear")])
     assert [(r.check, r.findings[0].sentence) for r in results if r.findings] == []
 
 
+@pytest.mark.long
 def test_what_the_contract_lets_be_consumed_may_be_spoilt():
     def spoiling(name):
         def call(*arguments):

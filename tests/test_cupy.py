@@ -105,6 +105,7 @@ def test_it_has_the_contracts_functions_and_argument_names(cupy_ops):
             assert own == list(inspect.signature(wanted).parameters)[1:], name
 
 
+@pytest.mark.long
 def test_it_passes_the_reference_suite(cupy_ops):
     results = run(Implementation(cupy_ops, "cupy"))
     assert len(results) > 100

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minprefix.conformance.contract import WHOLE
+from minprefix.conformance.contract import FUNCTIONS, WHOLE
 from minprefix.conformance.zoo import all_bugs
 from minprefix.errors import InputError
 from minprefix.lessons import caught, grade, planted
@@ -44,7 +44,7 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lesson_id)
 def how_long(lesson):
     """The marks of a test that runs it: long by what its head says, or the default's."""
     says = re.search(r"it runs in (\d+) second", lesson.read_text(encoding="utf-8"))
-    return pytest.mark.long if int(says[1]) > 3 else ()
+    return pytest.mark.long if int(says[1]) > 2 else ()
 
 
 each_lesson_run = pytest.mark.parametrize(
@@ -270,7 +270,12 @@ def _exercises(marks=lambda name: ()):
 
 def slow(name):
     """These take seconds to grade."""
-    return pytest.mark.long if name in WHOLE else ()
+    return pytest.mark.long if name in (*WHOLE, *FUNCTIONS["attention"]) else ()
+
+
+def runs_models(name):
+    """Each input takes a model's forwards, or a whole run."""
+    return pytest.mark.long if name in ("write_greedily", "train_network", "diagnose") else ()
 
 
 @_exercises()
@@ -285,7 +290,7 @@ def test_the_stub_is_called_not_written_yet(name):
     assert graded(exercise, names[name]).status == "not written"
 
 
-@_exercises()
+@_exercises(runs_models)
 def test_ours_is_graded_as_right_and_each_usual_mistake_is_known(name):
     exercise = all_exercises()[name]
     results = name not in SUITE

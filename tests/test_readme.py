@@ -131,6 +131,7 @@ def test_the_example_of_ones_own_pairs_runs_and_writes_what_the_page_says(
     assert without_times(said) == without_times(wanted)
 
 
+@pytest.mark.long
 def test_the_report_of_a_bug_is_the_one_that_the_page_shows(monkeypatch, tmp_path, capsys):
     (tmp_path / "my_ops.py").write_text(planted("dprefix-unscaled").source(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
