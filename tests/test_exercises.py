@@ -124,12 +124,12 @@ def grade(tmp_path, monkeypatch):
     names = {"np": np, "reference": reference}
     exec(LESSON, names)  # the lesson as its reader has run it
 
-    def grade(answer, **options):
+    def grade(answer):
         """The answer's source, as a cell of that lesson."""
         exec(compile(answer, "cell", "exec"), names)
         name = answer.split("def ")[-1].split("(")[0]
         exercise = Exercise(name, 77, cases[name])
-        return graded(exercise, names[name], **options)
+        return graded(exercise, names[name])
 
     yield grade
     module._ours.cache_clear()
@@ -147,6 +147,14 @@ def test_the_right_answer_passes_whatever_its_variables_are_called(grade):
     )
     assert found.status == "passed"
     assert found.right == ["row_sum"]  # a list is no array; the result is one
+
+
+def test_a_line_of_the_stub_that_is_left_behind_a_right_result_is_no_gap(grade):
+    found = grade(
+        "def softmax_backward(dpattern, pattern):\n    row_sum = ...\n"
+        "    return pattern * (dpattern - (dpattern * pattern).sum(1, keepdims=True))\n"
+    )
+    assert found.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +270,7 @@ def test_what_ours_calls_may_be_called(grade):
     ("answer", "says"),
     [
         ("def head(scores, values):\n    return 1.0\n", "returns a float, and should return z"),
+        ("def head(scores, values):\n    return 1\n", "returns an int, and should return z"),
         (
             "def head(scores, values):\n    return None, None\n",
             "z is None, and should be an array (4",

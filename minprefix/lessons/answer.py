@@ -22,6 +22,7 @@ TOLERANCE = 1e-9
 #: a function of the lesson may be called so many times more often than in ours
 OFTEN = 10
 FORMULA = "compute it from the formula, without trying values out"
+AT_ONCE = "and for all rows or heads at once"
 #: exceptions that may be a function's right answer
 MEANT = (AssertionError, ValueError)
 
@@ -152,9 +153,12 @@ class Pair:
         wrong = next((step for step in steps if step.finding), None)
         right = [step.name for step in (steps[: steps.index(wrong)] if wrong else steps)]
         unfinished = got.is_unfinished()
-        outcome = Difference() if unfinished or not results else self._outcome()
-        if got.error is not None and not unfinished and outcome.finding is None and not results:
-            outcome = self._outcome()
+        if got.unwritten() and not unfinished:
+            # a line that is left of the stub is no gap where the result is right without it
+            is_whole = results and got.result is not None
+            unfinished = not is_whole or self._outcome().finding is not None
+        is_compared = not unfinished and (results or got.error is not None)
+        outcome = self._outcome() if is_compared else Difference()
         if not unfinished and outcome.finding is None and (results or wrong is None):
             return Graded(name, "passed", [], [step.name for step in steps if not step.finding])
         if unfinished and wrong is None:
@@ -218,12 +222,11 @@ class Pair:
             often = times if called in self.ours.beside else got.tries[called]
             if often > OFTEN * (1 + n):
                 by_us = f"{n} times" if n > 1 else "once" if n else "never"
-                return f"calls {_named(called)} {often} times, and ours {by_us}: {FORMULA}"
+                said = f"calls {_named(called)} {often} times, and ours {by_us}"
+                return f"{said}: {FORMULA}, {AT_ONCE}"
         return ""
 
-    def _differs(
-        self, name: str, pick: Callable[[Trial], Any], letters: str = "", a: Any = None
-    ) -> Difference:
+    def _differs(self, name: str, pick: Callable[[Trial], Any], letters: str = "") -> Difference:
         got, want = pick(self.got), pick(self.want)
         found = differences(name, got, want, self.dimensions(), letters)
         return Difference(name, next(found, None), got, want, pick)
@@ -304,7 +307,10 @@ def _result(trial: Trial) -> Any:
 
 
 def _kind(a: Any) -> str:
-    return "None" if a is None else f"a {type(a).__name__}"
+    if a is None:
+        return "None"
+    kind = type(a).__name__
+    return f"an {kind}" if kind[0] in "aeio" or kind == "ndarray" else f"a {kind}"
 
 
 def differences(
@@ -330,7 +336,7 @@ def _collections(
     others = _parts(got)
     if others is None:
         yield Finding("", name, "shape", f"{name} is {_kind(got)}, and should be {_kind(want)}")
-    elif list(others) != list(parts) and set(others) != set(parts):
+    elif set(others) != set(parts):
         has, should = (_listing(each) for each in (others, parts))
         yield Finding("", name, "shape", f"{name} has {has}, and should have {should}")
     else:
@@ -357,7 +363,7 @@ def _parts(a: Any) -> Mapping[Any, Any] | None:
 
 
 def _short(a: Any) -> str:
-    shown = repr(a)
+    shown = repr(a.item() if isinstance(a, np.generic) else a)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
@@ -370,7 +376,7 @@ def _numbers(
         return
     if not isinstance(got, np.ndarray | np.generic | float | int):
         said = f"{name} is {_kind(got)}, and should be "
-        shape = f"an array {want.shape}" if np.ndim(want) else f"a number, {want!r}"
+        shape = f"an array {want.shape}" if np.ndim(want) else f"a number, {want}"
         yield Finding("", name, "not an array", said + shape)
         return
     a, b = np.asarray(got), np.asarray(want)

@@ -145,9 +145,9 @@ def said(found: list[Result], functions: tuple[Callable[..., Any], ...]) -> str:
             more = f" and {len(checks) - ALSO} more" if checks[ALSO:] else ""
             lines.append(f"{name}: not written yet for {', '.join(checks[:ALSO])}{more}")
     if written:
-        graded = [r for r in found if any(_speaks_of(name, r) for name in written)]
-        graded = [replace(r, not_implemented=[]) for r in graded]
-        lines.insert(0, report.text(graded, ", ".join(written), at_most=ALSO))
+        spoken = [r for r in found if any(_speaks_of(name, r) for name in written)]
+        spoken = [replace(r, not_implemented=[]) for r in spoken]
+        lines.insert(0, report.text(spoken, ", ".join(written), at_most=ALSO))
     return "\n".join(lines)
 
 

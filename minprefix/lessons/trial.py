@@ -31,16 +31,14 @@ class Trial:
         return [name for name, value in self.variables.items() if value is ...]
 
     def is_unfinished(self) -> bool:
-        if isinstance(self.error, NotImplementedError) or self.unwritten():
-            return True
         parts = self.result if isinstance(self.result, tuple | list) else [self.result]
-        return any(part is ... for part in parts)
+        return isinstance(self.error, NotImplementedError) or any(part is ... for part in parts)
 
 
 def tried(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Trial:
     """Calls it, and watches. Ctrl-C is not caught."""
-    trial = Trial(arguments, file=getattr(getattr(function, "__code__", None), "co_filename", None))
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    trial = Trial(arguments, file=getattr(code, "co_filename", None))
     shapes = {a.shape for a in _arrays(arguments) if a.size > 1}
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
