@@ -200,7 +200,7 @@ def decode_step(rng: Rng) -> Cases:
 
 class Fed(np.ndarray):
     """A table of tokens that counts the rows which are taken from it, and refuses more than there
-    are tokens to be read: who feeds earlier tokens again takes more."""
+    are tokens to be read: an answer that feeds earlier tokens again takes more."""
 
     left = 0
 
