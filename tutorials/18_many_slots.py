@@ -336,9 +336,10 @@ final = np.array([[train_head(P, seed)[0][-1] for seed in SEEDS] for P in LENGTH
 for P, row in zip(LENGTHS, final, strict=True):
     print(f"{P:3} slots: " + "  ".join(f"{value:7.4f}" for value in row))
 assert final[0].min() >= np.log(PAIRS) - 1e-9
-assert final[4:].max() < 0.001 < final[3].max()
-assert np.median(final[3]) < 0.01 < final[2].min()
-assert final[1].min() > 1
+assert final[4:].max() < 0.001
+assert [(row < 0.01).sum() for row in final[:4]] == [0, 0, 0, 4]
+assert final[2].max() < 0.3
+assert abs(final[1] - 1.2).max() < 0.2
 
 figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
 for i, P in enumerate(LENGTHS):
@@ -364,8 +365,9 @@ plt.show()
 #
 # ## Too much memory
 #
-# Now the data is as data is. There are six queries for each topic, spread around it, and three of
-# ten training answers are replaced. What we want is the loss on queries that were not trained on.
+# Now the data are noisy, as real data are. There are six queries for each topic, spread around it,
+# and three of ten training answers are replaced. What we want is the loss on queries that were not
+# trained on.
 #
 # **Predict.** Draw two curves for 32 slots: the training loss and the loss on unseen queries, over
 # 200 steps.
@@ -392,6 +394,7 @@ for seed in SEEDS:
     assert on_valid[-1] > 2 * on_valid.min()
     assert 5 < on_valid.argmin() < 20
     assert noisy[4, seed][1][-1] > on_valid[-1]
+    assert noisy[4, seed][0][-1] > 0.3  # four slots do not fit all
     assert np.ptp(noisy[1, seed][1][-100:]) < 0.1
 
 # %% [markdown]
