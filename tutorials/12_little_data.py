@@ -123,7 +123,7 @@ for name, test in tests.items():
     print(f"{name}, before: {loss(model, pack(test)):.3f} nats a token")
 wrong_before = wrong_facts(model, None, tests["seen"])
 print(f"facts of the seen topics that its text misses or gets wrong: {wrong_before:.0%}")
-assert wrong_before > 0.6
+assert wrong_before > 0.8
 
 # %% [markdown]
 # On the topics that it knows, the base model has a loss near 0, and still nearly all facts are
@@ -201,7 +201,7 @@ train, test = split_by_name(names, 400)
 shared = {names[i] for i in train} & {names[i] for i in test}
 print(f"by position: {leaks} of 400 test records have a name that is in the training set")
 print(f"by name: {len(test)} test records, {len(shared)} names on both sides")
-assert 120 < leaks < 200
+assert 400 / 3 < leaks < 200
 assert len(test) >= 400
 assert not shared
 in_tests = set(names_of(valid)) | {name for test in tests.values() for name in names_of(test)}
@@ -407,7 +407,7 @@ plt.show()
 # - With full fine-tuning, the loss of the *other tasks* grows while that of the task itself still
 #   falls. The data that one tunes on cannot show this, since the other tasks are not in them.
 # - At 0.001 the loss of the books is more than ten times as high as at 0.0003, and that of the seen
-#   topics grows much less. The topic that nobody tuned on suffers first.
+#   topics grows much less. The topic that nobody tuned on suffers more.
 # - The prefix's curve for the other tasks is flat. Without the prefix, the model is unchanged.
 #
 # **Recap.** Give each method its own rate, chosen on `valid`, with a worse one on either side.
@@ -569,8 +569,9 @@ for n, examples in ((4, few), (64, many)):
         row = "".join(f"{facts[n, how, name]:9.1%}" for name in ("seen", "books"))
         ships = loss(tuned, pack(tests["ships"]), prefix)
         print(f"{n:2d} examples, {how:6s}{row}{ships:13.2f}")
-        assert max(facts[n, how, "seen"], facts[n, how, "books"]) < 0.4 < wrong_before
-        assert ships > 4
+        assert facts[n, how, "seen"] < 0.4 < wrong_before
+        assert facts[n, how, "books"] < 0.1
+        assert ships > 6
 
 # %% [markdown]
 # **Answer.** Both get nearly all facts of the books right, with four examples and with 64. Neither
@@ -729,13 +730,12 @@ for budget, by_method in BOOKS.items():
         print(f"{budget}, {how:6s} {mean:.4f}, spread {spread:.4f}, standard error {error:.4f}")
     ahead = (by_full < by_prefix).sum()
     print(f"   full is ahead in {ahead} of {len(by_full)} seeds, p = {p:.4f}")
-    assert by_full.mean() < by_prefix.mean()
-    assert p >= 2 / 2 ** len(by_full)
+    assert ahead == len(by_full)
+    assert p == 2 / 2 ** len(by_full)
 
 gap = {budget: np.mean(m["prefix"]) / np.mean(m["full"]) for budget, m in BOOKS.items()}
 print({budget: f"{times:.1f} times" for budget, times in gap.items()})
 assert gap["64 examples, 200 steps"] < gap["4 examples, 20 steps"]
-assert p == 2 / 2 ** len(by_full)
 
 # %% [markdown]
 # **Answer.** In all four, at each of the three budgets. And $2/2^4 = 0.125$ is the least that four
