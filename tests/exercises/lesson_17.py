@@ -129,7 +129,7 @@ def sets_of_grams(candidate, reference, n):
     return matched, max(0, len(candidate) - n + 1)
 
 
-@lazy("ngram_matches", says="ngram_matches")
+@lazy("ngram_matches", says="matched is off by")
 def words_alone(candidate, reference, n):
     return (_grams(candidate, 1) & _grams(reference, 1)).total() - n + 1, len(candidate) - n + 1
 
@@ -145,7 +145,7 @@ def share_of_the_length(c, r):
     return penalty
 
 
-@lazy("brevity_penalty", says="brevity_penalty")
+@lazy("brevity_penalty", says="penalty is off by")
 def no_penalty(c, r):
     return 1.0
 

@@ -36,7 +36,7 @@ def more_than_wanted(lengths, known, wanted):
     return fine[0] if fine else None
 
 
-@lazy("fewest_slots", says="fewest_slots")
+@lazy("fewest_slots", says="it is 4, and should be 8")
 def the_lessons_answer(lengths, known, wanted):
     return 4
 

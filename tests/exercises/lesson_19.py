@@ -116,7 +116,7 @@ def how_many_leak(template, pairs):
     return sum(len({fill(template, source, t) for _, t in pairs}) > 1 for source, _ in pairs)
 
 
-@wrong("leaks", says="leaks")
+@wrong("leaks", says="it is 1, and should be 0")
 def the_targets_word_stands_in_the_prompt(template, pairs):
     return sum(t.split(" ")[0] in fill(template, s, t) for s, t in pairs) / len(pairs)
 
@@ -231,7 +231,7 @@ def a_healthy_prefix_has_moved_little(chart):
     return _by(chart, moved=1)
 
 
-@lazy("diagnose", says="diagnose")
+@lazy("diagnose", says=", and should be '")
 def the_answers_of_the_lessons_ward_by_heart(chart):
     first = round(float(chart["losses"][0]), 3)
     known = {0.105: "wrong optimizer", 0.114: "healthy", 0.107: "wrong gradient"}
