@@ -91,7 +91,7 @@ def of_the_package(logits, ids, start):
     )
 
 
-@wrong("beam_step", says="Add their totals to each row")
+@wrong("beam_step", says="Add them to each row")
 def without_what_was_before(totals, logp, beams):
     best = np.argsort(-logp.ravel(), kind="stable")[:beams]
     return best // logp.shape[1], best % logp.shape[1], logp.ravel()[best]
