@@ -6,7 +6,7 @@
 # - **You need** the two halves of a linear layer's backward: [lesson 2](02_backward_by_hand.py);
 #   the gradient of a prefix: [lesson 5](05_the_gradient_of_a_prefix.py); the blocks of GPT-2:
 #   [lesson 6](06_gpt2_from_its_file.py).
-# - **Time** 140 minutes; it runs in 4 seconds.
+# - **Time** 140 minutes; it runs in 7 seconds.
 # - **Difficulty** 4 of 5.
 #
 # ## Overview

@@ -5,7 +5,7 @@
 #   rate and a length for a prefix, and read from a curve what is wrong.
 # - **You need** `loss_and_grad` of [lesson 1](01_what_a_prefix_is.py), and where its gradient comes
 #   from: [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 140 minutes; it runs in 10 seconds.
+# - **Time** 140 minutes; it runs in 20 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

@@ -6,7 +6,7 @@
 #   shows.
 # - **You need** the gradient of a prefix and its three proofs:
 #   [lesson 5](05_the_gradient_of_a_prefix.py).
-# - **Time** 140 minutes; it runs in 7 seconds.
+# - **Time** 140 minutes; it runs in 8 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

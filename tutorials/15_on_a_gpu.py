@@ -7,7 +7,7 @@
 # - **You need** attention with a prefix ([lesson 5](05_the_gradient_of_a_prefix.py)) and the
 #   roofline ([lesson 14](14_where_the_time_goes.py)). You need no GPU: the lesson skips
 #   what needs one, and says so.
-# - **Time** 100 minutes; it runs in 3 seconds.
+# - **Time** 100 minutes; it runs in 2 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

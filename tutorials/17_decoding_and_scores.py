@@ -5,7 +5,7 @@
 #   hand; and say of each score what it does not see.
 # - **You need** the softmax of [lesson 3](03_softmax_and_cross_entropy.py), and training as in
 #   [lesson 8](08_training_a_prefix.py).
-# - **Time** 110 minutes; it runs in 12 seconds.
+# - **Time** 110 minutes; it runs in 14 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

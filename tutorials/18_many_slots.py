@@ -5,7 +5,7 @@
 #   learns its examples by heart, and stop in time.
 # - **You need** attention with slots and its backward: [lesson 5](05_the_gradient_of_a_prefix.py);
 #   training: [lesson 8](08_training_a_prefix.py).
-# - **Time** 85 minutes; it runs in 12 seconds.
+# - **Time** 85 minutes; it runs in 14 seconds.
 # - **Difficulty** 3 of 5.
 #
 # ## Overview

@@ -5,7 +5,7 @@
 #   the data, the template, the batch, the mask, the gradient, the optimizer, or the decoding.
 # - **You need** the training loop of [lesson 8](08_training_a_prefix.py), the checks of
 #   [lesson 13](13_is_it_right.py), and decoding as in [lesson 17](17_decoding_and_scores.py).
-# - **Time** 130 minutes; it runs in 9 seconds.
+# - **Time** 130 minutes; it runs in 10 seconds.
 # - **Difficulty** 4 of 5.
 #
 # ## Overview
