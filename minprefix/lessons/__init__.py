@@ -1,5 +1,5 @@
 """Functions that only the lessons in `tutorials/` call: they plant a bug of the zoo, let a lesson
-go on after the assert that notices it, and grade an exercise by the reference suite.
+go on after the assert that notices it, and grade the answer to an exercise.
 
 `site` builds the pages; `minprefix lessons` is the command.
 """

@@ -154,9 +154,9 @@ class Pair:
         right = [step.name for step in (steps[: steps.index(wrong)] if wrong else steps)]
         unfinished = got.is_unfinished()
         if got.unwritten() and not unfinished:
-            # a line that is left of the stub is no gap where the result is right without it
-            is_whole = results and got.result is not None
-            unfinished = not is_whole or self._outcome().finding is not None
+            # a line that is left of the stub is no gap where the result is right without it, and
+            # the suite says whether a result is that is not compared here
+            unfinished = got.result is None or (results and self._outcome().finding is not None)
         is_compared = not unfinished and (results or got.error is not None)
         outcome = self._outcome() if is_compared else Difference()
         if not unfinished and outcome.finding is None and (results or wrong is None):
@@ -167,7 +167,7 @@ class Pair:
         assert self.at.finding is not None
         said = f"{name}: {self.at.finding.sentence}"
         if right:
-            said += f" ({', '.join(right)} {'are' if right[1:] else 'is'} right)"
+            said += f" ({_are_right(right)})"
         says = [said]
         if wrong and got.error is not None and not unfinished:
             says.append(f"then {self._of_errors()}")
@@ -201,10 +201,10 @@ class Pair:
     def _not_written(self, right: Sequence[str]) -> str:
         if not right:
             return f"{self.ours.name}: not written yet"
-        left = self.got.unwritten()
-        following = next((name for name in self.ours.steps() if name in left), *left[:1])
-        said = f"; next: {following}" if left else "; what it returns is not written yet"
-        return f"{self.ours.name}: {', '.join(right)} {'are' if right[1:] else 'is'} right{said}"
+        unwritten = self.got.unwritten()
+        left = [*(name for name in self.ours.steps() if name in unwritten), *unwritten]
+        following = f"next: {left[0]}" if left else "what it returns is not written yet"
+        return f"{self.ours.name}: {_are_right(right)}; {following}"
 
     def _easy_way(self) -> str:
         """What there is to say of an answer that lets somebody else do the work."""
@@ -245,7 +245,7 @@ class Pair:
         arguments."""
         name, got, want = self.ours.name, self.got, self.want
         if got.error is not None or want.error is not None:
-            if isinstance(want.error, MEANT) and type(got.error) is type(want.error):
+            if isinstance(want.error, MEANT) and isinstance(got.error, type(want.error)):
                 return Difference()
             return Difference("", Finding(name, "", "exception", self._of_errors()))
         names, axes = self.ours.returned(), self.ours.steps()
@@ -286,6 +286,10 @@ class Pair:
 
 def _named(function: str) -> str:
     return "a lambda" if function == "<lambda>" else function
+
+
+def _are_right(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'are' if names[1:] else 'is'} right"
 
 
 def _variable(name: str) -> Callable[[Trial], Any]:

@@ -55,7 +55,7 @@ class Exercise:
 
     @property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """The usual ones, most telling first."""
+        """The usual ones."""
         return tuple(
             Mistake(m["old"], m["new"], " ".join(m["says"].split()))
             for m in _mistakes(self.lesson).get(self.name, [])
