@@ -20,7 +20,7 @@ from minprefix.conformance.zoo import all_bugs
 from minprefix.errors import InputError
 from minprefix.lessons import caught, grade, planted
 from minprefix.lessons.answer import graded
-from minprefix.lessons.exercise import all_exercises
+from minprefix.lessons.exercise import all_exercises, statements
 from minprefix.lessons.grading import SUITE, results, said
 from tests.exercises import Wrong
 
@@ -275,7 +275,8 @@ def slow(name):
 
 def runs_models(name):
     """Each input takes a model's forwards, or a whole run."""
-    return pytest.mark.long if name in ("write_greedily", "train_network", "diagnose") else ()
+    slow = (*WHOLE, "write_greedily", "train_network", "diagnose")
+    return pytest.mark.long if name in slow else ()
 
 
 @_exercises()
@@ -291,12 +292,22 @@ def test_the_stub_is_called_not_written_yet(name):
 
 
 @_exercises(runs_models)
+def test_an_answer_whose_last_line_is_left_is_not_written_yet(name):
+    exercise, ours = all_exercises()[name], all_exercises()[name].ours()
+    changed, names = ours.definition, {}
+    returns = [s for s in statements(changed) if isinstance(s, ast.Return) and s.value]
+    for each in returns:
+        each.value = ast.copy_location(ast.Constant(...), each.value)
+    exec(compile(ast.Module([*ours.needs, changed], []), "cell", "exec"), names)
+    assert graded(exercise, names[name]).status == ("not written" if returns else "passed")
+
+
+@_exercises(runs_models)
 def test_ours_is_graded_as_right_and_each_usual_mistake_is_known(name):
     exercise = all_exercises()[name]
-    results = name not in SUITE
-    assert graded(exercise, exercise.ours().function(), results).status == "passed"
+    assert graded(exercise, exercise.ours().function()).status == "passed"
     assert exercise.mistakes
-    for mistake in exercise.mistakes if results else ():
+    for mistake in exercise.mistakes:
         found = graded(exercise, exercise.ours().function(mistake))
         assert found.status == "failed", mistake
         assert mistake.says in found.says, mistake

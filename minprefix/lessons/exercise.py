@@ -132,7 +132,7 @@ class Ours:
     def steps(self) -> dict[str, str]:
         """name -> the letters of its axes, in the order in which they arise."""
         lines, found = self.source.splitlines(), dict[str, str]()
-        for node in _statements(self.definition):
+        for node in statements(self.definition):
             shape = _SHAPE.search(" ".join(lines[node.lineno - 1 : node.end_lineno]))
             if shape is None or not isinstance(node, ast.Assign):
                 continue
@@ -144,19 +144,19 @@ class Ours:
 
     def returned(self) -> list[str]:
         """The names of what it returns, where each has one: `return dq, dk`."""
-        ends = [node for node in _statements(self.definition) if isinstance(node, ast.Return)]
+        ends = [node for node in statements(self.definition) if isinstance(node, ast.Return)]
         value = ends[-1].value if ends else None
         parts = value.elts if isinstance(value, ast.Tuple) else [value]
         return [part.id if isinstance(part, ast.Name) else "" for part in parts]
 
 
-def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+def statements(node: ast.AST) -> Iterator[ast.stmt]:
     """The statements of a function in their order, without those of functions inside it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt) and not isinstance(child, ast.FunctionDef):
             yield child
         if not isinstance(child, ast.FunctionDef | ast.Lambda):
-            yield from _statements(child)
+            yield from statements(child)
 
 
 @cache

@@ -84,8 +84,8 @@ def ngram_matches(rng: Rng) -> Cases:
 
 @exercise
 def brevity_penalty(rng: Rng) -> Cases:
-    """Too short, as long, too long, and nothing."""
-    yield from ((7, 11), (9, 9), (14, 9), (1, 6), (0, 5))
+    """Too long, too short, as long, and nothing."""
+    yield from ((14, 9), (7, 11), (9, 9), (1, 6), (0, 5))
 
 
 @exercise
