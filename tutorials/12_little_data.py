@@ -19,7 +19,7 @@
 # - Without early stopping, full fine-tuning on four examples makes its loss on an unseen topic more
 #   than six times as high as at its best step. The training loss does not show it.
 # - Full fine-tuning raises the loss of tasks that nobody tunes on. A prefix can be taken out again.
-# - A paired test over five seeds cannot give a p-value below 1/16, however clear the difference.
+# - A paired test over four seeds cannot give a p-value below 1/8, however clear the difference.
 #
 # ## What the paper found
 #
@@ -843,7 +843,7 @@ assert broken_wrong > 0.6
 # - Give each method its own learning rate, chosen on `valid`, never on the test.
 # - The training loss does not show overfitting. Measure on held-out data and keep the best state.
 # - A result holds for its budget. Show several budgets.
-# - Use several seeds and compare seed by seed. With five seeds no p-value is below 1/16.
+# - Use several seeds and compare seed by seed. With four seeds no p-value is below 1/8.
 # - Report what you found, also if a paper found something else, and say what may explain it.
 # - Print the targets as text before you trust a loss.
 #
